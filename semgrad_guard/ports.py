@@ -1,0 +1,142 @@
+"""The protocols by which the stages meet each other and the outside: what a scorer, retriever, queue or sink must do."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from semgrad_guard.errors import ScoringError
+    from semgrad_guard.flow import (
+        Confidence,
+        Decision,
+        Exchange,
+        Fingerprint,
+        Passage,
+        Progress,
+        Prompt,
+        Record,
+        ReviewId,
+        Ruling,
+        Score,
+    )
+
+
+@runtime_checkable
+class Scorer(Protocol):
+    """Turns exchanges into raw uncertainty scores; a remote scorer implements the same."""
+
+    @property
+    def name(self) -> str:
+        """Readable name of the scoring model."""
+        ...
+
+    def fingerprint(self, *, proxy: bool = False) -> Fingerprint:
+        """Return what its scores depend on beside the exchange."""
+        ...
+
+    def score(self, exchange: Exchange) -> Score:
+        """Return the score of one exchange.
+
+        Raises:
+            ScoringError: the exchange cannot be scored.
+        """
+        ...
+
+    def score_batch(self, exchanges: Sequence[Exchange]) -> list[Score | ScoringError]:
+        """Return one score or error for each exchange, in order; one bad exchange does not spoil the others."""
+        ...
+
+
+@runtime_checkable
+class Calibrator(Protocol):
+    """Turns a score into a confidence."""
+
+    def confidence(self, exchange: Exchange, score: Score) -> Confidence:
+        """Return calibrated P(answer is correct), or a confidence of `None` that says why there is none."""
+        ...
+
+
+@runtime_checkable
+class Decider(Protocol):
+    """Chooses the next step; pure."""
+
+    def decide(self, exchange: Exchange, score: Score, confidence: Confidence, progress: Progress) -> Decision:
+        """Return the step for a judged exchange.
+
+        Raises:
+            UncalibratedError: there is no confidence and the policy says that this is an error.
+        """
+        ...
+
+
+@runtime_checkable
+class Retriever(Protocol):
+    """Finds passages for a question."""
+
+    def retrieve(self, query: str, top_k: int) -> Sequence[Passage]:
+        """Return at most about `top_k` passages, best first."""
+        ...
+
+
+@runtime_checkable
+class AnswerModel(Protocol):
+    """Answers a question again, from passages or from a prompt: the chain being guarded, or a fallback model."""
+
+    def answer(self, exchange: Exchange, passages: Sequence[Passage] | None) -> Exchange:
+        """Return the exchange of a new attempt.
+
+        Args:
+            exchange: the attempt that was not good enough; only its question, prompt and tags may be used.
+            passages: the passages to answer from; `None` keeps the prompt as it was.
+        """
+        ...
+
+
+@runtime_checkable
+class QueryRewriter(Protocol):
+    """Rewords a question for retrieval."""
+
+    def rewrite(self, question: str) -> str:
+        """Return the question in other words, for retrieval only."""
+        ...
+
+
+@runtime_checkable
+class ReviewQueue(Protocol):
+    """Keeps answers for people to judge."""
+
+    def submit(self, exchange: Exchange, decision: Decision, attempts: Mapping[str, object] | None = None) -> ReviewId:
+        """Store an answer for review, durably and idempotently by the exchange's id.
+
+        Raises:
+            QueueUnavailableError: it could not be stored.
+        """
+        ...
+
+    def wait(self, review_id: ReviewId, timeout_s: float) -> Ruling | None:
+        """Return the verdict, or `None` when there is none after `timeout_s` seconds."""
+        ...
+
+
+@runtime_checkable
+class Sink(Protocol):
+    """Takes records to where people read them. It must not raise, block for long or change anything."""
+
+    def emit(self, record: Record) -> None:
+        """Log one record."""
+        ...
+
+    def close(self) -> None:
+        """Write out what is still under way."""
+        ...
+
+
+@runtime_checkable
+class TextModel(Protocol):
+    """Anything that continues a prompt with text."""
+
+    def complete(self, prompt: Prompt) -> str:
+        """Return the model's answer to a prompt."""
+        ...

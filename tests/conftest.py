@@ -1,0 +1,22 @@
+"""Fixtures that every test may use."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("LANGSMITH_TRACING", "false")
+
+
+@pytest.fixture(name="shared_dir", scope="session")
+def _shared_dir() -> Path:
+    """Folder with evaluation data and reference numbers that are never shipped."""
+    default = Path(__file__).resolve().parents[2] / "shared"
+    folder = Path(os.environ.get("SEMGRAD_SHARED_DIR", default))
+    if not (folder / "reference").is_dir():
+        pytest.skip("needs the evaluation data, which is not part of the project (set SEMGRAD_SHARED_DIR)")
+    return folder
