@@ -55,7 +55,9 @@ class EmptyAnswerError(ScoringError, ValueError):
 
     def __init__(self) -> None:
         """Say what an answer needs."""
-        super().__init__("the answer is empty: a score needs at least one answer token; treat an empty answer as a failure")
+        super().__init__(
+            "the answer is empty: a score needs at least one answer token; treat an empty answer as a failure"
+        )
 
 
 class EmptyPromptError(ScoringError, ValueError):
@@ -96,7 +98,10 @@ class NonFiniteScoreError(ScoringError, ArithmeticError):
     def __init__(self, where: str) -> None:
         """Keep the name of the quantity that was not finite."""
         self.where = where
-        super().__init__(f"{where} is not finite: the model's numbers overflowed; load it in float32 or bfloat16 and check its weights")
+        super().__init__(
+            f"{where} is not finite: the model's numbers overflowed; "
+            "load it in float32 or bfloat16 and check its weights"
+        )
 
 
 class GradientsUnavailableError(ScoringError):
@@ -105,7 +110,10 @@ class GradientsUnavailableError(ScoringError):
     def __init__(self, model: str, why: str) -> None:
         """Keep the model's name and the reason."""
         self.model, self.why = model, why
-        super().__init__(f"cannot take gradients through {model}: {why}; load the model in float32 or bfloat16, or use method 'mean_nll'")
+        super().__init__(
+            f"cannot take gradients through {model}: {why}; "
+            "load the model in float32 or bfloat16, or use method 'mean_nll'"
+        )
 
 
 class OutOfMemoryError(ScoringError):
@@ -114,7 +122,10 @@ class OutOfMemoryError(ScoringError):
     def __init__(self, n_tokens: int) -> None:
         """Keep the number of tokens of the exchange that did not fit."""
         self.n_tokens = n_tokens
-        super().__init__(f"scoring an exchange of {n_tokens} tokens ran out of memory: send fewer passages or use a smaller dtype or model")
+        super().__init__(
+            f"scoring an exchange of {n_tokens} tokens ran out of memory: "
+            "send fewer passages or use a smaller dtype or model"
+        )
 
 
 # --- calibration ------------------------------------------------------------------------------------------------------
@@ -130,7 +141,9 @@ class TooFewLabelsError(CalibrationError, ValueError):
     def __init__(self, n: int, needed: int) -> None:
         """Keep the number of labels seen and needed."""
         self.n, self.needed = n, needed
-        super().__init__(f"{n} labelled answers, but at least {needed} are needed: label more answers and run calibrate again")
+        super().__init__(
+            f"{n} labelled answers, but at least {needed} are needed: label more answers and run calibrate again"
+        )
 
 
 class OneClassError(CalibrationError, ValueError):
@@ -171,7 +184,8 @@ class UncalibratedError(CalibrationError):
         """Keep the reason why nothing calibrated the score."""
         self.why = why
         super().__init__(
-            f"no calibrated confidence: {why}; build a profile with `semgrad-guard calibrate`, or set `on_uncalibrated: warn` or `abstain`"
+            f"no calibrated confidence: {why}; build a profile with `semgrad-guard calibrate`, "
+            "or set `on_uncalibrated: warn` or `abstain`"
         )
 
 

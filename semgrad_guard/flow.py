@@ -106,7 +106,7 @@ class Exchange:
 # --- Score ------------------------------------------------------------------------------------------------------------
 
 ScorePath = Literal["cold", "reused", "full"]
-"""How a score was computed: prefix prefilled without gradients, KV cache of the generation reused, or one full forward."""
+"""How it was computed: prefix prefilled without gradients, KV cache of the generation reused, or one full forward."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

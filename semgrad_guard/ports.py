@@ -1,22 +1,25 @@
-"""The protocols by which the stages meet each other and the outside: what a scorer, retriever, queue or sink must do."""
+"""The protocols by which the stages meet each other and the outside: scorer, retriever, queue, sink and so on."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from semgrad_guard.errors import ScoringError
     from semgrad_guard.flow import (
+        Attempt,
         Confidence,
         Decision,
         Exchange,
+        Failure,
         Fingerprint,
         Passage,
         Progress,
         Prompt,
         Record,
+        RetryRetrieval,
         ReviewId,
         Ruling,
         Score,
@@ -62,6 +65,14 @@ class Calibrator(Protocol):
 class Decider(Protocol):
     """Chooses the next step; pure."""
 
+    def best(self, exchange: Exchange, decision: Decision, progress: Progress) -> Exchange:
+        """Return the attempt with the highest confidence among the earlier ones and the present one."""
+        ...
+
+    def decide_failure(self, exchange: Exchange, failure: Failure, progress: Progress) -> Decision:
+        """Return what happens to an answer that could not be judged (the policy's `on_error`)."""
+        ...
+
     def decide(self, exchange: Exchange, score: Score, confidence: Confidence, progress: Progress) -> Decision:
         """Return the step for a judged exchange.
 
@@ -95,6 +106,21 @@ class AnswerModel(Protocol):
 
 
 @runtime_checkable
+class RetrievingChain(Protocol):
+    """A chain that owns its retriever: it retrieves and answers again in one go."""
+
+    def answer_again(self, exchange: Exchange, *, query: str, step: RetryRetrieval) -> Exchange:
+        """Return the exchange of a new attempt.
+
+        Args:
+            exchange: the attempt that was not good enough; only its question and tags may be used.
+            query: the text to retrieve with; the question itself unless it was rewritten.
+            step: how to retrieve this time.
+        """
+        ...
+
+
+@runtime_checkable
 class QueryRewriter(Protocol):
     """Rewords a question for retrieval."""
 
@@ -107,7 +133,7 @@ class QueryRewriter(Protocol):
 class ReviewQueue(Protocol):
     """Keeps answers for people to judge."""
 
-    def submit(self, exchange: Exchange, decision: Decision, attempts: Mapping[str, object] | None = None) -> ReviewId:
+    def submit(self, exchange: Exchange, decision: Decision, attempts: Sequence[Attempt] = ()) -> ReviewId:
         """Store an answer for review, durably and idempotently by the exchange's id.
 
         Raises:

@@ -1,0 +1,6 @@
+"""The flow itself: judge an exchange, carry out the policy, record what happened."""
+
+from semgrad_guard.guard.guard import Guard
+from semgrad_guard.guard.parts import Parts
+
+__all__ = ["Guard", "Parts"]

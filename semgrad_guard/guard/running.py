@@ -1,0 +1,165 @@
+"""One question from its first attempt to its outcome."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from semgrad_guard.flow import (
+    Abstain,
+    Accept,
+    AnswerWithWarning,
+    Attempt,
+    Decision,
+    Failure,
+    FallbackModel,
+    HumanReview,
+    NewAttempt,
+    Outcome,
+    Progress,
+    Record,
+    utc_now,
+)
+from semgrad_guard.guard.judging import decide, judge, on_error
+from semgrad_guard.routing import Deadline, Resources, Settled, hand_over, next_attempt, settle, settle_review
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from semgrad_guard.flow import Exchange, ReviewId, Score
+    from semgrad_guard.guard.parts import Parts
+
+_log = logging.getLogger("semgrad_guard")
+
+MAX_STEPS = 100
+"""Steps after which a policy that never ends is cut off, whatever it says."""
+
+
+class Question:
+    """The state of one question while the policy is carried out; made for one call of `Guard.run`."""
+
+    def __init__(self, parts: Parts, resources: Resources, clock: Callable[[], float]) -> None:
+        """Start the clock."""
+        self._parts, self._resources, self._clock = parts, resources, clock
+        self._started = clock()
+        self._deadline = Deadline.after(parts.budget_s, clock)
+        self._earlier: tuple[Attempt, ...] = ()
+        self._tried: dict[str, int] = {}
+        self._exhausted: frozenset[str] = frozenset()
+        self._failures: list[Failure] = []
+
+    def run(self, exchange: Exchange, scored: Score | Exception | None = None) -> Outcome:
+        """Return the outcome of a question whose first answer is `exchange`.
+
+        Raises:
+            UncalibratedError: there is no confidence and the policy says that this is an error.
+        """
+        decision = judge(self._parts, exchange, self._progress(), scored)
+        for _ in range(MAX_STEPS):
+            if not isinstance(decision.step, NewAttempt):
+                return self._end(exchange, decision)
+            exchange, decision = self._step(exchange, decision, decision.step)
+        failure = Failure("policy", "EndlessPolicyError", f"the policy took {MAX_STEPS} steps without an end")
+        return self._end(exchange, on_error(self._parts, exchange, failure, self._progress()))
+
+    def _progress(self) -> Progress:
+        return Progress(
+            attempts=self._earlier,
+            tried=dict(self._tried),
+            exhausted=self._exhausted,
+            elapsed_s=self._clock() - self._started,
+        )
+
+    def _step(self, exchange: Exchange, decision: Decision, step: NewAttempt) -> tuple[Exchange, Decision]:
+        """Return the next attempt and its decision, or the same attempt with the next step when this one failed."""
+        self._tried[decision.rule] = self._tried.get(decision.rule, 0) + 1
+        try:
+            following = next_attempt(step, exchange, self._resources, self._deadline)
+        except Exception as error:  # noqa: BLE001 - a step that fails must not take the answer with it
+            return exchange, self._step_failed(exchange, decision, error)
+        self._earlier = (*self._earlier, Attempt(exchange, decision))
+        if isinstance(step, FallbackModel) and step.unscored:
+            return following, _unscored(following, decision, step)
+        return following, judge(self._parts, following, self._progress())
+
+    def _step_failed(self, exchange: Exchange, decision: Decision, error: Exception) -> Decision:
+        _log.info("step %s failed: %s", decision.rule, error)
+        self._failures.append(Failure.of(decision.action.value, error))
+        self._exhausted |= {decision.rule}
+        if decision.score is None:
+            return on_error(self._parts, exchange, self._failures[-1], self._progress())
+        return decide(self._parts, exchange, decision.score, decision.confidence, self._progress())
+
+    def _end(self, exchange: Exchange, decision: Decision) -> Outcome:
+        attempts = (*self._earlier, Attempt(exchange, decision))
+        chosen = exchange if isinstance(decision.step, Accept) else self._best(exchange, decision)
+        settled, review_id, decision = self._settle(chosen, decision, attempts)
+        attempts = (*self._earlier, Attempt(exchange, decision))
+        return Outcome(
+            text=settled.text,
+            status=settled.status,
+            decision=decision,
+            exchange=chosen,
+            attempts=attempts,
+            record=self._record(settled, attempts, review_id),
+            review_id=review_id,
+        )
+
+    def _best(self, exchange: Exchange, decision: Decision) -> Exchange:
+        try:
+            return self._parts.decider.best(exchange, decision, self._progress())
+        except Exception:  # noqa: BLE001 - comparing must not cost the caller the answer
+            _log.exception("could not compare the attempts: the last one is used")
+            return exchange
+
+    def _settle(
+        self, exchange: Exchange, decision: Decision, attempts: tuple[Attempt, ...]
+    ) -> tuple[Settled, ReviewId | None, Decision]:
+        step = decision.step
+        if isinstance(step, HumanReview):
+            try:
+                review_id, ruling = hand_over(step, exchange, decision, attempts, self._parts.queue)
+            except Exception as error:  # noqa: BLE001 - an answer that nobody will see is held back, not lost in silence
+                return self._not_handed_over(exchange, decision, error)
+            abstain = self._parts.abstain_message
+            return settle_review(ruling, pending=step.message, abstain=abstain), review_id, decision
+        if isinstance(step, NewAttempt):  # decided by `on_error` or a decider of the user's: can't be acted on any more
+            step = Abstain(message=self._parts.abstain_message)
+        return settle(step, exchange), None, decision
+
+    def _not_handed_over(
+        self, exchange: Exchange, decision: Decision, error: Exception
+    ) -> tuple[Settled, ReviewId | None, Decision]:
+        _log.warning("could not hand an answer to a person: %s", error)
+        failure = Failure.of(HumanReview.action.value, error)
+        self._failures.append(failure)
+        decided = on_error(self._parts, exchange, failure, self._progress())
+        fail_closed = Abstain(message=self._parts.abstain_message)
+        step = decided.step if isinstance(decided.step, Abstain | AnswerWithWarning) else fail_closed
+        decided = replace(decided, step=step, score=decision.score, confidence=decision.confidence)
+        return settle(step, exchange), None, decided
+
+    def _record(self, settled: Settled, attempts: tuple[Attempt, ...], review_id: ReviewId | None) -> Record:
+        own = [a.decision.failure for a in attempts if a.decision.failure and a.decision.failure not in self._failures]
+        return Record(
+            id=attempts[0].exchange.id,
+            at=utc_now(),
+            status=settled.status,
+            text=settled.text,
+            attempts=attempts,
+            policy=self._parts.policy,
+            seconds=self._clock() - self._started,
+            scoring_s=sum(a.decision.score.seconds for a in attempts if a.decision.score),
+            review_id=review_id,
+            failures=(*self._failures, *own),
+        )
+
+
+def _unscored(exchange: Exchange, decision: Decision, step: FallbackModel) -> Decision:
+    return Decision(
+        step=Accept(),
+        rule=decision.rule,
+        why=f"the policy passes answers of fallback model {step.name!r} without judging them",
+        exchange_id=exchange.id,
+    )
