@@ -320,6 +320,8 @@ class Attempt:
     decision: Decision
     failure: Failure | None = None
     """Why the step that was chosen after this attempt could not be carried out."""
+    judged_at: datetime | None = None
+    """When the decision was made."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -425,3 +427,5 @@ class Record:
     scoring_s: float
     review_id: ReviewId | None = None
     failures: tuple[Failure, ...] = ()
+    answer_id: ExchangeId | None = None
+    """Id of the attempt that was returned, held back or handed on."""
