@@ -1,0 +1,62 @@
+"""The `semgrad-guard` program: all commands, and the one place where errors become a line and an exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib import metadata
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from semgrad_guard.cli import bench, calibrate, demo, policy, profile, review, score
+from semgrad_guard.errors import SemGradGuardError
+
+USER_ERROR = 2
+"""Exit code when the input, not the program, is at fault."""
+INTERRUPTED = 130
+
+app = typer.Typer(
+    name="semgrad-guard",
+    help="Score how unsure a local model is of its answers, and route the doubtful ones.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    epilog="Start with [bold]semgrad-guard demo[/bold]. Every command has examples under --help.",
+)
+app.command(epilog=demo.EXAMPLES)(demo.demo)
+app.command(epilog=score.EXAMPLES)(score.score)
+app.command()(calibrate.calibrate)
+app.command()(bench.bench)
+app.add_typer(policy.app, name="policy")
+app.add_typer(profile.app, name="profile")
+app.add_typer(review.app, name="review")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(metadata.version("semgrad-guard"))
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Score how unsure a local model is of its answers, and route the doubtful ones."""
+
+
+def main() -> None:
+    """Run the command line; an error that the user can mend is one line on stderr and exit code 2."""
+    try:
+        app()
+    except (SemGradGuardError, OSError) as error:
+        if os.environ.get("SEMGRAD_DEBUG"):
+            raise
+        Console(stderr=True, soft_wrap=True, highlight=False).print(f"error: {error}", style="red", markup=False)
+        sys.exit(USER_ERROR)
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
