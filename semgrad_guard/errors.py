@@ -43,6 +43,15 @@ class ModelFilesError(ModelError):
         super().__init__(f"{path}: {why}; {advice}")
 
 
+class ModelSettingError(ModelError, ValueError):
+    """A setting for loading a model or for writing answers is out of range."""
+
+    def __init__(self, setting: str, value: object, allowed: str) -> None:
+        """Keep the setting, the value seen and what is allowed."""
+        self.setting, self.value, self.allowed = setting, value, allowed
+        super().__init__(f"{setting}={value!r} cannot be used: allowed is {allowed}")
+
+
 # --- scoring ----------------------------------------------------------------------------------------------------------
 
 
@@ -138,12 +147,30 @@ class CalibrationError(SemGradGuardError):
 class TooFewLabelsError(CalibrationError, ValueError):
     """Not enough labelled answers to fit a calibrator."""
 
-    def __init__(self, n: int, needed: int) -> None:
-        """Keep the number of labels seen and needed."""
-        self.n, self.needed = n, needed
+    def __init__(self, n: int, needed: int, what: str = "labelled answers") -> None:
+        """Keep the number of labels seen and needed, and what was counted."""
+        self.n, self.needed, self.what = n, needed, what
+        super().__init__(f"{n} {what}, but at least {needed} are needed: label more answers and run calibrate again")
+
+
+class MixedScoresError(CalibrationError, ValueError):
+    """Labelled scores of different models or settings were mixed; they cannot be compared."""
+
+    def __init__(self, row: int, differences: Sequence[str]) -> None:
+        """Keep the 1-based row and in what its fingerprint differs from the earlier ones."""
+        self.row, self.differences = row, tuple(differences)
         super().__init__(
-            f"{n} labelled answers, but at least {needed} are needed: label more answers and run calibrate again"
+            f"row {row} was scored with {', '.join(self.differences)}: score all answers with one model and one setting"
         )
+
+
+class SignalUnavailableError(CalibrationError, ValueError):
+    """A signal asked for is not among the labelled scores, or in too few of them."""
+
+    def __init__(self, name: str, why: str, known: Sequence[str]) -> None:
+        """Keep the signal's name, why it cannot be used and which ones can."""
+        self.name, self.why, self.known = name, why, tuple(known)
+        super().__init__(f"signal {name!r} {why}: use one of {', '.join(self.known) or 'none'}")
 
 
 class OneClassError(CalibrationError, ValueError):
@@ -258,6 +285,30 @@ class QueueUnavailableError(ReviewError):
     """The queue's database did not take the write; the cause is kept as `__cause__`."""
 
 
+class SchemaVersionError(QueueUnavailableError):
+    """The queue's tables have another revision than this code."""
+
+    def __init__(self, url: str, found: str | None, wanted: str, *, known: bool) -> None:
+        """Keep the masked URL, the revision found and wanted, and whether this code knows the one found."""
+        self.url, self.found, self.wanted, self.known = url, found, wanted, known
+        if known:
+            have = f"has revision {found}" if found else "is not set up"
+            advice = "run `semgrad-guard review migrate --url ...`"
+        else:
+            have = f"has revision {found}, which is newer" if found else "holds tables without a revision"
+            advice = "install a newer semgrad-guard" if found else "use another database, or drop those tables"
+        super().__init__(f"the review queue at {url} {have}; this version works with revision {wanted}: {advice}")
+
+
+class UndoRefusedError(ReviewError):
+    """A verdict cannot be taken back any more."""
+
+    def __init__(self, item_id: str, why: str) -> None:
+        """Keep the item and the reason."""
+        self.item_id, self.why = item_id, why
+        super().__init__(f"the verdict on item {item_id} stands: {why}; comment on the item if it was a mistake")
+
+
 class ItemNotFoundError(ReviewError, LookupError):
     """No review item with that id."""
 
@@ -265,6 +316,15 @@ class ItemNotFoundError(ReviewError, LookupError):
         """Keep the id asked for."""
         self.item_id = item_id
         super().__init__(f"no review item {item_id!r}: `semgrad-guard review list` shows the open ones")
+
+
+class AmbiguousIdError(ReviewError, LookupError):
+    """Several review items have an id that starts like the one given."""
+
+    def __init__(self, prefix: str, found: Sequence[str]) -> None:
+        """Keep the start given and some of the ids that fit."""
+        self.prefix, self.found = prefix, tuple(found)
+        super().__init__(f"several review items start with {prefix!r} ({', '.join(self.found)}, ...): give more characters")
 
 
 class IllegalMoveError(ReviewError, ValueError):
@@ -284,6 +344,35 @@ class AlreadyClaimedError(ReviewError):
         """Keep the item and who holds it."""
         self.item_id, self.by = item_id, by
         super().__init__(f"item {item_id} is held by {by}: wait until the lease ends or pick another")
+
+
+# --- adapters ---------------------------------------------------------------------------------------------------------
+
+
+class AdapterError(SemGradGuardError):
+    """A framework adapter cannot do what was asked of it."""
+
+
+class OptionError(AdapterError, ValueError):
+    """An option of an adapter has a value that it does not know."""
+
+    def __init__(self, option: str, value: object, allowed: str) -> None:
+        """Keep the option, the value seen and what is allowed."""
+        self.option, self.value, self.allowed = option, value, allowed
+        super().__init__(f"{option}={value!r} is not known: allowed is {allowed}")
+
+
+class NotGuardableError(AdapterError, TypeError):
+    """A chain, retriever or value cannot be guarded as it is; the message says what to change."""
+
+
+class PromptNotFoundError(AdapterError, ScoringError, LookupError):
+    """The prompt that an answer was written for is not known, so the answer cannot be judged."""
+
+    def __init__(self, looked: str, advice: str) -> None:
+        """Keep where the prompt was looked for and what to do."""
+        self.looked, self.advice = looked, advice
+        super().__init__(f"the prompt of this answer was not found {looked}: {advice}")
 
 
 # --- packaging --------------------------------------------------------------------------------------------------------

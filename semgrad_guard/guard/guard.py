@@ -103,6 +103,16 @@ class Guard:
         """Same as `run`, in a worker thread, so the event loop is never blocked."""
         return await asyncio.to_thread(self.run, exchange, resources)
 
+    def run_unjudged(self, exchange: Exchange, error: ScoringError, resources: Resources = NO_RESOURCES) -> Outcome:
+        """Return what the caller gets for an answer that cannot be judged: the policy's `on_error` decides.
+
+        Args:
+            exchange: the answer, with whatever is known about it.
+            error: why it cannot be judged.
+            resources: what a step of the policy acts with.
+        """
+        return self._run(exchange, resources, error)
+
     def run_batch(self, exchanges: Sequence[Exchange], resources: Sequence[Resources] | None = None) -> list[Outcome]:
         """Return the outcomes of many answers, in order; the first attempts are scored in padded batches."""
         parts = self._current()
