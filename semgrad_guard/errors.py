@@ -327,6 +327,18 @@ class AmbiguousIdError(ReviewError, LookupError):
         super().__init__(f"several review items start with {prefix!r} ({', '.join(self.found)}, ...): give more characters")
 
 
+class EmptyTextError(ReviewError, ValueError):
+    """An edit or a comment came without a text."""
+
+
+class CursorError(ReviewError, ValueError):
+    """A page cursor does not belong to the list."""
+
+    def __init__(self) -> None:
+        """Say what to do."""
+        super().__init__("the page cursor is not one of this list: start again without it")
+
+
 class IllegalMoveError(ReviewError, ValueError):
     """A review item cannot move from its state to the wanted one."""
 

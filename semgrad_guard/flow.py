@@ -189,6 +189,8 @@ class Confidence:
     contributions: tuple[Contribution, ...] = ()
     drifted: bool = False
     """True when recent scores no longer look like those that the profile was fitted on."""
+    label_free: bool = False
+    """True when `value` is a percentile of recent scores, because there were no labels, and not a probability."""
 
 
 UNCALIBRATED = Confidence(value=None, why="no profile")

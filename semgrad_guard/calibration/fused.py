@@ -1,0 +1,124 @@
+"""The fused model: standardised signals, one signed coefficient each, summed to a margin (log-odds before calibration).
+
+A single score is the fused model of one signal. Applying it needs only numpy.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from pydantic import Field
+
+from semgrad_guard.calibration.frozen import Frozen
+from semgrad_guard.calibration.logistic import fit_logistic
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from semgrad_guard.calibration.labels import Labels
+
+Z_LIMIT = 4.0
+"""Standardised values are cut off here, so that one outlier cannot decide alone."""
+HEAVY_TAIL = 10.0
+"""A positive signal whose 95 % quantile is more than this many times its 5 % quantile is read on a log scale."""
+
+
+class SignalColumn(Frozen):
+    """How one raw signal becomes a standardised column, and its coefficient."""
+
+    name: str
+    transform: Literal["identity", "log"]
+    floor: float = Field(default=0.0, ge=0)
+    """Smallest value for `log`; what is below it counts as it."""
+    mean: float
+    scale: float = Field(gt=0)
+    weight: float
+    """Change of the margin for one standard deviation; its sign is held to the signal's direction."""
+    required: bool = True
+    """False where training rows lacked the signal too: a missing value then counts as the average."""
+    average: float
+    """Mean of the raw signal, for explanations."""
+
+    def standardise(self, raw: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the standardised column; NaN stays NaN."""
+        value = np.log(np.maximum(raw, self.floor)) if self.transform == "log" else raw
+        return np.clip((value - self.mean) / self.scale, -Z_LIMIT, Z_LIMIT)
+
+
+class FusedModel(Frozen):
+    """Signals -> margin."""
+
+    columns: tuple[SignalColumn, ...] = Field(min_length=1)
+    intercept: float
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the signals it reads."""
+        return tuple(column.name for column in self.columns)
+
+    def missing(self, signals: Mapping[str, float]) -> tuple[str, ...]:
+        """Return the names of required signals that are absent, NaN or infinite."""
+        return tuple(c.name for c in self.columns if c.required and not math.isfinite(signals.get(c.name, math.nan)))
+
+    def parts(self, signals: Mapping[str, float]) -> NDArray[np.float64]:
+        """Return each column's share of the margin against the average answer."""
+        return np.array(
+            [c.weight * float(_filled(c, np.array([signals.get(c.name, np.nan)]))[0]) for c in self.columns]
+        )
+
+    def margin(self, signals: Mapping[str, float]) -> float:
+        """Return the margin of one answer."""
+        return float(self.parts(signals).sum()) + self.intercept
+
+    def margins(self, signals: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the margin of each row of ``(row, signal)``, the columns in the order of `names`."""
+        margin = np.full(len(signals), self.intercept)
+        for j, column in enumerate(self.columns):
+            margin += column.weight * _filled(column, signals[:, j])
+        return margin
+
+
+def _filled(column: SignalColumn, raw: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the standardised column with the average in place of missing values."""
+    finite = np.where(np.isfinite(raw), raw, np.nan)
+    return np.nan_to_num(column.standardise(finite), nan=0.0)
+
+
+def standardiser(name: str, raw: NDArray[np.float64], *, required: bool) -> SignalColumn:
+    """Return how to standardise a signal, from its values in the training rows; the weight is still 0."""
+    present = raw[np.isfinite(raw)]
+    low, high = np.quantile(present, [0.05, 0.95])
+    heavy = bool(present.min() >= 0 and low > 0 and high > HEAVY_TAIL * low)
+    floor = float(present[present > 0].min()) if heavy else 0.0
+    value = np.log(np.maximum(present, floor)) if heavy else present
+    spread = float(value.std())
+    return SignalColumn(
+        name=name,
+        transform="log" if heavy else "identity",
+        floor=floor,
+        mean=float(value.mean()),
+        scale=spread if spread > 1e-12 * max(1.0, abs(float(value.mean()))) else 1.0,
+        weight=0.0,
+        required=required,
+        average=float(present.mean()),
+    )
+
+
+def fit_fused(labels: Labels, *, signs: Sequence[int], required: Sequence[bool], ridge: float) -> FusedModel:
+    """Return the model of lowest ridge-penalised log-loss whose coefficients keep their signs.
+
+    Args:
+        labels: training rows.
+        signs: direction of each signal: 1 (may only raise confidence), -1 (may only lower it) or 0.
+        required: whether each signal must be there when the model is applied.
+        ridge: strength of the penalty on standardised coefficients.
+    """
+    columns = [standardiser(name, labels.signals[:, j], required=required[j]) for j, name in enumerate(labels.names)]
+    design = np.stack([_filled(c, labels.signals[:, j]) for j, c in enumerate(columns)], axis=1)
+    weights, intercept = fit_logistic(design, labels.correct, signs=signs, ridge=ridge)
+    fitted = [c.model_copy(update={"weight": float(w)}) for c, w in zip(columns, weights, strict=True)]
+    return FusedModel(columns=tuple(fitted), intercept=intercept)

@@ -1,0 +1,165 @@
+"""Labelled scores: what a profile is fitted on, streamed into bounded arrays."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from semgrad_guard.errors import CalibrationError, MixedScoresError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from semgrad_guard.flow import Fingerprint, Score
+
+MAX_ROWS = 10_000
+"""Rows kept for fitting; of more, a uniform sample. Twenty coefficients need no more, and memory stays bounded."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabelledScore:
+    """The raw signals of one answer and whether the answer was correct."""
+
+    signals: Mapping[str, float]
+    correct: bool
+    fingerprint: Fingerprint | None = None
+    """What the signals depend on; `None` only where the caller of `fit_profile` gives it for all rows."""
+    group: str | None = None
+    """Question or page the answer belongs to; folds and bootstraps never split a group. `None`: a group of its own."""
+    tags: frozenset[str] = frozenset()
+
+    @classmethod
+    def of(
+        cls, score: Score, *, correct: bool, group: str | None = None, tags: frozenset[str] = frozenset()
+    ) -> LabelledScore:
+        """Return a label for a score that a scorer gave."""
+        return cls(
+            signals={score.method: score.value, **score.signals},
+            correct=correct,
+            fingerprint=score.fingerprint,
+            group=group,
+            tags=tags,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Labels:
+    """Labelled scores as arrays; row i of each belongs to the same answer."""
+
+    names: tuple[str, ...]
+    """Signal names, the columns of `signals`."""
+    signals: NDArray[np.float64]
+    """Raw signals, ``(row, signal)``; NaN where a row lacks one."""
+    correct: NDArray[np.float64]
+    """1 where the answer was correct, else 0."""
+    groups: NDArray[np.int64]
+    """Index of the group, from 0."""
+    tags: tuple[frozenset[str], ...]
+    fingerprint: Fingerprint
+    n_seen: int
+    """Rows read, including those that the sample left out."""
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return len(self.correct)
+
+    def take(self, rows: NDArray[np.bool_]) -> Labels:
+        """Return some of the rows."""
+        index = np.arange(len(self))[rows]
+        return Labels(
+            names=self.names,
+            signals=self.signals[index],
+            correct=self.correct[index],
+            groups=self.groups[index],
+            tags=tuple(self.tags[i] for i in index),
+            fingerprint=self.fingerprint,
+            n_seen=self.n_seen,
+        )
+
+    def select(self, names: Sequence[str]) -> Labels:
+        """Return the same rows with some of the signals."""
+        columns = [self.names.index(name) for name in names]
+        return Labels(
+            names=tuple(names),
+            signals=self.signals[:, columns],
+            correct=self.correct,
+            groups=self.groups,
+            tags=self.tags,
+            fingerprint=self.fingerprint,
+            n_seen=self.n_seen,
+        )
+
+
+def collect(
+    rows: Iterable[LabelledScore], *, fingerprint: Fingerprint | None = None, max_rows: int = MAX_ROWS, seed: int = 0
+) -> Labels:
+    """Return labelled scores as arrays, reading the rows once and keeping at most `max_rows` of them.
+
+    Args:
+        rows: labelled scores, any number.
+        fingerprint: what all the signals depend on, for rows that carry none.
+        max_rows: size of the uniform sample that is kept of a longer stream.
+        seed: seed of that sample.
+
+    Raises:
+        MixedScoresError: rows with different fingerprints.
+        CalibrationError: rows without a fingerprint, and none given.
+    """
+    kept, n_seen, fingerprint = _sample(rows, fingerprint, max_rows, seed)
+    if fingerprint is None:
+        msg = (
+            f"none of the {n_seen} rows says which model and settings its signals come from: "
+            "score the answers with `semgrad-guard score`, or pass `fingerprint`"
+        )
+        raise CalibrationError(msg)
+    names = tuple(sorted({name for row in kept for name in row.signals}))
+    signals = np.full((len(kept), len(names)), np.nan)
+    for i, row in enumerate(kept):
+        signals[i] = [row.signals.get(name, np.nan) for name in names]
+    signals[~np.isfinite(signals)] = np.nan
+    keys = [f"group:{row.group}" if row.group is not None else f"row:{i}" for i, row in enumerate(kept)]
+    order: dict[str, int] = {}
+    return Labels(
+        names=names,
+        signals=signals,
+        correct=np.array([float(row.correct) for row in kept]),
+        groups=np.array([order.setdefault(key, len(order)) for key in keys], dtype=np.int64),
+        tags=tuple(row.tags for row in kept),
+        fingerprint=fingerprint,
+        n_seen=n_seen,
+    )
+
+
+def _sample(
+    rows: Iterable[LabelledScore], fingerprint: Fingerprint | None, max_rows: int, seed: int
+) -> tuple[list[LabelledScore], int, Fingerprint | None]:
+    """Return a uniform sample of a stream, its length, and the one fingerprint of its rows."""
+    rng = random.Random(seed)  # noqa: S311 - sampling, not secrecy
+    kept: list[LabelledScore] = []
+    n_seen = 0
+    for row in rows:
+        n_seen += 1
+        if row.fingerprint is not None and row.fingerprint != fingerprint:
+            if fingerprint is not None:
+                raise MixedScoresError(n_seen, differences(fingerprint, row.fingerprint))
+            fingerprint = row.fingerprint
+        if len(kept) < max_rows:
+            kept.append(row)
+        elif (place := rng.randrange(n_seen)) < max_rows:
+            kept[place] = row
+    return kept, n_seen, fingerprint
+
+
+def differences(wanted: Fingerprint, found: Fingerprint) -> tuple[str, ...]:
+    """Return in words every field in which two fingerprints differ."""
+    fields = ("model", "dtype", "template", "settings", "proxy")
+    return tuple(
+        f"{field} {getattr(found, field)!r} instead of {getattr(wanted, field)!r}"
+        for field in fields
+        if getattr(found, field) != getattr(wanted, field)
+    )

@@ -1,0 +1,197 @@
+"""The profile: one JSON file with everything that turns a score into a confidence, and the evidence for it."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from pydantic import AwareDatetime, Field, ValidationError, model_validator
+
+from semgrad_guard.calibration.bootstrap import Interval
+from semgrad_guard.calibration.curves import Curve
+from semgrad_guard.calibration.frozen import Frozen
+from semgrad_guard.calibration.fused import FusedModel
+from semgrad_guard.errors import ProfileFileError
+from semgrad_guard.flow import Fingerprint, utc_now
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from datetime import datetime
+
+    from numpy.typing import NDArray
+
+VERSION: Literal[1] = 1
+
+
+class Evidence(Frozen):
+    """What the confidence is worth, measured on answers that its fit did not see."""
+
+    auroc: Interval
+    auprc: Interval
+    prr: Interval
+    aurc: Interval
+    ece: Interval
+    brier: Interval
+    log_loss: Interval
+    signals: dict[str, Interval] = Field(default_factory=dict)
+    """AUROC of each single signal, oriented by its direction."""
+
+
+class Reference(Frozen):
+    """Distributions that recent scores are compared with: sorted values at evenly spaced shares."""
+
+    n: int = Field(ge=2)
+    """Answers they were taken from."""
+    margin: tuple[float, ...] = Field(min_length=2)
+    signals: dict[str, tuple[float, ...]] = Field(default_factory=dict)
+
+
+class LabelPairs(Frozen):
+    """Confidence and correctness of answers whose confidence came from a fit that did not see them."""
+
+    confidence: tuple[float, ...]
+    correct: tuple[bool, ...]
+    group: tuple[int, ...]
+    tags: tuple[tuple[str, ...], ...] = ()
+    """Tags of each answer; empty when no answer has any."""
+    held_out: bool = False
+    """True when all of them were kept from the profile's own fit, False when they are out-of-fold."""
+
+    @model_validator(mode="after")
+    def _same_length(self) -> LabelPairs:
+        lengths = {len(self.confidence), len(self.correct), len(self.group)}
+        if len(lengths) > 1 or (self.tags and len(self.tags) not in lengths):
+            msg = "confidence, correct, group and tags must have one entry per answer"
+            raise ValueError(msg)
+        return self
+
+    def arrays(
+        self, tags: frozenset[str] = frozenset()
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
+        """Return confidence, correctness and group of the answers that have all of these tags."""
+        listed = self.tags or ((),) * len(self.confidence)
+        keep = np.array([tags <= set(own) for own in listed], dtype=bool)
+        return (
+            np.asarray(self.confidence, dtype=np.float64)[keep],
+            np.asarray(self.correct, dtype=np.float64)[keep],
+            np.asarray(self.group, dtype=np.int64)[keep],
+        )
+
+
+class Profile(Frozen):
+    """What turns the scores of one model, template and setting into confidences."""
+
+    version: Literal[1] = VERSION
+    name: str = Field(min_length=1)
+    created_at: AwareDatetime = Field(default_factory=utc_now)
+    expires_at: AwareDatetime | None = None
+    """After this moment nothing is calibrated any more."""
+    fingerprint: Fingerprint
+    method: str
+    """`fused`, or the name of the one signal that is used."""
+    model: FusedModel
+    curve: Curve
+    edge: float = Field(ge=0, lt=0.5)
+    """Confidence keeps this distance from 0 and 1: 1 / (labels + 2)."""
+    label_free: bool = False
+    """True when there were no labels: the value is a percentile, not a probability."""
+    n_labels: int = Field(default=0, ge=0)
+    n_dropped: int = Field(default=0, ge=0)
+    """Rows left out because a signal was missing, NaN or infinite."""
+    n_seen: int = Field(default=0, ge=0)
+    """Rows read; more than `n_labels` + `n_dropped` where a sample was taken."""
+    base_rate: float | None = Field(default=None, ge=0, le=1)
+    """Share of right answers among the labels."""
+    evidence: Evidence | None = None
+    reference: Reference
+    pairs: LabelPairs = LabelPairs(confidence=(), correct=(), group=())
+    notes: tuple[str, ...] = ()
+    """What was decided while fitting, in words."""
+
+    def margin(self, signals: Mapping[str, float]) -> float:
+        """Return the log-odds of one answer before calibration; every required signal must be there."""
+        return self.model.margin(signals)
+
+    def confidence_of_margin(self, margin: float) -> float:
+        """Return the calibrated probability of a margin."""
+        value = float(self.curve.probabilities(np.array([margin]))[0])
+        return min(max(value, self.edge), 1 - self.edge)
+
+    def is_expired(self, now: datetime) -> bool:
+        """Return whether the expiry date has passed."""
+        return self.expires_at is not None and now >= self.expires_at
+
+    def save(self, path: Path | str) -> Path:
+        """Write the profile as JSON, atomically: a reader sees the old file or the whole new one."""
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                file.write(self.model_dump_json(indent=1) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+            Path(temporary).chmod(0o644)
+            Path(temporary).replace(target)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+        return target
+
+
+def shipped_profiles() -> tuple[str, ...]:
+    """Return the names of the profiles that come with the package."""
+    folder = resources.files("semgrad_guard.calibration") / "profiles"
+    return tuple(sorted(f.name.removesuffix(".json") for f in folder.iterdir() if f.name.endswith(".json")))
+
+
+def load_profile(name_or_path: str | Path, *, base: Path | None = None) -> Profile:
+    """Return a profile, checked.
+
+    Args:
+        name_or_path: a shipped profile's name, or the path of a JSON file.
+        base: folder that a relative path starts from; the current one if not given.
+
+    Raises:
+        ProfileFileError: no such profile, unreadable, not JSON, or not a profile of this version.
+    """
+    text = str(name_or_path)
+    is_name = not text.endswith(".json") and not any(sep in text for sep in ("/", "\\"))
+    if is_name and text in shipped_profiles():
+        shipped = resources.files("semgrad_guard.calibration") / "profiles" / f"{text}.json"
+        return parse_profile(shipped.read_text(encoding="utf-8"), text)
+    path = (base or Path()) / Path(text).expanduser()
+    try:
+        content = path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        known = ", ".join(shipped_profiles()) or "none"
+        raise ProfileFileError(path, f"no such file (shipped profiles: {known})") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ProfileFileError(path, f"cannot be read: {error}") from error
+    return parse_profile(content, path)
+
+
+def parse_profile(content: str, where: str | Path) -> Profile:
+    """Return the profile that a JSON text holds.
+
+    Raises:
+        ProfileFileError: not JSON, or not a profile of this version.
+    """
+    try:
+        data = json.loads(content)
+    except json.JSONDecodeError as error:
+        raise ProfileFileError(where, f"not JSON: {error}") from error
+    version = data.get("version") if isinstance(data, dict) else None
+    if version != VERSION:
+        raise ProfileFileError(where, f"profile version {version!r}, but this release reads version {VERSION}")
+    try:
+        return Profile.model_validate_json(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"]) or "file"
+        raise ProfileFileError(where, f"`{place}`: {first['msg']}") from error
