@@ -60,6 +60,10 @@ class Calibrator(Protocol):
         """Return calibrated P(answer is correct), or a confidence of `None` that says why there is none."""
         ...
 
+    def with_span_confidences(self, score: Score) -> Score:
+        """Return the score with a confidence for each of its spans, where there can be one."""
+        ...
+
 
 @runtime_checkable
 class Decider(Protocol):

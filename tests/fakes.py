@@ -65,6 +65,9 @@ class OneMinusScore:
     def confidence(self, exchange: Exchange, score: Score) -> Confidence:
         return Confidence(value=max(0.0, min(1.0, 1.0 - score.value)), why="one minus score", profile="fake")
 
+    def with_span_confidences(self, score: Score) -> Score:
+        return score
+
 
 @dataclass
 class LadderDecider:

@@ -33,6 +33,8 @@ def judge(parts: Parts, exchange: Exchange, progress: Progress, scored: Score | 
         score = _score(parts, exchange, scored)
         stage = "calibration"
         confidence = parts.calibrator.confidence(exchange, score)
+        if score.spans:
+            score = parts.calibrator.with_span_confidences(score)
     except Exception as error:  # noqa: BLE001 - whatever fails, the answer must take `on_error`
         _log.warning("could not judge an answer (%s): %s: %s", stage, type(error).__name__, error)
         return on_error(parts, exchange, Failure.of(stage, error), progress)

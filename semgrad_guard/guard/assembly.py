@@ -1,0 +1,182 @@
+"""A policy becomes the stages of a guard."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from semgrad_guard.errors import UncalibratedError
+from semgrad_guard.flow import Confidence
+from semgrad_guard.guard.lazy import LazyScorer
+from semgrad_guard.guard.parts import Parts
+from semgrad_guard.policy import Policy, PolicyDecider, PolicyWatcher, policy_from
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from semgrad_guard.calibration import Profile
+    from semgrad_guard.flow import Exchange, Score
+    from semgrad_guard.policy import RiskTarget
+    from semgrad_guard.policy.sections import ScorerSettings
+    from semgrad_guard.ports import Calibrator, Scorer, Sink
+
+    PolicySource = str | Path | Mapping[str, object] | Policy | None
+
+_log = logging.getLogger("semgrad_guard")
+
+FUSED = "fused"
+"""Method by which the profile weighs all signals; the raw score shown beside it is the paper's mixture."""
+SHOWN_BESIDE_FUSED = "hybridgrad"
+
+
+def assemble(
+    source: PolicySource, *, model: object | None, scorer: Scorer | None, reload: bool
+) -> Parts | Callable[[], Parts]:
+    """Return the stages that a policy describes, or a function of the present ones when its file is followed.
+
+    Args:
+        source: policy file, its content, a policy, or `None` for the shipped one.
+        model: scoring model in place of the policy's.
+        scorer: a ready scorer in place of the policy's.
+        reload: follow changes of the file.
+
+    Raises:
+        PolicyFileError: the policy has a mistake.
+        CalibrationError: the profile cannot be read, or cannot keep the error rate that `accept` asks for.
+    """
+    if reload and isinstance(source, str | Path):
+        return FollowedParts(PolicyWatcher(source), model=model, scorer=scorer).current
+    policy = policy_from(source)
+    return parts_of(policy, scorer or scorer_of(policy.scorer, model))
+
+
+def parts_of(policy: Policy, scorer: Scorer) -> Parts:
+    """Return the stages of a policy around a scorer."""
+    from semgrad_guard.review import open_queue  # noqa: PLC0415 - loads the database library
+
+    profile = _profile(policy)
+    decider = PolicyDecider(policy, _thresholds(profile))
+    decider.compute_thresholds()
+    return Parts(
+        scorer=scorer,
+        calibrator=_calibrator(profile),
+        decider=decider,
+        queue=open_queue(policy.review.url),
+        sink=_sink(policy),
+        abstain_message=policy.messages.abstain,
+        budget_s=policy.budget.seconds,
+        policy=f"{policy.source} ({policy.digest})",
+    )
+
+
+def scorer_of(settings: ScorerSettings, model: object | None = None) -> LazyScorer:
+    """Return the scorer that a policy names; its model is loaded when the first answer is scored.
+
+    Args:
+        settings: the policy's `scorer` section.
+        model: scoring model in place of the policy's: anything that `load_model` takes.
+    """
+    source = settings.model if model is None else model
+
+    def load() -> Scorer:
+        from semgrad_guard.models import load_model  # noqa: PLC0415 - loads torch
+        from semgrad_guard.scoring import SemGradScorer  # noqa: PLC0415 - loads torch
+
+        _log.info("loading scoring model %s", settings.model if model is None else type(model).__name__)
+        return SemGradScorer(
+            load_model(source, dtype=settings.dtype, device=settings.device),
+            method=SHOWN_BESIDE_FUSED if settings.method == FUSED else settings.method,
+            position=settings.position,
+            band=settings.band,
+            granularity=settings.granularity,
+        )
+
+    return LazyScorer(settings.model if model is None else type(model).__name__, load)
+
+
+class FollowedParts:
+    """The stages of a policy file that may change; the scorer is kept while the policy's `scorer` section is."""
+
+    def __init__(self, watcher: PolicyWatcher, *, model: object | None, scorer: Scorer | None) -> None:
+        """Build the stages for the first time."""
+        self._watcher, self._model, self._given = watcher, model, scorer
+        self._lock = threading.Lock()
+        self._policy = watcher.current()
+        self._parts = parts_of(self._policy, scorer or scorer_of(self._policy.scorer, model))
+
+    def current(self) -> Parts:
+        """Return the present stages; while the changed policy can't be built, the last good ones."""
+        with self._lock:
+            policy = self._watcher.current()
+            if policy is not self._policy:
+                before, self._policy = self._policy, policy
+                self._rebuild(policy, keep_scorer=policy.scorer == before.scorer)
+            return self._parts
+
+    def _rebuild(self, policy: Policy, *, keep_scorer: bool) -> None:
+        try:
+            scorer = self._given or (self._parts.scorer if keep_scorer else scorer_of(policy.scorer, self._model))
+            parts = parts_of(policy, scorer)
+        except Exception as error:  # noqa: BLE001 - a broken change must not take the guard down
+            _log.warning("the changed policy can't be used; the last good one stays in force: %s", error)
+            return
+        replaced, self._parts = self._parts.sink, parts
+        if replaced is not None:
+            replaced.close()
+
+
+class NoCalibrator:
+    """Leaves every score uncalibrated: the policy names no profile."""
+
+    def confidence(self, exchange: Exchange, score: Score) -> Confidence:  # noqa: ARG002 - the protocol's arguments
+        """Return no confidence."""
+        return Confidence(value=None, why="the policy names no profile (`scorer: {profile: ...}`)")
+
+    def with_span_confidences(self, score: Score) -> Score:
+        """Return the score as it is."""
+        return score
+
+
+def _profile(policy: Policy) -> Profile | None:
+    if policy.profile is None:
+        return None
+    from semgrad_guard.calibration import load_profile  # noqa: PLC0415 - loads numpy
+
+    return load_profile(policy.profile)
+
+
+def _calibrator(profile: Profile | None) -> Calibrator:
+    if profile is None:
+        return NoCalibrator()
+    from semgrad_guard.calibration import DriftMonitor, ProfileCalibrator  # noqa: PLC0415 - loads numpy
+
+    return ProfileCalibrator(profile, drift=DriftMonitor(profile))
+
+
+def _thresholds(profile: Profile | None) -> Callable[[RiskTarget, frozenset[str]], float]:
+    def threshold(target: RiskTarget, tags: frozenset[str]) -> float:
+        if profile is None:
+            msg = "`accept` asks for an error rate, but the policy names no profile to compute its threshold from"
+            raise UncalibratedError(msg)
+        from semgrad_guard.calibration import risk_threshold  # noqa: PLC0415 - loads numpy
+
+        return risk_threshold(profile, target.max_error_rate, target.delta, tags=tags or None).value
+
+    return threshold
+
+
+def _sink(policy: Policy) -> Sink | None:
+    wanted = policy.telemetry
+    if not (wanted.langsmith or wanted.otel or wanted.jsonl):
+        return None
+    from semgrad_guard.telemetry import TelemetrySettings, build_sinks  # noqa: PLC0415 - loads the sinks' libraries
+
+    settings = TelemetrySettings(
+        langsmith=wanted.langsmith,
+        otel=wanted.otel,
+        jsonl=Path(wanted.jsonl) if wanted.jsonl else None,
+        log_text=wanted.log_text,
+    )
+    return cast("Sink", build_sinks(settings))
