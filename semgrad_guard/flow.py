@@ -53,6 +53,9 @@ class Passage:
     """The retriever's own relevance score; unit and direction are the retriever's."""
 
 
+RUN_KEY = "run"
+"""Reserved key of `Exchange.metadata`: the traced run that wrote the answer; see `semgrad_guard.telemetry.runs`."""
+
 Prompt = str | tuple[Message, ...]
 """What the model read: plain text, or chat messages that the model's template turns into text."""
 
@@ -94,6 +97,7 @@ class Exchange:
             answer=answer,
             passages=passages,
             attempt=self.attempt + 1,
+            metadata={key: value for key, value in self.metadata.items() if key != RUN_KEY},
             prompt_ids=None,
             answer_ids=None,
             author=author,
