@@ -1,1 +1,8 @@
-"""models"""
+"""Local models: load one, turn prompts into token ids, write answers, keep the KV cache of it for scoring."""
+
+from semgrad_guard.models.generation import FinishReason, Generated
+from semgrad_guard.models.kept import KeptCache
+from semgrad_guard.models.loading import load_model
+from semgrad_guard.models.local import LocalModel
+
+__all__ = ["FinishReason", "Generated", "KeptCache", "LocalModel", "load_model"]

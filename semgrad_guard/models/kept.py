@@ -1,0 +1,82 @@
+"""The KV cache of a generation, kept so that scoring need not read the prompt again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from transformers import DynamicCache
+from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True, slots=True)
+class KeptCache:
+    """What a model remembers of a prompt and of the answer that it wrote.
+
+    The tensors are shared, never written to: `prefix` gives a new cache of views, so one kept cache serves several
+    scores. It holds memory in proportion to the tokens; drop it once the answer is scored.
+    """
+
+    cache: Cache
+    ids: tuple[int, ...]
+    """The token ids that it covers: the prompt and the answer without its last token."""
+    supports_crop: bool = True
+    """True when every layer remembers every token, so that the state after any earlier token can be had."""
+
+    @property
+    def n_tokens(self) -> int:
+        """How many tokens it covers."""
+        return len(self.ids)
+
+    def prefix(self, n: int) -> Cache:
+        """Return a new cache of the first `n` tokens; what is appended to it leaves this one alone.
+
+        Args:
+            n: from 0 to `n_tokens`.
+        """
+        layers = [_first(layer, n) if isinstance(layer, DynamicLayer) else layer for layer in self.cache.layers]
+        part = DynamicCache()
+        part.layers = layers
+        return part
+
+    def crop(self, n: int) -> KeptCache:
+        """Return what is kept of the first `n` tokens."""
+        return KeptCache(self.prefix(n), self.ids[:n], self.supports_crop)
+
+
+def full_cache(model: PreTrainedModel) -> Cache | None:
+    """Return an empty cache that keeps every token in every layer, or `None` for a model that has no such cache.
+
+    Sliding-window layers keep everything too: their window is a matter of the mask, and a cache that forgets could
+    not be cropped. Recurrent and hybrid models carry a state that can't be taken back.
+    """
+    asked: Any = model
+    if getattr(asked, "_is_stateful", False) or not asked._supports_default_dynamic_cache():  # noqa: SLF001 - no public way to ask
+        return None
+    cache = DynamicCache(config=model.config.get_text_config(decoder=True))
+    layers = [_new_layer() if type(layer) is DynamicSlidingWindowLayer else layer for layer in cache.layers]
+    if not all(type(layer).__name__ in _CROPPABLE for layer in layers):
+        return None
+    cache.layers = layers
+    return cache
+
+
+_CROPPABLE = {"DynamicLayer", "DummyLayer"}
+
+
+def _first(layer: Any, n: int) -> DynamicLayer:
+    """Return a layer that holds views of the first `n` tokens."""
+    part = _new_layer()
+    if layer.is_initialized and n > 0:
+        part.lazy_initialization(layer.keys, layer.values)
+        part.keys, part.values = layer.keys[..., :n, :], layer.values[..., :n, :]
+    return part
+
+
+def _new_layer() -> DynamicLayer:
+    make: Any = DynamicLayer
+    layer: DynamicLayer = make()
+    return layer

@@ -1,0 +1,173 @@
+"""A causal language model in this process, with everything that scoring and writing need to know about it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from semgrad_guard.flow import Message
+from semgrad_guard.models import tokens
+from semgrad_guard.models.generation import Generated, GenerationSettings, generate
+from semgrad_guard.models.locks import lock_of
+from semgrad_guard.models.template import has_template, template_digest
+from semgrad_guard.models.watch import ending
+from semgrad_guard.models.weights_digest import weights_digest
+
+if TYPE_CHECKING:
+    import threading
+    from collections.abc import Callable, Sequence
+
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from semgrad_guard.flow import Prompt
+
+_LIMIT_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length", "seq_length")
+
+
+@dataclass(eq=False)
+class LocalModel:
+    """A live model and its tokenizer. Make one with `load_model`.
+
+    Whatever runs the model holds `lock`; two `LocalModel` of one live model share it.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    name: str
+    """Readable name."""
+    lock: threading.RLock = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """Find the model's lock."""
+        self.lock = lock_of(self.model)
+
+    @property
+    def dtype(self) -> str:
+        """Number format of the weights, for example `float32`."""
+        return str(self.model.dtype).removeprefix("torch.")
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model takes its token ids: the place of its input embeddings."""
+        embeddings = self.model.get_input_embeddings()
+        weight = getattr(embeddings, "weight", None)
+        device: torch.device = self.model.device if weight is None or weight.is_meta else weight.device
+        return device
+
+    @property
+    def is_chat(self) -> bool:
+        """True when the model has a chat template."""
+        return has_template(self.tokenizer)
+
+    @cached_property
+    def context_limit(self) -> int | None:
+        """How many tokens of prompt and answer it can read; `None` when nothing limits it."""
+        config = self.model.config.get_text_config(decoder=True)
+        limits = (getattr(config, key, None) for key in _LIMIT_KEYS)
+        return next((limit for limit in limits if isinstance(limit, int) and limit > 0), None)
+
+    @cached_property
+    def weights_digest(self) -> str:
+        """Digest of architecture and weights, equal in every process."""
+        return weights_digest(self.model)
+
+    @cached_property
+    def template_digest(self) -> str:
+        """Digest of the chat template; of the empty text for a base model."""
+        return template_digest(self.tokenizer)
+
+    @cached_property
+    def _end_tokens(self) -> tuple[int, ...]:
+        return tokens.end_token_ids(self.model, self.tokenizer)
+
+    @property
+    def end_ids(self) -> frozenset[int]:
+        """Token ids that end an answer."""
+        return frozenset(self._end_tokens)
+
+    @property
+    def pad_id(self) -> int:
+        """Token id that fills up shorter rows of a batch; it is masked, so any id would do."""
+        pad = self.tokenizer.pad_token_id
+        return pad if isinstance(pad, int) else next(iter(self._end_tokens), 0)
+
+    def encode_prompt(self, prompt: Prompt, *, as_chat: bool = False) -> tuple[int, ...]:
+        """Return the exact ids of a prompt.
+
+        Messages go through the model's chat template up to where the answer begins; a base model reads their contents
+        joined by blank lines. Plain text is read as it stands, behind the tokenizer's usual leading tokens, as a
+        `PromptTemplate | HuggingFacePipeline` chain feeds it; text that a template has already rendered (it begins
+        with a special token) gets none.
+
+        Args:
+            prompt: text or chat messages.
+            as_chat: read plain text that was not rendered before as one user message, if this model has a chat
+                template: for text that another model was asked, not this one.
+        """
+        return tokens.encode_prompt(self.tokenizer, self._as_chat(prompt) if as_chat else prompt)
+
+    def encode_answer(self, prompt_ids: Sequence[int], prompt: Prompt, answer: str, *, ended: bool) -> tuple[int, ...]:
+        """Return the ids of an answer as they follow a prompt.
+
+        Args:
+            prompt_ids: what `encode_prompt` gave for the prompt, or the ids that the model really read.
+            prompt: the same prompt; empty when only its ids are known.
+            answer: the answer's text.
+            ended: the model ended its turn there (it was not cut off): the end-of-turn token follows.
+        """
+        ids = tokens.encode_answer(self.tokenizer, prompt_ids, (prompt, self._as_chat(prompt)), answer)
+        return ids + self._end_tokens[:1] if ended else ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of token ids without special tokens."""
+        return tokens.decode(self.tokenizer, [token for token in ids if token not in self.end_ids])
+
+    def generate(  # noqa: PLR0913 - each is a choice of the caller with a usual value
+        self,
+        prompt: Prompt | None = None,
+        *,
+        prompt_ids: Sequence[int] | None = None,
+        max_new_tokens: int = 256,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        stop: Sequence[str] = (),
+        seed: int | None = None,
+        on_text: Callable[[str], None] | None = None,
+        keep: bool = True,
+        max_time_s: float | None = None,
+        cancel: threading.Event | None = None,
+    ) -> Generated:
+        """Return the model's answer to a prompt.
+
+        Args:
+            prompt: text or messages; read by the rules of `encode_prompt`.
+            prompt_ids: the prompt's token ids, instead of `prompt`.
+            max_new_tokens: the most tokens to write; less when the context window ends before.
+            temperature: 0 takes the likeliest token each time; more draws at random.
+            top_p: draw from the smallest set of tokens whose probabilities reach this sum.
+            stop: texts that end the answer; they are not part of it.
+            seed: makes drawing repeatable; without it torch's global random state decides.
+            on_text: gets the answer piece by piece while it is written.
+            keep: keep the KV cache for scoring.
+            max_time_s: end the answer after this many seconds, as if cancelled.
+            cancel: end the answer when this event is set; what was written so far comes back.
+
+        Raises:
+            EmptyPromptError: the prompt has no tokens.
+            ContextTooLongError: the prompt leaves no room for an answer.
+            ModelSettingError: a setting is out of range.
+        """
+        settings = GenerationSettings(
+            max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, stop=tuple(stop), seed=seed
+        )
+        ids = tuple(prompt_ids) if prompt_ids is not None else self.encode_prompt(prompt or "")
+        should_end = ending(cancel, max_time_s)
+        return generate(self, [ids], settings, on_text=on_text, should_end=should_end, keep=keep)[0]
+
+    def _as_chat(self, prompt: Prompt) -> Prompt:
+        """Return plain text as one user message, where the model has a template and the text was not rendered."""
+        if not isinstance(prompt, str) or not tokens.can_wrap(self.tokenizer, prompt):
+            return prompt
+        return (Message("user", prompt),)

@@ -1,0 +1,50 @@
+"""Picking the next token at random, without touching the process's random state."""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+from transformers import LogitsProcessor
+from typing_extensions import override
+
+
+class Sampler(LogitsProcessor):
+    """Draws each row's next token and leaves it as the only possible one.
+
+    Every row has its own generator, so an answer depends on its seed alone: not on the batch it shares, nor on other
+    threads that draw at the same time.
+    """
+
+    def __init__(self, temperature: float, top_p: float, seed: int | None, n_rows: int) -> None:
+        """Take the settings and seed one generator a row; without a seed, torch's global one decides."""
+        self._temperature, self._top_p = temperature, top_p
+        start = int(torch.randint(2**62, (1,)).item()) if seed is None else seed
+        self._generators = [torch.Generator().manual_seed(_row_seed(start, row)) for row in range(n_rows)]
+
+    @override
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        """Return scores of minus infinity everywhere but at the drawn tokens."""
+        probabilities = torch.softmax(scores.float() / self._temperature, dim=-1).cpu()
+        if self._top_p < 1:
+            probabilities = nucleus(probabilities, self._top_p)
+        drawn = [
+            torch.multinomial(row, 1, generator=generator)
+            for row, generator in zip(probabilities, self._generators, strict=True)
+        ]
+        chosen = torch.full_like(scores, -torch.inf)
+        return chosen.scatter_(-1, torch.stack(drawn).to(scores.device), 0.0)  # type: ignore[return-value] # torch types it as Tensor
+
+
+def nucleus(probabilities: torch.Tensor, top_p: float) -> torch.Tensor:
+    """Return the probabilities with all but the smallest set of tokens that reaches `top_p` set to 0."""
+    ranked, order = probabilities.sort(dim=-1, descending=True)
+    before = ranked.cumsum(dim=-1) - ranked
+    ranked = ranked.masked_fill(before >= top_p, 0.0)
+    return torch.zeros_like(probabilities).scatter_(-1, order, ranked)
+
+
+def _row_seed(seed: int, row: int) -> int:
+    """Return a seed for one row; neighbouring seeds and rows share nothing."""
+    digest = hashlib.sha256(f"{seed}:{row}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
