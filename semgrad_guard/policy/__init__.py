@@ -1,1 +1,27 @@
-"""policy"""
+"""The policy: a YAML file becomes frozen types, and these decide.
+
+`decider` says precisely how a policy is read; `default.yaml` is the shipped one, with every key explained.
+"""
+
+from semgrad_guard.policy.best import best_attempt
+from semgrad_guard.policy.decider import PolicyDecider
+from semgrad_guard.policy.explaining import explain
+from semgrad_guard.policy.json_schema import policy_schema
+from semgrad_guard.policy.loading import default_text, load_policy, parse_policy, policy_from
+from semgrad_guard.policy.model import Policy
+from semgrad_guard.policy.sections import RiskTarget
+from semgrad_guard.policy.watcher import PolicyWatcher
+
+__all__ = [
+    "Policy",
+    "PolicyDecider",
+    "PolicyWatcher",
+    "RiskTarget",
+    "best_attempt",
+    "default_text",
+    "explain",
+    "load_policy",
+    "parse_policy",
+    "policy_from",
+    "policy_schema",
+]

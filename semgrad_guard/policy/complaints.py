@@ -1,0 +1,179 @@
+"""Pydantic's findings in words: which line, which key, what was seen, what is allowed, what was probably meant."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, cast
+
+from semgrad_guard.errors import PolicyFileError
+from semgrad_guard.policy.environment import has_reference
+from semgrad_guard.policy.json_schema import homes_of, keys_at, words_at
+from semgrad_guard.policy.model import ACCEPT_KINDS
+from semgrad_guard.policy.secrets import mask_url
+from semgrad_guard.policy.yaml_source import Document, Place, dotted
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+    from pydantic_core import ErrorDetails
+
+SHOWN = 60
+"""Characters of a wrong value that are shown."""
+
+_KINDS = {
+    "bool_type": "must be true or false",
+    "dict_type": "must be a mapping (`key: value` lines)",
+    "finite_number": "must be a finite number",
+    "float_type": "must be a number",
+    "frozen_set_type": "must be a word or a list of words",
+    "invalid_key": "must have text as keys",
+    "int_type": "must be a whole number",
+    "mapping_type": "must be a mapping (`key: value` lines)",
+    "model_type": "must be a mapping (`key: value` lines)",
+    "string_type": "must be text",
+    "string_too_short": "must not be empty",
+    "string_unicode": "holds characters that are not valid Unicode text",
+    "too_short": "must not be an empty list",
+    "tuple_type": "must be a list (`- item` lines)",
+}
+
+_ACCEPT = "must be a number from 0 to 1 or {max_error_rate: 0.1, delta: 0.05}"
+
+_LIMITS = {
+    "greater_than": ("more than", "gt"),
+    "greater_than_equal": ("at least", "ge"),
+    "less_than": ("less than", "lt"),
+    "less_than_equal": ("at most", "le"),
+}
+
+_NEEDED = {
+    "accept": "the confidence that an answer needs, for example `accept: 0.7`",
+    "match": "which exchanges are meant, for example `match: {tags: [medical]}`",
+    "max_error_rate": "the highest share of wrong answers among the accepted ones, for example 0.1",
+    "name": "the model to ask, for example `fallback_model: {name: big}`",
+}
+
+
+def complain(error: ValidationError, document: Document, source: str) -> PolicyFileError:
+    """Return the first mistake of a file as an error that helps; it says how many more there are.
+
+    Args:
+        error: everything that pydantic found.
+        document: the data, with its lines.
+        source: the file.
+    """
+    found: dict[Place, ErrorDetails] = {}
+    for details in error.errors(include_url=False):
+        found.setdefault(_place(details, document), details)
+    # a misspelt key is also a missing one: of two on one line, the misspelt one tells more
+    place = min(found, key=lambda p: (document.line_of(p) or 0, found[p]["type"] != "extra_forbidden"))
+    why, line = _why(found[place], place, document), document.line_of(place)
+    more = len(found) - 1
+    if more:
+        why += f" ({more} more {'mistake' if more == 1 else 'mistakes'} in this file)"
+    return PolicyFileError(source, line, dotted(place), why)
+
+
+def nearest(word: str, allowed: tuple[str, ...]) -> str | None:
+    """Return the allowed word that was probably meant."""
+    return next(iter(difflib.get_close_matches(word.lower().replace("-", "_"), allowed, n=1, cutoff=0.6)), None)
+
+
+def _place(details: ErrorDetails, document: Document) -> Place:
+    """Return where an error is in the file: pydantic's own steps (union members and the like) are left out."""
+    inner: Place = tuple(details.get("ctx", {}).get("path", ()))
+    loc = (*details["loc"], *inner)
+    if details["type"] in {"missing", "extra_forbidden"}:
+        return (*(part for part in loc[:-1] if part not in ACCEPT_KINDS), loc[-1])
+    data: object = document.data
+    place: Place = ()
+    for part in loc:
+        if isinstance(data, Mapping) and part in data:
+            data = cast("Mapping[object, object]", data)[part]
+        elif isinstance(data, list | tuple) and isinstance(part, int) and part < len(cast("list[object]", data)):
+            data = cast("list[object]", data)[part]
+        else:
+            continue
+        place = (*place, part)
+    return place
+
+
+def _value_at(place: Place, document: Document) -> object:
+    data: Any = document.data
+    for part in place:
+        data = data[part]
+    return data
+
+
+def _why(details: ErrorDetails, place: Place, document: Document) -> str:
+    kind = details["type"]
+    if kind in {"missing", "extra_forbidden"}:
+        return _missing(place) if kind == "missing" else _unknown_key(place, document)
+    seen = _value_at(place, document)
+    if kind == "literal_error":
+        return _not_listed(seen, place)
+    if kind in _LIMITS:
+        return _outside(details, seen)
+    if kind in _KINDS:
+        wanted = _ACCEPT if kind == "float_type" and place[-1] == "accept" else _KINDS[kind]
+        return f"{wanted}, saw {show(seen)}{_advice(kind, seen)}"
+    return details["msg"]
+
+
+def _missing(place: Place) -> str:
+    needed = _NEEDED.get(str(place[-1]))
+    return f"is missing: {needed}" if needed else "is missing"
+
+
+def _unknown_key(place: Place, document: Document) -> str:
+    key, allowed = str(place[-1]), keys_at(place[:-1])
+    is_bare = isinstance(_value_at(place[:-1], document), str)
+    what = "unknown step" if is_bare else "unknown key"
+    guess = nearest(key, allowed)
+    homes = () if is_bare else homes_of(key)
+    meant = f": did you mean `{guess}`?" if guess else "."
+    if homes and not guess:
+        meant = f": `{key}` belongs to {' or '.join(homes)}, check the indentation."
+    return f"{what}{meant} Allowed here: {', '.join(allowed)}"
+
+
+def _not_listed(seen: object, place: Place) -> str:
+    allowed = words_at(place)
+    guess = nearest(seen, allowed) if isinstance(seen, str) else None
+    meant = f": did you mean `{guess}`?" if guess else "."
+    if guess == seen:
+        meant = ": write it without quotes."
+    return f"saw {show(seen)}{meant} Allowed: {', '.join(allowed)}{_advice('literal_error', seen)}"
+
+
+def _outside(details: ErrorDetails, seen: object) -> str:
+    words, name = _LIMITS[details["type"]]
+    limit = details.get("ctx", {})[name]
+    why = f"must be {words} {limit:g}, saw {show(seen)}"
+    if limit == 1 and isinstance(seen, int | float) and (isinstance(seen, int) or seen >= 10) and 1 < seen <= 100:
+        why += f": write {seen} % as {seen / 100:g}"
+    return why
+
+
+def _advice(kind: str, seen: object) -> str:
+    if isinstance(seen, str) and has_reference(seen):
+        return "; environment values are for texts only"
+    if kind == "float_type" and isinstance(seen, str) and seen.rstrip().endswith("%"):
+        return "; write 70 % as 0.7"
+    if kind == "string_type" and isinstance(seen, bool | int | float):
+        return "; put it in quotes"
+    return ""
+
+
+def show(value: object) -> str:
+    """Return a value as the file would write it, shortened, passwords hidden."""
+    if value is None:
+        return "nothing"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, Mapping):
+        return "a mapping"
+    if isinstance(value, list | tuple | set | frozenset):
+        return "a list"
+    text = mask_url(repr(value))
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"

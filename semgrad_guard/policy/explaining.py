@@ -1,0 +1,173 @@
+"""A policy in words: what `semgrad-guard policy check` prints."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from semgrad_guard.policy.notes import notes
+from semgrad_guard.policy.rules import step_rule
+from semgrad_guard.policy.secrets import mask_url
+from semgrad_guard.policy.sections import RiskTarget
+from semgrad_guard.policy.steps import FallbackModelStep, HumanReviewStep, RetryRetrievalStep
+from semgrad_guard.policy.wording import listed
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from semgrad_guard.policy.conditions import Match, When
+    from semgrad_guard.policy.model import Override, Policy
+    from semgrad_guard.policy.sections import Accept
+    from semgrad_guard.policy.steps import Rung
+
+_OTHERWISE = {
+    "abstain": "the answer is held back and the caller reads: {abstain}",
+    "answer_with_warning": "the best answer is given with a warning",
+}
+_ON_ERROR = {
+    "abstain": "the answer is held back",
+    "human_review": "a person decides; if handing over is what failed, the answer is held back",
+    "answer_with_warning": "the answer is given, marked as unchecked; it is held back if it was already judged too "
+    "doubtful or meant for a person",
+}
+_ON_UNCALIBRATED = {
+    "warn": "the answer is given, marked as unchecked",
+    "abstain": "the answer is held back",
+    "error": "an error is raised",
+}
+
+
+def explain(policy: Policy) -> list[str]:
+    """Return what a policy does, line by line, each rule with the name that decisions carry; no passwords."""
+    lines = [
+        f"{policy.source} (digest {policy.digest})",
+        "",
+        *_scoring(policy),
+        "",
+        f"{_accepted(policy.accept)} [accept]",
+        *_ladder(policy.escalate, "escalate"),
+        f"If no step is left, {_otherwise(policy.otherwise, policy.messages.abstain)} [otherwise]",
+        *_budget(policy),
+    ]
+    for number, override in enumerate(policy.overrides):
+        lines += ["", *_override(override, f"overrides[{number}]", policy.messages.abstain)]
+    if len(policy.overrides) > 1:
+        lines += ["", "Of several overrides that match, the first that sets a key decides that key."]
+    lines += ["", *_failures(policy), "", *_places(policy)]
+    found = notes(policy)
+    return [*lines, "", "Notes:", *(f"  - {note}" for note in found)] if found else lines
+
+
+def _scoring(policy: Policy) -> list[str]:
+    scorer = policy.scorer
+    per = " and of each sentence" if scorer.granularity == "sentence" else ""
+    profile = f"profile {policy.profile} turns it into a confidence" if scorer.profile else "no profile: no confidence"
+    return [f"Model {scorer.model} scores the uncertainty of each answer{per} (signal {scorer.method}); {profile}."]
+
+
+def _accepted(accept: Accept) -> str:
+    if isinstance(accept, RiskTarget):
+        rate, certainty = f"{accept.max_error_rate * 100:g} %", f"{(1 - accept.delta) * 100:g} %"
+        return (
+            f"An answer is given as it is when its confidence reaches the threshold (computed from the profile) at "
+            f"which, with {certainty} certainty, at most {rate} of the accepted answers are wrong."
+        )
+    return f"An answer with a confidence of at least {accept:g} is given as it is."
+
+
+def _ladder(ladder: tuple[Rung, ...], place: str) -> list[str]:
+    if not ladder:
+        return ["Nothing is tried to improve any other answer."]
+    steps = [f"  {i + 1}. {_step(rung)} [{step_rule(f'{place}[{i}]', rung)}]" for i, rung in enumerate(ladder)]
+    return ["Otherwise these steps are tried, in this order:", *steps]
+
+
+def _step(rung: Rung) -> str:
+    when = _when(rung.spec.when)
+    return f"{_action(rung)}{f' if {when}' if when else ''}"
+
+
+def _action(rung: Rung) -> str:
+    spec = rung.spec
+    if isinstance(spec, HumanReviewStep):
+        wait = f"the caller waits up to {spec.wait_s:g} s" if spec.wait_s else "the caller does not wait"
+        return f"hand the answer to a person ({wait})"
+    if isinstance(spec, FallbackModelStep):
+        judged = ", whose answer is passed unjudged" if spec.unscored else ""
+        return f"ask model {spec.name}{judged}{_often(spec.attempts)}"
+    return f"{_retrieval(spec)} and answer again{_often(spec.attempts)}"
+
+
+def _retrieval(spec: RetryRetrievalStep) -> str:
+    passages = f"{spec.top_k} passages" if spec.top_k else "twice as many passages"
+    extras = [f"from retriever {spec.retriever}"] if spec.retriever else []
+    extras += ["with a reworded question"] if spec.rewrite_query else []
+    extras += ["leaving out unused ones"] if spec.drop_unused else []
+    return " ".join([f"retrieve {passages}", *extras])
+
+
+def _often(attempts: int) -> str:
+    return "" if attempts == 1 else f", up to {attempts} times"
+
+
+def _when(when: When) -> str:
+    said = [f"its confidence is below {when.below:g}"] if when.below is not None else []
+    said += [f"its confidence is at least {when.above:g}"] if when.above is not None else []
+    said += [f"a sentence is below {when.any_sentence_below:g}"] if when.any_sentence_below is not None else []
+    said += [f"it is attempt {listed([str(n) for n in when.attempt], 'or')}"] if when.attempt else []
+    return listed([*said, *_matching(when)])
+
+
+def _matching(match: Match) -> list[str]:
+    said = [f"it is tagged {listed(sorted(match.tags), 'or')}"] if match.tags else []
+    wanted: Mapping[str, tuple[object, ...]] = match.metadata or {}
+    return [*said, *(f"{key} is {listed([str(v) for v in values], 'or')}" for key, values in wanted.items())]
+
+
+def _otherwise(otherwise: str, abstain: str) -> str:
+    return _OTHERWISE[otherwise].format_map({"abstain": abstain})
+
+
+def _override(override: Override, place: str, abstain: str) -> list[str]:
+    lines = [f"For an answer, if {listed(_matching(override.match))}:"]
+    if override.messages and override.messages.abstain:
+        abstain = override.messages.abstain
+    if override.accept is not None:
+        lines.append(f"{_accepted(override.accept)} [{place}.accept]")
+    if override.escalate is not None:
+        lines += _ladder(override.escalate, f"{place}.escalate")
+    if override.otherwise:
+        lines.append(f"If no step is left, {_otherwise(override.otherwise, abstain)} [{place}.otherwise]")
+    if override.on_error:
+        lines.append(f"If the guard itself fails, {_ON_ERROR[override.on_error]}. [{place}.on_error]")
+    if override.on_uncalibrated:
+        lines.append(f"Without a confidence, {_ON_UNCALIBRATED[override.on_uncalibrated]}. [{place}.on_uncalibrated]")
+    if override.messages:
+        lines.append(f"Other words for {listed(sorted(override.messages.model_fields_set))}. [{place}.messages]")
+    return [lines[0], *(f"  {line}" for line in lines[1:])]
+
+
+def _budget(policy: Policy) -> list[str]:
+    budget = policy.budget
+    limits = [f"{budget.seconds:g} s"] if budget.seconds is not None else []
+    limits += [f"{budget.attempts} attempts"] if budget.attempts is not None else []
+    limits += [f"{budget.cost:g} cost units"] if budget.cost is not None else []
+    if not limits:
+        return []
+    return [f"Retries and fallbacks stop after {listed(limits, 'or')}; review and the last step still happen. [budget]"]
+
+
+def _failures(policy: Policy) -> list[str]:
+    return [
+        f"If the guard itself fails, {_ON_ERROR[policy.on_error]}. [on_error]",
+        f"Without a confidence (no profile fits), {_ON_UNCALIBRATED[policy.on_uncalibrated]}. [on_uncalibrated]",
+    ]
+
+
+def _places(policy: Policy) -> list[str]:
+    telemetry = policy.telemetry
+    sinks = ["LangSmith"] if telemetry.langsmith else []
+    sinks += ["OpenTelemetry"] if telemetry.otel else []
+    sinks += [f"the file {telemetry.jsonl}"] if telemetry.jsonl else []
+    texts = "with prompts and answers" if telemetry.log_text else "without prompts and answers"
+    logged = f"Decisions are logged to {listed(sinks)}, {texts}." if sinks else "Decisions are not logged anywhere."
+    return [f"Answers wait for people in {mask_url(policy.review.url)}.", logged]

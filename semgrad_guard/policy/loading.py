@@ -1,0 +1,112 @@
+"""Where policies come from: the shipped one, a file, a text, a mapping."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from importlib.resources import files
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from semgrad_guard.errors import PolicyFileError
+from semgrad_guard.policy.complaints import complain
+from semgrad_guard.policy.model import Policy
+from semgrad_guard.policy.yaml_source import Document, read_yaml
+
+SHIPPED = "the shipped policy"
+"""`source` of the policy that comes with the package."""
+
+MAX_BYTES = 1_000_000
+"""Size above which a file is not taken for a policy."""
+
+_WRITE_ONE = "`semgrad-guard policy init` writes one to start from"
+
+
+def default_text() -> str:
+    """Return the shipped policy file, comments included."""
+    return files("semgrad_guard.policy").joinpath("default.yaml").read_text(encoding="utf-8")
+
+
+def load_policy(path: Path | str | None = None, *, env: Mapping[str, str] | None = None) -> Policy:
+    """Return the policy of a file.
+
+    Args:
+        path: the file; `None` is the shipped policy.
+        env: where `${NAME}` values come from; `None` is the process's environment.
+
+    Raises:
+        PolicyFileError: the file is not there or has a mistake; it names file, line and key.
+    """
+    if path is None:
+        return parse_policy(default_text(), source=SHIPPED, env=env)
+    return parse_policy(read_file(path), source=str(path), env=env, folder=Path(path).absolute().parent)
+
+
+def read_file(path: Path | str) -> str:
+    """Return the text of a policy file.
+
+    Raises:
+        PolicyFileError: there is no such file, or it is not a text file of a policy's size.
+    """
+    try:
+        content = Path(path).read_bytes()
+    except FileNotFoundError as error:
+        raise PolicyFileError(path, None, "", f"no such file: {_WRITE_ONE}") from error
+    except (OSError, ValueError) as error:
+        raise PolicyFileError(path, None, "", f"cannot be read: {error}") from error
+    if len(content) > MAX_BYTES:
+        raise PolicyFileError(path, None, "", f"{len(content):,} bytes are too many for a policy (limit {MAX_BYTES:,})")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise PolicyFileError(path, line, "", "not UTF-8 text: save the file as UTF-8") from error
+
+
+def parse_policy(
+    text: str, *, source: str = "policy", env: Mapping[str, str] | None = None, folder: Path | None = None
+) -> Policy:
+    """Return the policy that a YAML text describes.
+
+    Args:
+        text: the content of a policy file.
+        source: what to call it in errors and records.
+        env: where `${NAME}` values come from; `None` is the process's environment.
+        folder: where relative profile paths start; `None` is the working directory.
+
+    Raises:
+        PolicyFileError: the text has a mistake; it names line and key.
+    """
+    return _validated(read_yaml(text, source), source, env, folder)
+
+
+def policy_from(
+    given: Policy | Mapping[str, object] | Path | str | None, *, env: Mapping[str, str] | None = None
+) -> Policy:
+    """Return the policy that a caller gave in one of the usual forms.
+
+    Args:
+        given: a policy, the content of a policy file as a mapping, the path of a file, or `None` for the shipped one.
+        env: where `${NAME}` values come from; `None` is the process's environment.
+
+    Raises:
+        PolicyFileError: it has a mistake.
+    """
+    if isinstance(given, Policy):
+        return given
+    if isinstance(given, Mapping):
+        return _validated(Document(dict(given)), "policy", env, None)
+    return load_policy(given, env=env)
+
+
+def _validated(document: Document, source: str, env: Mapping[str, str] | None, folder: Path | None) -> Policy:
+    if not isinstance(document.data, dict):
+        line = document.line_of(())
+        raise PolicyFileError(source, line, "", f"must be `key: value` lines such as `accept: 0.7`: {_WRITE_ONE}")
+    context = {"env": os.environ if env is None else env}
+    try:
+        policy = Policy.model_validate(document.data, context=context)
+    except ValidationError as error:
+        raise complain(error, document, source) from None
+    return policy.from_source(source, folder or Path())

@@ -1,0 +1,161 @@
+"""The steps of `escalate`, as the file writes them and as the flow carries them out."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, Self, cast
+
+from pydantic import AfterValidator, ConfigDict, Field, JsonValue, model_validator
+from pydantic_core import PydanticCustomError
+
+from semgrad_guard.flow import Action, FallbackModel, HumanReview, RetryRetrieval
+from semgrad_guard.policy.conditions import ALWAYS, When
+from semgrad_guard.policy.environment import refuse
+from semgrad_guard.policy.fields import Frozen, Seconds, Text
+
+if TYPE_CHECKING:
+    from semgrad_guard.flow import Step
+
+MAX_REPEATS = 20
+"""How often one step may be tried for a question."""
+
+Repeats = Annotated[int, Field(ge=1, le=MAX_REPEATS)]
+Cost = Annotated[float, Field(ge=0)]
+
+
+class NewAttemptStep(Frozen):
+    """What all steps that answer again have in common."""
+
+    when: When = ALWAYS
+    """When this step is tried; always, if left out."""
+    attempts: Repeats = 1
+    """How often this step may be tried for one question."""
+    cost: Cost = 1.0
+    """Cost units of one try, counted against `budget.cost`."""
+    timeout_s: Seconds | None = None
+    """Seconds after which one try counts as failed."""
+
+
+class RetryRetrievalStep(NewAttemptStep):
+    """Retrieve again and answer again."""
+
+    top_k: Annotated[int, Field(ge=1, le=1000)] | None = None
+    """How many passages to ask for; left out, twice as many as before."""
+    rewrite_query: bool = False
+    """Let the model reword the question for retrieval; the original question is the one answered."""
+    retriever: Text | None = None
+    """Name of another retriever given to the guard; left out, the chain's own."""
+    drop_unused: bool = False
+    """Leave out passages of which nothing reached the answer."""
+    configurable: Annotated[dict[str, JsonValue], AfterValidator(refuse)] = Field(default_factory=dict[str, JsonValue])
+    """`configurable` fields for chains that own their retriever."""
+
+    def to_flow(self, pending: str) -> Step:  # noqa: ARG002 - the steps share one signature
+        """Return the step that routing carries out."""
+        return RetryRetrieval(
+            top_k=self.top_k,
+            rewrite_query=self.rewrite_query,
+            retriever=self.retriever,
+            drop_unused=self.drop_unused,
+            configurable=dict(self.configurable),
+            timeout_s=self.timeout_s,
+        )
+
+
+class FallbackModelStep(NewAttemptStep):
+    """Ask another model."""
+
+    name: Text
+    """Name of a model given to the guard, or a provider string such as `openai:gpt-4o`."""
+    unscored: bool = False
+    """Pass its answer without judging it."""
+
+    def to_flow(self, pending: str) -> Step:  # noqa: ARG002 - the steps share one signature
+        """Return the step that routing carries out."""
+        return FallbackModel(name=self.name, unscored=self.unscored, timeout_s=self.timeout_s)
+
+
+class HumanReviewStep(Frozen):
+    """Hand the answer to a person."""
+
+    when: When = ALWAYS
+    """When this step is tried; always, if left out."""
+    wait_s: Annotated[float, Field(ge=0)] = 0.0
+    """Seconds that the caller waits for the verdict; 0 answers at once with the pending message."""
+    message: Text | None = None
+    """Pending message of this step; left out, `messages.pending`."""
+
+    def to_flow(self, pending: str) -> Step:
+        """Return the step that routing carries out."""
+        return HumanReview(wait_s=self.wait_s, message=self.message or pending)
+
+
+def _with_short_forms(schema: dict[str, Any]) -> None:
+    """Turn the JSON schema of a step spelled out into that of everything that may be written."""
+    properties: dict[str, dict[str, Any]] = schema.pop("properties")
+    for one in properties.values():
+        del one["default"]
+    named = properties[Action.FALLBACK_MODEL.value]
+    named["anyOf"] = [*(k for k in named["anyOf"] if k != {"type": "null"}), {"type": "string", "minLength": 1}]
+    spelled_out = {
+        "type": schema.pop("type"),
+        "properties": properties,
+        "additionalProperties": schema.pop("additionalProperties"),
+        "minProperties": 1,
+        "maxProperties": 1,
+    }
+    bare = {"enum": [Action.RETRY_RETRIEVAL.value, Action.HUMAN_REVIEW.value]}
+    schema["anyOf"] = [bare, spelled_out]
+
+
+class Rung(Frozen):
+    """One step of `escalate`: exactly one of the three, `human_review` and `retry_retrieval` also as a bare word."""
+
+    model_config = ConfigDict(json_schema_extra=_with_short_forms)
+
+    retry_retrieval: RetryRetrievalStep | None = None
+    """Retrieve again and answer again."""
+    fallback_model: FallbackModelStep | None = None
+    """Ask another model; `fallback_model: big` is short for `fallback_model: {name: big}`."""
+    human_review: HumanReviewStep | None = None
+    """Hand the answer to a person."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_forms(cls, written: object) -> object:
+        if isinstance(written, str):
+            return {written: {}}
+        if not isinstance(written, dict):
+            return written
+        return {key: _spelled_out(key, value) for key, value in cast("dict[object, object]", written).items()}
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> Self:
+        if len(self._given()) != 1:
+            raise PydanticCustomError(
+                "step", "each item of `escalate` is exactly one of retry_retrieval, fallback_model, human_review"
+            )
+        return self
+
+    @property
+    def name(self) -> str:
+        """The word of the policy file for what this step does."""
+        return next(iter(self._given()))
+
+    @property
+    def spec(self) -> RetryRetrievalStep | FallbackModelStep | HumanReviewStep:
+        """The step's settings."""
+        return next(iter(self._given().values()))
+
+    def _given(self) -> dict[str, RetryRetrievalStep | FallbackModelStep | HumanReviewStep]:
+        every = {
+            Action.RETRY_RETRIEVAL.value: self.retry_retrieval,
+            Action.FALLBACK_MODEL.value: self.fallback_model,
+            Action.HUMAN_REVIEW.value: self.human_review,
+        }
+        return {name: spec for name, spec in every.items() if spec is not None}
+
+
+def _spelled_out(key: object, value: object) -> object:
+    if value is None:
+        return {}
+    return {"name": value} if key == Action.FALLBACK_MODEL.value and isinstance(value, str) else value
