@@ -1,1 +1,42 @@
-"""review"""
+"""The queue of answers that people judge: durable, shared between processes, in SQLite or PostgreSQL."""
+
+from __future__ import annotations
+
+from semgrad_guard.review.document import Document, document_of, exchange_of
+from semgrad_guard.review.items import (
+    OPEN_ITEMS,
+    AtExpiry,
+    AuditRow,
+    Comment,
+    Filters,
+    Item,
+    ItemDetail,
+    Page,
+    QueueSettings,
+    Sort,
+)
+from semgrad_guard.review.queue import SqlReviewQueue, open_queue
+from semgrad_guard.review.states import MOVES, OPEN, SETTLED, Event, State
+
+__all__ = [
+    "MOVES",
+    "OPEN",
+    "OPEN_ITEMS",
+    "SETTLED",
+    "AtExpiry",
+    "AuditRow",
+    "Comment",
+    "Document",
+    "Event",
+    "Filters",
+    "Item",
+    "ItemDetail",
+    "Page",
+    "QueueSettings",
+    "Sort",
+    "SqlReviewQueue",
+    "State",
+    "document_of",
+    "exchange_of",
+    "open_queue",
+]

@@ -1,0 +1,236 @@
+"""`semgrad-guard review`: look at the answers that wait for a person, and decide."""
+
+from __future__ import annotations
+
+import getpass
+import os
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import click
+import typer
+
+from semgrad_guard.errors import ReviewError, SemGradGuardError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from semgrad_guard.flow import ReviewId
+    from semgrad_guard.review import Item, SqlReviewQueue
+
+URL_VARIABLE = "SEMGRAD_REVIEW_URL"
+REVIEWER_VARIABLE = "SEMGRAD_REVIEWER"
+DEFAULT_URL = "sqlite:///semgrad-review.db"
+
+_EXAMPLES = """[bold]Examples[/bold]
+
+  semgrad-guard review list --url sqlite:///review.db
+
+  semgrad-guard review show 3f9c
+
+  semgrad-guard review approve 3f9c
+
+  semgrad-guard review edit 3f9c "Gold has the symbol Au."
+
+  semgrad-guard review reject 3f9c --reason "the passages say otherwise"
+
+Ids may be shortened to their first four or more characters. `SEMGRAD_REVIEW_URL` saves typing `--url`."""
+
+app = typer.Typer(
+    help="Look at the answers that wait for a person, and decide.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    epilog=_EXAMPLES,
+)
+
+Url = Annotated[
+    str | None,
+    typer.Option(
+        "--url", envvar=URL_VARIABLE, help=f"Where the queue lives.  \\[default: {DEFAULT_URL}]", show_envvar=True
+    ),
+]
+PolicyFile = Annotated[
+    Path | None,
+    typer.Option("--policy", help="Take the queue's URL from this policy file.", exists=True, dir_okay=False),
+]
+By = Annotated[
+    str | None, typer.Option("--by", envvar=REVIEWER_VARIABLE, help="Who decides.  \\[default: your login name]")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+ItemId = Annotated[str, typer.Argument(help="The item's id, or the start of it.")]
+ItemIds = Annotated[list[str], typer.Argument(help="Ids of the items, or the starts of them.")]
+
+
+class StateChoice(StrEnum):
+    """What `--state` takes."""
+
+    OPEN = "open"
+    PENDING = "pending"
+    CLAIMED = "claimed"
+    APPROVED = "approved"
+    EDITED = "edited"
+    REJECTED = "rejected"
+    EXPIRED = "expired"
+    ALL = "all"
+
+
+class SortChoice(StrEnum):
+    """What `--sort` takes."""
+
+    RISK = "risk"
+    NEWEST = "newest"
+    OLDEST = "oldest"
+    DEADLINE = "deadline"
+
+
+def queue_at(url: str | None, policy: Path | None) -> SqlReviewQueue:
+    """Return the queue that the options name."""
+    from semgrad_guard.review import open_queue  # noqa: PLC0415 - loads SQLAlchemy
+
+    if policy is not None:
+        if url is not None and os.environ.get(URL_VARIABLE) != url:
+            msg = "--url and --policy both name a queue: give one of them"
+            raise ReviewError(msg)
+        from semgrad_guard.policy import load_policy  # noqa: PLC0415 - needed for this option only
+
+        url = load_policy(policy).review.url
+    return open_queue(url or DEFAULT_URL)
+
+
+def reviewer(by: str | None) -> str:
+    """Return who decides."""
+    if by:
+        return by
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError) as error:
+        msg = f"this system knows no login name: say who decides with --by NAME or {REVIEWER_VARIABLE}"
+        raise ReviewError(msg) from error
+
+
+@app.command("list", epilog='Example: semgrad-guard review list --tag medical --search "dose" --sort oldest')
+def list_items(
+    url: Url = None,
+    policy: PolicyFile = None,
+    state: Annotated[StateChoice, typer.Option(help="Only items in this state.")] = StateChoice.OPEN,
+    tag: Annotated[list[str] | None, typer.Option(help="Only items with this tag; repeat for several.")] = None,
+    assignee: Annotated[str | None, typer.Option(help="Only items assigned to this reviewer.")] = None,
+    search: Annotated[str, typer.Option(help="Only items in whose texts all these words occur.")] = "",
+    sort: Annotated[SortChoice, typer.Option(help="Order of the list.")] = SortChoice.RISK,
+    limit: Annotated[int, typer.Option(min=1, max=200, help="Items a page.")] = 50,
+    cursor: Annotated[str | None, typer.Option(help="Continue behind an earlier page.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the answers in the queue, riskiest first."""
+    from semgrad_guard.cli.review_views import print_page  # noqa: PLC0415
+    from semgrad_guard.review import OPEN, Filters, Sort, State  # noqa: PLC0415
+
+    named = {StateChoice.OPEN: OPEN, StateChoice.ALL: frozenset[State]()}
+    filters = Filters(
+        states=named[state] if state in named else frozenset({State(state)}),
+        tags=frozenset(tag or ()),
+        assignee=assignee,
+        text=search,
+    )
+    queue = queue_at(url, policy)
+    page = queue.list(filters, sort=Sort(sort), cursor=cursor, limit=limit)
+    print_page(page, queue.url, as_json=as_json)
+
+
+@app.command(epilog="Example: semgrad-guard review show 3f9c --audit")
+def show(
+    item: ItemId,
+    url: Url = None,
+    policy: PolicyFile = None,
+    by: By = None,
+    audit: Annotated[bool, typer.Option("--audit", help="Also show everything that happened to it.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show one answer with its passages and why the guard doubted it."""
+    from semgrad_guard.cli.review_views import print_detail  # noqa: PLC0415
+
+    queue = queue_at(url, policy)
+    review_id = queue.find_id(item)
+    detail = queue.get(review_id, viewer=reviewer(by))
+    print_detail(detail, queue.audit(review_id) if audit else (), as_json=as_json)
+
+
+@app.command(epilog="Example: semgrad-guard review approve 3f9c 77ab")
+def approve(items: ItemIds, url: Url = None, policy: PolicyFile = None, by: By = None, as_json: AsJson = False) -> None:
+    """Let answers out as they are."""
+    queue, who = queue_at(url, policy), reviewer(by)
+    _act(queue, items, lambda review_id: queue.approve(review_id, who), as_json=as_json)
+
+
+@app.command(epilog='Example: semgrad-guard review edit 3f9c "Gold has the symbol Au."')
+def edit(
+    item: ItemId,
+    text: Annotated[str | None, typer.Argument(help="The new answer; without it, your editor opens.")] = None,
+    file: Annotated[
+        typer.FileText | None, typer.Option("--file", help="Read the new answer from a file; `-` is standard input.")
+    ] = None,
+    was_correct: Annotated[
+        bool, typer.Option("--was-correct", help="The model's answer was right; only its wording is changed.")
+    ] = False,
+    url: Url = None,
+    policy: PolicyFile = None,
+    by: By = None,
+    as_json: AsJson = False,
+) -> None:
+    """Let out a text of yours in place of an answer."""
+    queue, who = queue_at(url, policy), reviewer(by)
+    review_id = queue.find_id(item)
+    if text is None:
+        text = file.read() if file is not None else _in_editor(queue, review_id)
+    _act(queue, [review_id], lambda each: queue.edit(each, who, text, was_correct=was_correct), as_json=as_json)
+
+
+@app.command(epilog='Example: semgrad-guard review reject 3f9c --reason "the passages say otherwise"')
+def reject(
+    items: ItemIds,
+    reason: Annotated[str, typer.Option("--reason", "-r", help="Why; it goes to whoever asked.")] = "",
+    url: Url = None,
+    policy: PolicyFile = None,
+    by: By = None,
+    as_json: AsJson = False,
+) -> None:
+    """Hold answers back for good."""
+    queue, who = queue_at(url, policy), reviewer(by)
+    _act(queue, items, lambda review_id: queue.reject(review_id, who, reason), as_json=as_json)
+
+
+@app.command(epilog="Example: semgrad-guard review undo 3f9c")
+def undo(items: ItemIds, url: Url = None, policy: PolicyFile = None, by: By = None, as_json: AsJson = False) -> None:
+    """Take verdicts of yours back, within a minute and before anybody has them."""
+    queue, who = queue_at(url, policy), reviewer(by)
+    _act(queue, items, lambda review_id: queue.undo(review_id, who), as_json=as_json)
+
+
+def _act(queue: SqlReviewQueue, items: list[str], action: Callable[[ReviewId], Item], *, as_json: bool) -> None:
+    """Do something to each item and say how it went; the error of a single one is raised as it is."""
+    from semgrad_guard.cli.review_views import print_results  # noqa: PLC0415
+
+    ids = [queue.find_id(each) for each in items]
+    results = queue.each(ids, action)
+    errors = [each for each in results.values() if isinstance(each, SemGradGuardError)]
+    if len(results) == 1 and errors:
+        raise errors[0]
+    print_results(results, as_json=as_json)
+    if errors:
+        msg = f"{len(errors)} of {len(results)} items were left as they are"
+        raise ReviewError(msg)
+
+
+def _in_editor(queue: SqlReviewQueue, review_id: ReviewId) -> str:
+    document = queue.get(review_id).document
+    answer = document.answer if document else ""
+    try:
+        edited = click.edit(answer)
+    except click.ClickException as error:
+        msg = f"{error.message}: give the new answer as an argument or with --file"
+        raise ReviewError(msg) from error
+    if edited is None:
+        msg = "nothing was saved in the editor, so the item is left as it is"
+        raise ReviewError(msg)
+    return edited.rstrip("\n")

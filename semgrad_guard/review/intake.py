@@ -1,0 +1,96 @@
+"""Submitting: an answer becomes an item, once for each exchange."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from sqlalchemy import insert, select
+from sqlalchemy.dialects import postgresql, sqlite
+
+from semgrad_guard.flow import ReviewId
+from semgrad_guard.review import outbox, trail
+from semgrad_guard.review.ranking import rank
+from semgrad_guard.review.schema import documents, items, search, tags
+from semgrad_guard.review.states import Event, State
+from semgrad_guard.review.text import question_key, shorten, storable
+from semgrad_guard.review.trail import Change, Happening
+
+if TYPE_CHECKING:
+    from semgrad_guard.review.database import Transaction
+    from semgrad_guard.review.document import Document
+    from semgrad_guard.review.items import QueueSettings
+
+SUBMITTER = "guard"
+"""Who submits, in the audit trail, when the caller names nobody."""
+_TITLE = 200
+_PREVIEW = 300
+_SEARCHED = 50_000
+"""Characters of a document that can be found by words; PostgreSQL refuses to index a megabyte."""
+
+
+def submit(
+    tx: Transaction, document: Document, settings: QueueSettings, *, deadline_s: float | None, by: str
+) -> ReviewId:
+    """Store a document as a new item, or return the item that the exchange already has."""
+    new_id = ReviewId(secrets.token_hex(8))
+    known = _insert_item(tx, new_id, document, settings, deadline_s)
+    if known is not None:
+        return known
+    tx.conn.execute(insert(documents).values(item_id=new_id, body=document.model_dump_json()))
+    tx.conn.execute(insert(search).values(item_id=new_id, body=searched_text(document)))
+    if document.tags:
+        tx.conn.execute(insert(tags), [{"item_id": new_id, "tag": tag} for tag in tag_names(document)])
+    trail.record(tx, new_id, Happening(Event.SUBMIT, by), Change(None, State.PENDING, 1))
+    outbox.announce(tx, new_id, Event.SUBMIT)
+    return new_id
+
+
+def tag_names(document: Document) -> list[str]:
+    """Return the tags as they are stored: short and storable, each once."""
+    return sorted({storable(tag)[:200] for tag in document.tags})
+
+
+def searched_text(document: Document) -> str:
+    """Return the words by which an item is found."""
+    parts = [document.title[: _TITLE * 10], document.answer]
+    parts += [f"{passage.source or ''} {passage.text}" for passage in document.passages]
+    return storable("\n".join(parts)[:_SEARCHED])
+
+
+def _insert_or_skip(tx: Transaction) -> sqlite.Insert | postgresql.Insert:
+    return sqlite.insert(items) if tx.conn.dialect.name == "sqlite" else postgresql.insert(items)
+
+
+def _insert_item(
+    tx: Transaction, new_id: ReviewId, document: Document, settings: QueueSettings, deadline_s: float | None
+) -> ReviewId | None:
+    """Insert the row of an item; return the id of the one that was there already."""
+    lifetime = settings.deadline_s if deadline_s is None else deadline_s
+    statement = (
+        _insert_or_skip(tx)
+        .values(
+            id=new_id,
+            exchange_id=document.exchange_id,
+            state=State.PENDING,
+            version=1,
+            title=shorten(document.title, _TITLE),
+            preview=shorten(document.answer, _PREVIEW),
+            question_key=question_key(document.question) if document.question else None,
+            rank=rank(tx.now, document.confidence, document.tags, settings),
+            confidence=document.confidence,
+            rule=storable(document.rule)[:200],
+            tags=json.dumps(tag_names(document)),
+            created_at=tx.now,
+            updated_at=tx.now,
+            deadline_at=None if lifetime is None else tx.now + timedelta(seconds=lifetime),
+            at_expiry=settings.at_expiry,
+        )
+        .on_conflict_do_nothing(index_elements=["exchange_id"])
+        .returning(items.c.id)
+    )
+    if tx.conn.execute(statement).first() is not None:
+        return None
+    return ReviewId(tx.conn.execute(select(items.c.id).where(items.c.exchange_id == document.exchange_id)).scalar_one())

@@ -1,0 +1,167 @@
+"""What the queue hands out: items, their details, comments, audit rows and pages of a list."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+from semgrad_guard.review.states import OPEN, State
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from datetime import datetime
+
+    from semgrad_guard.flow import ExchangeId, Json, ReviewId, Ruling
+    from semgrad_guard.review.document import Document
+    from semgrad_guard.review.states import Event
+
+
+class AtExpiry(StrEnum):
+    """What becomes of an item that nobody judged before its deadline."""
+
+    EXPIRE = "expire"
+    """No verdict: the caller is told that it expired."""
+    APPROVE = "approve"
+    """The answer is released as it is."""
+    REJECT = "reject"
+    """The answer is held back for good."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Item:
+    """One answer in the queue, as a list shows it."""
+
+    id: ReviewId
+    exchange_id: ExchangeId
+    state: State
+    version: int
+    """Grows by one with every change; a change made from an older version is refused."""
+    title: str
+    """Start of the question."""
+    preview: str
+    """Start of the answer."""
+    rank: float
+    """Place in the queue, in seconds; lower is judged sooner."""
+    confidence: float | None
+    rule: str
+    tags: tuple[str, ...]
+    created_at: datetime
+    updated_at: datetime
+    assignee: str | None
+    holder: str | None
+    """Who claimed it."""
+    held_until: datetime | None
+    deadline_at: datetime | None
+    at_expiry: AtExpiry
+    ruling_id: int | None
+    resolved_at: datetime | None
+    delivered_at: datetime | None
+    """When a waiting caller took the verdict."""
+    erased_at: datetime | None
+    """When the personal data of the item was removed."""
+
+    @property
+    def is_open(self) -> bool:
+        """True while the item needs a verdict."""
+        return self.state in OPEN
+
+    def is_held_by_other(self, reviewer: str, now: datetime) -> bool:
+        """True when somebody else holds the item and the lease still runs."""
+        return self.holder not in {None, reviewer} and self.held_until is not None and self.held_until > now
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comment:
+    """What a reviewer noted beside an item."""
+
+    id: int
+    by: str
+    at: datetime
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ItemDetail:
+    """One item with all that a reviewer reads; the document is `None` once the item was erased."""
+
+    item: Item
+    document: Document | None
+    ruling: Ruling | None
+    comments: tuple[Comment, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditRow:
+    """One happening in the life of an item. It holds no text that a person wrote, so erasing need not touch it."""
+
+    seq: int
+    item_id: ReviewId
+    version: int | None
+    """The item's version after the event; `None` for events that change nothing."""
+    event: Event
+    from_state: State | None
+    to_state: State | None
+    by: str
+    at: datetime
+    detail: Mapping[str, Json]
+
+
+class Sort(StrEnum):
+    """Orders of a list."""
+
+    RISK = "risk"
+    """Riskiest first: low confidence, heavy tags and old age come up."""
+    NEWEST = "newest"
+    OLDEST = "oldest"
+    DEADLINE = "deadline"
+    """Nearest deadline first; items without one are left out."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Filters:
+    """Which items a list shows; an empty field lets all pass."""
+
+    states: frozenset[State] = frozenset()
+    tags: frozenset[str] = frozenset()
+    """An item must have all of them."""
+    assignee: str | None = None
+    holder: str | None = None
+    rule: str | None = None
+    min_confidence: float | None = None
+    max_confidence: float | None = None
+    created_after: datetime | None = None
+    created_before: datetime | None = None
+    text: str = ""
+    """Words to find in question, answer, passages or comments; all must occur."""
+
+
+OPEN_ITEMS = Filters(states=OPEN)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Page:
+    """One page of a list."""
+
+    items: tuple[Item, ...]
+    next_cursor: str | None
+    """Pass it to get the page behind this one; `None` on the last page."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueueSettings:
+    """How a queue behaves; every duration is in seconds."""
+
+    lease_s: float = 900.0
+    """How long a claim holds."""
+    undo_s: float = 60.0
+    """How long a verdict can be taken back, unless a caller already has it."""
+    deadline_s: float | None = None
+    """Time for a verdict when the submitter names none; `None` waits for ever."""
+    at_expiry: AtExpiry = AtExpiry.EXPIRE
+    retry_s: float = 5.0
+    """How long a busy or unreachable database is tried again."""
+    head_start_s: float = 86_400.0
+    """How much earlier an answer of confidence 0 counts as submitted than one of confidence 1, before tag weights."""
+    tag_weights: Mapping[str, float] = field(default_factory=dict[str, float])
+    """Tag -> factor on the head start, 1 where unnamed; the largest counts."""

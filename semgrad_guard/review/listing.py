@@ -1,0 +1,133 @@
+"""Lists of items: filters, orders and keyset pages, whose cost does not grow with the queue."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import ColumnElement, and_, column, func, inspect, literal, select, table, text, tuple_
+
+from semgrad_guard.errors import CursorError
+from semgrad_guard.review.ddl import FTS_TABLE
+from semgrad_guard.review.items import Filters, Page, Sort
+from semgrad_guard.review.reading import item_of
+from semgrad_guard.review.schema import UtcDateTime, items, search, tags
+from semgrad_guard.review.states import State
+
+if TYPE_CHECKING:
+    from sqlalchemy import Column, Connection, RowMapping, Select
+
+
+@dataclass(frozen=True, slots=True)
+class _Order:
+    key: Column[Any]
+    ascending: bool = True
+
+
+_ORDERS = {
+    Sort.RISK: _Order(items.c.rank),
+    Sort.NEWEST: _Order(items.c.created_at, ascending=False),
+    Sort.OLDEST: _Order(items.c.created_at),
+    Sort.DEADLINE: _Order(items.c.deadline_at),
+}
+MOST_PER_PAGE = 200
+
+
+def list_items(conn: Connection, filters: Filters, sort: Sort, cursor: str | None, limit: int) -> Page:
+    """Return one page of the items that pass the filters.
+
+    Raises:
+        CursorError: the cursor is not one that an earlier page gave for this order.
+    """
+    limit = max(1, min(limit, MOST_PER_PAGE))
+    order = _ORDERS[sort]
+    conditions = [*_conditions(conn, filters)]
+    if sort is Sort.DEADLINE:
+        conditions.append(items.c.deadline_at.is_not(None))
+    if cursor is not None:
+        conditions.append(_behind(order, sort, cursor))
+    query = select(items).where(*conditions)
+    rows = conn.execute(_ordered(query, order).limit(limit + 1)).mappings().all()
+    more = len(rows) > limit
+    shown = rows[:limit]
+    return Page(
+        items=tuple(item_of(row) for row in shown), next_cursor=_cursor(shown[-1], order, sort) if more else None
+    )
+
+
+def counts(conn: Connection) -> dict[State, int]:
+    """Return how many items are in each state."""
+    rows = conn.execute(select(items.c.state, func.count()).group_by(items.c.state)).all()
+    found: dict[str, int] = {row[0]: row[1] for row in rows}
+    return {state: found.get(state, 0) for state in State}
+
+
+def count_up_to(conn: Connection, filters: Filters, limit: int) -> int:
+    """Return how many items pass the filters, counting no further than `limit`."""
+    some = select(literal(1)).select_from(items).where(*_conditions(conn, filters)).limit(limit).subquery()
+    return conn.execute(select(func.count()).select_from(some)).scalar_one()
+
+
+def _conditions(conn: Connection, filters: Filters) -> list[ColumnElement[bool]]:
+    equal = [(items.c.assignee, filters.assignee), (items.c.holder, filters.holder), (items.c.rule, filters.rule)]
+    least = [(items.c.confidence, filters.min_confidence), (items.c.created_at, filters.created_after)]
+    most = [(items.c.confidence, filters.max_confidence), (items.c.created_at, filters.created_before)]
+    conditions: list[ColumnElement[bool]] = [key == value for key, value in equal if value is not None]
+    conditions += [key >= value for key, value in least if value is not None]
+    conditions += [key <= value for key, value in most if value is not None]
+    conditions += [items.c.id.in_(select(tags.c.item_id).where(tags.c.tag == tag)) for tag in sorted(filters.tags)]
+    if filters.states:
+        conditions.append(items.c.state.in_(sorted(filters.states)))
+    words = filters.text.split()
+    if words:
+        conditions.append(items.c.id.in_(_matching(conn, words)))
+    return conditions
+
+
+def _matching(conn: Connection, words: list[str]) -> Select[Any]:
+    """Return the query for ids of items in whose texts all words occur."""
+    if conn.dialect.name == "postgresql":
+        vector = func.to_tsvector(text("'simple'"), search.c.body)
+        return select(search.c.item_id).where(
+            vector.bool_op("@@")(func.plainto_tsquery(text("'simple'"), " ".join(words)))
+        )
+    if not inspect(conn).has_table(FTS_TABLE):
+        return select(search.c.item_id).where(and_(*(search.c.body.icontains(word, autoescape=True) for word in words)))
+    index = table(FTS_TABLE, column("rowid"))
+    quoted = " ".join('"' + word.replace('"', '""') + '"' for word in words)
+    found = select(index.c.rowid).where(text(f"{FTS_TABLE} MATCH :words").bindparams(words=quoted))
+    return select(search.c.item_id).where(search.c.seq.in_(found))
+
+
+def _ordered(query: Select[Any], order: _Order) -> Select[Any]:
+    if order.ascending:
+        return query.order_by(order.key, items.c.id)
+    return query.order_by(order.key.desc(), items.c.id.desc())
+
+
+def _behind(order: _Order, sort: Sort, cursor: str) -> ColumnElement[bool]:
+    value, item_id = _read_cursor(order, sort, cursor)
+    here = tuple_(order.key, items.c.id)
+    there = tuple_(literal(value, order.key.type), literal(item_id))
+    return here > there if order.ascending else here < there
+
+
+def _cursor(row: RowMapping, order: _Order, sort: Sort) -> str:
+    value = row[order.key.name]
+    shown = value.isoformat() if isinstance(order.key.type, UtcDateTime) else value
+    return base64.urlsafe_b64encode(json.dumps([sort, shown, row["id"]]).encode()).decode()
+
+
+def _read_cursor(order: _Order, sort: Sort, cursor: str) -> tuple[datetime | float, str]:
+    try:
+        named, value, item_id = json.loads(base64.urlsafe_b64decode(cursor.encode()))
+        moment = datetime.fromisoformat(value) if isinstance(order.key.type, UtcDateTime) else float(value)
+    except (ValueError, TypeError, binascii.Error) as error:
+        raise CursorError from error
+    if named != sort or not isinstance(item_id, str):
+        raise CursorError
+    return moment, item_id

@@ -1,0 +1,15 @@
+"""Alembic's entry: it runs on the connection and in the transaction that `semgrad_guard.review.migrate` opened."""
+
+from __future__ import annotations
+
+from alembic import context
+
+from semgrad_guard.review.schema import VERSION_TABLE, metadata
+
+context.configure(
+    connection=context.config.attributes["connection"],
+    target_metadata=metadata,
+    version_table=VERSION_TABLE,
+    transactional_ddl=True,
+)
+context.run_migrations()

@@ -1,0 +1,256 @@
+"""The moves of an item between its states: each checks the table of moves, changes a row and adds one to the trail."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import insert, select, update
+
+from semgrad_guard.errors import AlreadyClaimedError, IllegalMoveError, UndoRefusedError
+from semgrad_guard.review import outbox, trail
+from semgrad_guard.review.items import AtExpiry
+from semgrad_guard.review.reading import item_of, read_item
+from semgrad_guard.review.schema import comments, items, rulings
+from semgrad_guard.review.states import MOVES, Event, State, allowed_from
+from semgrad_guard.review.text import storable
+from semgrad_guard.review.trail import Change, Happening
+
+if TYPE_CHECKING:
+    from semgrad_guard.review.database import Transaction
+    from semgrad_guard.review.items import Item, QueueSettings
+
+CLOCK = "clock"
+"""Who did it, in the audit trail, when time did: a lease or a deadline ended."""
+
+_VERDICT_OF = {Event.APPROVE: State.APPROVED, Event.EDIT: State.EDITED, Event.REJECT: State.REJECTED}
+_AT_EXPIRY = {
+    AtExpiry.EXPIRE: (State.EXPIRED, ""),
+    AtExpiry.APPROVE: (State.APPROVED, None),
+    AtExpiry.REJECT: (State.REJECTED, "nobody decided before the deadline"),
+}
+
+
+def claim(tx: Transaction, item_id: str, by: str, settings: QueueSettings) -> Item:
+    """Give an item to a reviewer for the length of a lease; the holder's own lease is renewed."""
+    item = freed(tx, read_item(tx.conn, item_id, lock=True), by)
+    event = Event.RENEW if item.state is State.CLAIMED else Event.CLAIM
+    until = tx.now + timedelta(seconds=settings.lease_s)
+    return _move(tx, item, Happening(event, by), State.CLAIMED, holder=by, held_until=until)
+
+
+def claim_next(tx: Transaction, by: str, settings: QueueSettings, skip: frozenset[str]) -> Item | None:
+    """Give a reviewer the riskiest item that nobody holds and nobody else is to judge."""
+    lapse_all(tx, limit=100)
+    query = (
+        select(items)
+        .where(items.c.state == State.PENDING, (items.c.assignee.is_(None)) | (items.c.assignee == by))
+        .order_by(items.c.rank, items.c.id)
+        .limit(1)
+        .with_for_update(skip_locked=True)
+    )
+    if skip:
+        query = query.where(items.c.id.not_in(skip))
+    row = tx.conn.execute(query).mappings().first()
+    if row is None:
+        return None
+    until = tx.now + timedelta(seconds=settings.lease_s)
+    return _move(tx, item_of(row), Happening(Event.CLAIM, by), State.CLAIMED, holder=by, held_until=until)
+
+
+def release(tx: Transaction, item_id: str, by: str, *, force: bool = False) -> Item:
+    """Put a claimed item back; only its holder may, unless `force`."""
+    item = read_item(tx.conn, item_id, lock=True)
+    if not force and item.is_held_by_other(by, tx.now):
+        raise AlreadyClaimedError(item.id, str(item.holder))
+    return _move(tx, item, Happening(Event.RELEASE, by), State.PENDING, holder=None, held_until=None)
+
+
+def lapse_all(tx: Transaction, *, limit: int) -> int:
+    """Put back items whose lease has ended; return how many."""
+    query = (
+        select(items)
+        .where(items.c.state == State.CLAIMED, items.c.held_until <= tx.now)
+        .limit(limit)
+        .with_for_update(skip_locked=True)
+    )
+    ended = [item_of(row) for row in tx.conn.execute(query).mappings().all()]
+    for item in ended:
+        _lapse(tx, item)
+    return len(ended)
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """What a verdict says."""
+
+    text: str | None
+    """The edited answer or the reason; `None` where the answer stands as it is."""
+    correct: bool | None
+    """Whether the model's answer was right; `None` where nobody looked."""
+
+
+def settle(tx: Transaction, item_id: str, event: Event, by: str, judgement: Judgement, *, delay_s: float) -> Item:
+    """Give an item its verdict.
+
+    Args:
+        tx: the transaction.
+        item_id: the item.
+        event: `APPROVE`, `EDIT` or `REJECT`.
+        by: the reviewer.
+        judgement: what the verdict says.
+        delay_s: when others are told, in seconds from now.
+    """
+    item = freed(tx, read_item(tx.conn, item_id, lock=True), by)
+    happening = Happening(event, by, {"correct": judgement.correct})
+    return _rule(tx, item, happening, _VERDICT_OF[event], judgement, delay_s=delay_s)
+
+
+def expire(tx: Transaction, item: Item) -> Item:
+    """End an item whose deadline has passed, in the way it asks for."""
+    state, text = _AT_EXPIRY[item.at_expiry]
+    return _rule(
+        tx, item, Happening(Event.EXPIRE, CLOCK, is_main=False), state, Judgement(text, correct=None), delay_s=0.0
+    )
+
+
+def expire_all(tx: Transaction, *, limit: int) -> int:
+    """End the items whose deadline has passed; return how many."""
+    query = (
+        select(items)
+        .where(items.c.state.in_([State.PENDING, State.CLAIMED]), items.c.deadline_at <= tx.now)
+        .limit(limit)
+        .with_for_update(skip_locked=True)
+    )
+    late = [item_of(row) for row in tx.conn.execute(query).mappings().all()]
+    for item in late:
+        expire(tx, item)
+    return len(late)
+
+
+def undo(tx: Transaction, item_id: str, by: str, settings: QueueSettings, *, force: bool = False) -> Item:
+    """Take a verdict back; the item returns to the reviewer.
+
+    Args:
+        tx: the transaction.
+        item_id: the item.
+        by: who gave the verdict.
+        settings: for how long it can be undone.
+        force: allow taking back somebody else's verdict.
+
+    Raises:
+        UndoRefusedError: it is too late, a caller already has the verdict, or another reviewer gave it.
+    """
+    item = read_item(tx.conn, item_id, lock=True)
+    _check(item, Event.UNDO, State.CLAIMED)
+    ruling = tx.conn.execute(select(rulings.c.by, rulings.c.at).where(rulings.c.id == item.ruling_id)).one()
+    if ruling.by != by and not (force and ruling.by != CLOCK):
+        raise UndoRefusedError(item.id, f"{ruling.by} gave it")
+    if tx.now > ruling.at + timedelta(seconds=settings.undo_s):
+        raise UndoRefusedError(item.id, f"it can be undone for {settings.undo_s:g} seconds")
+    if item.delivered_at is not None or not outbox.retract(tx, item.id):
+        raise UndoRefusedError(item.id, "it was already delivered")
+    until = tx.now + timedelta(seconds=settings.lease_s)
+    return _move(
+        tx,
+        item,
+        Happening(Event.UNDO, by),
+        State.CLAIMED,
+        holder=by,
+        held_until=until,
+        ruling_id=None,
+        resolved_at=None,
+    )
+
+
+def assign(tx: Transaction, item_id: str, by: str, assignee: str | None) -> Item:
+    """Say who is to judge an open item; `None` leaves it to anybody."""
+    item = read_item(tx.conn, item_id, lock=True)
+    if not item.is_open:
+        raise IllegalMoveError(item.id, item.state, "assigned", allowed_from(item.state))
+    happening = Happening(Event.ASSIGN, by, {"assignee": assignee})
+    return _change(tx, item, happening, item.state, {"assignee": assignee})
+
+
+def comment(tx: Transaction, item_id: str, by: str, text: str) -> None:
+    """Note something beside an item, in any state."""
+    item = read_item(tx.conn, item_id)
+    tx.conn.execute(insert(comments).values(item_id=item.id, by=by, at=tx.now, text=storable(text)))
+    trail.record(tx, item.id, Happening(Event.COMMENT, by))
+
+
+def deliver(tx: Transaction, item: Item, to: str) -> None:
+    """Note that a waiting caller has the verdict."""
+    if item.delivered_at is None:
+        tx.conn.execute(update(items).where(items.c.id == item.id).values(delivered_at=tx.now))
+        trail.record(tx, item.id, Happening(Event.DELIVER, to))
+
+
+def freed(tx: Transaction, item: Item, by: str) -> Item:
+    """Return the item free for `by`: another reviewer's lease that has ended is put on record first.
+
+    Raises:
+        AlreadyClaimedError: another reviewer's lease still runs.
+    """
+    if item.state is not State.CLAIMED or item.holder == by:
+        return item
+    if item.is_held_by_other(by, tx.now):
+        raise AlreadyClaimedError(item.id, str(item.holder))
+    return _lapse(tx, item)
+
+
+def _lapse(tx: Transaction, item: Item) -> Item:
+    happening = Happening(Event.LAPSE, CLOCK, {"holder": item.holder}, is_main=False)
+    return _change(tx, item, happening, State.PENDING, {"holder": None, "held_until": None})
+
+
+def _rule(
+    tx: Transaction, item: Item, happening: Happening, state: State, judgement: Judgement, *, delay_s: float
+) -> Item:
+    _check(item, happening.event, state)
+    ruling = (
+        insert(rulings)
+        .values(
+            item_id=item.id,
+            verdict=str(state),
+            text=None if judgement.text is None else storable(judgement.text),
+            correct=judgement.correct,
+            by=happening.by,
+            at=tx.now,
+        )
+        .returning(rulings.c.id)
+    )
+    ruling_id: int = tx.conn.execute(ruling).scalar_one()
+    values = {"holder": None, "held_until": None, "ruling_id": ruling_id, "resolved_at": tx.now}
+    settled = _change(tx, item, happening, state, values)
+    outbox.announce(tx, item.id, outbox.VERDICT, ruling_id=ruling_id, delay_s=delay_s)
+    return settled
+
+
+def _move(tx: Transaction, item: Item, happening: Happening, state: State, **values: Any) -> Item:
+    _check(item, happening.event, state)
+    return _change(tx, item, happening, state, values)
+
+
+def _check(item: Item, event: Event, wanted: State) -> None:
+    move = MOVES[event]
+    if item.state not in move.start or wanted not in move.end:
+        raise IllegalMoveError(item.id, item.state, wanted, allowed_from(item.state))
+
+
+def _change(tx: Transaction, item: Item, happening: Happening, state: State, values: dict[str, Any]) -> Item:
+    """Write the change, if the item is still the one that was read."""
+    version = item.version + 1
+    statement = (
+        update(items)
+        .where(items.c.id == item.id, items.c.version == item.version)
+        .values(state=state, version=version, updated_at=tx.now, **values)
+        .returning(items)
+    )
+    row = tx.conn.execute(statement).mappings().one_or_none()
+    if row is None:  # someone else changed it between reading and writing
+        now = read_item(tx.conn, item.id)
+        raise IllegalMoveError(item.id, now.state, state, allowed_from(now.state))
+    trail.record(tx, item.id, happening, Change(item.state, state, version))
+    return item_of(row)

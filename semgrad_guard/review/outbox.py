@@ -1,0 +1,149 @@
+"""Telling others about items: written in the transaction of the happening, taken by each consumer once.
+
+A consumer is another part of the program by name, or a webhook. It takes what is due under a lease, acts, and reports
+back; what it failed to report is handed out again, so acting twice must be harmless: every delivery has a stable key.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from sqlalchemy import delete, insert, select, update
+
+from semgrad_guard.flow import ReviewId
+from semgrad_guard.review.schema import consumers, deliveries
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from datetime import datetime
+
+    from sqlalchemy import Connection
+
+    from semgrad_guard.review.database import Transaction
+
+DUE, DONE, FAILED = "due", "done", "failed"
+VERDICT = "verdict"
+"""Kind of announcement made when an item gets its verdict; the other kind is `submit`."""
+_MOST_TRIES = 12
+_LONGEST_WAIT_S = 3600.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Delivery:
+    """One thing that a consumer is to be told."""
+
+    id: int
+    consumer: str
+    item_id: ReviewId
+    event: str
+    """`submit` or `verdict`."""
+    ruling_id: int | None
+    tries: int
+
+    @property
+    def key(self) -> str:
+        """The same each time this is handed out: use it to make acting twice harmless."""
+        return f"{self.consumer}:{self.event}:{self.item_id}:{self.ruling_id or 0}"
+
+
+def subscribe(
+    tx: Transaction, name: str, events: Iterable[str], *, url: str | None = None, secret: str | None = None
+) -> None:
+    """Let a consumer be told about what happens from now on; a known name is changed."""
+    values = {"events": json.dumps(sorted(events)), "url": url, "secret": secret, "active": True}
+    changed = tx.conn.execute(update(consumers).where(consumers.c.name == name).values(**values)).rowcount
+    if not changed:
+        tx.conn.execute(insert(consumers).values(name=name, created_at=tx.now, **values))
+
+
+def unsubscribe(tx: Transaction, name: str) -> None:
+    """Stop telling a consumer, and forget what it was not told yet."""
+    tx.conn.execute(update(consumers).where(consumers.c.name == name).values(active=False))
+    tx.conn.execute(delete(deliveries).where(deliveries.c.consumer == name, deliveries.c.status == DUE))
+
+
+def announce(tx: Transaction, item_id: str, event: str, *, ruling_id: int | None = None, delay_s: float = 0.0) -> None:
+    """Note for every consumer of the event that it is to be told, `delay_s` seconds from now."""
+    subscribed = tx.conn.execute(select(consumers.c.name, consumers.c.events).where(consumers.c.active)).all()
+    due = [
+        {
+            "consumer": name,
+            "item_id": item_id,
+            "event": event,
+            "ruling_id": ruling_id,
+            "status": DUE,
+            "tries": 0,
+            "due_at": tx.now + timedelta(seconds=delay_s),
+        }
+        for name, events in subscribed
+        if str(event) in json.loads(events)
+    ]
+    if due:
+        tx.conn.execute(insert(deliveries), due)
+
+
+def take(tx: Transaction, consumer: str, *, limit: int, lease_s: float) -> tuple[Delivery, ...]:
+    """Return what the consumer is to be told now; nobody else gets the same before the lease ends."""
+    query = (
+        select(deliveries)
+        .where(deliveries.c.consumer == consumer, deliveries.c.status == DUE, deliveries.c.due_at <= tx.now)
+        .order_by(deliveries.c.due_at, deliveries.c.id)
+        .limit(limit)
+        .with_for_update(skip_locked=True)
+    )
+    taken = tuple(
+        Delivery(
+            id=row["id"],
+            consumer=row["consumer"],
+            item_id=ReviewId(row["item_id"]),
+            event=row["event"],
+            ruling_id=row["ruling_id"],
+            tries=row["tries"] + 1,
+        )
+        for row in tx.conn.execute(query).mappings()
+    )
+    if taken:
+        tx.conn.execute(
+            update(deliveries)
+            .where(deliveries.c.id.in_([each.id for each in taken]))
+            .values(tries=deliveries.c.tries + 1, due_at=tx.now + timedelta(seconds=lease_s))
+        )
+    return taken
+
+
+def confirm(tx: Transaction, delivery: Delivery) -> None:
+    """Note that the consumer was told."""
+    tx.conn.execute(
+        update(deliveries).where(deliveries.c.id == delivery.id).values(status=DONE, done_at=tx.now, error=None)
+    )
+
+
+def postpone(tx: Transaction, delivery: Delivery, error: str, *, most_tries: int = _MOST_TRIES) -> None:
+    """Note that telling the consumer failed; it is tried again ever later, and given up after `most_tries`."""
+    given_up = delivery.tries >= most_tries
+    wait_s = min(2.0**delivery.tries, _LONGEST_WAIT_S)
+    tx.conn.execute(
+        update(deliveries)
+        .where(deliveries.c.id == delivery.id)
+        .values(status=FAILED if given_up else DUE, due_at=tx.now + timedelta(seconds=wait_s), error=error[:500])
+    )
+
+
+def retract(tx: Transaction, item_id: str) -> bool:
+    """Take back the verdict's announcements; return False, and take back none, when somebody was told already."""
+    mine = (deliveries.c.item_id == item_id, deliveries.c.event == VERDICT)
+    told = tx.conn.execute(select(deliveries.c.id).where(*mine, deliveries.c.tries > 0).limit(1)).first()
+    if told is not None:
+        return False
+    tx.conn.execute(delete(deliveries).where(*mine))
+    return True
+
+
+def due_at(conn: Connection, consumer: str) -> datetime | None:
+    """Return when the consumer's next delivery falls due, or `None` when there is none."""
+    query = select(deliveries.c.due_at).where(deliveries.c.consumer == consumer, deliveries.c.status == DUE)
+    moment: datetime | None = conn.execute(query.order_by(deliveries.c.due_at).limit(1)).scalar_one_or_none()
+    return moment

@@ -1,0 +1,212 @@
+"""The tables of the queue, and the revision of the migrations that they equal.
+
+Short columns that lists filter and sort by are in `items`; long texts live in tables of their own, so that a move
+never rewrites them.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Column,
+    DateTime,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    TypeDecorator,
+    UniqueConstraint,
+    event,
+)
+from typing_extensions import override
+
+from semgrad_guard.review.ddl import create_audit_guard, create_search_index
+from semgrad_guard.review.states import State
+
+if TYPE_CHECKING:
+    from sqlalchemy import Dialect
+
+HEAD = "0001"
+"""Newest revision under `migrations/versions`; these tables are what it leads to."""
+VERSION_TABLE = "semgrad_schema"
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """A timezone-aware moment in UTC on every database; SQLite has no zones, so it holds the bare UTC time."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    @override
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Bring a moment to UTC."""
+        if value is None:
+            return None
+        moment = value.astimezone(UTC)
+        return moment.replace(tzinfo=None) if dialect.name == "sqlite" else moment
+
+    @override
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Mark a moment as UTC."""
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+_Seq = BigInteger().with_variant(Integer, "sqlite")
+"""Counting key: SQLite counts up by itself only for its plain INTEGER."""
+_Name = String(200)
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+_STATES = ", ".join(f"'{state}'" for state in State)
+
+items = Table(
+    "semgrad_items",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("exchange_id", _Name, nullable=False, unique=True),
+    Column("state", String(16), CheckConstraint(f"state IN ({_STATES})", name="state"), nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("title", Text, nullable=False),
+    Column("preview", Text, nullable=False),
+    Column("question_key", String(64)),
+    Column("rank", Float(53), nullable=False),
+    Column("confidence", Float(53)),
+    Column("rule", _Name, nullable=False),
+    Column("tags", Text, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("updated_at", UtcDateTime, nullable=False),
+    Column("assignee", _Name),
+    Column("holder", _Name),
+    Column("held_until", UtcDateTime),
+    Column("deadline_at", UtcDateTime),
+    Column("at_expiry", String(16), nullable=False),
+    Column("ruling_id", _Seq),
+    Column("resolved_at", UtcDateTime),
+    Column("delivered_at", UtcDateTime),
+    Column("erased_at", UtcDateTime),
+    Index(None, "state", "rank", "id"),
+    Index(None, "state", "created_at", "id"),
+    Index(None, "state", "deadline_at", "id"),
+    Index(None, "created_at", "id"),
+    Index(None, "question_key", "resolved_at"),
+)
+
+documents = Table(
+    "semgrad_documents",
+    metadata,
+    Column("item_id", String(32), ForeignKey(items.c.id), primary_key=True),
+    Column("body", Text, nullable=False),
+)
+
+tags = Table(
+    "semgrad_tags",
+    metadata,
+    Column("tag", _Name, primary_key=True),
+    Column("item_id", String(32), ForeignKey(items.c.id), primary_key=True),
+    Index(None, "item_id"),
+)
+
+rulings = Table(
+    "semgrad_rulings",
+    metadata,
+    Column("id", _Seq, primary_key=True),
+    Column("item_id", String(32), ForeignKey(items.c.id), nullable=False),
+    Column("verdict", String(16), nullable=False),
+    Column("text", Text),
+    Column("correct", Boolean),
+    Column("by", _Name, nullable=False),
+    Column("at", UtcDateTime, nullable=False),
+    Index(None, "item_id"),
+    Index(None, "at"),
+)
+"""Every verdict ever given; `items.ruling_id` is the one that holds. `text` is empty where the answer was approved as
+it is; `correct` says whether the model's answer was right, unknown where a deadline decided."""
+
+comments = Table(
+    "semgrad_comments",
+    metadata,
+    Column("id", _Seq, primary_key=True),
+    Column("item_id", String(32), ForeignKey(items.c.id), nullable=False),
+    Column("by", _Name, nullable=False),
+    Column("at", UtcDateTime, nullable=False),
+    Column("text", Text, nullable=False),
+    Index(None, "item_id"),
+)
+
+audit = Table(
+    "semgrad_audit",
+    metadata,
+    Column("seq", _Seq, primary_key=True),
+    Column("item_id", String(32), ForeignKey(items.c.id), nullable=False),
+    Column("version", Integer),
+    Column("event", String(16), nullable=False),
+    Column("from_state", String(16)),
+    Column("to_state", String(16)),
+    Column("by", _Name, nullable=False),
+    Column("at", UtcDateTime, nullable=False),
+    Column("detail", Text, nullable=False),
+    Column("op", String(64), unique=True),
+    UniqueConstraint("item_id", "version"),
+)
+"""One row a happening, never changed or deleted: triggers refuse it. Two changes can't claim the same version. `op`
+names the operation, so that one whose commit was acknowledged to nobody is recognised when it is tried again."""
+
+search = Table(
+    "semgrad_search",
+    metadata,
+    Column("seq", _Seq, primary_key=True),
+    Column("item_id", String(32), ForeignKey(items.c.id), nullable=False, unique=True),
+    Column("body", Text, nullable=False),
+)
+
+consumers = Table(
+    "semgrad_consumers",
+    metadata,
+    Column("name", _Name, primary_key=True),
+    Column("events", Text, nullable=False),
+    Column("url", Text),
+    Column("secret", Text),
+    Column("active", Boolean, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+)
+"""Who is told about items: other parts by name, or webhooks with a URL."""
+
+deliveries = Table(
+    "semgrad_deliveries",
+    metadata,
+    Column("id", _Seq, primary_key=True),
+    Column("consumer", _Name, ForeignKey(consumers.c.name), nullable=False),
+    Column("item_id", String(32), ForeignKey(items.c.id), nullable=False),
+    Column("event", String(16), nullable=False),
+    Column("ruling_id", _Seq),
+    Column("status", String(16), nullable=False),
+    Column("tries", Integer, nullable=False),
+    Column("due_at", UtcDateTime, nullable=False),
+    Column("done_at", UtcDateTime),
+    Column("error", Text),
+    Index(None, "consumer", "status", "due_at", "id"),
+    Index(None, "item_id"),
+)
+"""What each consumer still has to be told, written in the same transaction as what happened."""
+
+event.listen(search, "after_create", lambda _table, connection, **_: create_search_index(connection))
+event.listen(audit, "after_create", lambda _table, connection, **_: create_audit_guard(connection))

@@ -1,0 +1,77 @@
+"""Which revision a database has, and what may be done about it without the migration tool."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sqlalchemy import Column, MetaData, String, Table, inspect, select, text
+
+from semgrad_guard.errors import SchemaVersionError
+from semgrad_guard.review.schema import HEAD, VERSION_TABLE, items, metadata
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+_LOCK_KEY = 0x53454D47
+"""Advisory lock that set-up and migrations take, so that two of them never run at once."""
+
+version_table = Table(VERSION_TABLE, MetaData(), Column("version_num", String(32), primary_key=True))
+
+
+def lock_schema(connection: Connection) -> None:
+    """Let one process at a time change the tables; SQLite's write transaction does so by itself."""
+    if connection.dialect.name == "postgresql":
+        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK_KEY})
+
+
+def revision_of(connection: Connection) -> str | None:
+    """Return the revision of a database, or `None` where the queue has no tables yet."""
+    if not inspect(connection).has_table(VERSION_TABLE):
+        return None
+    return connection.execute(select(version_table.c.version_num)).scalar_one_or_none()
+
+
+def ensure_current(connection: Connection, shown_url: str) -> None:
+    """Make a fresh SQLite database ready, upgrade an older one, and check any other.
+
+    Raises:
+        SchemaVersionError: the database is not set up, older or newer than this code.
+        MissingExtraError: an older SQLite database needs the migration tool to be upgraded.
+    """
+    found = revision_of(connection)
+    if found == HEAD:
+        return
+    if connection.dialect.name != "sqlite":
+        raise SchemaVersionError(shown_url, found, HEAD, known=found is None or is_known(found))
+    if found is None:
+        create_current(connection, shown_url)
+    else:
+        upgrade_sqlite(connection, shown_url, found)
+
+
+def create_current(connection: Connection, shown_url: str) -> None:
+    """Create all tables at the newest revision in a database without any, in the running transaction.
+
+    Raises:
+        SchemaVersionError: some of the tables are there, but no revision.
+    """
+    lock_schema(connection)
+    if inspect(connection).has_table(items.name):
+        raise SchemaVersionError(shown_url, None, HEAD, known=False)
+    metadata.create_all(connection)
+    version_table.create(connection)
+    connection.execute(version_table.insert().values(version_num=HEAD))
+
+
+def upgrade_sqlite(connection: Connection, shown_url: str, found: str) -> None:
+    """Bring an older SQLite database up to date in the running transaction."""
+    from semgrad_guard.review.migrate import upgrade  # noqa: PLC0415 - needs the extra `review`
+
+    if not is_known(found):
+        raise SchemaVersionError(shown_url, found, HEAD, known=False)
+    upgrade(connection)
+
+
+def is_known(revision: str) -> bool:
+    """True when this code can upgrade from a revision: they are numbered, so an unknown one is a later one."""
+    return revision <= HEAD

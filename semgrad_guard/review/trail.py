@@ -1,0 +1,126 @@
+"""The audit trail: one row for every happening, and the state that the rows replay to."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from sqlalchemy import insert, select
+
+from semgrad_guard.flow import ReviewId
+from semgrad_guard.review.items import AuditRow
+from semgrad_guard.review.schema import audit
+from semgrad_guard.review.states import Event, State
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from sqlalchemy import Connection, RowMapping
+
+    from semgrad_guard.flow import Json
+    from semgrad_guard.review.database import Transaction
+
+
+@dataclass(frozen=True, slots=True)
+class Happening:
+    """What happened to an item, by whom."""
+
+    event: Event
+    by: str
+    detail: Mapping[str, Json] = field(default_factory=dict[str, "Json"])
+    """Facts beside it; no text that a person wrote."""
+    is_main: bool = True
+    """False for what the operation only brought about in passing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """How a happening changed its item."""
+
+    before: State | None
+    after: State
+    version: int
+    """The item's version afterwards."""
+
+
+def record(tx: Transaction, item_id: str, happening: Happening, change: Change | None = None) -> None:
+    """Add one row to the trail, in the transaction of the happening itself."""
+    tx.conn.execute(
+        insert(audit).values(
+            item_id=item_id,
+            version=change.version if change else None,
+            event=happening.event,
+            from_state=change.before if change else None,
+            to_state=change.after if change else None,
+            by=happening.by,
+            at=tx.now,
+            detail=json.dumps(dict(happening.detail)),
+            op=tx.op if happening.is_main else None,
+        )
+    )
+
+
+def item_of_operation(tx: Transaction) -> ReviewId | None:
+    """Return the item that this operation already changed, when an earlier try was committed."""
+    if not tx.retried:
+        return None
+    found = tx.conn.execute(select(audit.c.item_id).where(audit.c.op == tx.op)).scalar_one_or_none()
+    return None if found is None else ReviewId(found)
+
+
+def rows_of(conn: Connection, item_id: str) -> tuple[AuditRow, ...]:
+    """Return the life of an item, oldest first."""
+    query = select(audit).where(audit.c.item_id == item_id).order_by(audit.c.seq)
+    return tuple(_row(each) for each in conn.execute(query).mappings())
+
+
+def rows_after(conn: Connection, seq: int, limit: int) -> tuple[AuditRow, ...]:
+    """Return the trail of all items behind row `seq`, oldest first."""
+    query = select(audit).where(audit.c.seq > seq).order_by(audit.c.seq).limit(limit)
+    return tuple(_row(each) for each in conn.execute(query).mappings())
+
+
+def _row(row: RowMapping) -> AuditRow:
+    return AuditRow(
+        seq=row["seq"],
+        item_id=ReviewId(row["item_id"]),
+        version=row["version"],
+        event=Event(row["event"]),
+        from_state=State(row["from_state"]) if row["from_state"] else None,
+        to_state=State(row["to_state"]) if row["to_state"] else None,
+        by=row["by"],
+        at=row["at"],
+        detail=json.loads(row["detail"]),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Replayed:
+    """What the trail of one item says about it."""
+
+    state: State | None
+    version: int
+    holder: str | None
+    assignee: str | None
+
+
+def replay(rows: Iterable[AuditRow]) -> Replayed:
+    """Return the state that the rows of one item lead to; rows that change nothing are passed over."""
+    now = Replayed(None, 0, None, None)
+    for row in rows:
+        if row.version is None:
+            continue
+        holder = row.by if row.to_state is State.CLAIMED and row.event in _TAKES_HOLD else now.holder
+        assignee = row.detail.get("assignee") if row.event in _SETS_ASSIGNEE else now.assignee
+        now = Replayed(
+            state=row.to_state,
+            version=row.version,
+            holder=holder if row.to_state is State.CLAIMED else None,
+            assignee=assignee if isinstance(assignee, str) else None,
+        )
+    return now
+
+
+_TAKES_HOLD = frozenset({Event.CLAIM, Event.RENEW, Event.UNDO, Event.IMPORT})
+_SETS_ASSIGNEE = frozenset({Event.ASSIGN, Event.IMPORT})

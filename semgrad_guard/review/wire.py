@@ -1,0 +1,123 @@
+"""Items as JSON: what the command line prints, the API answers and webhooks carry."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+from pydantic import BaseModel, ConfigDict, JsonValue
+
+from semgrad_guard.flow import Verdict
+from semgrad_guard.review.document import Document
+from semgrad_guard.review.items import AtExpiry
+from semgrad_guard.review.states import Event, State
+
+if TYPE_CHECKING:
+    from semgrad_guard.flow import Ruling
+    from semgrad_guard.review.items import AuditRow, Comment, Item, ItemDetail, Page
+
+
+class _View(BaseModel):
+    model_config = ConfigDict(frozen=True, from_attributes=True)
+
+
+class ItemView(_View):
+    """One answer in the queue."""
+
+    id: str
+    exchange_id: str
+    state: State
+    version: int
+    title: str
+    preview: str
+    confidence: float | None
+    rule: str
+    tags: tuple[str, ...]
+    created_at: datetime
+    updated_at: datetime
+    assignee: str | None
+    holder: str | None
+    held_until: datetime | None
+    deadline_at: datetime | None
+    at_expiry: AtExpiry
+    resolved_at: datetime | None
+    delivered_at: datetime | None
+    erased_at: datetime | None
+
+    @classmethod
+    def of(cls, item: Item) -> ItemView:
+        """Return the view of an item."""
+        return cls.model_validate(item)
+
+
+class RulingView(_View):
+    """A person's verdict, or what the deadline decided."""
+
+    review_id: str
+    verdict: Verdict
+    text: str
+    by: str
+    at: datetime
+
+    @classmethod
+    def of(cls, ruling: Ruling) -> RulingView:
+        """Return the view of a verdict."""
+        return cls.model_validate(ruling)
+
+
+class CommentView(_View):
+    """A note beside an item."""
+
+    by: str
+    at: datetime
+    text: str
+
+    @classmethod
+    def of(cls, comment: Comment) -> CommentView:
+        """Return the view of a comment."""
+        return cls.model_validate(comment)
+
+
+class AuditView(_View):
+    """One happening in the life of an item."""
+
+    seq: int
+    item_id: str
+    version: int | None
+    event: Event
+    from_state: State | None
+    to_state: State | None
+    by: str
+    at: datetime
+    detail: dict[str, JsonValue]
+
+    @classmethod
+    def of(cls, row: AuditRow) -> AuditView:
+        """Return the view of an audit row."""
+        return cls.model_validate(row)
+
+
+class DetailView(_View):
+    """One answer with all that a reviewer reads; `document` is null once it was erased."""
+
+    item: ItemView
+    document: Document | None
+    ruling: RulingView | None
+    comments: tuple[CommentView, ...]
+
+    @classmethod
+    def of(cls, detail: ItemDetail) -> DetailView:
+        """Return the view of an item's details."""
+        return cls.model_validate(detail)
+
+
+class PageView(_View):
+    """One page of a list."""
+
+    items: tuple[ItemView, ...]
+    next_cursor: str | None
+
+    @classmethod
+    def of(cls, page: Page) -> PageView:
+        """Return the view of a page."""
+        return cls.model_validate(page)
