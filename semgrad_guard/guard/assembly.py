@@ -162,7 +162,7 @@ def _thresholds(profile: Profile | None) -> Callable[[RiskTarget, frozenset[str]
             raise UncalibratedError(msg)
         from semgrad_guard.calibration import risk_threshold  # noqa: PLC0415 - loads numpy
 
-        return risk_threshold(profile, target.max_error_rate, target.delta, tags=tags or None).value
+        return risk_threshold(profile, target.max_error_rate, target.delta, tags=tags).value
 
     return threshold
 
