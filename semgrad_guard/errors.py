@@ -101,6 +101,27 @@ class ContextTooLongError(ScoringError, ValueError):
         )
 
 
+class ForeignTokensError(ScoringError, ValueError):
+    """Token ids that the scoring model does not have."""
+
+    def __init__(self, token_id: int, n_vocabulary: int) -> None:
+        """Keep the id and the size of the model's vocabulary."""
+        self.token_id, self.n_vocabulary = token_id, n_vocabulary
+        super().__init__(
+            f"token id {token_id} is not among the scoring model's 0 to {n_vocabulary - 1}: "
+            "the ids come from another model's tokenizer; give the texts instead"
+        )
+
+
+class ScoringSettingError(ScoringError, ValueError):
+    """A setting of a scorer is not one that it can use."""
+
+    def __init__(self, setting: str, value: object, allowed: str) -> None:
+        """Keep the setting, the value seen and what is allowed."""
+        self.setting, self.value, self.allowed = setting, value, allowed
+        super().__init__(f"{setting}={value!r} cannot be used: allowed is {allowed}")
+
+
 class NonFiniteScoreError(ScoringError, ArithmeticError):
     """The model produced NaN or infinite numbers for this exchange."""
 

@@ -1,0 +1,198 @@
+"""Token ids -> what one backward pass says about the answer, for one exchange or several at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import TYPE_CHECKING
+
+import torch
+
+from semgrad_guard.models.kept import full_cache
+from semgrad_guard.scoring.anatomy import anatomy_of
+from semgrad_guard.scoring.borrow import borrowed
+from semgrad_guard.scoring.gradients import record, run_blind, state_norms
+from semgrad_guard.scoring.head import STORED_ENTRIES, run_head
+from semgrad_guard.scoring.layout import lay_out
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+    from semgrad_guard.flow import ScorePath
+    from semgrad_guard.models.kept import KeptCache
+    from semgrad_guard.scoring.anatomy import Anatomy
+    from semgrad_guard.scoring.gradients import Band, Recording
+    from semgrad_guard.scoring.head import HeadPass
+    from semgrad_guard.scoring.layout import Layout, Tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What to differentiate."""
+
+    band: Band
+    n_recorded: int
+    """How many of the last prompt tokens are recorded: -t* or more."""
+
+
+@dataclass(frozen=True, slots=True)
+class PartMeasure:
+    """Gradients of the objective over one run of answer tokens."""
+
+    tokens: slice
+    semgrad: tuple[float, ...]
+    """Mean absolute gradient by the band's states at position -1, -2, ... of the prompt, as far as recorded."""
+    paragrad: float
+    exgrad: float
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """What one backward pass says about an answer; tensors are float64, ``(answer token,)``."""
+
+    nll: Tensor
+    """Negative log-likelihoods, in nats."""
+    entropy: Tensor
+    """Entropies of the predicting distributions, in nats."""
+    top: Tensor
+    """Largest probabilities."""
+    is_top: Tensor
+    """True where the answer's token was the likeliest."""
+    parts: tuple[PartMeasure, ...]
+    """The whole answer first, then the parts asked for."""
+    path: ScorePath
+
+
+def measure(
+    model: PreTrainedModel,
+    batch: Sequence[Tokens],
+    reading: Reading,
+    *,
+    parts: Sequence[Sequence[slice]] = (),
+    kept: KeptCache | None = None,
+) -> list[Measure]:
+    """Return one measure for each exchange. The caller holds the model's lock.
+
+    Args:
+        model: any causal language model of transformers.
+        batch: the exchanges, run together.
+        reading: what to differentiate.
+        parts: for each exchange, runs of answer tokens to measure beside the whole answer.
+        kept: KV cache of the generation of the answer, for a single exchange.
+
+    Raises:
+        NonFiniteScoreError: hidden states, likelihoods or gradients are NaN or infinite.
+        GradientsUnavailableError: no gradients can be taken through this model.
+    """
+    anatomy = anatomy_of(model)
+    wanted = [[slice(0, len(t.answer)), *own] for t, own in zip(batch, parts or [()] * len(batch), strict=True)]
+    with borrowed(model):
+        recording, layout, path = _run(model, anatomy, batch, reading, kept)
+        heads = list(_heads(anatomy, recording.z, batch, layout, wanted))
+        norms = _state_norms(recording, layout, heads, batch, wanted, reading)
+    return [
+        _measure(head, own, by_part, n_recorded=len(tokens.prompt) - start, path=path)
+        for tokens, head, own, by_part, start in zip(batch, heads, wanted, norms, layout.starts, strict=True)
+    ]
+
+
+def _run(
+    model: PreTrainedModel, anatomy: Anatomy, batch: Sequence[Tokens], reading: Reading, kept: KeptCache | None
+) -> tuple[Recording, Layout, ScorePath]:
+    """Run the prefix without gradients, unless a cache holds it, and the rest with."""
+    layout = lay_out(batch, reading.n_recorded, anatomy.device, split=anatomy.has_cache)
+    start = layout.starts[0]
+    if kept is not None and anatomy.has_cache and kept.supports_crop and kept.ids[:start] == batch[0].read[:start]:
+        return record(model, anatomy, layout.rest, kept.prefix(start), reading.band), layout, "reused"
+    cache = full_cache(model) if layout.prefix else None
+    if layout.prefix:
+        run_blind(model, anatomy, layout.prefix, cache)
+    recording = record(model, anatomy, layout.rest, cache, reading.band)
+    return recording, layout, "cold" if anatomy.has_cache else "full"
+
+
+def _heads(
+    anatomy: Anatomy, z: Tensor, batch: Sequence[Tokens], layout: Layout, parts: Sequence[Sequence[slice]]
+) -> Iterator[HeadPass]:
+    """Yield what the head says about each answer; several answers share a pass while their logits fit in memory."""
+    room = max(1, STORED_ENTRIES // anatomy.head.n_vocabulary)
+    for group in _groups([len(tokens.answer) for tokens in batch], room):
+        ends = list(accumulate(len(batch[i].answer) for i in group))
+        inputs = torch.cat([z[i, _predicting(batch[i], layout.starts[i])] for i in group]).detach()
+        targets = torch.tensor([token for i in group for token in batch[i].answer], device=z.device)
+        moved = [
+            _moved(part, end - len(batch[i].answer)) for i, end in zip(group, ends, strict=True) for part in parts[i]
+        ]
+        together = run_head(anatomy.head, inputs, targets, moved)
+        norms = iter(together.norms)
+        for i, end in zip(group, ends, strict=True):
+            own = slice(end - len(batch[i].answer), end)
+            yield together._replace(
+                nll=together.nll[own].cpu(),
+                entropy=together.entropy[own].cpu(),
+                top=together.top[own].cpu(),
+                is_top=together.is_top[own].cpu(),
+                pull=together.pull[own],
+                norms=tuple(next(norms) for _ in parts[i]),
+            )
+
+
+def _state_norms(
+    recording: Recording,
+    layout: Layout,
+    heads: Sequence[HeadPass],
+    batch: Sequence[Tokens],
+    parts: Sequence[Sequence[slice]],
+    reading: Reading,
+) -> list[list[Tensor]]:
+    """Return the mean absolute gradients by the band's states, for each exchange and part; one backward pass a part."""
+    found: list[list[Tensor]] = [[] for _ in batch]
+    n_rounds = max(len(own) for own in parts)
+    for number in range(n_rounds):
+        at_head = torch.zeros_like(recording.z)
+        chosen = [i for i, own in enumerate(parts) if number < len(own)]
+        for i in chosen:
+            part = parts[i][number]
+            rows = _predicting(batch[i], layout.starts[i])
+            weights = heads[i].entropy[part].to(heads[i].pull) / (part.stop - part.start)
+            pull = heads[i].pull[part] * weights[:, None]
+            at_head[i, rows.start + part.start : rows.start + part.stop] = pull.to(at_head)
+        norms = state_norms(recording, at_head, reading.n_recorded, keep=number + 1 < n_rounds)
+        for i in chosen:
+            found[i].append(norms[i])
+    return found
+
+
+def _measure(
+    head: HeadPass, parts: Sequence[slice], norms: Sequence[Tensor], *, n_recorded: int, path: ScorePath
+) -> Measure:
+    measured = tuple(
+        PartMeasure(part, tuple(reversed(by_position[:n_recorded].tolist())), weight.paragrad, weight.exgrad)
+        for part, weight, by_position in zip(parts, head.norms, norms, strict=True)
+    )
+    return Measure(head.nll, head.entropy, head.top, head.is_top, measured, path)
+
+
+def _predicting(tokens: Tokens, start: int) -> slice:
+    """Return the places in the rest at which the answer's tokens are predicted."""
+    first = len(tokens.prompt) - start - 1
+    return slice(first, first + len(tokens.answer))
+
+
+def _groups(lengths: Sequence[int], room: int) -> Iterator[list[int]]:
+    """Yield runs of indices whose lengths add up to at most `room`, or single ones."""
+    group, filled = list[int](), 0
+    for i, length in enumerate(lengths):
+        if group and filled + length > room:
+            yield group
+            group, filled = [], 0
+        group.append(i)
+        filled += length
+    yield group
+
+
+def _moved(part: slice, by: int) -> slice:
+    return slice(part.start + by, part.stop + by)

@@ -1,0 +1,180 @@
+"""The output head: likelihood, entropy and all gradients of it in closed form, a block of the vocabulary at a time.
+
+For one answer token with head input `z`, softmax `p` and target `y`, the gradient of `-log p(y)` is `p - onehot(y)` by
+the logits, `e = (p - onehot(y)) * slope` by the head's raw output, `e W` by `z`, and the outer product of `e` and `z`
+by the weight W. The gradient by W never exists as a whole.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+
+from semgrad_guard.errors import NonFiniteScoreError
+from semgrad_guard.scoring.head_source import head_source
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from torch import Tensor, nn
+
+    from semgrad_guard.scoring.head_source import HeadSource
+    from semgrad_guard.scoring.logit_map import LogitMap
+
+BLOCK_ENTRIES = 2**21
+"""Entries of the weight's gradient held at a time (8 MB in float32): more falls out of the processor's caches."""
+STORED_ENTRIES = 2**26
+"""Logits kept between the two passes over the vocabulary (256 MB in float32); more are computed twice instead."""
+
+
+@dataclass(frozen=True, slots=True)
+class OutputHead:
+    """A model's output head and what becomes of its output."""
+
+    module: nn.Module
+    logit_map: LogitMap
+    n_vocabulary: int
+
+
+class WeightNorms(NamedTuple):
+    """Mean absolute gradient by the head's weight, of the objective over a run of answer tokens."""
+
+    paragrad: float
+    """Each token weighted by its entropy."""
+    exgrad: float
+    """Each token weighted 1."""
+
+
+class HeadPass(NamedTuple):
+    """What the head says about some answer tokens; the first axis is the token."""
+
+    nll: Tensor
+    """Negative log-likelihood in nats, ``(token,)``, float64."""
+    entropy: Tensor
+    """Of the softmax, in nats, ``(token,)``, float64."""
+    top: Tensor
+    """Largest probability, ``(token,)``, float64."""
+    is_top: Tensor
+    """True where the answer's token is the likeliest, ``(token,)``."""
+    pull: Tensor
+    """Gradient of each token's NLL by its own head input, ``(token, hidden)``."""
+    norms: tuple[WeightNorms, ...]
+    """One for each run of tokens asked for."""
+
+
+class _Softmax(NamedTuple):
+    """The sums of one softmax a token, over the whole vocabulary."""
+
+    peak: Tensor
+    log_total: Tensor
+    """Logarithm of the sum of `exp(logit - peak)`."""
+    moment: Tensor
+    """Mean of `logit - peak` under the softmax."""
+    own: Tensor
+    """The target's logit."""
+
+
+def run_head(head: OutputHead, z: Tensor, targets: Tensor, parts: Sequence[slice]) -> HeadPass:
+    """Return likelihoods, entropies and gradients of some answer tokens.
+
+    Args:
+        head: the output head.
+        z: head inputs, ``(token, hidden)``.
+        targets: the answer's token ids, ``(token,)``.
+        parts: runs of tokens for which the gradient by the weight is wanted.
+
+    Raises:
+        NonFiniteScoreError: hidden states or logits are NaN or infinite.
+    """
+    _require_finite(z, "the hidden state before the output head")
+    width = max(64, BLOCK_ENTRIES // (2 * z.shape[1]) // 64 * 64)
+    blocks = [slice(start, min(start + width, head.n_vocabulary)) for start in range(0, head.n_vocabulary, width)]
+    logits = _Logits(head, head_source(head.module, z), blocks, n_tokens=len(z))
+    softmax = _first_pass(logits, targets)
+    nll = softmax.log_total - (softmax.own - softmax.peak)
+    entropy = softmax.log_total - softmax.moment
+    _require_finite(nll + entropy, "the log-likelihood of the answer")
+    entropy.clamp_(min=0.0)
+    norms = _second_pass(logits, targets, softmax, entropy, parts)
+    top = (-softmax.log_total).exp()
+    return HeadPass(nll, entropy, top, softmax.own >= softmax.peak, logits.source.pull(), norms)
+
+
+class _Logits:
+    """The logits of some tokens, a block of the vocabulary at a time, kept for a second pass if there is room."""
+
+    def __init__(self, head: OutputHead, source: HeadSource, blocks: Sequence[slice], *, n_tokens: int) -> None:
+        self.head, self.source, self.blocks = head, source, blocks
+        self._kept: list[Tensor] = []
+        self._keeps = n_tokens * head.n_vocabulary <= STORED_ENTRIES
+
+    def __iter__(self) -> Iterator[tuple[slice, Tensor]]:
+        """Yield each block and its logits, ``(token, vocabulary of the block)``."""
+        if self._kept:
+            yield from zip(self.blocks, self._kept, strict=True)
+            return
+        for block in self.blocks:
+            logits = self.head.logit_map.apply_(self.source.raw(block))
+            if self._keeps:
+                self._kept.append(logits)
+            yield block, logits
+
+
+def _first_pass(blocks: _Logits, targets: Tensor) -> _Softmax:
+    """Return the softmax sums, in float64 and relative to the peak: a sure token's tiny entropy is exact too."""
+    own = torch.zeros(len(targets), dtype=torch.float64, device=targets.device)
+    peaks, totals, moments = list[torch.Tensor](), list[torch.Tensor](), list[torch.Tensor]()
+    for block, logits in blocks:
+        rows, columns = _targets_in(block, targets)
+        own[rows] = logits[rows, columns].double()
+        peak = logits.amax(dim=1, keepdim=True)
+        below = logits - peak
+        powers = below.exp()
+        peaks.append(peak[:, 0].double())
+        totals.append(powers.sum(dim=1, dtype=torch.float64))
+        moments.append(below.mul_(powers).sum(dim=1, dtype=torch.float64))
+    by_block = torch.stack(peaks)
+    peak = by_block.amax(dim=0)
+    below = by_block - peak
+    powers = below.exp()
+    total = (powers * torch.stack(totals)).sum(dim=0)
+    moment = (powers * (torch.stack(moments) + below * torch.stack(totals))).sum(dim=0)
+    return _Softmax(peak, total.log(), moment / total, own)
+
+
+def _second_pass(
+    blocks: _Logits, targets: Tensor, softmax: _Softmax, weights: Tensor, parts: Sequence[slice]
+) -> tuple[WeightNorms, ...]:
+    """Send every token's error to its head input, and sum the absolute gradient by the weight over the vocabulary."""
+    inputs = blocks.source.inputs
+    both = torch.cat([inputs * weights.to(inputs.dtype)[:, None], inputs], dim=1)
+    log_total = (softmax.peak + softmax.log_total).to(inputs.dtype)[:, None]
+    sums = torch.zeros(len(parts), 2, dtype=torch.float64, device=inputs.device)
+    for block, logits in blocks:
+        errors = (logits - log_total).exp_()
+        errors[_targets_in(block, targets)] -= 1.0
+        blocks.head.logit_map.pull_back_(errors, logits)
+        blocks.source.push(block, errors)
+        for number, part in enumerate(parts):
+            gradient = (errors[part].T @ both[part]).abs_().view(-1, 2, inputs.shape[1])
+            # a float32 sum over the vocabulary would lose up to 2 %; over one row of hidden dimensions it does not
+            sums[number] += gradient.sum(dim=2).sum(dim=0, dtype=torch.float64)
+    n_entries = blocks.head.n_vocabulary * inputs.shape[1]
+    lengths = [len(range(*part.indices(len(targets)))) for part in parts]
+    return tuple(
+        WeightNorms(*(value / (n_entries * length) for value in pair))
+        for pair, length in zip(sums.tolist(), lengths, strict=True)
+    )
+
+
+def _targets_in(block: slice, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the tokens whose target lies in a block, and its place there."""
+    rows = ((targets >= block.start) & (targets < block.stop)).nonzero(as_tuple=True)[0]
+    return rows, targets[rows] - block.start
+
+
+def _require_finite(values: Tensor, where: str) -> None:
+    if not bool(torch.isfinite(values).all()):
+        raise NonFiniteScoreError(where)
