@@ -1,0 +1,254 @@
+"""Every prompt, retrieval and question of the running chains, without any plumbing by the user.
+
+LangChain asks every registered context variable for a handler whenever a chain starts. Ours has a *default*, so the one
+handler below is found in every thread and every event loop, and sees each run together with its parent. A guard later
+in the same chain looks up what was asked and who wrote the text that it received. A tree of runs is forgotten as soon
+as its root ends, fails or is cancelled.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from langchain_core.callbacks import BaseCallbackHandler
+from langchain_core.tracers.context import register_configure_hook
+from typing_extensions import override
+
+from langchain_semgrad.convert import question_in, result_text
+from langchain_semgrad.run_tree import LlmRun, Retrieval, RunTree, choose
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from uuid import UUID
+
+    from langchain_core.documents import Document
+    from langchain_core.messages import BaseMessage
+    from langchain_core.outputs import LLMResult
+
+MAX_TREES = 10_000
+"""Calls under way at once whose prompts are kept; beyond it the oldest is forgotten, and its guard fails closed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Captured:
+    """What is known about the text that a guard received."""
+
+    llm_run: LlmRun | None
+    question: str | None
+    documents: tuple[Document, ...]
+    root: UUID
+
+
+class RunStore:
+    """The trees of all calls under way; safe to use from many threads."""
+
+    def __init__(self, max_trees: int = MAX_TREES) -> None:
+        """Start empty."""
+        self._lock = threading.Lock()
+        self._max_trees = max_trees
+        self._trees: OrderedDict[UUID, RunTree] = OrderedDict()
+        self._tree_of: dict[UUID, RunTree] = {}
+
+    def __len__(self) -> int:
+        return len(self._tree_of)
+
+    def start(self, run_id: UUID, parent: UUID | None, question: str | None = None) -> None:
+        """Note that a run began; one with an unknown parent is a root of its own."""
+        with self._lock:
+            self._start(run_id, parent, question)
+
+    def start_llm(self, run: LlmRun, parent: UUID | None) -> None:
+        """Note that a model was called."""
+        with self._lock:
+            self._start(run.id, parent, None).llm_runs.append(run)
+
+    def wrote(self, run_id: UUID, text: str, *, stopped: bool) -> None:
+        """Note what a model call wrote."""
+        with self._lock:
+            tree = self._tree_of.get(run_id)
+            for run in tree.llm_runs if tree else ():
+                if run.id == run_id:
+                    run.text, run.stopped = text, stopped
+
+    def retrieved(self, run_id: UUID, documents: Sequence[Document]) -> None:
+        """Note what a retriever found."""
+        with self._lock:
+            tree = self._tree_of.get(run_id)
+            if tree is not None:
+                tree.retrievals.append(Retrieval(run_id, tuple(documents)))
+
+    def end(self, run_id: UUID) -> None:
+        """Forget the whole tree when its root ended, however it ended."""
+        with self._lock:
+            if run_id in self._trees:
+                self._forget(run_id)
+
+    def find(
+        self, run_id: UUID, text: str | None, *, message_run_id: UUID | None = None, within: bool = False
+    ) -> Captured | None:
+        """Return what is known about a text that a run received; `None` when the run is not known.
+
+        Args:
+            run_id: the guard's own run or, with `within`, the run of the chain that gave the text.
+            text: the text; `None` where the value holds none.
+            message_run_id: the model call that the message says it comes from.
+            within: look below the run only, never at its ancestors.
+        """
+        with self._lock:
+            tree = self._tree_of.get(run_id)
+            if tree is None:
+                return None
+            scopes = [run_id] if within else list(tree.upwards(run_id))[1:]
+            found = choose(tree, scopes, text, message_run_id)
+            documents = next((d for d in map(tree.documents_below, scopes) if d), [])
+            return Captured(found, tree.question(scopes, found.id if found else None), tuple(documents), tree.root)
+
+    def wrote_text(self, run_id: UUID, text: str) -> bool:
+        """Tell whether some model call of the same tree wrote exactly this text."""
+        with self._lock:
+            tree = self._tree_of.get(run_id)
+            return tree is not None and any((run.text or "").strip() == text.strip() for run in tree.llm_runs)
+
+    def _start(self, run_id: UUID, parent: UUID | None, question: str | None) -> RunTree:
+        tree = self._tree_of.get(parent) if parent else None
+        if tree is None:
+            tree = self._trees[run_id] = RunTree(run_id)
+            parent = None
+            while len(self._trees) > self._max_trees:
+                self._forget(next(iter(self._trees)))
+        tree.parents[run_id] = parent
+        self._tree_of[run_id] = tree
+        if question:
+            tree.questions[run_id] = question
+        return tree
+
+    def _forget(self, root: UUID) -> None:
+        for run_id in self._trees.pop(root).parents:
+            self._tree_of.pop(run_id, None)
+
+
+class CaptureHandler(BaseCallbackHandler):
+    """Writes what LangChain reports into a store; it is quick, never raises and changes nothing."""
+
+    run_inline = True  # in order, on the thread that runs the chain: a worker thread might come too late
+
+    def __init__(self, store: RunStore) -> None:
+        """Keep where to write."""
+        self._store = store
+
+    @override
+    def on_chain_start(
+        self,
+        serialized: dict[str, Any] | None,
+        inputs: Any,
+        *,
+        run_id: UUID,
+        parent_run_id: UUID | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self._store.start(run_id, parent_run_id, question_in(inputs))
+
+    @override
+    def on_tool_start(
+        self,
+        serialized: dict[str, Any] | None,
+        input_str: str,
+        *,
+        run_id: UUID,
+        parent_run_id: UUID | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self._store.start(run_id, parent_run_id)
+
+    @override
+    def on_retriever_start(
+        self,
+        serialized: dict[str, Any] | None,
+        query: str,
+        *,
+        run_id: UUID,
+        parent_run_id: UUID | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self._store.start(run_id, parent_run_id, query)
+
+    @override
+    def on_chat_model_start(
+        self,
+        serialized: dict[str, Any] | None,
+        messages: list[list[BaseMessage]],
+        *,
+        run_id: UUID,
+        parent_run_id: UUID | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self._store.start_llm(llm_run(serialized, tuple(messages[0]), run_id, kwargs), parent_run_id)
+
+    @override
+    def on_llm_start(
+        self,
+        serialized: dict[str, Any] | None,
+        prompts: list[str],
+        *,
+        run_id: UUID,
+        parent_run_id: UUID | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self._store.start_llm(llm_run(serialized, prompts[0], run_id, kwargs), parent_run_id)
+
+    @override
+    def on_llm_end(self, response: LLMResult, *, run_id: UUID, **kwargs: Any) -> None:
+        text, stopped = result_text(response)
+        self._store.wrote(run_id, text, stopped=stopped)
+        self._store.end(run_id)
+
+    @override
+    def on_retriever_end(self, documents: Sequence[Document], *, run_id: UUID, **kwargs: Any) -> None:
+        self._store.retrieved(run_id, documents)
+        self._store.end(run_id)
+
+    @override
+    def on_chain_end(self, outputs: Any, *, run_id: UUID, **kwargs: Any) -> None:
+        self._store.end(run_id)
+
+    @override
+    def on_tool_end(self, output: Any, *, run_id: UUID, **kwargs: Any) -> None:
+        self._store.end(run_id)
+
+    @override
+    def on_chain_error(self, error: BaseException, *, run_id: UUID, **kwargs: Any) -> None:
+        self._store.end(run_id)
+
+    on_tool_error = on_llm_error = on_retriever_error = on_chain_error
+
+
+def llm_run(
+    serialized: dict[str, Any] | None, prompt: str | tuple[BaseMessage, ...], run_id: UUID, said: dict[str, Any]
+) -> LlmRun:
+    """Return a model call as LangChain announced it.
+
+    Args:
+        serialized: what the model says about itself.
+        prompt: what it reads.
+        run_id: its run.
+        said: the callback's other arguments.
+    """
+    about, metadata, params = serialized or {}, said.get("metadata") or {}, said.get("invocation_params") or {}
+    model = metadata.get("ls_model_name") or params.get("model") or params.get("model_name") or params.get("model_id")
+    name = said.get("name") or about.get("name") or (about.get("id") or ["model"])[-1]
+    return LlmRun(id=run_id, name=str(name), prompt=prompt, model=str(model) if model else None, serialized=serialized)
+
+
+STORE = RunStore()
+"""What the handler in force writes to."""
+
+_HANDLER = CaptureHandler(STORE)
+
+_handler: ContextVar[BaseCallbackHandler | None] = ContextVar("semgrad_guard_capture", default=_HANDLER)
+
+
+register_configure_hook(_handler, inheritable=True)

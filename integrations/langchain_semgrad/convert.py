@@ -1,0 +1,164 @@
+"""LangChain's values -> ours, and back: messages, documents, model results, questions."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+from langchain_core.documents import Document
+from langchain_core.messages import (
+    AIMessage,
+    BaseMessage,
+    ChatMessage,
+    HumanMessage,
+    SystemMessage,
+    convert_to_messages,
+)
+from langchain_core.outputs import ChatGeneration
+from langchain_core.prompt_values import PromptValue
+
+from semgrad_guard.flow import Message, Passage
+
+if TYPE_CHECKING:
+    from langchain_core.outputs import Generation, LLMResult
+
+    from semgrad_guard.flow import Prompt
+
+QUESTION_KEYS = ("question", "input", "query")
+"""Keys of a chain's input under which its question is looked for, in this order."""
+SOURCE_KEYS = ("source", "title", "url", "id")
+"""Keys of a document's metadata that say where it came from."""
+SCORE_KEYS = ("relevance_score", "score")
+
+_ROLES = {"human": "user", "ai": "assistant", "system": "system", "tool": "tool", "function": "tool"}
+_RUN_PREFIXES = ("lc_run--", "run--", "run-")
+
+
+# --- messages ---------------------------------------------------------------------------------------------------------
+
+
+def to_prompt(prompt: str | Sequence[BaseMessage]) -> Prompt:
+    """Return a prompt in our words; what is not text in a message is left out."""
+    return prompt if isinstance(prompt, str) else tuple(to_message(message) for message in prompt)
+
+
+def to_message(message: BaseMessage) -> Message:
+    """Return one message in our words; calls of tools are part of the text, as the model's template would show them."""
+    role = message.role if isinstance(message, ChatMessage) else _role(message)
+    calls = message.tool_calls if isinstance(message, AIMessage) else []
+    text = str(message.text)
+    if calls:
+        shown = [json.dumps({"name": c["name"], "arguments": c["args"]}, default=str) for c in calls]
+        text = "\n".join([text, *shown]).strip()
+    return Message(role, text)
+
+
+def _role(message: BaseMessage) -> str:
+    kind = message.type.removesuffix("MessageChunk").lower()
+    return _ROLES.get(kind, kind)
+
+
+def from_prompt(prompt: Prompt) -> str | list[BaseMessage]:
+    """Return a prompt as LangChain's models read it; a role that LangChain does not know becomes a chat message."""
+    if isinstance(prompt, str):
+        return prompt
+    known: dict[str, type[BaseMessage]] = {"user": HumanMessage, "assistant": AIMessage, "system": SystemMessage}
+    return [
+        known[m.role](content=m.content) if m.role in known else ChatMessage(role=m.role, content=m.content)
+        for m in prompt
+    ]
+
+
+def run_id_of(message: BaseMessage | None) -> UUID | None:
+    """Return the model call that LangChain names in a message's id; `None` for ids given by a provider."""
+    name = (message.id or "") if message is not None else ""
+    for prefix in _RUN_PREFIXES:
+        if name.startswith(prefix):
+            try:
+                return UUID(name.removeprefix(prefix)[:36])
+            except ValueError:
+                return None
+    return None
+
+
+# --- documents --------------------------------------------------------------------------------------------------------
+
+
+def to_passage(document: Document) -> Passage:
+    """Return a retrieved document in our words."""
+    metadata = document.metadata
+    source = next((str(metadata[key]) for key in SOURCE_KEYS if metadata.get(key) is not None), None)
+    scores = [metadata[key] for key in SCORE_KEYS if isinstance(metadata.get(key), int | float)]
+    return Passage(document.page_content, source or document.id, float(scores[0]) if scores else None)
+
+
+def to_document(passage: Passage) -> Document:
+    """Return a passage as LangChain's document."""
+    metadata = {"source": passage.source} if passage.source else {}
+    return Document(page_content=passage.text, metadata=metadata)
+
+
+def documents_in(value: object) -> list[Document]:
+    """Return the documents that a chain's value carries beside the answer, as under the key `context`."""
+    if not isinstance(value, Mapping):
+        return []
+    return [
+        doc for part in value.values() if isinstance(part, list | tuple) for doc in part if isinstance(doc, Document)
+    ]
+
+
+# --- results and questions --------------------------------------------------------------------------------------------
+
+
+def result_text(result: LLMResult) -> tuple[str, bool]:
+    """Return what a model call wrote, and whether it asked for tools instead of answering."""
+    first: Generation | None = next((g for candidates in result.generations for g in candidates), None)
+    if first is None:
+        return "", False
+    if isinstance(first, ChatGeneration):
+        return str(first.message.text), asks_for_tools(first.message)
+    return first.text, False
+
+
+def asks_for_tools(message: object) -> bool:
+    """Tell whether a message is a request to run tools rather than an answer."""
+    return isinstance(message, AIMessage) and bool(message.tool_calls or message.invalid_tool_calls)
+
+
+def text_of(value: object) -> str | None:
+    """Return the text of a string, a message or a model's result; `None` for anything else."""
+    if isinstance(value, str):
+        return value
+    return str(value.text) if isinstance(value, BaseMessage) else None
+
+
+def question_in(inputs: object, key: str | None = None) -> str | None:
+    """Return the question in a chain's input, where there is one.
+
+    Args:
+        inputs: a text, a mapping with one of `QUESTION_KEYS` or `messages`, or messages.
+        key: key of the mapping, when it is another one.
+    """
+    if isinstance(inputs, str):
+        return inputs.strip() or None
+    if isinstance(inputs, Mapping):
+        keys = (key,) if key else (*QUESTION_KEYS, "messages")
+        found = (question_in(inputs[k]) for k in keys if k in inputs and not isinstance(inputs[k], Mapping))
+        return next((q for q in found if q), None)
+    return _last_human(inputs)
+
+
+def _last_human(inputs: object) -> str | None:
+    if isinstance(inputs, PromptValue):
+        inputs = inputs.to_messages()
+    if isinstance(inputs, BaseMessage):
+        inputs = [inputs]
+    if not isinstance(inputs, list | tuple) or not inputs or not isinstance(inputs[-1], BaseMessage | tuple | dict):
+        return None
+    try:
+        messages = convert_to_messages(inputs)
+    except Exception:  # noqa: BLE001 - a list of something else; this runs inside every chain and must never raise
+        return None
+    return next((str(m.text) for m in reversed(messages) if isinstance(m, HumanMessage)), None)

@@ -1,0 +1,160 @@
+"""A value and what was captured about it -> the exchange that is judged."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from langchain_semgrad.capture import STORE
+from langchain_semgrad.convert import documents_in, question_in, run_id_of, to_passage, to_prompt
+from langchain_semgrad.values import Slot, find_answers
+from semgrad_guard.errors import PromptNotFoundError, ScoringError
+from semgrad_guard.flow import RUN_KEY, Exchange
+from semgrad_guard.telemetry.runs import RunRef
+
+if TYPE_CHECKING:
+    from uuid import UUID
+
+    from langchain_core.callbacks.manager import BaseRunManager
+
+    from langchain_semgrad.capture import Captured
+    from langchain_semgrad.own_model import OwnModel
+    from langchain_semgrad.run_tree import LlmRun
+    from semgrad_guard.flow import Json, Passage, Prompt
+
+_log = logging.getLogger("semgrad_guard")
+
+_OWN_TAG = re.compile(r"(seq:step|map:key|graph:step|branch|condition|langsmith|semgrad):")
+_OWN_METADATA = ("ls_", "lc_", "langgraph_", "__", "checkpoint_", "revision_id")
+
+ADVICE = (
+    "put the guard into the chain that calls the model, as in `prompt | llm | SemGradGuard()`, and pass `config` on "
+    "where your own function calls the model in another thread"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One answer to judge."""
+
+    slot: Slot | None
+    """Where it is in the chain's value; `None` where the value holds no text of its own."""
+    exchange: Exchange
+    llm_run: LlmRun | None
+    error: ScoringError | None = None
+    """Why it cannot be judged."""
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What is known of the call beside the value."""
+
+    run_id: UUID
+    """The guard's own run or, with `within`, the run of the chain that gave the value."""
+    manager: BaseRunManager | None = None
+    within: bool = False
+    question: str | None = None
+    """The question, where the caller knows it."""
+    key: str | None = None
+    """The answer's key in a mapping."""
+    own_model: OwnModel | None = None
+
+
+def jobs_in(value: Any, setting: Setting) -> tuple[Job, ...]:
+    """Return the answers in a value, each as an exchange with the prompt, question and passages that it came from."""
+    slots = find_answers(value, lambda text: STORE.wrote_text(setting.run_id, text), setting.key)
+    return tuple(_job_or_failure(value, slot, setting) for slot in slots or (None,))
+
+
+def _job_or_failure(value: Any, slot: Slot | None, setting: Setting) -> Job:
+    try:
+        return _job(value, slot, setting)
+    except Exception as error:  # noqa: BLE001 - an answer that cannot be read takes `on_error`, it does not break the chain
+        _log.exception("could not read what a chain gave")
+        failure = ScoringError(f"could not read what the chain gave: {type(error).__name__}: {error}")
+        return Job(slot, Exchange(answer=slot.text if slot else "", question=setting.question), None, failure)
+
+
+def _job(value: Any, slot: Slot | None, setting: Setting) -> Job:
+    text = slot.text if slot else None
+    message_run = run_id_of(slot.message) if slot else None
+    captured = STORE.find(setting.run_id, text, message_run_id=message_run, within=setting.within)
+    run = captured.llm_run if captured else None
+    about = _about(setting, captured, run)
+    if run is None:
+        error = PromptNotFoundError("among the model calls of this chain", ADVICE)
+        return Job(slot, Exchange(answer=text or "", question=setting.question, **about), None, error)
+    prompt = to_prompt(run.prompt)
+    own = setting.own_model
+    on_policy = own is not None and own.wrote(run)
+    written = (
+        own.without_prompt(run.text or "", prompt) if own and on_policy else without_prompt(run.text or "", prompt)
+    )
+    answer = written if text is None or text.strip() == (run.text or "").strip() else without_prompt(text, prompt)
+    exchange = Exchange(
+        prompt=prompt,
+        answer=answer,
+        question=setting.question or (captured.question if captured else None) or _asked(run),
+        passages=_passages(value, captured, prompt),
+        author=run.model,
+        on_policy=on_policy and answer.strip() == written.strip(),
+        **about,
+    )
+    return Job(slot, exchange, run)
+
+
+def without_prompt(text: str, prompt: Prompt) -> str:
+    """Return a text without the prompt that some integrations repeat before the answer."""
+    return text.removeprefix(prompt) if isinstance(prompt, str) and prompt else text
+
+
+def _asked(run: LlmRun) -> str | None:
+    return None if isinstance(run.prompt, str) else question_in(list(run.prompt))
+
+
+def _passages(value: Any, captured: Captured | None, prompt: Prompt) -> tuple[Passage, ...]:
+    """Return the retrieved texts in the prompt; all retrieved ones where the chain rewrote them beyond recognition."""
+    found = tuple(map(to_passage, (captured.documents if captured else ()) or documents_in(value)))
+    read = _squeezed(prompt if isinstance(prompt, str) else "\n".join(m.content for m in prompt))
+    used = tuple(p for p in found if p.text.strip() and _squeezed(p.text) in read)
+    return used or found
+
+
+def _squeezed(text: str) -> str:
+    return " ".join(text.split())
+
+
+# --- tags, metadata and the traced run --------------------------------------------------------------------------------
+
+
+def _about(setting: Setting, captured: Captured | None, run: LlmRun | None) -> dict[str, Any]:
+    """Return tags and metadata of an exchange."""
+    manager = setting.manager
+    tags = frozenset(t for t in (manager.tags if manager else ()) if not _OWN_TAG.match(t))
+    metadata: dict[str, Json] = {k: v for k, v in (manager.metadata if manager else {}).items() if _is_said(k, v)}
+    if run is not None:
+        metadata |= {"llm_run_id": str(run.id), "llm_run_name": run.name}
+        if traced := _traced(manager, run, captured):
+            metadata[RUN_KEY] = traced.fields()
+    return {"tags": tags, "metadata": metadata}
+
+
+def _is_said(key: str, value: object) -> bool:
+    """Tell whether an entry of the metadata was said by the user, and JSON can hold it."""
+    return not key.startswith(_OWN_METADATA) and (value is None or isinstance(value, bool | int | float | str))
+
+
+def _traced(manager: BaseRunManager | None, run: LlmRun, captured: Captured | None) -> RunRef | None:
+    """Return the ids of the model call in LangSmith, when a tracer records this chain."""
+    for handler in manager.handlers if manager else ():
+        project, runs = getattr(handler, "project_name", None), getattr(handler, "run_map", None)
+        if project and isinstance(runs, Mapping):
+            parent = runs.get(str(manager.run_id)) if manager else None
+            root = captured.root if captured else None
+            return RunRef(
+                run_id=str(run.id), trace_id=str(getattr(parent, "trace_id", root)), session_name=str(project)
+            )
+    return None

@@ -1,0 +1,227 @@
+"""`SemGradGuard`: the runnable that is put behind the model of a chain."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+from langchain_core.runnables import AddableDict, Runnable, RunnableConfig
+from typing_extensions import override
+
+from langchain_semgrad.convert import asks_for_tools
+from langchain_semgrad.exchanges import Setting, jobs_in
+from langchain_semgrad.judging import Work, annotation, guarded, judge_all
+from langchain_semgrad.settings import OnWithheld, Output, Settings, StreamMode, build_guard, can_withhold
+from semgrad_guard.errors import LowConfidenceError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator, Mapping
+    from pathlib import Path
+
+    from langchain_core.callbacks.manager import BaseRunManager
+
+    from semgrad_guard.guard import Guard
+    from semgrad_guard.ports import Scorer
+
+
+class SemGradGuard(Runnable[Any, Any]):
+    """Judges the answer of the chain that it stands in, and gives it, or what the policy puts in its place.
+
+    The value keeps its type: a message comes out as a message with `response_metadata["semgrad"]`, a text as a text, a
+    mapping as a mapping with the answer replaced and `semgrad` added. A message that asks for tools is no answer and
+    passes untouched. An object without text of its own (a parsed one) is judged by the text that the model wrote, and
+    `LowConfidenceError` is raised where it must be held back.
+
+    Args:
+        llm: the chain's model, when it is local: its own weights score its answers.
+        policy: a policy file or its content; the policy that ships with the package when left out.
+        model: another scoring model: a name, Hugging Face id, folder, `.gguf` file or live object.
+        scorer: a ready scorer.
+        guard: a ready `semgrad_guard.Guard`, in place of policy, model and scorer.
+        output: `"same"` keeps the value's type; `"result"` gives a `GuardedAnswer`.
+        stream: `"buffer"` holds a stream back until it is judged; `"annotate"` passes its tokens on and ends with a
+            chunk that holds the findings, so it cannot hold anything back. `None` buffers whenever the policy can
+            refuse.
+        on_withheld: `"message"` gives the policy's message in the answer's place; `"raise"` raises
+            `LowConfidenceError`, on which `with_fallbacks` acts.
+        answer_key: key of the answer in a mapping; `answer`, `output`, `result` and `response` are found by themselves.
+
+    Raises:
+        PolicyFileError: the policy has a mistake.
+        NotGuardableError: `llm` holds no local model.
+        OptionError: an option has an unknown value.
+
+    Example:
+        >>> chain = prompt | llm | SemGradGuard(policy="policy.yaml")  # doctest: +SKIP
+    """
+
+    def __init__(  # noqa: PLR0913 - what users set, each by its own word
+        self,
+        llm: object | None = None,
+        *,
+        policy: str | Path | Mapping[str, object] | None = None,
+        model: object | None = None,
+        scorer: Scorer | None = None,
+        guard: Guard | None = None,
+        output: Output = "same",
+        stream: StreamMode | None = None,
+        on_withheld: OnWithheld = "message",
+        answer_key: str | None = None,
+    ) -> None:
+        self.name = "semgrad_guard"
+        self._settings = Settings(output=output, stream=stream, on_withheld=on_withheld, answer_key=answer_key)
+        self._guard, self._own_model = build_guard(llm, policy=policy, model=model, scorer=scorer, guard=guard)
+
+    @property
+    def guard(self) -> Guard:
+        """The guard that judges."""
+        return self._guard
+
+    # --- one value ----------------------------------------------------------------------------------------------------
+
+    @override
+    def invoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
+        """Return the guarded value.
+
+        Raises:
+            LowConfidenceError: the answer was held back and cannot be replaced by a message, or must not be.
+            UncalibratedError: there is no confidence and the policy says `on_uncalibrated: error`.
+        """
+        return self._call_with_config(self._invoke, input, config)
+
+    @override
+    async def ainvoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
+        """Same as `invoke`; the judging happens in a worker thread, so the event loop is never blocked."""
+        return await self._acall_with_config(self._ainvoke, input, config)
+
+    def _invoke(self, value: Any, run_manager: BaseRunManager) -> Any:
+        if asks_for_tools(value):
+            return value
+        work = self._work(value, run_manager)
+        return guarded(work, judge_all(self._guard, [work])[0], self._settings)
+
+    async def _ainvoke(self, value: Any, run_manager: BaseRunManager) -> Any:
+        return await asyncio.to_thread(self._invoke, value, run_manager)
+
+    def _work(self, value: Any, run_manager: BaseRunManager) -> Work:
+        setting = Setting(run_manager.run_id, run_manager, key=self._settings.answer_key, own_model=self._own_model)
+        return Work(value, jobs_in(value, setting))
+
+    # --- many values --------------------------------------------------------------------------------------------------
+
+    @override
+    def batch(
+        self,
+        inputs: list[Any],
+        config: RunnableConfig | list[RunnableConfig] | None = None,
+        *,
+        return_exceptions: bool = False,
+        **kwargs: Any | None,
+    ) -> list[Any]:
+        """Return the guarded values, in order; all answers are scored in one padded batch."""
+        return self._batch_with_config(self._batch, inputs, config, return_exceptions=return_exceptions)
+
+    @override
+    async def abatch(
+        self,
+        inputs: list[Any],
+        config: RunnableConfig | list[RunnableConfig] | None = None,
+        *,
+        return_exceptions: bool = False,
+        **kwargs: Any | None,
+    ) -> list[Any]:
+        """Same as `batch`, in a worker thread."""
+        return await self._abatch_with_config(self._abatch, inputs, config, return_exceptions=return_exceptions)
+
+    def _batch(self, values: list[Any], run_manager: list[Any]) -> list[Any]:
+        works = [
+            Work(value, ()) if asks_for_tools(value) else self._work(value, manager)
+            for value, manager in zip(values, run_manager, strict=True)
+        ]
+        outcomes = judge_all(self._guard, works)
+        return [self._guarded_or_error(work, found) for work, found in zip(works, outcomes, strict=True)]
+
+    def _guarded_or_error(self, work: Work, outcomes: Any) -> Any:
+        try:
+            return guarded(work, outcomes, self._settings) if work.jobs else work.value
+        except LowConfidenceError as error:
+            return error
+
+    async def _abatch(self, values: list[Any], run_manager: list[Any]) -> list[Any]:
+        return await asyncio.to_thread(self._batch, values, run_manager)
+
+    # --- streams ------------------------------------------------------------------------------------------------------
+
+    @override
+    def transform(self, input: Iterator[Any], config: RunnableConfig | None = None, **kwargs: Any) -> Iterator[Any]:
+        """Yield the guarded value of a stream: once and whole, or as it comes with the findings at the end."""
+        yield from self._transform_stream_with_config(input, self._transform, config)
+
+    @override
+    async def atransform(
+        self, input: AsyncIterator[Any], config: RunnableConfig | None = None, **kwargs: Any
+    ) -> AsyncIterator[Any]:
+        """Same as `transform`; the judging happens in a worker thread."""
+        async for chunk in self._atransform_stream_with_config(input, self._atransform, config):
+            yield chunk
+
+    @override
+    def stream(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Iterator[Any]:
+        """Yield the guarded value of one finished input."""
+        yield from self.transform(iter([input]), config)
+
+    @override
+    async def astream(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> AsyncIterator[Any]:
+        """Same as `stream`."""
+
+        async def once() -> AsyncIterator[Any]:
+            yield input
+
+        async for chunk in self.atransform(once(), config):
+            yield chunk
+
+    @property
+    def _annotates(self) -> bool:
+        return self._settings.stream == "annotate" or (self._settings.stream is None and not can_withhold(self._guard))
+
+    def _transform(self, chunks: Iterator[Any], run_manager: BaseRunManager) -> Iterator[Any]:
+        whole, annotates = None, self._annotates
+        for chunk in chunks:
+            whole = add_chunk(whole, chunk)
+            if annotates:
+                yield chunk
+        last = self._annotate(whole, run_manager) if annotates else self._invoke(whole, run_manager)
+        if last is not None:
+            yield last
+
+    async def _atransform(self, chunks: AsyncIterator[Any], run_manager: BaseRunManager) -> AsyncIterator[Any]:
+        whole, annotates = None, self._annotates
+        async for chunk in chunks:
+            whole = add_chunk(whole, chunk)
+            if annotates:
+                yield chunk
+        last = await asyncio.to_thread(self._annotate if annotates else self._invoke, whole, run_manager)
+        if last is not None:
+            yield last
+
+    def _annotate(self, value: Any, run_manager: BaseRunManager) -> Any:
+        if asks_for_tools(value):
+            return None
+        work = self._work(value, run_manager)
+        outcomes = judge_all(self._guard, [work])[0]
+        withheld = next((outcome for outcome in outcomes if outcome.withheld), None)
+        if withheld is not None and self._settings.on_withheld == "raise":
+            raise LowConfidenceError(withheld.decision, withheld)
+        return annotation(work, outcomes)
+
+
+def add_chunk(whole: Any, chunk: Any) -> Any:
+    """Return what a stream has given so far; of chunks that cannot be added the last one counts, as everywhere here."""
+    if whole is None:
+        return chunk
+    if isinstance(whole, dict) and isinstance(chunk, dict):
+        return AddableDict(whole) + AddableDict(chunk)
+    try:
+        return whole + chunk
+    except TypeError:
+        return chunk

@@ -1,0 +1,112 @@
+"""The options that every entry point of the adapter shares, and the guard that they describe."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from langchain_semgrad.own_model import OwnModel
+from semgrad_guard.errors import ModelError, NotGuardableError, OptionError
+from semgrad_guard.guard import Guard
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from semgrad_guard.ports import Scorer
+
+Output = Literal["same", "result"]
+StreamMode = Literal["buffer", "annotate"]
+OnWithheld = Literal["message", "raise"]
+
+_log = logging.getLogger("semgrad_guard")
+_said_default = threading.Event()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """How the guarded value is given back."""
+
+    output: Output = "same"
+    stream: StreamMode | None = None
+    on_withheld: OnWithheld = "message"
+    answer_key: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse unknown words at once, not at the first answer."""
+        _check("output", self.output, get_args(Output))
+        _check("stream", self.stream, (None, *get_args(StreamMode)))
+        _check("on_withheld", self.on_withheld, get_args(OnWithheld))
+
+
+def _check(option: str, value: object, allowed: tuple[object, ...]) -> None:
+    if value not in allowed:
+        raise OptionError(option, value, ", ".join(map(repr, allowed)))
+
+
+def build_guard(
+    llm: object | None = None,
+    *,
+    policy: str | Path | Mapping[str, object] | None = None,
+    model: object | None = None,
+    scorer: Scorer | None = None,
+    guard: Guard | None = None,
+) -> tuple[Guard, OwnModel | None]:
+    """Return the guard that the options describe and, for a chain's own local model, what recognises its answers.
+
+    Args:
+        llm: the chain's model, when it is local: its own weights score its answers.
+        policy: a policy file or its content; `None` takes the one that ships with the package.
+        model: another scoring model: anything `semgrad_guard.models.load_model` takes.
+        scorer: a ready scorer.
+        guard: a ready guard; the other options are then its own.
+
+    Raises:
+        OptionError: options that exclude each other.
+        NotGuardableError: `llm` holds no local model.
+        PolicyFileError: the policy has a mistake.
+    """
+    given = [name for name, value in {"llm": llm, "model": model, "scorer": scorer}.items() if value is not None]
+    if len(given) > 1:
+        raise OptionError("+".join(given), "given together", "one of them: each names the scoring model")
+    if guard is not None:
+        if policy is not None or model is not None or scorer is not None:
+            raise OptionError("guard", guard, "alone or with llm: policy, model and scorer are part of the guard")
+        return guard, OwnModel(llm) if llm is not None else None
+    if not given and policy is None:
+        _say_default()
+    if llm is not None:
+        return Guard.from_yaml(policy, model=_local(llm)), OwnModel(llm)
+    return Guard.from_yaml(policy, model=model, scorer=scorer), None
+
+
+def _local(llm: object) -> object:
+    """Return the local model inside a LangChain model."""
+    from semgrad_guard.models import load_model  # noqa: PLC0415 - loads torch, as the chain's own model already did
+
+    try:
+        return load_model(llm)
+    except ModelError as error:
+        msg = (
+            f"{type(llm).__name__} holds no local model whose weights could score its answers ({error}); "
+            "leave it out, as in SemGradGuard(), and the policy's own scoring model judges its answers"
+        )
+        raise NotGuardableError(msg) from error
+
+
+def _say_default() -> None:
+    if not _said_default.is_set():
+        _said_default.set()
+        _log.warning(
+            "SemGradGuard() uses the policy that ships with semgrad-guard, and its demo model scores the answers of "
+            "your chain's model from outside (as a proxy): pass SemGradGuard(llm) for a local model, model= or policy="
+        )
+
+
+def can_withhold(guard: Guard) -> bool:
+    """Tell whether the policy can hold an answer back; an unknown one is taken to."""
+    decider: Any = guard.parts.decider
+    said = getattr(decider, "can_withhold", True)
+    return bool(said() if callable(said) else said)

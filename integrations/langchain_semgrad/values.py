@@ -1,0 +1,125 @@
+"""Where the answer is in the value that a chain gives, and the same value with another text in its place."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from langchain_core.messages import AIMessage, BaseMessage
+from pydantic import BaseModel
+
+from langchain_semgrad.convert import text_of
+
+if TYPE_CHECKING:
+    from semgrad_guard.flow import Json
+
+ANSWER_KEYS = ("answer", "output", "result", "response")
+"""Keys under which an answer is looked for in a mapping or a pydantic object, in this order."""
+METADATA_KEY = "semgrad"
+"""Where the guard's findings are put: in a message's `response_metadata`, or beside the answer in a mapping."""
+HARMLESS_METADATA = frozenset({"model_name", "model_provider", "model", "finish_reason", "created", "service_tier"})
+"""What stays of a withheld message's `response_metadata`: anything else (log-probabilities, …) may hold its words."""
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """One answer in a value."""
+
+    path: tuple[str | int, ...]
+    """Keys that lead to it; empty where the value itself is the answer."""
+    text: str
+    message: BaseMessage | None = None
+
+    @property
+    def name(self) -> str:
+        """Name of the answer among several."""
+        return ".".join(map(str, self.path)) or "answer"
+
+
+def find_answers(value: Any, wrote: Callable[[str], bool], key: str | None = None) -> tuple[Slot, ...]:
+    """Return the answers in a value; nothing where it holds no text of its own, as a parsed object may.
+
+    In a mapping that is the text under `key`, else under the first of `ANSWER_KEYS`, else the last message under
+    `messages`, else every message, and every text that a model of this chain wrote.
+
+    Args:
+        value: what the chain gave.
+        wrote: tells whether a model of this chain wrote a text.
+        key: the answer's key in a mapping or attribute of a pydantic object.
+    """
+    if isinstance(value, Mapping):
+        return _in_mapping(value, wrote, key)
+    if isinstance(value, BaseModel) and not isinstance(value, BaseMessage):
+        fields = {name: getattr(value, name) for name in type(value).model_fields}
+        return _under_keys(fields, (key,) if key else ANSWER_KEYS)
+    if isinstance(value, list | tuple):
+        return tuple(_slot((len(value) - 1,), value[-1])) if value and isinstance(value[-1], AIMessage) else ()
+    return tuple(_slot((), value))
+
+
+def _in_mapping(value: Mapping[Any, Any], wrote: Callable[[str], bool], key: str | None) -> tuple[Slot, ...]:
+    if found := _under_keys(value, (key,) if key else ANSWER_KEYS):
+        return found
+    messages = value.get("messages")
+    if isinstance(messages, list | tuple) and messages and isinstance(messages[-1], AIMessage):
+        return tuple(_slot(("messages", len(messages) - 1), messages[-1]))
+    parts = [slot for name, part in value.items() for slot in _slot((name,), part)]
+    return tuple(slot for slot in parts if isinstance(slot.message, AIMessage) or wrote(slot.text))
+
+
+def _under_keys(value: Mapping[Any, Any], keys: Sequence[str]) -> tuple[Slot, ...]:
+    return next((tuple(found) for k in keys if k in value and (found := _slot((k,), value[k]))), ())
+
+
+def _slot(path: tuple[str | int, ...], part: object) -> list[Slot]:
+    text = text_of(part)
+    return [] if text is None else [Slot(path, text, part if isinstance(part, BaseMessage) else None)]
+
+
+def with_answer(value: Any, slot: Slot, text: str, found: dict[str, Json], name: str | None = None) -> Any:
+    """Return a value of the same type with a text in the answer's place and the guard's findings beside it.
+
+    Where the text changed, other places of a mapping that repeat the old one are changed too.
+
+    Args:
+        value: what the chain gave; it is not changed.
+        slot: the answer in it.
+        text: what the caller gets in its place.
+        found: the guard's findings.
+        name: the answer's name, when the value holds several.
+    """
+    if isinstance(value, Mapping):
+        return _mapping_with(value, slot, text, found, name)
+    if not slot.path:
+        return _part_with(value, slot.text, text, found)
+    first, rest = slot.path[0], Slot(slot.path[1:], slot.text, slot.message)
+    if isinstance(value, BaseModel):
+        return value.model_copy(update={str(first): with_answer(getattr(value, str(first)), rest, text, found)})
+    changed = [with_answer(part, rest, text, found) if i == first else part for i, part in enumerate(value)]
+    return changed if isinstance(value, list) else tuple(changed)
+
+
+def _mapping_with(value: Mapping[Any, Any], slot: Slot, text: str, found: dict[str, Json], name: str | None) -> Any:
+    changed: Any = copy.copy(value) if isinstance(value, dict) else dict(value)
+    rest = Slot(slot.path[1:], slot.text, slot.message)
+    changed[slot.path[0]] = with_answer(value[slot.path[0]], rest, text, found)
+    if text != slot.text:
+        for key, part in value.items():
+            if key != slot.path[0] and slot.text.strip() and (text_of(part) or "").strip() == slot.text.strip():
+                changed[key] = _part_with(part, slot.text, text, found)
+    findings = {**(value.get(METADATA_KEY) or {}), name: found} if name else found
+    changed[METADATA_KEY] = findings
+    return changed
+
+
+def _part_with(part: Any, before: str, text: str, found: dict[str, Json]) -> Any:
+    if not isinstance(part, BaseMessage):
+        return part if text == before else text
+    kept = dict(part.response_metadata)
+    if text == before:
+        return part.model_copy(update={"response_metadata": {**kept, METADATA_KEY: found}})
+    kept = {key: said for key, said in kept.items() if key in HARMLESS_METADATA}
+    metadata = {**kept, METADATA_KEY: found}
+    return part.model_copy(update={"content": text, "additional_kwargs": {}, "response_metadata": metadata})
