@@ -2,16 +2,21 @@
 
 from semgrad_guard.telemetry.fields import record_fields, summary_fields
 from semgrad_guard.telemetry.jsonl import JsonlSink, read_records
+from semgrad_guard.telemetry.langsmith_run import annotate_current_run
+from semgrad_guard.telemetry.langsmith_sink import LangSmithSink
 from semgrad_guard.telemetry.replay import RecordFieldsError, record_from_fields
-from semgrad_guard.telemetry.runs import RUN_KEY, RunRef, user_metadata
+from semgrad_guard.telemetry.runs import RunRef, user_metadata
 from semgrad_guard.telemetry.settings import TelemetrySettings
+from semgrad_guard.telemetry.verdicts import post_verdict_feedback
 
 __all__ = [
-    "RUN_KEY",
     "JsonlSink",
+    "LangSmithSink",
     "RecordFieldsError",
     "RunRef",
     "TelemetrySettings",
+    "annotate_current_run",
+    "post_verdict_feedback",
     "read_records",
     "record_fields",
     "record_from_fields",

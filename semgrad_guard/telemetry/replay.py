@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from semgrad_guard.errors import SemGradGuardError
 from semgrad_guard.flow import (
+    RUN_KEY,
     Abstain,
     Accept,
     AnswerWithWarning,
@@ -32,7 +33,6 @@ from semgrad_guard.flow import (
     Status,
 )
 from semgrad_guard.telemetry.fields import VERSION
-from semgrad_guard.telemetry.runs import RUN_KEY
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

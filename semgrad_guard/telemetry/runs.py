@@ -5,10 +5,10 @@ An adapter that knows which traced run wrote an answer says so in `Exchange.meta
     {"run_id": "…", "trace_id": "…", "session_name": "…", "traceparent": "…", "response_id": "…"}
 
 All values are text and any may be missing. `run_id`, `trace_id` and `session_name` are LangSmith's: the run of the
-model call, the root run of its trace, and its project; an adapter gives them only for runs that LangSmith really
-records, because feedback is posted on them. `traceparent` is the W3C trace context of the model call's OpenTelemetry
-span and `response_id` the provider's id of the completion. The key is not the caller's metadata: `user_metadata` leaves
-it out.
+model call, the root run of its trace, and its project. A `session_name` says that LangSmith records the run, so
+feedback is posted on it even where tracing is not switched on for the whole process; an adapter that does not know
+leaves it out. `traceparent` is the W3C trace context of the model call's OpenTelemetry span and `response_id` the
+provider's id of the completion. The key is not the caller's metadata: `user_metadata` leaves it out.
 """
 
 from __future__ import annotations
@@ -18,11 +18,10 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 from uuid import UUID
 
+from semgrad_guard.flow import RUN_KEY
+
 if TYPE_CHECKING:
     from semgrad_guard.flow import Exchange, Json
-
-RUN_KEY = "run"
-"""Reserved key of `Exchange.metadata`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

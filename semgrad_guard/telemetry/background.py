@@ -1,0 +1,149 @@
+"""Work off the answer's path: a bounded queue and threads of its own."""
+
+from __future__ import annotations
+
+import heapq
+import logging
+import os
+import threading
+import time
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_log = logging.getLogger("semgrad_guard")
+
+Job = TypeVar("Job")
+
+CAPACITY = 1000
+THREADS = 2
+
+
+class TryAgainError(Exception):
+    """Raised by a handler that wants its job again later; meanwhile the other jobs go on."""
+
+    def __init__(self, after_s: float, why: Exception) -> None:
+        """Say in how many seconds, and what went wrong this time."""
+        self.after_s, self.why = after_s, why
+        super().__init__(f"again in {after_s:g} s: {why}")
+
+
+class BackgroundWorker(Generic[Job]):
+    """Hands jobs to threads; `submit` never waits, and what does not fit is dropped and counted.
+
+    The threads are daemons and begin with the first job, so an unused worker costs nothing and a hanging one does not
+    keep the process alive. After a fork the child begins with an empty queue and threads of its own.
+    """
+
+    def __init__(
+        self, handle: Callable[[Job], None], *, name: str, capacity: int = CAPACITY, threads: int = THREADS
+    ) -> None:
+        """Name what is done with a job.
+
+        Args:
+            handle: does one job. A `TryAgainError` puts the job back; any other error is counted in `failed`, and the
+                first of a row is logged.
+            name: of the threads.
+            capacity: jobs that may wait.
+            threads: how many jobs are done at once.
+        """
+        self._handle, self._name = handle, name
+        self._capacity, self._n_threads = capacity, threads
+        self.dropped = 0
+        """Jobs that were never begun: too many waited, or the worker was closed."""
+        self.failed = 0
+        """Jobs that ended in an error."""
+        self._closing = False
+        self._start_afresh()
+
+    def submit(self, job: Job, *, after_s: float = 0.0) -> bool:
+        """Queue a job, to be begun in `after_s` seconds, and return True; or count it as dropped and return False."""
+        if os.getpid() != self._pid:
+            self._start_afresh()
+        with self._changed:
+            if self._closing or len(self._jobs) >= self._capacity:
+                self.dropped += 1
+                return False
+            self._put(job, after_s)
+            return True
+
+    def drain(self, timeout_s: float) -> bool:
+        """Wait until nothing is left to do; return False when that takes longer."""
+        with self._changed:
+            return self._changed.wait_for(self._is_idle, timeout_s)
+
+    def close(self, timeout_s: float) -> None:
+        """Take no more jobs, begin at once those that wait, give them `timeout_s` seconds, and drop the rest."""
+        if os.getpid() != self._pid:
+            self._start_afresh()
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+            self._changed.wait_for(self._is_idle, timeout_s)
+            self.dropped += len(self._jobs)
+            self._jobs.clear()
+
+    def _start_afresh(self) -> None:
+        self._pid = os.getpid()
+        self._changed = threading.Condition()
+        self._jobs: list[tuple[float, int, Job]] = []
+        self._n_put = 0
+        self._threads: list[threading.Thread] = []
+        self._busy = 0
+        self._failing = False
+
+    def _is_idle(self) -> bool:
+        return not self._jobs and not self._busy
+
+    def _put(self, job: Job, after_s: float) -> None:
+        """Queue a job by the moment it is due, first come first served; the lock is held."""
+        self._n_put += 1
+        heapq.heappush(self._jobs, (time.monotonic() + after_s, self._n_put, job))
+        if len(self._threads) < min(self._n_threads, len(self._jobs) + self._busy):
+            thread = threading.Thread(target=self._work, name=f"{self._name}-{len(self._threads)}", daemon=True)
+            self._threads.append(thread)
+            thread.start()
+        self._changed.notify()
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                while not self._is_due():
+                    if self._closing and not self._jobs:
+                        return
+                    self._changed.wait(self._due_in_s())
+                _, _, job = heapq.heappop(self._jobs)
+                self._busy += 1
+            self._do(job)
+
+    def _is_due(self) -> bool:
+        return bool(self._jobs) and (self._closing or self._jobs[0][0] <= time.monotonic())
+
+    def _due_in_s(self) -> float | None:
+        return max(0.0, self._jobs[0][0] - time.monotonic()) if self._jobs else None
+
+    def _do(self, job: Job) -> None:
+        error: Exception | None = None
+        try:
+            self._handle(job)
+        except Exception as raised:  # noqa: BLE001 - one bad job must not stop those behind it
+            error = raised
+        with self._changed:
+            if isinstance(error, TryAgainError) and not self._closing:
+                self._put(job, error.after_s)
+            elif error is not None:
+                self._fail(error)
+            else:
+                self._failing = False
+            self._busy -= 1
+            self._changed.notify_all()
+
+    def _fail(self, error: Exception) -> None:
+        """Count a failed job; the lock is held."""
+        self.failed += 1
+        if isinstance(error, TryAgainError):
+            error = error.why
+        if not self._failing:
+            _log.warning("%s: %s: %s (more of the same is not logged)", self._name, type(error).__name__, error)
+        self._failing = True

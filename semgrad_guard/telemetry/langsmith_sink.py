@@ -1,0 +1,177 @@
+"""Record -> LangSmith: metadata and tags on the guard's run, feedback on the answer's run."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import random
+import weakref
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from semgrad_guard.extras import require
+from semgrad_guard.telemetry.background import CAPACITY, BackgroundWorker, TryAgainError
+from semgrad_guard.telemetry.feedback import Feedback, confidence_feedback, verdict_feedback
+from semgrad_guard.telemetry.langsmith_post import THREAD_NAME, FeedbackPoster, is_transient
+from semgrad_guard.telemetry.langsmith_run import annotate_current_run, current_run, post_own_run, ref_of
+from semgrad_guard.telemetry.runs import RunRef
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from langsmith import Client
+
+    from semgrad_guard.flow import Exchange, Record, Ruling
+
+_log = logging.getLogger("semgrad_guard")
+
+TRIES = 5
+"""How often a feedback is sent before it is given up."""
+
+CLOSE_S = 5.0
+"""How long `close` and the end of the process wait for what is under way."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timing:
+    """When feedback is sent."""
+
+    first_s: float = 2.0
+    """Seconds after the answer: LangSmith gets runs in batches, and feedback on an unknown run is refused."""
+    again_s: float = 1.0
+    """Least wait before the second try; it doubles with each further one."""
+
+
+DEFAULT_TIMING = Timing()
+
+
+@dataclass(slots=True)
+class _Job:
+    """One feedback on its way, or a record that must become a run first."""
+
+    what: Feedback | Record
+    client: Client | None
+    tries: int = 0
+
+
+class LangSmithSink:
+    """Shows decisions in LangSmith and never delays an answer for it.
+
+    `emit` writes metadata and tags on the run that is under way (in memory, no request) and queues the feedback
+    `semgrad_confidence` on the run of each attempt; threads of the sink post it, with project ids looked up there.
+    Where tracing is on but no run is under way (no framework, LlamaIndex), the record becomes a run of its own. Where
+    tracing is off, nothing is sent. Raw scores go into metadata: LangSmith rounds a feedback's score to four decimals.
+
+    Attributes:
+        dropped: feedback that was not tried because too much waited.
+        failed: feedback that LangSmith did not take.
+    """
+
+    def __init__(
+        self,
+        client: Client | None = None,
+        *,
+        log_text: bool = True,
+        project: str | None = None,
+        extend_retention: bool = False,
+        capacity: int = CAPACITY,
+        timing: Timing = DEFAULT_TIMING,
+    ) -> None:
+        """Choose where and what to send.
+
+        Args:
+            client: LangSmith client; `None` takes that of the run under way, or the one that LangChain's tracing uses.
+            log_text: whether questions, answers and explanations may be sent by this sink. What LangChain's own tracer
+                sends is not its business (see `LANGSMITH_HIDE_INPUTS`).
+            project: project for runs that the sink makes itself, and for runs whose project is not known.
+            extend_retention: True lets feedback prolong how long LangSmith keeps a trace, which it charges for. The
+                feedback then goes into the client's own batches, and what LangSmith refuses is not counted in `failed`.
+            capacity: how much feedback may wait.
+            timing: when to send.
+
+        Raises:
+            MissingExtraError: `langsmith` is not installed.
+        """
+        self._langsmith = require("langsmith", extra="langsmith")
+        self._client, self._project, self._log_text, self._timing = client, project, log_text, timing
+        self._poster = FeedbackPoster(extend_retention=extend_retention)
+        self._worker = BackgroundWorker[_Job](self._send, name=THREAD_NAME, capacity=capacity)
+        _close_at_exit(self)
+
+    @property
+    def dropped(self) -> int:
+        """Feedback that was not tried."""
+        return self._worker.dropped
+
+    @property
+    def failed(self) -> int:
+        """Feedback that LangSmith did not take."""
+        return self._worker.failed
+
+    def emit(self, record: Record) -> None:
+        """Annotate the run that is under way and queue the feedback."""
+        try:
+            self._emit(record)
+        except Exception:  # noqa: BLE001 - logging must not cost the caller the answer
+            _log.warning("a record could not be sent to LangSmith", exc_info=True)
+
+    def emit_verdict(self, ruling: Ruling, exchange: Exchange) -> None:
+        """Queue a person's verdict as feedback `semgrad_verdict` on the run that wrote the answer."""
+        feedback = verdict_feedback(ruling, exchange, log_text=self._log_text)
+        if feedback is not None:
+            self._queue([feedback], None)
+
+    def drain(self, timeout_s: float) -> bool:
+        """Wait until everything is posted or given up; return False when that takes longer."""
+        return self._worker.drain(timeout_s)
+
+    def close(self, timeout_s: float = CLOSE_S) -> None:
+        """Post what is under way, for at most `timeout_s` seconds."""
+        self._worker.close(timeout_s)
+
+    def _emit(self, record: Record) -> None:
+        annotate_current_run(record, log_text=self._log_text)
+        tree = current_run()
+        within = ref_of(tree) if tree is not None else RunRef(session_name=self._project)
+        found = confidence_feedback(record, log_text=self._log_text, within=within)
+        traced = bool(self._langsmith.utils.tracing_is_enabled())
+        wanted: list[Feedback | Record] = [f for f in found if traced or f.recorded]
+        if traced and not found:
+            wanted = [record]
+        self._queue(wanted, tree.client if tree is not None and wanted else None)
+
+    def _queue(self, what: Sequence[Feedback | Record], client: Client | None) -> None:
+        for item in what:
+            self._worker.submit(_Job(item, self._client or client), after_s=self._timing.first_s)
+
+    def _send(self, job: _Job) -> None:
+        job.tries += 1
+        try:
+            self._send_once(job)
+        except Exception as error:
+            if job.tries < TRIES and is_transient(error):
+                spread = 1 + random.random()  # noqa: S311 - no secret: it keeps many processes from coming back at once
+                raise TryAgainError(self._timing.again_s * spread * 2 ** (job.tries - 1), error) from error
+            raise
+
+    def _send_once(self, job: _Job) -> None:
+        client = job.client or require("langsmith.run_trees", extra="langsmith").get_cached_client()
+        if isinstance(job.what, Feedback):
+            self._poster.post(client, job.what)
+            return
+        own = post_own_run(client, job.what, project=self._project, log_text=self._log_text)
+        for feedback in confidence_feedback(job.what, log_text=self._log_text, within=own):
+            self._poster.post(client, feedback)
+
+
+def _close_at_exit(sink: LangSmithSink) -> None:
+    """Post at the end of the process what is under way, without keeping the sink alive until then."""
+    close = weakref.WeakMethod(sink.close)
+
+    def at_exit() -> None:
+        method = close()
+        if method is not None:
+            method()
+
+    atexit.register(at_exit)
+    weakref.finalize(sink, atexit.unregister, at_exit)

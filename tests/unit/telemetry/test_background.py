@@ -1,0 +1,158 @@
+"""Jobs that never make anybody wait."""
+
+from __future__ import annotations
+
+import gc
+import os
+import sys
+import threading
+import time
+import weakref
+
+import pytest
+
+from semgrad_guard.telemetry.background import BackgroundWorker, TryAgainError
+
+
+def test_jobs_are_done_in_order_by_one_thread() -> None:
+    """A later feedback must not overtake an earlier one on the same run."""
+    done: list[int] = []
+    worker = BackgroundWorker[int](done.append, name="t", threads=1)
+    assert all(worker.submit(n) for n in range(100))
+    assert worker.drain(10)
+    assert done == list(range(100))
+    worker.close(1)
+
+
+def test_what_does_not_fit_is_dropped_and_counted() -> None:
+    """A dead server must not fill the memory."""
+    begun, go = threading.Event(), threading.Event()
+
+    def hang(_: int) -> None:
+        begun.set()
+        go.wait(10)
+
+    worker = BackgroundWorker[int](hang, name="t", capacity=3, threads=1)
+    worker.submit(0)
+    begun.wait(10)
+    assert [worker.submit(n) for n in range(5)] == [True, True, True, False, False]
+    assert worker.dropped == 2
+    go.set()
+    worker.close(10)
+    assert worker.dropped == 2
+
+
+def test_closing_is_bounded_and_counts_what_is_left() -> None:
+    """A process must be able to end while a server hangs."""
+    begun, go = threading.Event(), threading.Event()
+
+    def hang(_: int) -> None:
+        begun.set()
+        go.wait(10)
+
+    worker = BackgroundWorker[int](hang, name="t", threads=1)
+    [worker.submit(n) for n in range(4)]
+    begun.wait(10)
+    start = time.monotonic()
+    worker.close(0.05)
+    assert time.monotonic() - start < 2
+    assert worker.dropped == 3
+    assert not worker.submit(9)
+    go.set()
+
+
+def test_a_failing_job_stops_no_other_and_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    """An outage is one line in the log, not one for each answer."""
+    done: list[int] = []
+
+    def work(n: int) -> None:
+        if n < 5:
+            raise ConnectionError(n)
+        done.append(n)
+
+    worker = BackgroundWorker[int](work, name="t", threads=1)
+    [worker.submit(n) for n in range(6)]
+    assert worker.drain(10)
+    worker.close(1)
+    assert (done, worker.failed, len(caplog.records)) == ([5], 5, 1)
+
+
+def test_several_jobs_are_done_at_once() -> None:
+    """One slow post must not hold up the others."""
+    both = threading.Barrier(2)
+    worker = BackgroundWorker[int](lambda _: both.wait(10), name="t", threads=2)
+    worker.submit(1)
+    worker.submit(2)
+    assert worker.drain(10)
+    worker.close(1)
+    assert worker.failed == 0
+
+
+def test_closing_ends_the_threads_and_frees_the_worker() -> None:
+    """Guards come and go in a server that reloads policies."""
+    worker = BackgroundWorker[int](lambda _: None, name="ending", threads=2)
+    worker.submit(1)
+    worker.close(10)
+    for thread in threading.enumerate():
+        if thread.name.startswith("ending"):
+            thread.join(10)
+            assert not thread.is_alive()
+    gone = weakref.ref(worker)
+    del worker, thread
+    gc.collect()
+    assert gone() is None
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs fork")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_forked_child_works_on() -> None:
+    """Web servers load the application, then fork: the parent's threads are not in the child."""
+    done: list[int] = []
+    worker = BackgroundWorker[int](done.append, name="t", threads=1)
+    worker.submit(1)
+    worker.drain(10)
+    child = os.fork()
+    if child == 0:
+        worker.submit(2)
+        os._exit(0 if worker.drain(10) and done == [1, 2] else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    worker.close(1)
+
+
+def test_a_job_that_must_wait_lets_others_pass() -> None:
+    """One run that the server does not know yet must not hold up the feedback on all others."""
+    done: list[str] = []
+
+    def work(job: str) -> None:
+        done.append(job)
+        if job == "early" and done.count("early") == 1:
+            raise TryAgainError(0.05, ConnectionError())
+
+    worker = BackgroundWorker[str](work, name="t", threads=1)
+    worker.submit("early")
+    worker.submit("other")
+    assert worker.drain(10)
+    worker.close(1)
+    assert (done, worker.failed) == (["early", "other", "early"], 0)
+
+
+def test_closing_does_not_wait_for_what_is_due_later() -> None:
+    """At the end everything is tried once more, at once."""
+    done: list[int] = []
+    worker = BackgroundWorker[int](done.append, name="t")
+    worker.submit(1, after_s=3600)
+    worker.close(10)
+    assert (done, worker.dropped) == ([1], 0)
+
+
+def test_a_job_that_would_wait_when_the_worker_closes_has_failed(caplog: pytest.LogCaptureFixture) -> None:
+    """Nobody will come back to it, and the log says what was wrong."""
+
+    def work(_: int) -> None:
+        raise TryAgainError(3600, ConnectionError("down"))
+
+    worker = BackgroundWorker[int](work, name="t")
+    worker.submit(1, after_s=3600)
+    worker.close(10)
+    assert worker.failed == 1
+    assert "ConnectionError: down" in caplog.text
