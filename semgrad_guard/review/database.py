@@ -98,6 +98,16 @@ class Database:
 
         return self._retrying(attempt, verb="take the write")
 
+    def migrate(self) -> tuple[str | None, str]:
+        """Bring the database to the newest revision; return the one before and the one now."""
+        from semgrad_guard.review.migrate import migrate  # noqa: PLC0415 - reaches for the extra `review`
+
+        def attempt(_: int) -> tuple[str | None, str]:
+            with self._transaction(writes=True) as conn:
+                return migrate(conn, self.shown_url)
+
+        return self._retrying(attempt, verb="take the migration")
+
     def close(self) -> None:
         """Close all connections."""
         self._engine.dispose()

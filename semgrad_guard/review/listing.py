@@ -17,6 +17,7 @@ from semgrad_guard.review.items import Filters, Page, Sort
 from semgrad_guard.review.reading import item_of
 from semgrad_guard.review.schema import UtcDateTime, items, search, tags
 from semgrad_guard.review.states import State
+from semgrad_guard.review.text import storable
 
 if TYPE_CHECKING:
     from sqlalchemy import Column, Connection, RowMapping, Select
@@ -75,14 +76,16 @@ def count_up_to(conn: Connection, filters: Filters, limit: int) -> int:
 def _conditions(conn: Connection, filters: Filters) -> list[ColumnElement[bool]]:
     equal = [(items.c.assignee, filters.assignee), (items.c.holder, filters.holder), (items.c.rule, filters.rule)]
     least = [(items.c.confidence, filters.min_confidence), (items.c.created_at, filters.created_after)]
-    most = [(items.c.confidence, filters.max_confidence), (items.c.created_at, filters.created_before)]
     conditions: list[ColumnElement[bool]] = [key == value for key, value in equal if value is not None]
     conditions += [key >= value for key, value in least if value is not None]
-    conditions += [key <= value for key, value in most if value is not None]
+    if filters.max_confidence is not None:
+        conditions.append(items.c.confidence <= filters.max_confidence)
+    if filters.created_before is not None:
+        conditions.append(items.c.created_at < filters.created_before)
     conditions += [items.c.id.in_(select(tags.c.item_id).where(tags.c.tag == tag)) for tag in sorted(filters.tags)]
     if filters.states:
         conditions.append(items.c.state.in_(sorted(filters.states)))
-    words = filters.text.split()
+    words = storable(filters.text).split()
     if words:
         conditions.append(items.c.id.in_(_matching(conn, words)))
     return conditions

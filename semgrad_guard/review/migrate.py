@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sqlalchemy import inspect
+
 from semgrad_guard.errors import SchemaVersionError
 from semgrad_guard.extras import require
-from semgrad_guard.review.schema import HEAD
+from semgrad_guard.review.schema import HEAD, items
 from semgrad_guard.review.schema_version import is_known, lock_schema, revision_of
 
 if TYPE_CHECKING:
@@ -24,10 +26,12 @@ def migrate(connection: Connection, shown_url: str) -> tuple[str | None, str]:
         The revision before and the one now.
 
     Raises:
-        SchemaVersionError: the database is newer than this code.
+        SchemaVersionError: the database is newer than this code, or holds tables without a revision.
     """
     lock_schema(connection)
     before = revision_of(connection)
+    if before is None and inspect(connection).has_table(items.name):
+        raise SchemaVersionError(shown_url, None, HEAD, known=False)
     if before is not None and not is_known(before):
         raise SchemaVersionError(shown_url, before, HEAD, known=False)
     if before != HEAD:

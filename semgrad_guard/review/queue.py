@@ -287,6 +287,18 @@ class SqlReviewQueue:
 
     # --- upkeep -------------------------------------------------------------------------------------------------------
 
+    def migrate(self) -> tuple[str | None, str]:
+        """Set the database up or bring it to the newest revision, all of it or nothing.
+
+        Returns:
+            The revision before (`None` for an empty database) and the one now.
+
+        Raises:
+            SchemaVersionError: the database is newer than this code.
+            MissingExtraError: the migration tool is not installed.
+        """
+        return self._db.migrate()
+
     def expire_leases(self, *, limit: int = 500) -> int:
         """Put back items whose lease has ended; return how many. Claiming does the same by itself."""
         return self._db.write(lambda tx: moves.lapse_all(tx, limit=limit))

@@ -52,7 +52,7 @@ def upgrade() -> None:
         sa.Column("erased_at", moment),
         sa.CheckConstraint(
             "state IN ('pending', 'claimed', 'approved', 'edited', 'rejected', 'expired')",
-            name="ck_semgrad_items_state",
+            name=op.f("ck_semgrad_items_state"),
         ),
         sa.PrimaryKeyConstraint("id", name="pk_semgrad_items"),
         sa.UniqueConstraint("exchange_id", name="uq_semgrad_items_exchange_id"),
