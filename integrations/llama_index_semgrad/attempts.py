@@ -1,0 +1,253 @@
+"""One question asked of an engine: the first answer, and the attempts that the policy adds.
+
+An object of this module lives as long as one question, so nothing passes from one request to another.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+from llama_index.core.base.base_query_engine import BaseQueryEngine
+from llama_index.core.base.response.schema import Response
+from llama_index.core.chat_engine.types import BaseChatEngine
+from llama_index.core.llms import ChatMessage
+from llama_index.core.query_engine import RetrieverQueryEngine
+from llama_index.core.schema import QueryBundle
+
+from llama_index_semgrad.convert import passages_of, rebuilt_prompt
+from llama_index_semgrad.engines import with_llm, with_nodes, with_top_k
+from llama_index_semgrad.exchanges import About, Judgeable, judgeable, next_judgeable
+from llama_index_semgrad.responses import Reply
+from llama_index_semgrad.watcher import capturing
+from semgrad_guard.errors import StepUnavailableError
+from semgrad_guard.ports import AnswerModel
+from semgrad_guard.routing import Resources
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from llama_index.core.base.base_retriever import BaseRetriever
+    from llama_index.core.llms import LLM
+    from llama_index.core.postprocessor.types import BaseNodePostprocessor
+    from llama_index.core.schema import NodeWithScore
+
+    from llama_index_semgrad.calls import ModelCall
+    from semgrad_guard.flow import Exchange, ExchangeId, Outcome, Passage
+    from semgrad_guard.guard import Guard
+    from semgrad_guard.ports import QueryRewriter
+
+    Fallback = LLM | BaseQueryEngine | BaseChatEngine | AnswerModel
+
+
+class Asker(Protocol):
+    """Asks an engine one question, in the manner of query engines or of chat engines."""
+
+    @property
+    def question(self) -> str:
+        """The user's question."""
+        ...
+
+    def ask(self, engine: Any) -> Reply:
+        """Return the engine's answer, read to the end."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wiring:
+    """What a guarded engine can act with; made once by `SemGradGuard.wrap`."""
+
+    answering: Any
+    """The engine that answers again: the guarded one, or one made of the retriever and synthesizer given."""
+    retriever: BaseRetriever | None = None
+    postprocessors: Sequence[BaseNodePostprocessor] = ()
+    retrievers: Mapping[str, BaseRetriever] = field(default_factory=dict[str, "BaseRetriever"])
+    rewriter: QueryRewriter | None = None
+    fallbacks: Mapping[str, Fallback] = field(default_factory=dict[str, "Fallback"])
+    tags: frozenset[str] = frozenset()
+    weights: object | None = None
+    """The live model whose weights score."""
+    empty_response: str | None = None
+
+    def about(self, question: str) -> About:
+        """Return what is known of a question."""
+        return About(question, self.tags, self.weights, self.empty_response)
+
+
+class Question:
+    """The attempts at one question."""
+
+    def __init__(self, wiring: Wiring, asker: Asker) -> None:
+        """Keep how to ask."""
+        self.wiring, self.asker = wiring, asker
+        self.replies: dict[ExchangeId, Reply] = {}
+        self._retrieved: dict[ExchangeId, list[NodeWithScore]] = {}
+        self._nodes_by_text: dict[str, NodeWithScore] = {}
+
+    def first(self, reply: Reply, calls: Sequence[ModelCall]) -> Judgeable:
+        """Return the first answer as an exchange."""
+        made = judgeable(reply, calls, self.wiring.about(self.asker.question))
+        self.replies[made.exchange.id] = reply
+        return made
+
+    def settle(self, guard: Guard, made: Judgeable) -> Outcome:
+        """Return what the caller gets for the first answer, after whatever the policy adds."""
+        if made.error is not None:
+            return guard.run_unjudged(made.exchange, made.error, self.resources())
+        return guard.run(made.exchange, self.resources())
+
+    def reply_of(self, exchange: Exchange) -> Reply:
+        """Return the response of an attempt; a bare one for an answer model of the caller's own."""
+        known = self.replies.get(exchange.id)
+        return known or Reply(Response(exchange.answer), exchange.answer)
+
+    def resources(self) -> Resources:
+        """Return what the policy's steps act with."""
+        wiring = self.wiring
+        own = NodeRetriever(self, wiring.retriever) if wiring.retriever else None
+        return Resources(
+            chain=EngineAnswerer(self),
+            retriever=own,
+            retrievers={name: NodeRetriever(self, one) for name, one in wiring.retrievers.items()},
+            rewriter=wiring.rewriter,
+            fallbacks={name: answerer_of(self, one) for name, one in wiring.fallbacks.items()},
+        )
+
+    def retrieve(self, retriever: BaseRetriever, query: str, top_k: int) -> list[NodeWithScore]:
+        """Return nodes for a query, treated as the engine treats those for the question itself."""
+        nodes = with_top_k(retriever, top_k).retrieve(QueryBundle(query))
+        for postprocessor in self.wiring.postprocessors:
+            nodes = postprocessor.postprocess_nodes(nodes, query_bundle=QueryBundle(self.asker.question))
+        return list(nodes)
+
+    def remember(self, nodes: Sequence[NodeWithScore]) -> tuple[Passage, ...]:
+        """Return nodes as passages, and keep in mind which is which."""
+        passages = passages_of(nodes)
+        self._nodes_by_text.update(zip((p.text for p in passages), nodes, strict=True))
+        return passages
+
+    def nodes_for(self, passages: Sequence[Passage]) -> list[NodeWithScore]:
+        """Return the nodes that passages were made of."""
+        return [self._nodes_by_text[p.text] for p in passages if p.text in self._nodes_by_text]
+
+    def nodes_behind(self, exchange: Exchange) -> list[NodeWithScore] | None:
+        """Return the nodes that an attempt was written from; `None` where the engine makes others of them."""
+        retrieved = self._retrieved.get(exchange.id)
+        if retrieved is not None:
+            return retrieved
+        reply = self.replies.get(exchange.id)
+        plain = isinstance(self.wiring.answering, BaseChatEngine) or type(self.wiring.answering) is RetrieverQueryEngine
+        return reply.nodes if reply and plain and reply.nodes else None
+
+    def attempt(self, earlier: Exchange, engine: Any, nodes: Sequence[NodeWithScore] | None = None) -> Exchange:
+        """Ask an engine the question and return the new attempt; it knows nothing of the earlier answer."""
+        with capturing() as calls:
+            reply = self.asker.ask(engine)
+        return self.made(earlier, reply, calls, nodes)
+
+    def made(
+        self,
+        earlier: Exchange,
+        reply: Reply,
+        calls: Sequence[ModelCall],
+        nodes: Sequence[NodeWithScore] | None = None,
+    ) -> Exchange:
+        """Return an answer as the new attempt."""
+        made = next_judgeable(earlier, judgeable(reply, calls, self.wiring.about(self.asker.question)))
+        self.replies[made.id] = reply
+        if nodes is not None:
+            self._retrieved[made.id] = list(nodes)
+        return made
+
+
+class NodeRetriever:
+    """A LlamaIndex retriever as the guard's retriever."""
+
+    def __init__(self, question: Question, retriever: BaseRetriever) -> None:
+        """Keep whose question it is."""
+        self._question, self._retriever = question, retriever
+
+    def retrieve(self, query: str, top_k: int) -> Sequence[Passage]:
+        """Return passages for a query."""
+        return self._question.remember(self._question.retrieve(self._retriever, query, top_k))
+
+
+class EngineAnswerer:
+    """The guarded engine, answering again from other passages; the original question goes into the prompt."""
+
+    def __init__(self, question: Question) -> None:
+        """Keep whose question it is."""
+        self._question = question
+
+    def answer(self, exchange: Exchange, passages: Sequence[Passage] | None) -> Exchange:
+        """Return a new attempt.
+
+        Raises:
+            StepUnavailableError: the engine keeps its retriever out of reach.
+        """
+        nodes = self._question.nodes_for(passages or exchange.passages)
+        engine = with_nodes(self._question.wiring.answering, nodes)
+        if engine is None:
+            kind = type(self._question.wiring.answering).__name__
+            msg = f"{kind} keeps its retriever out of reach: use wrap(retriever=..., synthesizer=...)"
+            raise StepUnavailableError(msg)
+        return self._question.attempt(exchange, engine, nodes)
+
+
+class LlmAnswerer:
+    """A fallback LLM: the same engine, prompt template and passages, another model."""
+
+    def __init__(self, question: Question, llm: LLM) -> None:
+        """Keep whose question it is."""
+        self._question, self._llm = question, llm
+
+    def answer(self, exchange: Exchange, passages: Sequence[Passage] | None) -> Exchange:
+        """Return a new attempt."""
+        nodes = self._question.nodes_for(passages) if passages else self._question.nodes_behind(exchange)
+        engine = with_llm(self._question.wiring.answering, self._llm)
+        if engine is not None and nodes is not None:
+            engine = with_nodes(engine, nodes) or engine
+        if engine is not None:
+            with capturing() as calls:
+                reply = self._question.asker.ask(engine)
+            if any(call.llm is self._llm for call in calls):
+                return self._question.made(exchange, reply, calls, nodes)
+        return self._directly(exchange)
+
+    def _directly(self, exchange: Exchange) -> Exchange:
+        """Ask the LLM itself, where the engine has no place for it."""
+        with capturing() as calls:
+            text = _ask(self._llm, exchange)
+        behind = self._question.replies.get(exchange.id)
+        reply = Reply(Response(text, source_nodes=behind.nodes if behind else []), text)
+        return self._question.made(exchange, reply, calls)
+
+
+class EngineFallback:
+    """A whole other engine as a fallback."""
+
+    def __init__(self, question: Question, engine: BaseQueryEngine | BaseChatEngine) -> None:
+        """Keep whose question it is."""
+        self._question, self._engine = question, engine
+
+    def answer(self, exchange: Exchange, passages: Sequence[Passage] | None) -> Exchange:  # noqa: ARG002 - it has its own
+        """Return a new attempt."""
+        return self._question.attempt(exchange, self._engine)
+
+
+def answerer_of(question: Question, fallback: Fallback) -> AnswerModel:
+    """Return a fallback as the guard's answer model."""
+    if isinstance(fallback, BaseQueryEngine | BaseChatEngine):
+        return EngineFallback(question, fallback)
+    return fallback if isinstance(fallback, AnswerModel) else LlmAnswerer(question, fallback)
+
+
+def _ask(llm: LLM, exchange: Exchange) -> str:
+    if not isinstance(exchange.prompt, str):
+        messages = [ChatMessage(role=m.role, content=m.content) for m in exchange.prompt]
+        return llm.chat(messages).message.content or ""
+    # A text that was rendered for one model's template means nothing to another: ask anew.
+    prompt = rebuilt_prompt(exchange.question or exchange.prompt, [p.text for p in exchange.passages])
+    if llm.metadata.is_chat_model:
+        return llm.chat([ChatMessage(role="user", content=prompt)]).message.content or ""
+    return llm.complete(prompt).text

@@ -1,0 +1,231 @@
+"""A chat engine whose answers are guarded."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from llama_index.core.base.base_query_engine import BaseQueryEngine
+from llama_index.core.chat_engine.types import AgentChatResponse, BaseChatEngine, StreamingAgentChatResponse
+from llama_index.core.llms import ChatMessage, ChatResponse, MessageRole
+from llama_index.core.memory import BaseMemory
+from typing_extensions import override
+
+from llama_index_semgrad.annotating import adrawn, drawn, verdict
+from llama_index_semgrad.attempts import Question, Wiring
+from llama_index_semgrad.convert import METADATA_KEY, outcome_metadata
+from llama_index_semgrad.engines import with_memory
+from llama_index_semgrad.memory import DraftMemory, settled
+from llama_index_semgrad.observing import recording_faults
+from llama_index_semgrad.responses import Reply
+from llama_index_semgrad.responses import read as read_response
+from llama_index_semgrad.watcher import capturing
+from semgrad_guard.errors import NotGuardableError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Generator, Sequence
+
+    from llama_index.core.tools import ToolOutput
+
+    from llama_index_semgrad.calls import ModelCall
+    from llama_index_semgrad.query_engine import StreamMode
+    from semgrad_guard.flow import Outcome
+    from semgrad_guard.guard import Guard
+
+
+@dataclass
+class GuardedStreamingChatResponse(StreamingAgentChatResponse):
+    """A streaming chat response that also says what the guard found."""
+
+    metadata: dict[str, Any] = field(default_factory=dict[str, Any])
+    """Under `semgrad`: confidence and decision; when annotating, filled at the end of the stream."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChatAsker:
+    """Asks a chat engine one question, on top of a conversation that it does not change."""
+
+    question: str
+    memory: BaseMemory
+    read: dict[str, list[ChatMessage]] = field(default_factory=dict[str, list[ChatMessage]])
+    """What the attempts at this question read of the conversation."""
+
+    def draft(self) -> DraftMemory:
+        """Return a memory for one attempt."""
+        return DraftMemory(self.memory, self.read)
+
+    def ask(self, engine: Any) -> Reply:
+        """Return the engine's answer."""
+        if isinstance(engine, BaseQueryEngine):  # a fallback
+            return read_response(engine.query(self.question))
+        draft = self.draft()
+        return reply_of((with_memory(engine, draft) or engine).chat(self.question), draft)
+
+
+def reply_of(native: AgentChatResponse, draft: DraftMemory) -> Reply:
+    """Return a chat response as a reply that remembers what the engine wrote into the conversation."""
+    vars(native)["_semgrad_written"] = draft.written
+    return Reply(native, native.response)
+
+
+class GuardedChatEngine(BaseChatEngine):
+    """Asks the wrapped chat engine and gives what the policy allows; made by `SemGradGuard.wrap`.
+
+    The conversation gets what the caller got: an answer that was held back is not in it.
+    """
+
+    def __init__(self, engine: BaseChatEngine, guard: Guard, wiring: Wiring, stream: StreamMode = "buffer") -> None:
+        """Wrap a chat engine.
+
+        Raises:
+            NotGuardableError: it keeps its conversation out of reach, so a withheld answer would stay in it.
+        """
+        self._engine, self._wiring, self._stream = engine, wiring, stream
+        self._memory = _memory_of(engine)
+        self.guard = guard
+
+    @override
+    def chat(self, message: str, chat_history: list[ChatMessage] | None = None) -> AgentChatResponse:
+        if chat_history is not None:
+            self._memory.set(chat_history)
+        asker = ChatAsker(message, self._memory)
+        question = Question(self._wiring, asker)
+        with recording_faults(self.guard, message), capturing() as calls:
+            reply = asker.ask(self._engine)
+        outcome, reply = self._settle(question, reply, calls)
+        self._memory.put_messages(_turn(reply, message, outcome.text))
+        return _chat_response(reply, outcome)
+
+    @override
+    async def achat(self, message: str, chat_history: list[ChatMessage] | None = None) -> AgentChatResponse:
+        if chat_history is not None:
+            await self._memory.aset(chat_history)
+        asker = ChatAsker(message, self._memory)
+        draft, question = asker.draft(), Question(self._wiring, asker)
+        with recording_faults(self.guard, message), capturing() as calls:
+            reply = reply_of(await with_memory(self._engine, draft).achat(message), draft)
+        outcome, reply = await asyncio.to_thread(self._settle, question, reply, calls)
+        await self._memory.aput_messages(_turn(reply, message, outcome.text))
+        return _chat_response(reply, outcome)
+
+    @override
+    def stream_chat(self, message: str, chat_history: list[ChatMessage] | None = None) -> GuardedStreamingChatResponse:
+        if self._stream == "buffer":
+            return _replayed(self.chat(message, chat_history))
+        if chat_history is not None:
+            self._memory.set(chat_history)
+        asker = ChatAsker(message, self._memory)
+        draft, question = asker.draft(), Question(self._wiring, asker)
+        with recording_faults(self.guard, message), capturing() as calls:
+            first = with_memory(self._engine, draft).stream_chat(message)
+        response = _passing(first)
+
+        def stream() -> Generator[ChatResponse, None, None]:
+            text = ""
+            with recording_faults(self.guard, message):
+                for piece in drawn(iter(first.response_gen), calls):
+                    text += piece
+                    yield _chunk(text, piece)
+            response.metadata[METADATA_KEY] = verdict(self.guard, question, Reply(first, text), calls)
+            self._memory.put_messages(settled(draft.written, message, text))
+
+        response.chat_stream = stream()
+        return response
+
+    @override
+    async def astream_chat(
+        self, message: str, chat_history: list[ChatMessage] | None = None
+    ) -> GuardedStreamingChatResponse:
+        if self._stream == "buffer":
+            return _replayed(await self.achat(message, chat_history))
+        if chat_history is not None:
+            await self._memory.aset(chat_history)
+        asker = ChatAsker(message, self._memory)
+        draft, question = asker.draft(), Question(self._wiring, asker)
+        with recording_faults(self.guard, message), capturing() as calls:
+            first = await with_memory(self._engine, draft).astream_chat(message)
+        response = _passing(first)
+
+        async def stream() -> AsyncGenerator[ChatResponse, None]:
+            text = ""
+            with recording_faults(self.guard, message):
+                async for piece in adrawn(first.async_response_gen(), calls):
+                    text += piece
+                    yield _chunk(text, piece)
+            reply = Reply(first, text)
+            response.metadata[METADATA_KEY] = await asyncio.to_thread(verdict, self.guard, question, reply, calls)
+            await self._memory.aput_messages(settled(draft.written, message, text))
+
+        response.achat_stream = stream()
+        return response
+
+    @override
+    def reset(self) -> None:
+        self._engine.reset()
+
+    @property
+    @override
+    def chat_history(self) -> list[ChatMessage]:
+        return self._engine.chat_history
+
+    def _settle(self, question: Question, reply: Reply, calls: Sequence[ModelCall]) -> tuple[Outcome, Reply]:
+        outcome = question.settle(self.guard, question.first(reply, calls))
+        return outcome, question.reply_of(outcome.exchange)
+
+
+def _memory_of(engine: BaseChatEngine) -> BaseMemory:
+    memory = getattr(engine, "_memory", None)
+    if not isinstance(memory, BaseMemory):
+        msg = (
+            f"{type(engine).__name__} keeps its conversation out of reach (no memory in `_memory`), so an answer that "
+            "is held back would stay in it: guard the query engine inside it instead"
+        )
+        raise NotGuardableError(msg)
+    return memory
+
+
+def _turn(reply: Reply, message: str, text: str) -> list[ChatMessage]:
+    return settled(getattr(reply.native, "_semgrad_written", ()), message, text)
+
+
+def _chat_response(reply: Reply, outcome: Outcome) -> AgentChatResponse:
+    """Return what the caller gets; sources that repeat an answer which is not given are left out."""
+    native = reply.native
+    metadata = {**(getattr(native, "metadata", None) or {}), METADATA_KEY: outcome_metadata(outcome)}
+    given = outcome.text == outcome.exchange.answer and not outcome.withheld
+    sources: list[ToolOutput] = list(getattr(native, "sources", None) or ()) if given else []
+    response = AgentChatResponse(response=outcome.text, sources=sources, metadata=metadata)
+    response.source_nodes = reply.nodes
+    return response
+
+
+def _replayed(response: AgentChatResponse) -> GuardedStreamingChatResponse:
+    """Return a judged answer as a stream."""
+    text = response.response
+
+    def stream() -> Generator[ChatResponse, None, None]:
+        yield _chunk(text, text)
+
+    async def astream() -> AsyncGenerator[ChatResponse, None]:
+        yield _chunk(text, text)
+
+    return GuardedStreamingChatResponse(
+        response=text,
+        sources=response.sources,
+        source_nodes=response.source_nodes,
+        chat_stream=stream(),
+        achat_stream=astream(),
+        is_writing_to_memory=False,
+        metadata=response.metadata or {},
+    )
+
+
+def _passing(first: StreamingAgentChatResponse) -> GuardedStreamingChatResponse:
+    return GuardedStreamingChatResponse(
+        sources=first.sources, source_nodes=first.source_nodes, is_writing_to_memory=False
+    )
+
+
+def _chunk(text: str, piece: str) -> ChatResponse:
+    return ChatResponse(message=ChatMessage(role=MessageRole.ASSISTANT, content=text), delta=piece)

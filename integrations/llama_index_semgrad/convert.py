@@ -1,0 +1,83 @@
+"""LlamaIndex values <-> values of the flow."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from llama_index.core.prompts.default_prompts import DEFAULT_TEXT_QA_PROMPT
+from llama_index.core.schema import MetadataMode
+from llama_index_instrumentation.dispatcher import active_instrument_tags
+
+from semgrad_guard.flow import Message, Passage
+from semgrad_guard.telemetry.fields import answered_attempt, signals_fields, summary_fields
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from llama_index.core.llms import ChatMessage
+    from llama_index.core.schema import NodeWithScore
+
+    from semgrad_guard.flow import Json, Outcome
+
+METADATA_KEY = "semgrad"
+"""Where a guarded response says how sure the guard is: `response.metadata["semgrad"]`."""
+
+SOURCE_KEYS = ("source", "file_path", "file_name", "url", "title")
+"""Keys of a node's metadata that say where its text came from, best first."""
+
+
+def flow_messages(messages: Iterable[ChatMessage]) -> tuple[Message, ...]:
+    """Return chat messages without anything but role and text."""
+    return tuple(Message(str(message.role.value), message.content or "") for message in messages)
+
+
+def passage_of(found: NodeWithScore) -> Passage:
+    """Return a retrieved node as the text that the model reads of it."""
+    node = found.node
+    source = next((str(node.metadata[key]) for key in SOURCE_KEYS if node.metadata.get(key)), None)
+    return Passage(
+        text=node.get_content(metadata_mode=MetadataMode.LLM),
+        source=source or node.ref_doc_id or node.node_id,
+        score=found.score,
+    )
+
+
+def passages_of(nodes: Iterable[NodeWithScore]) -> tuple[Passage, ...]:
+    """Return retrieved nodes as passages, in order."""
+    return tuple(passage_of(node) for node in nodes)
+
+
+def rebuilt_prompt(question: str, passages: Sequence[str]) -> str:
+    """Return the prompt that LlamaIndex' default question-answering template makes; for a prompt nobody saw."""
+    if not passages:
+        return question
+    return str(DEFAULT_TEXT_QA_PROMPT.format(context_str="\n\n".join(passages), query_str=question))
+
+
+def request_tags() -> frozenset[str]:
+    """Return the tags of the present request: the list `tags` of LlamaIndex' own `instrument_tags`."""
+    tags = active_instrument_tags.get().get("tags")
+    return frozenset(str(tag) for tag in tags) if isinstance(tags, list | tuple | set | frozenset) else frozenset()
+
+
+def outcome_metadata(outcome: Outcome) -> dict[str, Json]:
+    """Return what a response's metadata says about the guard: plain JSON values, and never a withheld answer's text."""
+    judged = answered_attempt(outcome.record) or outcome.attempts[-1]
+    score = judged.decision.score
+    failure = outcome.decision.failure or next(iter(outcome.record.failures), None)
+    found: dict[str, Json] = {
+        **summary_fields(outcome.record),
+        "why": _without_answers(outcome.decision.why, outcome),
+        "withheld": outcome.withheld,
+        "author": judged.exchange.author,
+        "signals": dict(signals_fields(score.signals)) if score else {},
+        "error": _without_answers(f"{failure.type}: {failure.message}", outcome) if failure else None,
+    }
+    return found
+
+
+def _without_answers(text: str, outcome: Outcome) -> str:
+    """Return a text, unless it repeats an answer that the caller must not see, as some database errors do."""
+    answers = (attempt.exchange.answer.strip() for attempt in outcome.attempts)
+    leaks = outcome.withheld and any(answer and answer in text for answer in answers)
+    return text.partition(":")[0] if leaks else text

@@ -1,0 +1,204 @@
+"""The guard around LlamaIndex engines."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack, get_args, overload
+
+from llama_index.core.base.base_query_engine import BaseQueryEngine
+from llama_index.core.chat_engine.types import BaseChatEngine
+from llama_index.core.llms import LLM
+from llama_index.core.query_engine import RetrieverQueryEngine
+
+from llama_index_semgrad.attempts import Wiring
+from llama_index_semgrad.calls import is_local, weights_of
+from llama_index_semgrad.chat_engine import GuardedChatEngine
+from llama_index_semgrad.engines import empty_response_of, llm_of, postprocessors_of, retriever_of
+from llama_index_semgrad.query_engine import GuardedQueryEngine, StreamMode
+from llama_index_semgrad.rewriting import LlmRewriter
+from llama_index_semgrad.watcher import install
+from semgrad_guard.errors import NotGuardableError, OptionError
+from semgrad_guard.guard import Guard
+from semgrad_guard.ports import AnswerModel
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+    from pathlib import Path
+
+    from llama_index.core.base.base_retriever import BaseRetriever
+    from llama_index.core.postprocessor.types import BaseNodePostprocessor
+    from llama_index.core.response_synthesizers import BaseSynthesizer
+
+    from llama_index_semgrad.attempts import Fallback
+    from semgrad_guard.ports import QueryRewriter, Scorer
+
+_log = logging.getLogger("semgrad_guard")
+_said_default = threading.Event()
+
+
+class WrapOptions(TypedDict, total=False):
+    """What `SemGradGuard.wrap` takes beside the engine."""
+
+    retriever: BaseRetriever
+    """Retrieves again; the engine's own where it can be found."""
+    synthesizer: BaseSynthesizer
+    """Answers from what `retriever` found, in place of an engine or for one that keeps its retriever out of reach."""
+    postprocessors: Sequence[BaseNodePostprocessor]
+    """What happens to retrieved nodes, in order; the engine's own by default."""
+    retrievers: Mapping[str, BaseRetriever]
+    """Other retrievers by the name that the policy uses."""
+    fallbacks: Mapping[str, Fallback]
+    """Fallback models by the name that the policy uses: LLMs, or whole engines."""
+    rewriter: QueryRewriter
+    """Rewords questions for retrieval; the engine's own LLM by default."""
+    tags: Iterable[str]
+    """Tags of every question to this engine, for the policy's `overrides`."""
+
+
+class SemGradGuard:
+    """Puts a confidence on the answers of an engine and lets a policy act on it.
+
+    Args:
+        llm: the engine's LLM. When it is a local model of transformers, its own weights score its answers; an engine's
+            own local LLM is found by `wrap` without being named. Any other model's answers are scored from outside, as
+            a proxy, by the model that the policy names.
+        policy: a policy file or its content; `None` takes the one that ships with the package.
+        model: another scoring model: anything `semgrad_guard.models.load_model` takes.
+        scorer: a ready scorer.
+        guard: a ready guard, in place of all of the above but `llm`.
+        stream: `buffer` holds a stream back until its answer was judged; `annotate` lets it pass and judges its end,
+            so the policy can hold nothing back.
+
+    Example:
+        >>> engine = SemGradGuard(policy="policy.yaml").wrap(index.as_query_engine(llm=llm))  # doctest: +SKIP
+        >>> engine.query("Who wrote it?").metadata["semgrad"]["confidence"]  # doctest: +SKIP
+        0.83
+    """
+
+    def __init__(
+        self,
+        llm: LLM | None = None,
+        *,
+        policy: str | Path | Mapping[str, object] | None = None,
+        model: object | None = None,
+        scorer: Scorer | None = None,
+        guard: Guard | None = None,
+        stream: StreamMode = "buffer",
+    ) -> None:
+        """Keep the options.
+
+        Raises:
+            OptionError: options that exclude each other, or an unknown one.
+        """
+        given = [name for name, value in {"model": model, "scorer": scorer}.items() if value is not None]
+        if len(given) > 1:
+            raise OptionError("+".join(given), "given together", "one of them: each names the scoring model")
+        if guard is not None and (given or policy is not None):
+            raise OptionError("guard", guard, "alone or with llm: policy, model and scorer are part of the guard")
+        if stream not in get_args(StreamMode):
+            raise OptionError("stream", stream, ", ".join(map(repr, get_args(StreamMode))))
+        self._llm, self._policy, self._model, self._scorer, self._given = llm, policy, model, scorer, guard
+        self._stream: StreamMode = stream
+        self._guards: dict[int, tuple[object | None, Guard]] = {}
+        self._lock = threading.Lock()
+        install()
+
+    @property
+    def guard(self) -> Guard:
+        """The guard itself, for `llm` or the policy's own scoring model."""
+        return self._guard_for(self._llm)[0]
+
+    @overload
+    def wrap(self, engine: BaseChatEngine, **options: Unpack[WrapOptions]) -> GuardedChatEngine: ...
+    @overload
+    def wrap(self, engine: BaseQueryEngine | None = None, **options: Unpack[WrapOptions]) -> GuardedQueryEngine: ...
+
+    def wrap(
+        self, engine: BaseQueryEngine | BaseChatEngine | None = None, **options: Unpack[WrapOptions]
+    ) -> GuardedQueryEngine | GuardedChatEngine:
+        """Return an engine of the same kind whose answers are guarded; the engine given is not changed.
+
+        Args:
+            engine: a query engine or chat engine; or none, with `retriever` and `synthesizer`.
+            options: see `WrapOptions`.
+
+        Raises:
+            NotGuardableError: there is no engine in it that can be guarded; the message says what to change.
+            PolicyFileError: the policy has a mistake.
+        """
+        asked = engine if engine is not None else _assembled(options)
+        if not isinstance(asked, BaseQueryEngine | BaseChatEngine):  # pyright: ignore[reportUnnecessaryIsInstance] - untyped callers
+            msg = f"{type(asked).__name__} cannot be guarded: give a query or chat engine, or retriever+synthesizer"
+            raise NotGuardableError(msg)
+        _check_fallbacks(asked, options.get("fallbacks", {}))
+        guard, weights = self._guard_for(self._llm or llm_of(asked))
+        wiring = _wiring(asked, options, weights)
+        if isinstance(asked, BaseChatEngine):
+            return GuardedChatEngine(asked, guard, wiring, self._stream)
+        return GuardedQueryEngine(asked, guard, wiring, self._stream)
+
+    def _guard_for(self, llm: object | None) -> tuple[Guard, object | None]:
+        """Return the guard for an LLM's answers, and the live model that scores them where it is known."""
+        if self._given is not None:
+            return self._given, weights_of(llm) if is_local(llm) else None
+        if self._scorer is not None or self._model is not None:
+            source, weights = self._model, weights_of(self._model)
+        else:
+            source = llm if is_local(llm) else None
+            weights = weights_of(source)
+        with self._lock:
+            if id(weights) not in self._guards:
+                self._guards[id(weights)] = (weights, self._made(source))
+            return self._guards[id(weights)][1], weights
+
+    def _made(self, source: object | None) -> Guard:
+        if source is None and self._scorer is None and self._policy is None and not _said_default.is_set():
+            _said_default.set()
+            _log.warning(
+                "SemGradGuard() uses the policy that ships with semgrad-guard, and its demo model scores the answers "
+                "of your LLM from outside (as a proxy): use a local HuggingFaceLLM, or pass model=... or policy=..."
+            )
+        return Guard.from_yaml(self._policy, model=source, scorer=self._scorer)
+
+
+def _assembled(options: WrapOptions) -> RetrieverQueryEngine:
+    """Return the query engine that a retriever and a synthesizer make."""
+    if "retriever" not in options or "synthesizer" not in options:
+        msg = "nothing to guard: give wrap an engine, or both retriever= and synthesizer="
+        raise NotGuardableError(msg)
+    processors = list(options.get("postprocessors", ()))
+    return RetrieverQueryEngine(options["retriever"], options["synthesizer"], node_postprocessors=processors)
+
+
+def _wiring(asked: BaseQueryEngine | BaseChatEngine, options: WrapOptions, weights: object | None) -> Wiring:
+    answering: Any = asked
+    own = retriever_of(asked)
+    if "retriever" in options and own is None:
+        if "synthesizer" not in options:
+            msg = f"{type(asked).__name__} keeps its retriever out of reach: give synthesizer= beside retriever="
+            raise NotGuardableError(msg)
+        answering = _assembled(options)
+    llm = llm_of(answering)
+    rewriter = options.get("rewriter") or (LlmRewriter(llm) if isinstance(llm, LLM) else None)
+    processors = options["postprocessors"] if "postprocessors" in options else postprocessors_of(asked)
+    return Wiring(
+        answering=answering,
+        retriever=options.get("retriever") or own,
+        postprocessors=tuple(processors),
+        retrievers=dict(options.get("retrievers", {})),
+        rewriter=rewriter,
+        fallbacks=dict(options.get("fallbacks", {})),
+        tags=frozenset(options.get("tags", ())),
+        weights=weights,
+        empty_response=empty_response_of(asked),
+    )
+
+
+def _check_fallbacks(asked: BaseQueryEngine | BaseChatEngine, fallbacks: Mapping[str, object]) -> None:
+    kinds = (LLM, BaseQueryEngine, *((BaseChatEngine,) if isinstance(asked, BaseChatEngine) else ()))
+    for name, fallback in fallbacks.items():
+        if not isinstance(fallback, kinds) and not isinstance(fallback, AnswerModel):
+            allowed = ", ".join(kind.__name__ for kind in kinds)
+            msg = f"fallback {name!r} is a {type(fallback).__name__}: give a LlamaIndex object ({allowed})"
+            raise NotGuardableError(msg)

@@ -1,0 +1,141 @@
+"""A query engine whose answers are guarded."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from llama_index.core.base.base_query_engine import BaseQueryEngine
+from llama_index.core.base.response.schema import AsyncStreamingResponse, StreamingResponse
+from typing_extensions import override
+
+from llama_index_semgrad.annotating import aannotated, annotated
+from llama_index_semgrad.attempts import Question, Wiring
+from llama_index_semgrad.observing import recording_faults
+from llama_index_semgrad.responses import Reply, aread, guarded, is_guarded, read
+from llama_index_semgrad.watcher import capturing
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+
+    from llama_index.core.base.response.schema import RESPONSE_TYPE
+    from llama_index.core.prompts import BasePromptTemplate
+    from llama_index.core.prompts.mixin import PromptMixinType
+    from llama_index.core.schema import NodeWithScore, QueryBundle
+
+    from llama_index_semgrad.calls import ModelCall
+    from semgrad_guard.guard import Guard
+
+StreamMode = Literal["buffer", "annotate"]
+"""`buffer`: a stream begins when the answer was judged. `annotate`: it passes at once and is judged at its end."""
+
+
+@dataclass(frozen=True, slots=True)
+class QueryAsker:
+    """Asks a query engine one question."""
+
+    bundle: QueryBundle
+
+    @property
+    def question(self) -> str:
+        """The user's question."""
+        return self.bundle.query_str
+
+    def ask(self, engine: Any) -> Reply:
+        """Return the engine's answer, read to the end."""
+        return read(engine.query(self.bundle))
+
+
+class GuardedQueryEngine(BaseQueryEngine):
+    """Asks the wrapped engine and gives what the policy allows; made by `SemGradGuard.wrap`.
+
+    The response keeps its type, and `response.metadata["semgrad"]` says how sure the guard is and what it decided.
+    """
+
+    def __init__(self, engine: BaseQueryEngine, guard: Guard, wiring: Wiring, stream: StreamMode = "buffer") -> None:
+        """Wrap an engine."""
+        super().__init__(callback_manager=engine.callback_manager)
+        self._engine, self._wiring, self._stream = engine, wiring, stream
+        self.guard = guard
+
+    @override
+    def _query(self, query_bundle: QueryBundle) -> RESPONSE_TYPE:
+        return self._guarded(query_bundle, lambda: self._engine.query(query_bundle))
+
+    @override
+    async def _aquery(self, query_bundle: QueryBundle) -> RESPONSE_TYPE:
+        return await self._aguarded(query_bundle, lambda: self._engine.aquery(query_bundle))
+
+    @override
+    def retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
+        """Return the wrapped engine's nodes."""
+        return self._engine.retrieve(query_bundle)
+
+    @override
+    def synthesize(
+        self,
+        query_bundle: QueryBundle,
+        nodes: list[NodeWithScore],
+        additional_source_nodes: Sequence[NodeWithScore] | None = None,
+    ) -> RESPONSE_TYPE:
+        """Answer from given nodes; the answer is guarded like any other."""
+        return self._guarded(
+            query_bundle, lambda: self._engine.synthesize(query_bundle, nodes, additional_source_nodes)
+        )
+
+    @override
+    async def asynthesize(
+        self,
+        query_bundle: QueryBundle,
+        nodes: list[NodeWithScore],
+        additional_source_nodes: Sequence[NodeWithScore] | None = None,
+    ) -> RESPONSE_TYPE:
+        """Same as `synthesize`."""
+        return await self._aguarded(
+            query_bundle, lambda: self._engine.asynthesize(query_bundle, nodes, additional_source_nodes)
+        )
+
+    @override
+    def get_prompts(self) -> dict[str, BasePromptTemplate]:
+        """Return the wrapped engine's prompts, under its own names."""
+        return self._engine.get_prompts()
+
+    @override
+    def update_prompts(self, prompts_dict: dict[str, BasePromptTemplate]) -> None:
+        """Change the wrapped engine's prompts."""
+        self._engine.update_prompts(prompts_dict)
+
+    @override
+    def _get_prompt_modules(self) -> PromptMixinType:
+        return {}
+
+    def _guarded(self, bundle: QueryBundle, answer: Callable[[], RESPONSE_TYPE]) -> RESPONSE_TYPE:
+        question = Question(self._wiring, QueryAsker(bundle))
+        with recording_faults(self.guard, bundle.query_str), capturing() as calls:
+            first = answer()
+            if is_guarded(first):
+                return first
+            if self._stream == "annotate" and isinstance(first, StreamingResponse):
+                return annotated(first, calls, question, self.guard)
+            reply = read(first)
+        return self._settle(question, first, reply, calls)
+
+    async def _aguarded(self, bundle: QueryBundle, answer: Callable[[], Awaitable[RESPONSE_TYPE]]) -> RESPONSE_TYPE:
+        question = Question(self._wiring, QueryAsker(bundle))
+        with recording_faults(self.guard, bundle.query_str), capturing() as calls:
+            first = await answer()
+            if is_guarded(first):
+                return first
+            if self._stream == "annotate" and isinstance(first, StreamingResponse):
+                return annotated(first, calls, question, self.guard)
+            if self._stream == "annotate" and isinstance(first, AsyncStreamingResponse):
+                return aannotated(first, calls, question, self.guard)
+            reply = await aread(first)
+        return await asyncio.to_thread(self._settle, question, first, reply, calls)
+
+    def _settle(
+        self, question: Question, first: RESPONSE_TYPE, reply: Reply, calls: Sequence[ModelCall]
+    ) -> RESPONSE_TYPE:
+        outcome = question.settle(self.guard, question.first(reply, calls))
+        return guarded(first, question.reply_of(outcome.exchange), outcome)

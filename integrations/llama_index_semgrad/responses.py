@@ -1,0 +1,134 @@
+"""Reading a LlamaIndex response once, and giving one of the same type back with the text that the guard allows."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from llama_index.core.base.response.schema import (
+    AsyncStreamingResponse,
+    PydanticResponse,
+    Response,
+    StreamingResponse,
+)
+from pydantic import BaseModel, ValidationError
+
+from llama_index_semgrad.convert import METADATA_KEY, outcome_metadata
+from semgrad_guard.errors import NotGuardableError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Generator, Iterable
+
+    from llama_index.core.base.response.schema import RESPONSE_TYPE
+    from llama_index.core.schema import NodeWithScore
+
+    from semgrad_guard.flow import Outcome
+
+R = TypeVar("R")
+
+_MARK = "_semgrad_guarded"
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """A response with its text, read to the end."""
+
+    native: Any
+    text: str
+    pieces: tuple[str, ...] = ()
+    """The text as it was streamed."""
+
+    @property
+    def nodes(self) -> list[NodeWithScore]:
+        """The nodes that it was written from."""
+        return list(getattr(self.native, "source_nodes", None) or ())
+
+
+def read(native: object) -> Reply:
+    """Return a response's text; a stream is drained.
+
+    Raises:
+        NotGuardableError: it is no response of LlamaIndex.
+    """
+    if isinstance(native, Response):
+        return Reply(native, native.response or "")
+    if isinstance(native, PydanticResponse):
+        return Reply(native, native.response.model_dump_json() if native.response else "")
+    if isinstance(native, StreamingResponse):
+        if native.response_txt is not None:
+            return Reply(native, native.response_txt)
+        return _in_pieces(native, native.response_gen)
+    if isinstance(native, AsyncStreamingResponse):
+        return Reply(native, str(native))
+    msg = f"a query engine gave {type(native).__name__}, which is no response of LlamaIndex: return a Response"
+    raise NotGuardableError(msg)
+
+
+async def aread(native: object) -> Reply:
+    """Same as `read`, for async callers; a sync stream is drained in a worker thread."""
+    if isinstance(native, AsyncStreamingResponse):
+        return _in_pieces(native, [piece async for piece in native.async_response_gen()])
+    return await asyncio.to_thread(read, native)
+
+
+def _in_pieces(native: object, stream: Iterable[str | None]) -> Reply:
+    pieces = tuple(piece for piece in stream if piece)
+    return Reply(native, "".join(pieces), pieces)
+
+
+def guarded(like: RESPONSE_TYPE, reply: Reply, outcome: Outcome) -> RESPONSE_TYPE:
+    """Return what the caller gets.
+
+    Args:
+        like: the first response; the result has its type.
+        reply: the attempt that was chosen: the one returned, held back or handed on.
+        outcome: what the guard decided. A withheld answer is nowhere in the result.
+    """
+    native = reply.native
+    nodes = reply.nodes
+    metadata = {**(native.metadata or {}), METADATA_KEY: outcome_metadata(outcome)}
+    unchanged = not outcome.withheld and outcome.text == outcome.exchange.answer
+    pieces = reply.pieces if unchanged and reply.pieces else (outcome.text,)
+    if isinstance(like, PydanticResponse):
+        value = native.response if unchanged and isinstance(native, PydanticResponse) else _parsed(like, outcome)
+        if value is None:
+            metadata[METADATA_KEY]["text"] = outcome.text
+        return mark(PydanticResponse(value, nodes, metadata))
+    if isinstance(like, StreamingResponse):
+        return mark(StreamingResponse(replay(pieces), nodes, metadata))
+    if isinstance(like, AsyncStreamingResponse):
+        return mark(AsyncStreamingResponse(areplay(pieces), nodes, metadata))
+    return mark(Response(outcome.text, nodes, metadata))
+
+
+def _parsed(like: PydanticResponse, outcome: Outcome) -> BaseModel | None:
+    """Return an answer of a fallback model or a reviewer as the engine's own type, where it is one."""
+    if outcome.withheld or like.response is None:
+        return None
+    try:
+        return type(like.response).model_validate_json(outcome.text)
+    except ValidationError:
+        return None
+
+
+def replay(pieces: Iterable[str]) -> Generator[str, None, None]:
+    """Stream pieces of text."""
+    yield from pieces
+
+
+async def areplay(pieces: Iterable[str]) -> AsyncGenerator[str, None]:
+    """Stream pieces of text."""
+    for piece in pieces:
+        yield piece
+
+
+def mark(response: R) -> R:
+    """Mark a response as guarded; metadata can't say so, because its keys are the ids of the caller's nodes."""
+    vars(response)[_MARK] = True
+    return response
+
+
+def is_guarded(response: object) -> bool:
+    """Return whether a guard made this response."""
+    return _MARK in getattr(response, "__dict__", {})

@@ -1,0 +1,276 @@
+"""Seeing every call of a language model, by handlers on LlamaIndex' root dispatcher; nothing is changed.
+
+One call gives one `ModelCall`, although LlamaIndex reports some twice: a chat that completes inside, an async twin that
+calls the sync method. Who gets it:
+
+- `capturing()` collects the calls made in its block, also those in tasks and threads that LlamaIndex starts there;
+- `last_calls()` gives the latest calls of the present thread or task;
+- `find_recent()` looks the exact prompt of an answer up by its content;
+- listeners get every call, for handlers that only observe.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import weakref
+from collections import OrderedDict, deque
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+from llama_index.core.base.llms.base import BaseLLM
+from llama_index.core.instrumentation.events.exception import ExceptionEvent
+from llama_index.core.instrumentation.events.llm import LLMChatEndEvent, LLMCompletionEndEvent
+from llama_index_instrumentation import get_dispatcher
+from llama_index_instrumentation.event_handlers.base import BaseEventHandler
+from llama_index_instrumentation.span_handlers import NullSpanHandler
+from typing_extensions import override
+
+from llama_index_semgrad.calls import ModelCall, call_of
+
+if TYPE_CHECKING:
+    import inspect
+    from collections.abc import Generator, Sequence
+
+    from llama_index_instrumentation.base import BaseEvent
+
+_log = logging.getLogger("semgrad_guard")
+
+CALL_METHODS = frozenset(
+    prefix + name for prefix in ("", "a") for name in ("chat", "complete", "stream_chat", "stream_complete")
+)
+"""Methods of an LLM that read a prompt and write an answer."""
+
+MAX_OPEN_CALLS = 10_000
+"""Calls under way that are kept in mind; a stream that nobody drains or closes never ends."""
+MAX_RECENT_CALLS = 256
+MAX_LAST_CALLS = 4
+_MAX_SEEN = 64
+_UUID_LENGTH = 37
+
+
+@dataclass(slots=True)
+class _Capture:
+    calls: list[ModelCall] = field(default_factory=list[ModelCall])
+    outer: _Capture | None = None
+
+
+_capture: ContextVar[_Capture | None] = ContextVar("semgrad_capture", default=None)
+_last: ContextVar[tuple[ModelCall, ...]] = ContextVar("semgrad_last_calls", default=())
+
+
+class Listener(Protocol):
+    """Gets what the watcher sees, in the thread where it happens."""
+
+    def span_entered(self, span_id: str, parent_id: str | None, instance: object, arguments: dict[str, Any]) -> None:
+        """A method of a LlamaIndex object begins."""
+        ...
+
+    def span_left(self, span_id: str, result: object) -> None:
+        """It ends; `result` is `None` when it raised."""
+        ...
+
+    def call_ended(self, span_id: str | None, call: ModelCall) -> None:
+        """A model wrote an answer."""
+        ...
+
+
+@contextmanager
+def capturing(into: list[ModelCall] | None = None) -> Generator[list[ModelCall], None, None]:
+    """Collect the model calls made in this block; a block inside another reports to both.
+
+    Args:
+        into: go on with a list that an earlier block began, as when a stream is drained after the call that made it.
+    """
+    install()
+    capture = _Capture([] if into is None else into, outer=_capture.get())
+    token = _capture.set(capture)
+    try:
+        yield capture.calls
+    finally:
+        _capture.reset(token)
+
+
+def last_calls() -> tuple[ModelCall, ...]:
+    """Return the latest calls of this thread or task, oldest first; needs `WATCHER.remember_last`."""
+    return _last.get()
+
+
+def find_recent(answer: str, question: str | None, passages: Sequence[str]) -> ModelCall | None:
+    """Return the latest call that wrote exactly this answer to a prompt that holds this question and these passages.
+
+    The content decides, so it does not matter in which thread the call was made. Needs `WATCHER.remember_recent`.
+    """
+    wanted = [text for text in (question, *passages) if text]
+    for call in reversed(WATCHER.recent()):
+        prompt = call.prompt if isinstance(call.prompt, str) else "\n".join(m.content for m in call.prompt)
+        if call.text.strip() == answer.strip() and all(text in prompt for text in wanted):
+            return call
+    return None
+
+
+def method_of(span_id: str | None) -> str:
+    """Return the name of the method that a span is about; spans are named `Class.method-uuid`."""
+    return span_id[:-_UUID_LENGTH].rpartition(".")[2] if span_id else ""
+
+
+class Watcher:
+    """The state behind the handlers; there is one, because there is one root dispatcher."""
+
+    def __init__(self) -> None:
+        """Start with nothing seen."""
+        self.remember_last = False
+        self.remember_recent = False
+        self.listeners: list[Listener] = []
+        self._lock = threading.Lock()
+        self._open: OrderedDict[str, tuple[object, bool]] = OrderedDict()
+        self._recent: deque[ModelCall] = deque(maxlen=MAX_RECENT_CALLS)
+        self._seen: deque[weakref.ref[Any]] = deque(maxlen=_MAX_SEEN)
+
+    def recent(self) -> list[ModelCall]:
+        """Return the latest calls of all threads, oldest first."""
+        with self._lock:
+            return list(self._recent)
+
+    def span_entered(self, span_id: str, parent_id: str | None, instance: object) -> None:
+        """Keep in mind which LLM a call belongs to, and whether it is made inside another call."""
+        if not isinstance(instance, BaseLLM) or method_of(span_id) not in CALL_METHODS:
+            return
+        with self._lock:
+            self._open[span_id] = (instance, parent_id in self._open)
+            if len(self._open) > MAX_OPEN_CALLS:
+                self._open.popitem(last=False)
+
+    def forget(self, span_id: str | None) -> None:
+        """Drop a call that ended without an answer."""
+        if span_id is not None:
+            with self._lock:
+                self._open.pop(span_id, None)
+
+    def call_ended(self, event: LLMChatEndEvent | LLMCompletionEndEvent) -> None:
+        """Hand a finished call to whoever wants it."""
+        llm, nested = self._close(event.span_id)
+        if nested or self._was_seen(event.response):
+            return
+        call = call_of(event, llm)
+        if call is None:
+            return
+        capture = _capture.get()
+        while capture is not None:
+            capture.calls.append(call)
+            capture = capture.outer
+        if self.remember_last:
+            _last.set((*_last.get(), call)[-MAX_LAST_CALLS:])
+        if self.remember_recent:
+            with self._lock:
+                self._recent.append(call)
+        for listener in self.listeners:
+            listener.call_ended(event.span_id, call)
+
+    def _close(self, span_id: str | None) -> tuple[object | None, bool]:
+        with self._lock:
+            return self._open.pop(span_id or "", (None, False))
+
+    def _was_seen(self, response: object) -> bool:
+        """Return whether this very response was reported before: an async twin passes on what the sync method gave."""
+        if response is None:
+            return False
+        with self._lock:
+            if any(ref() is response for ref in self._seen):
+                return True
+            self._seen.append(weakref.ref(response))
+            return False
+
+
+WATCHER = Watcher()
+
+
+class _Spans(NullSpanHandler):
+    """Tells the watcher which spans begin and end."""
+
+    @classmethod
+    @override
+    def class_name(cls) -> str:
+        return "SemGradSpans"
+
+    @override
+    def span_enter(
+        self,
+        id_: str,
+        bound_args: inspect.BoundArguments,
+        instance: Any | None = None,
+        parent_id: str | None = None,
+        tags: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        with _logged():
+            WATCHER.span_entered(id_, parent_id, instance)
+            for listener in WATCHER.listeners:
+                listener.span_entered(id_, parent_id, instance, bound_args.arguments)
+
+    @override
+    def span_exit(
+        self,
+        id_: str,
+        bound_args: inspect.BoundArguments,
+        instance: Any | None = None,
+        result: Any | None = None,
+        **kwargs: Any,
+    ) -> None:
+        with _logged():
+            for listener in WATCHER.listeners:
+                listener.span_left(id_, result)
+
+    @override
+    def span_drop(
+        self,
+        id_: str,
+        bound_args: inspect.BoundArguments,
+        instance: Any | None = None,
+        err: BaseException | None = None,
+        **kwargs: Any,
+    ) -> None:
+        with _logged():
+            WATCHER.forget(id_)
+            for listener in WATCHER.listeners:
+                listener.span_left(id_, None)
+
+
+class _Events(BaseEventHandler):
+    """Tells the watcher which model calls ended."""
+
+    @classmethod
+    @override
+    def class_name(cls) -> str:
+        return "SemGradEvents"
+
+    @override
+    def handle(self, event: BaseEvent, **kwargs: Any) -> None:
+        with _logged():
+            if isinstance(event, LLMChatEndEvent | LLMCompletionEndEvent):
+                WATCHER.call_ended(event)
+            elif isinstance(event, ExceptionEvent):
+                WATCHER.forget(event.span_id)
+
+
+def install() -> None:
+    """Put the handlers on the root dispatcher, once."""
+    root = get_dispatcher()
+    with _installing:
+        if not any(isinstance(handler, _Events) for handler in root.event_handlers):
+            root.add_event_handler(_Events())
+            root.add_span_handler(_Spans())
+
+
+_installing = threading.Lock()
+
+
+@contextmanager
+def _logged() -> Generator[None, None, None]:
+    """Log our own errors."""
+    try:
+        yield
+    except Exception:  # noqa: BLE001 - the dispatcher would swallow it unseen
+        _log.exception("a model call could not be watched")
