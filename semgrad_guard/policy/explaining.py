@@ -60,8 +60,11 @@ def explain(policy: Policy) -> list[str]:
 def _scoring(policy: Policy) -> list[str]:
     scorer = policy.scorer
     per = " and of each sentence" if scorer.granularity == "sentence" else ""
-    profile = f"profile {policy.profile} turns it into a confidence" if scorer.profile else "no profile: no confidence"
-    return [f"Model {scorer.model} scores the uncertainty of each answer{per} (signal {scorer.method}); {profile}."]
+    turned = f"Profile {policy.profile} turns it into" if scorer.profile else "No profile turns it into"
+    return [
+        f"Model {scorer.model} scores the uncertainty of each answer{per} (signal {scorer.method}).",
+        f"{turned} a confidence: the probability that the answer is right.",
+    ]
 
 
 def _accepted(accept: Accept) -> str:

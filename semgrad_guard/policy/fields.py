@@ -39,6 +39,9 @@ Seconds = Annotated[float, Field(gt=0)]
 Text = Annotated[str, Field(min_length=1), BeforeValidator(expand)]
 """A text that is not empty; `${NAME}` is filled in."""
 
+OptionalText = Annotated[str, BeforeValidator(expand)]
+"""A text that may be empty; `${NAME}` is filled in."""
+
 Word = Annotated[str, Field(min_length=1), AfterValidator(refuse)]
 """A text that is matched literally: no environment values."""
 

@@ -60,11 +60,17 @@ class Override(Frozen):
     match: Selector
     """Which exchanges."""
     accept: Accept | None = None
+    """Confidence that an answer needs."""
     escalate: Ladder | None = None
+    """Steps tried in this order while the confidence is too low."""
     otherwise: Otherwise | None = None
+    """What happens when no step is left."""
     messages: MessageChanges | None = None
+    """Messages that are different."""
     on_error: OnError | None = None
+    """What happens to an answer when the guard itself fails."""
     on_uncalibrated: OnUncalibrated | None = None
+    """What happens to an answer when no profile fits its score."""
 
     @model_validator(mode="after")
     def _changes_something(self) -> Self:

@@ -4,26 +4,35 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from semgrad_guard.policy.environment import expand
-from semgrad_guard.policy.fields import Frozen, Probability, Seconds, Share, Text, Word
+from semgrad_guard.policy.fields import Frozen, OptionalText, Probability, Seconds, Share, Text
 
 Method = Literal[
     "hybridgrad",
     "semgrad",
+    "semgrad@-1",
+    "semgrad@-2",
+    "semgrad@-3",
+    "semgrad@-4",
+    "semgrad@-5",
     "paragrad",
     "exgrad",
+    "loss",
     "mean_nll",
     "sum_nll",
     "max_nll",
     "first_nll",
     "mean_entropy",
     "max_entropy",
+    "first_entropy",
     "fused",
 ]
 """The signal that a score's `value` is; `fused` lets the profile weigh all of them."""
+
+CostlySignal = Literal["context_gain", "p_true"]
+"""A signal that takes another forward pass."""
 
 
 class RiskTarget(Frozen):
@@ -36,9 +45,9 @@ class RiskTarget(Frozen):
 
 
 def _band(value: tuple[int, int]) -> tuple[int, int]:
-    if value[0] >= value[1]:
+    if value[0] > value[1]:
         raise PydanticCustomError(
-            "band", "must be [first, end] with first < end: decoder blocks from 0, `end` is not included"
+            "band", "must be [first, last] with first <= last: decoder blocks from 0, both included"
         )
     return value
 
@@ -64,9 +73,9 @@ class ScorerSettings(Frozen):
     position: Annotated[int, Field(lt=0)] | None = None
     """Token position t*, counted from the prompt's end: -1 is its last token; left out, the profile's."""
     band: Annotated[tuple[Block, Block], Field(strict=False), AfterValidator(_band)] | None = None
-    """Decoder blocks [first, end) that SemGrad averages over; left out, the upper half."""
-    signals: Annotated[tuple[Word, ...], Field(strict=False, min_length=1)] | None = None
-    """Names of the signals to compute; left out, all free ones."""
+    """Decoder blocks [first, last], both included, that SemGrad averages over; left out, the upper half."""
+    signals: Annotated[tuple[CostlySignal, ...], Field(strict=False)] = ()
+    """Signals to compute beside the free ones, at another forward pass each."""
 
 
 class Messages(Frozen):
@@ -76,9 +85,9 @@ class Messages(Frozen):
     """In place of an answer that is held back."""
     pending: Text = "A person will answer this."
     """In place of an answer that waits for a person."""
-    warning: Annotated[str, BeforeValidator(expand)] = "Please check this answer: I am not sure of it."
+    warning: OptionalText = "Please check this answer: I am not sure of it."
     """Put before an answer that is given although it is doubtful; empty marks it in its metadata only."""
-    unchecked: Annotated[str, BeforeValidator(expand)] = "This answer could not be checked."
+    unchecked: OptionalText = "This answer could not be checked."
     """Put before an answer that is given although nothing could judge it; empty marks it in its metadata only."""
 
 
@@ -86,9 +95,13 @@ class MessageChanges(Frozen):
     """Messages that an override changes."""
 
     abstain: Text | None = None
+    """In place of an answer that is held back."""
     pending: Text | None = None
-    warning: Annotated[str, BeforeValidator(expand)] | None = None
-    unchecked: Annotated[str, BeforeValidator(expand)] | None = None
+    """In place of an answer that waits for a person."""
+    warning: OptionalText | None = None
+    """Put before an answer that is given although it is doubtful; empty marks it in its metadata only."""
+    unchecked: OptionalText | None = None
+    """Put before an answer that is given although nothing could judge it; empty marks it in its metadata only."""
 
     @model_validator(mode="after")
     def _says_something(self) -> Self:

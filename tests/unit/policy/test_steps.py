@@ -1,0 +1,69 @@
+"""The steps as the file may write them, and what routing gets of them."""
+
+from __future__ import annotations
+
+import pytest
+
+from semgrad_guard.flow import FallbackModel, HumanReview, RetryRetrieval, Step
+from semgrad_guard.policy import policy_from
+from semgrad_guard.policy.steps import Rung
+
+
+@pytest.mark.parametrize(
+    ("short", "spelled_out"),
+    [
+        ("human_review", {"human_review": {}}),
+        ("retry_retrieval", {"retry_retrieval": {}}),
+        ({"retry_retrieval": None}, {"retry_retrieval": {}}),  # `- retry_retrieval:` with nothing behind it
+        ({"fallback_model": "big"}, {"fallback_model": {"name": "big"}}),
+        ({"human_review": {"when": {"tags": "a"}}}, {"human_review": {"when": {"tags": ["a"]}}}),
+        ({"human_review": {"when": {"attempt": 2}}}, {"human_review": {"when": {"attempt": [2]}}}),
+    ],
+)
+def test_short_forms_mean_the_same_as_spelled_out(short: object, spelled_out: object) -> None:
+    """The simplest thing to write is right."""
+    assert Rung.model_validate(short) == Rung.model_validate(spelled_out)
+
+
+@pytest.mark.parametrize(
+    ("written", "step"),
+    [
+        ({"retry_retrieval": {}}, RetryRetrieval()),
+        (
+            {
+                "retry_retrieval": {
+                    "top_k": 8,
+                    "rewrite_query": True,
+                    "retriever": "wide",
+                    "drop_unused": True,
+                    "configurable": {"k": [1]},
+                    "timeout_s": 5,
+                }
+            },
+            RetryRetrieval(
+                top_k=8,
+                rewrite_query=True,
+                retriever="wide",
+                drop_unused=True,
+                configurable={"k": [1]},
+                timeout_s=5.0,
+            ),
+        ),
+        (
+            {"fallback_model": {"name": "big", "unscored": True, "timeout_s": 2.5}},
+            FallbackModel(name="big", unscored=True, timeout_s=2.5),
+        ),
+        ({"human_review": {"wait_s": 3}}, HumanReview(wait_s=3.0, message="pending text")),
+        ({"human_review": {"message": "own text"}}, HumanReview(message="own text")),
+    ],
+)
+def test_every_setting_reaches_routing(written: object, step: Step) -> None:
+    """A key that is read but not handed on would be a lie."""
+    assert Rung.model_validate(written).spec.to_flow("pending text") == step
+
+
+def test_a_policy_cannot_be_changed() -> None:
+    """Threads share it."""
+    policy = policy_from({"accept": 0.7})
+    with pytest.raises(ValueError, match="frozen"):
+        policy.accept = 0.1  # type: ignore[misc]  # the test is that this fails
