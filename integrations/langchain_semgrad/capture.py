@@ -18,7 +18,7 @@ from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.tracers.context import register_configure_hook
 from typing_extensions import override
 
-from langchain_semgrad.convert import question_in, result_text
+from langchain_semgrad.convert import question_in, result_score, result_text
 from langchain_semgrad.run_tree import LlmRun, Retrieval, RunTree, choose
 
 if TYPE_CHECKING:
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from langchain_core.documents import Document
     from langchain_core.messages import BaseMessage
     from langchain_core.outputs import LLMResult
+
+    from semgrad_guard.flow import Score
 
 MAX_TREES = 10_000
 """Calls under way at once whose prompts are kept; beyond it the oldest is forgotten, and its guard fails closed."""
@@ -40,6 +42,8 @@ class Captured:
     llm_run: LlmRun | None
     question: str | None
     documents: tuple[Document, ...]
+    query: str | None
+    """What the retriever was asked, which need not be the question."""
     root: UUID
 
 
@@ -66,20 +70,20 @@ class RunStore:
         with self._lock:
             self._start(run.id, parent, None).llm_runs.append(run)
 
-    def wrote(self, run_id: UUID, text: str, *, stopped: bool) -> None:
+    def wrote(self, run_id: UUID, text: str, *, stopped: bool, score: Score | None = None) -> None:
         """Note what a model call wrote."""
         with self._lock:
             tree = self._tree_of.get(run_id)
             for run in tree.llm_runs if tree else ():
                 if run.id == run_id:
-                    run.text, run.stopped = text, stopped
+                    run.text, run.stopped, run.score = text, stopped, score
 
     def retrieved(self, run_id: UUID, documents: Sequence[Document]) -> None:
         """Note what a retriever found."""
         with self._lock:
             tree = self._tree_of.get(run_id)
             if tree is not None:
-                tree.retrievals.append(Retrieval(run_id, tuple(documents)))
+                tree.retrievals.append(Retrieval(run_id, tree.questions.get(run_id), tuple(documents)))
 
     def end(self, run_id: UUID) -> None:
         """Forget the whole tree when its root ended, however it ended."""
@@ -104,8 +108,10 @@ class RunStore:
                 return None
             scopes = [run_id] if within else list(tree.upwards(run_id))[1:]
             found = choose(tree, scopes, text, message_run_id)
+            question = tree.question(scopes, found.id if found else None)
             documents = next((d for d in map(tree.documents_below, scopes) if d), [])
-            return Captured(found, tree.question(scopes, found.id if found else None), tuple(documents), tree.root)
+            query = next((q for q in map(tree.query_below, scopes) if q), None)
+            return Captured(found, question, tuple(documents), query, tree.root)
 
     def wrote_text(self, run_id: UUID, text: str) -> bool:
         """Tell whether some model call of the same tree wrote exactly this text."""
@@ -203,7 +209,7 @@ class CaptureHandler(BaseCallbackHandler):
     @override
     def on_llm_end(self, response: LLMResult, *, run_id: UUID, **kwargs: Any) -> None:
         text, stopped = result_text(response)
-        self._store.wrote(run_id, text, stopped=stopped)
+        self._store.wrote(run_id, text, stopped=stopped, score=result_score(response))
         self._store.end(run_id)
 
     @override

@@ -19,7 +19,7 @@ from langchain_core.messages import (
 from langchain_core.outputs import ChatGeneration
 from langchain_core.prompt_values import PromptValue
 
-from semgrad_guard.flow import Message, Passage
+from semgrad_guard.flow import Message, Passage, Score
 
 if TYPE_CHECKING:
     from langchain_core.outputs import Generation, LLMResult
@@ -30,6 +30,8 @@ QUESTION_KEYS = ("question", "input", "query")
 """Keys of a chain's input under which its question is looked for, in this order."""
 SOURCE_KEYS = ("source", "title", "url", "id")
 """Keys of a document's metadata that say where it came from."""
+SCORE_KEY = "semgrad_score"
+"""Key of a message's `response_metadata` under which a single-pass model puts its score."""
 SCORE_KEYS = ("relevance_score", "score")
 
 _ROLES = {"human": "user", "ai": "assistant", "system": "system", "tool": "tool", "function": "tool"}
@@ -120,6 +122,16 @@ def result_text(result: LLMResult) -> tuple[str, bool]:
     if isinstance(first, ChatGeneration):
         return str(first.message.text), asks_for_tools(first.message)
     return first.text, False
+
+
+def result_score(result: LLMResult) -> Score | None:
+    """Return the score that a single-pass model took while it wrote; `None` from any other model."""
+    first: Generation | None = next((g for candidates in result.generations for g in candidates), None)
+    said = first.message.response_metadata.get(SCORE_KEY) if isinstance(first, ChatGeneration) else None
+    try:
+        return Score.from_json(said) if said else None
+    except (TypeError, KeyError, AttributeError):  # another model's metadata under our key: it is scored from outside
+        return None
 
 
 def asks_for_tools(message: object) -> bool:

@@ -46,6 +46,8 @@ class Job:
     llm_run: LlmRun | None
     error: ScoringError | None = None
     """Why it cannot be judged."""
+    query: str | None = None
+    """What the chain's retriever was asked; `None` where it was not called."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,16 +96,18 @@ def _job(value: Any, slot: Slot | None, setting: Setting) -> Job:
         own.without_prompt(run.text or "", prompt) if own and on_policy else without_prompt(run.text or "", prompt)
     )
     answer = written if text is None or text.strip() == (run.text or "").strip() else without_prompt(text, prompt)
+    unchanged = answer.strip() == written.strip()
     exchange = Exchange(
         prompt=prompt,
         answer=answer,
         question=setting.question or (captured.question if captured else None) or _asked(run),
         passages=_passages(value, captured, prompt),
         author=run.model,
-        on_policy=on_policy and answer.strip() == written.strip(),
+        on_policy=on_policy and unchanged,
+        score=run.score if unchanged else None,
         **about,
     )
-    return Job(slot, exchange, run)
+    return Job(slot, exchange, run, query=captured.query if captured else None)
 
 
 def without_prompt(text: str, prompt: Prompt) -> str:

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from langchain_core.documents import Document
     from langchain_core.messages import BaseMessage
 
+    from semgrad_guard.flow import Score
+
 MAX_LLM_RUNS = 256
 """Model calls kept per tree, newest last: an agent that runs for days must not keep every prompt it ever sent."""
 MAX_RETRIEVALS = 256
@@ -34,6 +36,8 @@ class LlmRun:
     """What the model told the callbacks about itself; the very same object for every call of one model object."""
     text: str | None = None
     """What it wrote; `None` while it is still writing."""
+    score: Score | None = None
+    """The score that a single-pass model took while it wrote."""
     stopped: bool = False
     """True when it asked for tools instead of answering."""
 
@@ -43,6 +47,7 @@ class Retrieval:
     """What one retriever call found."""
 
     id: UUID
+    query: str | None
     documents: tuple[Document, ...]
 
 
@@ -94,6 +99,10 @@ class RunTree:
             if run in self.questions and any(self.is_below(run, scope) for scope in scopes):
                 return self.questions[run]
         return None
+
+    def query_below(self, ancestor: UUID) -> str | None:
+        """Return what the last retriever called at or below a run was asked."""
+        return next((r.query for r in reversed(self.retrievals) if self.is_below(r.id, ancestor)), None)
 
     def documents_below(self, ancestor: UUID) -> list[Document]:
         """Return the documents retrieved at or below a run, oldest first, each once."""
