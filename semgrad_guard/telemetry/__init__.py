@@ -4,18 +4,25 @@ from semgrad_guard.telemetry.fields import record_fields, summary_fields
 from semgrad_guard.telemetry.jsonl import JsonlSink, read_records
 from semgrad_guard.telemetry.langsmith_run import annotate_current_run
 from semgrad_guard.telemetry.langsmith_sink import LangSmithSink
+from semgrad_guard.telemetry.otel_providers import Providers
+from semgrad_guard.telemetry.otel_sink import OtelSink
 from semgrad_guard.telemetry.replay import RecordFieldsError, record_from_fields
 from semgrad_guard.telemetry.runs import RunRef, user_metadata
 from semgrad_guard.telemetry.settings import TelemetrySettings
+from semgrad_guard.telemetry.sinks import Sinks, build_sinks
 from semgrad_guard.telemetry.verdicts import post_verdict_feedback
 
 __all__ = [
     "JsonlSink",
     "LangSmithSink",
+    "OtelSink",
+    "Providers",
     "RecordFieldsError",
     "RunRef",
+    "Sinks",
     "TelemetrySettings",
     "annotate_current_run",
+    "build_sinks",
     "post_verdict_feedback",
     "read_records",
     "record_fields",
