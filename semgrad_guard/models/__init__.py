@@ -4,5 +4,6 @@ from semgrad_guard.models.generation import FinishReason, Generated
 from semgrad_guard.models.kept import KeptCache
 from semgrad_guard.models.loading import load_model
 from semgrad_guard.models.local import LocalModel
+from semgrad_guard.models.text_model import LocalTextModel
 
-__all__ = ["FinishReason", "Generated", "KeptCache", "LocalModel", "load_model"]
+__all__ = ["FinishReason", "Generated", "KeptCache", "LocalModel", "LocalTextModel", "load_model"]

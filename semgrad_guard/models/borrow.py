@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator
 
     from torch import nn
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Generator[None]:
     """Put a model into eval mode, and every module back into the mode that it was in, also on error."""
     training = [module for module in model.modules() if module.training]
     if training:
@@ -27,7 +27,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def plain_tensors() -> Iterator[None]:
+def plain_tensors() -> Generator[None]:
     """Compute without gradients but with ordinary tensors, whatever mode the caller is in.
 
     A KV cache written under `torch.inference_mode` could never take part in a backward pass later.

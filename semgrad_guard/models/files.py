@@ -13,7 +13,7 @@ from transformers.utils import logging as transformers_logging
 from semgrad_guard.errors import ModelError, ModelFilesError, ModelNotFoundError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator
 
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -76,7 +76,7 @@ def check_folder(folder: Path) -> None:
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
+def quiet() -> Generator[None]:
     """Keep transformers from drawing its progress bars; put back afterwards."""
     bars: Any = transformers_logging
     shown = bars.is_progress_bar_enabled()

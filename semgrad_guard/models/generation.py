@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
@@ -39,6 +39,14 @@ class Generated:
     """`None` when it was not asked for, or when the model has no cache that can be cropped."""
 
 
+class Row(NamedTuple):
+    """One prompt of a batch."""
+
+    number: int
+    """Its place among all prompts that share the seed."""
+    ids: tuple[int, ...]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationSettings:
     """How to write; nothing else of the model's own generation settings has a say in which token comes next."""
@@ -64,7 +72,7 @@ class GenerationSettings:
 
 def generate(
     local: LocalModel,
-    prompts: Sequence[tuple[int, ...]],
+    rows: Sequence[Row],
     settings: GenerationSettings,
     *,
     on_text: Callable[[str], None] | None = None,
@@ -75,7 +83,7 @@ def generate(
 
     Args:
         local: the model; its lock is held for the whole time.
-        prompts: token ids of each prompt.
+        rows: the prompts.
         settings: how to write.
         on_text: gets the text piece by piece; for a single prompt only.
         should_end: asked after each token; True ends the writing.
@@ -85,6 +93,7 @@ def generate(
         EmptyPromptError: a prompt has no tokens.
         ContextTooLongError: a prompt leaves no room for an answer.
     """
+    prompts = [row.ids for row in rows]
     room = _room(local, prompts)
     ends = _endings(local, settings.stop)
     longest = max(len(ids) for ids in prompts)
@@ -94,7 +103,7 @@ def generate(
     with local.lock, evaluating(local.model), plain_tensors():
         cache = full_cache(local.model) if keep else None
         config = _config(local, ends.ids, max_new_tokens=min(settings.max_new_tokens, room))
-        output = _run(local, prompts, config, _pickers(settings, len(prompts)), watch, cache)
+        output = _run(local, prompts, config, _pickers(settings, [row.number for row in rows]), watch, cache)
     answers = [
         _answer(local, ids, _written(row[longest:], watch.n_written(n), ends.ids), ends, ended_early=watch.ended_early)
         for n, (ids, row) in enumerate(zip(prompts, output, strict=True))
@@ -154,10 +163,10 @@ def _config(local: LocalModel, end_ids: frozenset[int], *, max_new_tokens: int) 
     return made
 
 
-def _pickers(settings: GenerationSettings, n_rows: int) -> LogitsProcessorList:
+def _pickers(settings: GenerationSettings, numbers: Sequence[int]) -> LogitsProcessorList:
     if settings.temperature == 0:
         return LogitsProcessorList()
-    return LogitsProcessorList([Sampler(settings.temperature, settings.top_p, settings.seed, n_rows)])
+    return LogitsProcessorList([Sampler(settings.temperature, settings.top_p, settings.seed, numbers)])
 
 
 def _run(

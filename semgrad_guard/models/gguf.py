@@ -1,23 +1,21 @@
-"""Loading .gguf files: converted once, then read from a cache of safetensors that is checked at every start."""
+"""Loading .gguf files: converted once, then read from a cache of safetensors."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
-import os
 import shutil
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
-from filelock import FileLock
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from semgrad_guard.errors import ModelFilesError
+from semgrad_guard.errors import ModelError, ModelFilesError
+from semgrad_guard.models.converted import CacheEntry, cache_root
 from semgrad_guard.models.files import Loaded, from_folder, quiet
 from semgrad_guard.models.files_digest import files_digest
 
@@ -27,18 +25,9 @@ if TYPE_CHECKING:
     from semgrad_guard.models.options import LoadOptions
 
 _logger = logging.getLogger(__name__)
-_LAYOUT = 1
-"""Counts up when the cache's layout changes, so that older entries are not read."""
-_MANIFEST = "semgrad-manifest.json"
-
-
-def cache_root(cache_dir: str | Path | None = None) -> Path:
-    """Return the folder of converted weights: the one given, `$SEMGRAD_CACHE_DIR`, or the user's cache folder."""
-    chosen = cache_dir or os.environ.get("SEMGRAD_CACHE_DIR")
-    if chosen:
-        return Path(chosen).expanduser() / "gguf"
-    xdg = os.environ.get("XDG_CACHE_HOME")
-    return (Path(xdg) if xdg else Path.home() / ".cache") / "semgrad-guard" / "gguf"
+_MAGIC = b"GGUF"
+_LAYOUT = "1"
+"""Counts up when what is written changes, so that older entries are not read."""
 
 
 def from_gguf(parts: Sequence[Path], options: LoadOptions) -> Loaded:
@@ -53,13 +42,23 @@ def from_gguf(parts: Sequence[Path], options: LoadOptions) -> Loaded:
     """
     check_gguf(parts[0])
     dtype = options.torch_dtype() or torch.float32
+    made_of = {
+        "source": files_digest(parts),
+        "dtype": str(dtype),
+        "transformers": transformers.__version__,
+        "layout": _LAYOUT,
+    }
+    entry = CacheEntry(cache_root(options.cache_dir), made_of)
+    found = _from_cache(entry, options)
+    if found:
+        return found
     try:
-        folder = _converted(parts, dtype, cache_root(options.cache_dir))
+        entry.make(lambda folder, scratch: _write(parts, dtype, folder, scratch))
     except (OSError, SafetensorError) as error:
         _logger.warning("converted weights cannot be cached (%s): set SEMGRAD_CACHE_DIR to a writable folder", error)
         with tempfile.TemporaryDirectory() as scratch:
             return convert(parts, dtype, Path(scratch))
-    return from_folder(folder, options)
+    return from_folder(entry.folder, options)
 
 
 def check_gguf(path: Path) -> None:
@@ -69,8 +68,8 @@ def check_gguf(path: Path) -> None:
         ModelFilesError: it is something else.
     """
     with path.open("rb") as file:
-        magic = file.read(4)
-    if magic != b"GGUF":
+        magic = file.read(len(_MAGIC))
+    if magic != _MAGIC:
         raise ModelFilesError(path, "not a GGUF file", "download it again, whole")
 
 
@@ -96,55 +95,27 @@ def convert(parts: Sequence[Path], dtype: torch.dtype, scratch: Path) -> Loaded:
     return model, tokenizer
 
 
-def _converted(parts: Sequence[Path], dtype: torch.dtype, root: Path) -> Path:
-    """Return the folder of the converted weights, made now if need be."""
-    made_of = {
-        "source": files_digest(parts),
-        "dtype": str(dtype),
-        "transformers": transformers.__version__,
-        "layout": _LAYOUT,
-    }
-    key = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:32]
-    folder = root / key
-    if _is_whole(folder, made_of):
-        return folder
-    root.mkdir(parents=True, exist_ok=True)
-    with FileLock(root / f"{key}.lock"):
-        if not _is_whole(folder, made_of):  # another process may have made it while this one waited
-            _make(folder, parts, dtype, made_of)
-    return folder
+def _from_cache(entry: CacheEntry, options: LoadOptions) -> Loaded | None:
+    """Return what a whole cache entry holds; its files are checked while they are loaded."""
+    if not entry.exists():
+        return None
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        whole = pool.submit(entry.is_whole)
+        try:
+            found = from_folder(entry.folder, options)
+        except ModelError:
+            if whole.result():  # the files are as they were written, so it is not the cache that is wrong
+                raise
+            return None
+        return found if whole.result() else None
 
 
-def _make(folder: Path, parts: Sequence[Path], dtype: torch.dtype, made_of: dict[str, Any]) -> None:
-    """Convert beside the folder, then put it in place in one step."""
-    for left in folder.parent.glob(f"{folder.name}.tmp-*"):  # of a process that was killed: the lock is ours now
-        shutil.rmtree(left, ignore_errors=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f"{folder.name}.tmp-", dir=folder.parent))
-    try:
-        model, tokenizer = convert(parts, dtype, scratch)
-        new = scratch / "new"
-        with quiet():
-            model.save_pretrained(new)
-            tokenizer.save_pretrained(new)
-        manifest = {"made_of": made_of, "files": {file.name: files_digest([file]) for file in sorted(new.iterdir())}}
-        (new / _MANIFEST).write_text(json.dumps(manifest, indent=1))
-        if folder.exists():
-            folder.replace(scratch / "damaged")
-        new.replace(folder)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-
-
-def _is_whole(folder: Path, made_of: dict[str, Any]) -> bool:
-    """Tell whether a cache entry is complete and every file in it is as it was written."""
-    try:
-        manifest = json.loads((folder / _MANIFEST).read_text())
-        files: dict[str, str] = manifest["files"]
-        return manifest["made_of"] == made_of and all(
-            files_digest([folder / name]) == digest for name, digest in files.items()
-        )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return False
+def _write(parts: Sequence[Path], dtype: torch.dtype, folder: Path, scratch: Path) -> None:
+    model: Any
+    model, tokenizer = convert(parts, dtype, scratch)
+    with quiet():
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
 
 
 def _join(parts: Sequence[Path], target: Path) -> Path:

@@ -6,9 +6,11 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from semgrad_guard.errors import ModelSettingError
 from semgrad_guard.flow import Message
 from semgrad_guard.models import tokens
-from semgrad_guard.models.generation import Generated, GenerationSettings, generate
+from semgrad_guard.models.batches import generate_batches
+from semgrad_guard.models.generation import Generated, GenerationSettings, Row, generate
 from semgrad_guard.models.locks import lock_of
 from semgrad_guard.models.template import has_template, template_digest
 from semgrad_guard.models.watch import ending
@@ -164,7 +166,50 @@ class LocalModel:
         )
         ids = tuple(prompt_ids) if prompt_ids is not None else self.encode_prompt(prompt or "")
         should_end = ending(cancel, max_time_s)
-        return generate(self, [ids], settings, on_text=on_text, should_end=should_end, keep=keep)[0]
+        return generate(self, [Row(0, ids)], settings, on_text=on_text, should_end=should_end, keep=keep)[0]
+
+    def generate_batch(  # noqa: PLR0913 - as `generate`
+        self,
+        prompts: Sequence[Prompt] = (),
+        *,
+        prompt_ids: Sequence[Sequence[int]] | None = None,
+        max_new_tokens: int = 256,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        stop: Sequence[str] = (),
+        seed: int | None = None,
+        max_time_s: float | None = None,
+        cancel: threading.Event | None = None,
+        batch_size: int = 16,
+    ) -> list[Generated]:
+        """Return the answers to several prompts, in order; no KV cache is kept.
+
+        Args:
+            prompts: texts or messages.
+            prompt_ids: their token ids, instead of `prompts`.
+            max_new_tokens: as for `generate`; the longest prompt of a batch decides what fits the context window.
+            temperature: as for `generate`.
+            top_p: as for `generate`.
+            stop: as for `generate`.
+            seed: as for `generate`; equal prompts still get different answers, one for each place in `prompts`.
+            max_time_s: for all answers together.
+            cancel: ends all answers.
+            batch_size: how many answers are written together.
+
+        Raises:
+            EmptyPromptError: a prompt has no tokens.
+            ContextTooLongError: a prompt leaves no room for an answer.
+            ModelSettingError: a setting is out of range.
+        """
+        settings = GenerationSettings(
+            max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, stop=tuple(stop), seed=seed
+        )
+        if batch_size < 1:
+            raise ModelSettingError("batch_size", batch_size, "1 or more")
+        ids = prompt_ids if prompt_ids is not None else [self.encode_prompt(prompt) for prompt in prompts]
+        should_end = ending(cancel, max_time_s)
+        rows = [tuple(row) for row in ids]
+        return generate_batches(self, rows, settings, batch_size=batch_size, should_end=should_end)
 
     def _as_chat(self, prompt: Prompt) -> Prompt:
         """Return plain text as one user message, where the model has a template and the text was not rendered."""

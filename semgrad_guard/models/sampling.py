@@ -3,29 +3,40 @@
 from __future__ import annotations
 
 import hashlib
+from typing import TYPE_CHECKING
 
 import torch
 from transformers import LogitsProcessor
 from typing_extensions import override
 
+from semgrad_guard.errors import NonFiniteScoreError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
 
 class Sampler(LogitsProcessor):
     """Draws each row's next token and leaves it as the only possible one.
 
-    Every row has its own generator, so an answer depends on its seed alone: not on the batch it shares, nor on other
-    threads that draw at the same time.
+    Every row has its own generator, so an answer depends on the seed and its row alone: not on the batch it shares,
+    nor on other threads that draw at the same time.
     """
 
-    def __init__(self, temperature: float, top_p: float, seed: int | None, n_rows: int) -> None:
-        """Take the settings and seed one generator a row; without a seed, torch's global one decides."""
+    def __init__(self, temperature: float, top_p: float, seed: int | None, rows: Sequence[int]) -> None:
+        """Take the settings and the number of each row among all that share the seed.
+
+        Without a seed, torch's global random state decides.
+        """
         self._temperature, self._top_p = temperature, top_p
         start = int(torch.randint(2**62, (1,)).item()) if seed is None else seed
-        self._generators = [torch.Generator().manual_seed(_row_seed(start, row)) for row in range(n_rows)]
+        self._generators = [torch.Generator().manual_seed(_row_seed(start, row)) for row in rows]
 
     @override
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.FloatTensor:
         """Return scores of minus infinity everywhere but at the drawn tokens."""
         probabilities = torch.softmax(scores.float() / self._temperature, dim=-1).cpu()
+        if not torch.isfinite(probabilities).all():
+            raise NonFiniteScoreError("the distribution of the next token")
         if self._top_p < 1:
             probabilities = nucleus(probabilities, self._top_p)
         drawn = [

@@ -47,7 +47,9 @@ def prompt_text(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> tuple[str
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> tuple[int, ...]:
-    """Return the ids of a prompt, by the rules of `prompt_text`."""
+    """Return the ids of a prompt, by the rules of `prompt_text`; an empty prompt has none."""
+    if not prompt:
+        return ()
     text, special = prompt_text(tokenizer, prompt)
     return encode(tokenizer, text, special=special)
 

@@ -45,7 +45,7 @@ class AnswerWatch(StoppingCriteria):
         self.ended_early = False
 
     @override
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **_: object) -> torch.BoolTensor:
+    def __call__(self, input_ids: torch.Tensor, scores: object, **_: object) -> torch.BoolTensor:
         """Return which rows are done."""
         self.ended_early = self.ended_early or self._should_end()
         if self._stop or self._on_text:
@@ -64,7 +64,7 @@ class AnswerWatch(StoppingCriteria):
             self._on_text(text[self._n_sent :])
             self._n_sent = len(text)
 
-    def _look(self, row: int, input_ids: torch.LongTensor) -> None:
+    def _look(self, row: int, input_ids: torch.Tensor) -> None:
         if row in self._n_tokens:
             return
         written = input_ids[row, self._n_prompt :].tolist()

@@ -1,0 +1,51 @@
+"""Writing answers to many prompts, in padded batches that fit the memory."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from semgrad_guard.models.generation import Row, generate
+from semgrad_guard.models.kept import full_cache
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from semgrad_guard.models.generation import Generated, GenerationSettings
+    from semgrad_guard.models.local import LocalModel
+
+
+def generate_batches(
+    local: LocalModel,
+    prompts: Sequence[tuple[int, ...]],
+    settings: GenerationSettings,
+    *,
+    batch_size: int,
+    should_end: Callable[[], bool],
+) -> list[Generated]:
+    """Return one answer for each prompt, in order.
+
+    Prompts of like length share a batch, so little is padded. A model whose state can't ignore padding (recurrent
+    layers) writes one answer at a time.
+    """
+    size = batch_size if full_cache(local.model) is not None else 1
+    rows = sorted(map(Row._make, enumerate(prompts)), key=lambda row: len(row.ids))
+    answers: dict[int, Generated] = {}
+    for start in range(0, len(rows), size):
+        answers |= _write(local, rows[start : start + size], settings, should_end)
+    return [answers[number] for number in range(len(prompts))]
+
+
+def _write(
+    local: LocalModel, rows: Sequence[Row], settings: GenerationSettings, should_end: Callable[[], bool]
+) -> dict[int, Generated]:
+    """Return the answers of one batch by their number; halved and tried again when it does not fit the memory."""
+    try:
+        answers = generate(local, rows, settings, should_end=should_end)
+        return {row.number: answer for row, answer in zip(rows, answers, strict=True)}
+    except torch.OutOfMemoryError:
+        if len(rows) == 1:
+            raise
+    half = len(rows) // 2
+    return _write(local, rows[:half], settings, should_end) | _write(local, rows[half:], settings, should_end)
