@@ -66,18 +66,19 @@ def outcome_metadata(outcome: Outcome) -> dict[str, Json]:
     score = judged.decision.score
     failure = outcome.decision.failure or next(iter(outcome.record.failures), None)
     found: dict[str, Json] = {
+        **dict.fromkeys(("method", "score", "scorer", "proxy")),
         **summary_fields(outcome.record),
         "why": _without_answers(outcome.decision.why, outcome),
         "withheld": outcome.withheld,
         "author": judged.exchange.author,
         "signals": dict(signals_fields(score.signals)) if score else {},
-        "error": _without_answers(f"{failure.type}: {failure.message}", outcome) if failure else None,
+        "error": failure.type + _without_answers(f": {failure.message}", outcome) if failure else None,
     }
     return found
 
 
 def _without_answers(text: str, outcome: Outcome) -> str:
-    """Return a text, unless it repeats an answer that the caller must not see, as some database errors do."""
+    """Return a text, or nothing of one that repeats an answer the caller must not see, as some database errors do."""
     answers = (attempt.exchange.answer.strip() for attempt in outcome.attempts)
     leaks = outcome.withheld and any(answer and answer in text for answer in answers)
-    return text.partition(":")[0] if leaks else text
+    return "" if leaks else text
