@@ -48,6 +48,7 @@ class Question:
         self._tried: dict[str, int] = {}
         self._exhausted: frozenset[str] = frozenset()
         self._failures: list[Failure] = []
+        self._judged_at = utc_now()
 
     def run(self, exchange: Exchange, scored: Score | Exception | None = None) -> Outcome:
         """Return the outcome of a question whose first answer is `exchange`.
@@ -55,13 +56,18 @@ class Question:
         Raises:
             UncalibratedError: there is no confidence and the policy says that this is an error.
         """
-        decision = judge(self._parts, exchange, self._progress(), scored)
+        decision = self._judge(exchange, scored)
         for _ in range(MAX_STEPS):
             if not isinstance(decision.step, NewAttempt):
                 return self._end(exchange, decision)
             exchange, decision = self._step(exchange, decision, decision.step)
         failure = Failure("policy", "EndlessPolicyError", f"the policy took {MAX_STEPS} steps without an end")
         return self._end(exchange, on_error(self._parts, exchange, failure, self._progress()))
+
+    def _judge(self, exchange: Exchange, scored: Score | Exception | None = None) -> Decision:
+        decision = judge(self._parts, exchange, self._progress(), scored)
+        self._judged_at = utc_now()
+        return decision
 
     def _progress(self) -> Progress:
         return Progress(
@@ -78,10 +84,11 @@ class Question:
             following = next_attempt(step, exchange, self._resources, self._deadline)
         except Exception as error:  # noqa: BLE001 - a step that fails must not take the answer with it
             return exchange, self._step_failed(exchange, decision, error)
-        self._earlier = (*self._earlier, Attempt(exchange, decision))
+        self._earlier = (*self._earlier, Attempt(exchange, decision, judged_at=self._judged_at))
         if isinstance(step, FallbackModel) and step.unscored:
+            self._judged_at = utc_now()
             return following, _unscored(following, decision, step)
-        return following, judge(self._parts, following, self._progress())
+        return following, self._judge(following)
 
     def _step_failed(self, exchange: Exchange, decision: Decision, error: Exception) -> Decision:
         _log.info("step %s failed: %s", decision.rule, error)
@@ -92,17 +99,17 @@ class Question:
         return decide(self._parts, exchange, decision.score, decision.confidence, self._progress())
 
     def _end(self, exchange: Exchange, decision: Decision) -> Outcome:
-        attempts = (*self._earlier, Attempt(exchange, decision))
+        attempts = (*self._earlier, Attempt(exchange, decision, judged_at=self._judged_at))
         chosen = exchange if isinstance(decision.step, Accept) else self._best(exchange, decision)
         settled, review_id, decision = self._settle(chosen, decision, attempts)
-        attempts = (*self._earlier, Attempt(exchange, decision))
+        attempts = (*self._earlier, Attempt(exchange, decision, judged_at=self._judged_at))
         return Outcome(
             text=settled.text,
             status=settled.status,
             decision=decision,
             exchange=chosen,
             attempts=attempts,
-            record=self._record(settled, attempts, review_id),
+            record=replace(self._record(settled, attempts, review_id), answer_id=chosen.id),
             review_id=review_id,
         )
 
