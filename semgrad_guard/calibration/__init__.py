@@ -1,12 +1,37 @@
 """Score -> Confidence: fits profiles on labelled answers, applies them, and says how far they can be trusted.
 
-- `fit_profile` turns labelled scores into a `Profile`, with out-of-sample evidence.
+- `fit_profile` turns labelled scores into a `Profile`, with out-of-sample evidence; `percentile_profile` goes without.
 - `ProfileCalibrator` applies one; a score that it does not fit stays uncalibrated.
+- `risk_threshold` finds the confidence from which accepted answers are rarely enough wrong.
+- `DriftMonitor` notices when recent scores no longer look like those the profile was fitted on.
 """
 
+from semgrad_guard.calibration.bootstrap import Interval, paired_difference, with_interval
 from semgrad_guard.calibration.calibrator import ProfileCalibrator
+from semgrad_guard.calibration.drift import Drift, DriftMonitor
 from semgrad_guard.calibration.labels import LabelledScore
-from semgrad_guard.calibration.profile import Profile, load_profile, shipped_profiles
+from semgrad_guard.calibration.percentile import percentile_profile
+from semgrad_guard.calibration.profile import Evidence, LabelPairs, Profile, load_profile, shipped_profiles
 from semgrad_guard.calibration.profile_fitting import fit_profile
+from semgrad_guard.calibration.risk import Threshold, labels_needed, risk_threshold, risk_thresholds_by_tag
 
-__all__ = ["LabelledScore", "Profile", "ProfileCalibrator", "fit_profile", "load_profile", "shipped_profiles"]
+__all__ = [
+    "Drift",
+    "DriftMonitor",
+    "Evidence",
+    "Interval",
+    "LabelPairs",
+    "LabelledScore",
+    "Profile",
+    "ProfileCalibrator",
+    "Threshold",
+    "fit_profile",
+    "labels_needed",
+    "load_profile",
+    "paired_difference",
+    "percentile_profile",
+    "risk_threshold",
+    "risk_thresholds_by_tag",
+    "shipped_profiles",
+    "with_interval",
+]

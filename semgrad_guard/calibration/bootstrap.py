@@ -61,7 +61,7 @@ def with_interval(
         seed: seed of the resampling; equal seeds and groups give the same resamples.
     """
     resampled = [metric(confidence, correct, weights) for weights in _weights(len(correct), groups, draws, seed)]
-    return _interval(metric(confidence, correct), np.concatenate(resampled))
+    return _interval(metric(confidence, correct), np.concatenate(resampled), centred=metric.biased)
 
 
 def paired_difference(  # noqa: PLR0913 - `with_interval` and the other confidence
@@ -79,7 +79,8 @@ def paired_difference(  # noqa: PLR0913 - `with_interval` and the other confiden
         metric(confidence, correct, weights) - metric(other, correct, weights)
         for weights in _weights(len(correct), groups, draws, seed)
     ]
-    return _interval(metric(confidence, correct) - metric(other, correct), np.concatenate(resampled))
+    difference = metric(confidence, correct) - metric(other, correct)
+    return _interval(difference, np.concatenate(resampled), centred=metric.biased)
 
 
 def _weights(n: int, groups: NDArray[np.int64] | None, draws: int, seed: int) -> Iterator[Array]:
@@ -94,12 +95,17 @@ def _weights(n: int, groups: NDArray[np.int64] | None, draws: int, seed: int) ->
         yield counts[:, index].astype(np.float64)
 
 
-def _interval(value: float, resampled: Array) -> Interval:
-    """Return the percentile interval, resamples on which the metric is undefined left out."""
+def _interval(value: float, resampled: Array, *, centred: bool) -> Interval:
+    """Return the percentile interval, resamples on which the metric is undefined left out.
+
+    Resampling adds noise to a metric that noise can only raise (ECE), so its resamples are first shifted back to the
+    value that was measured.
+    """
     defined = resampled[np.isfinite(resampled)]
     if not np.isfinite(value):
         return Interval(value=None)
     if len(defined) < 2:
         return Interval(value=float(value))
-    low, high = np.quantile(defined, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    shift = value - defined.mean() if centred else 0.0
+    low, high = np.quantile(defined + shift, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Interval(value=float(value), low=float(low), high=float(high))

@@ -99,12 +99,14 @@ class PercentileCurve(Frozen):
     """Share of reference answers that were less sure: no probability, for use without labels."""
 
     kind: Literal["percentile"] = "percentile"
-    quantiles: tuple[float, ...] = Field(min_length=2)
-    """Margins at evenly spaced shares from 0 to 1."""
+    margins: tuple[float, ...] = Field(min_length=1)
+    """Distinct margins of the reference, ascending."""
+    shares: tuple[float, ...] = Field(min_length=1)
+    """Share of the reference below each."""
 
     def probabilities(self, margins: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return the percentile, in [0, 1], of each margin."""
-        return np.interp(margins, self.quantiles, np.linspace(0.0, 1.0, len(self.quantiles)))
+        return np.interp(margins, self.margins, self.shares)
 
 
 Curve = Annotated[

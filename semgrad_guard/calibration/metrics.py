@@ -28,9 +28,10 @@ SMALLEST = 1e-12
 class Metric:
     """A metric that can be taken once, or for many weightings at once."""
 
-    def __init__(self, weighted: Callable[[Array, Array, Array], Array]) -> None:
-        """Keep the weighted form."""
+    def __init__(self, weighted: Callable[[Array, Array, Array], Array], *, biased: bool = False) -> None:
+        """Keep the weighted form, and whether noise alone raises the metric."""
         self._weighted = weighted
+        self.biased = biased
         self.__name__ = weighted.__name__
         self.__doc__ = weighted.__doc__
 
@@ -176,7 +177,7 @@ def expected_calibration_error(bins: Literal["mass", "width"] = "mass", n_bins: 
         return _ratio(np.abs(gaps).sum(axis=1), weights.sum(axis=1))
 
     ece.__doc__ = f"Return the expected calibration error over {n_bins} bins of equal {bins}; lower is better."
-    return Metric(ece)
+    return Metric(ece, biased=True)
 
 
 ece = expected_calibration_error("mass")

@@ -108,8 +108,9 @@ def test_venn_abers_doubts_more_with_fewer_labels() -> None:
 
 
 def test_percentile_curve_is_the_share_below() -> None:
-    """Half of the reference lies below its median."""
-    assert PercentileCurve(quantiles=(0.0, 1.0, 3.0)).probabilities(np.array([1.0, 2.0])) == pytest.approx([0.5, 0.75])
+    """Half of the reference lies below its median; between two reference margins the share is interpolated."""
+    curve = PercentileCurve(margins=(0.0, 1.0, 3.0), shares=(0.25, 0.5, 0.75))
+    assert curve.probabilities(np.array([1.0, 2.0, 9.0])) == pytest.approx([0.5, 0.625, 0.75])
 
 
 def test_auto_keeps_platt_where_it_is_true() -> None:

@@ -1,0 +1,301 @@
+"""Risk-controlled thresholds: the lowest confidence to accept so that accepted answers are rarely enough wrong.
+
+Source: Angelopoulos, Bates, Candès, Jordan and Lei, "Learn then Test" (2021): fixed-sequence testing with several
+starts (a start that succeeds hands its share of the error on, which is the fallback procedure of Wiens 2003), with exact
+binomial p-values (Clopper-Pearson) as in Geifman and El-Yaniv, "Selective classification for deep neural networks"
+(NeurIPS 2017), whose thresholds are order statistics too.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from semgrad_guard.errors import CalibrationError, RiskNotControllableError, TooFewLabelsError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from numpy.typing import NDArray
+
+    from semgrad_guard.calibration.profile import LabelPairs, Profile
+
+    Array = NDArray[np.float64]
+
+N_LEVELS = 20
+"""Coverages tested: 1/20, 2/20, ... of the answers, fixed before any label is looked at."""
+FIRST_START = 0.5
+"""Share of delta spent on the first start; the rest is spread evenly over the later ones."""
+
+Test = Literal["fixed_sequence", "bonferroni"]
+
+CAVEATS = (
+    "The promise holds for new questions of the same kind as the labelled ones, judged once with this profile. It is "
+    "broken by drift (other questions, passages, prompt or model), by labels chosen by hand, and by retries that keep "
+    "the best of several attempts: `semgrad-guard policy simulate` measures a whole policy, retries included."
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Threshold:
+    """A confidence from which answers may be accepted, and what is promised of them."""
+
+    value: float
+    """Accept answers with at least this confidence."""
+    max_error_rate: float
+    """With probability 1 − delta over the labels, at most this share of accepted answers is wrong."""
+    delta: float
+    n_accepted: int
+    """Labelled questions at or above the threshold."""
+    n_wrong: int
+    """Those of them with a wrong answer."""
+    n_labels: int
+    """Labelled questions that were looked at, one answer each."""
+    bound: float
+    """Upper confidence bound on the error rate of accepted answers, at the certainty its own test had."""
+    method: str
+    """Test and assumptions, in words."""
+    tags: frozenset[str] = frozenset()
+    caveats: str = CAVEATS
+
+    @property
+    def coverage(self) -> float:
+        """Share of answers that are accepted."""
+        return self.n_accepted / self.n_labels
+
+    @property
+    def text(self) -> str:
+        """The promise in words."""
+        return (
+            f"accept from confidence {self.value:.3f}: with {1 - self.delta:.0%} certainty at most "
+            f"{self.max_error_rate:.0%} of accepted answers are wrong, and {self.coverage:.0%} are accepted "
+            f"({self.n_wrong} of {self.n_accepted} wrong among {self.n_labels} labelled questions)"
+        )
+
+
+def binomial_cdf(k: int, n: int, p: float) -> float:
+    """Return P(X <= k) for X binomial with n draws of probability p."""
+    if p <= 0 or k >= n:
+        return 1.0
+    if p >= 1 or k < 0:
+        return 0.0
+    i = np.arange(k + 1)
+    log_factorial = np.append(0.0, np.cumsum(np.log(np.arange(1, n + 1))))
+    logs = log_factorial[n] - log_factorial[i] - log_factorial[n - i] + i * math.log(p) + (n - i) * math.log1p(-p)
+    top = logs.max()
+    return min(1.0, float(np.exp(logs - top).sum()) * math.exp(top))
+
+
+def upper_bound(n_wrong: int, n: int, delta: float) -> float:
+    """Return the Clopper-Pearson bound: the error rate under which so few wrong answers have only chance delta."""
+    if n_wrong >= n:
+        return 1.0
+    low, high = n_wrong / n, 1.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if binomial_cdf(n_wrong, n, middle) > delta else (low, middle)
+    return high
+
+
+def labels_needed(alpha: float, delta: float, *, error_rate: float = 0.0) -> int:
+    """Return how many accepted labelled answers are needed to prove an error rate of at most alpha.
+
+    Args:
+        alpha: the error rate to prove, in (0, 1).
+        delta: allowed probability of being wrong about it, in (0, 1).
+        error_rate: share of them that is in truth wrong, below alpha; with 0 it is the least number for any proof.
+    """
+    _check(alpha, delta)
+    if error_rate <= 0:
+        return math.ceil(math.log(delta) / math.log1p(-alpha))
+    if error_rate >= alpha:
+        msg = (
+            f"answers of error rate {error_rate:g} cannot be shown to have at most {alpha:g}, with any number of labels"
+        )
+        raise CalibrationError(msg)
+
+    def proves(n: int) -> bool:
+        return binomial_cdf(math.ceil(error_rate * n), n, alpha) <= delta
+
+    low, high = 0, 1
+    while not proves(high):
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if proves(middle) else (middle, high)
+    return high
+
+
+def risk_threshold(
+    profile: Profile,
+    max_error_rate: float,
+    delta: float = 0.05,
+    *,
+    tags: Iterable[str] = (),
+    test: Test = "fixed_sequence",
+    pairs: LabelPairs | None = None,
+) -> Threshold:
+    """Return the lowest threshold whose accepted answers are wrong at most at this rate, with probability 1 − delta.
+
+    Questions with several labelled answers count once, with one of them drawn at random, because only independent
+    labels make a binomial count.
+
+    Args:
+        profile: whose out-of-fold or held-out confidences are used.
+        max_error_rate: largest share of wrong answers among accepted ones, in (0, 1).
+        delta: probability, over the draw of the labels, that the promise fails, in (0, 1).
+        tags: look only at labelled answers with all of these tags; for several rules divide delta by their number, as
+            `risk_thresholds_by_tag` does.
+        test: `fixed_sequence` starts with the surest answers and goes on while it succeeds; exact where a higher
+            confidence never means more errors. `bonferroni` needs no such assumption and accepts somewhat fewer.
+        pairs: labelled confidences to use instead of the profile's, for example from later verdicts.
+
+    Raises:
+        RiskNotControllableError: no threshold can be shown to meet the target; says what could be and what it takes.
+        TooFewLabelsError: no labelled answer with these tags.
+        CalibrationError: a target outside (0, 1), or a profile without labels.
+    """
+    _check(max_error_rate, delta)
+    if profile.label_free:
+        msg = (
+            f"profile {profile.name} was made without labels: no error rate can be promised; use a number for `accept`"
+        )
+        raise CalibrationError(msg)
+    wanted, source = frozenset(tags), pairs or profile.pairs
+    confidence, correct = _one_per_group(*source.arrays(wanted))
+    if not len(confidence):
+        kind = f"labelled answers with tags {', '.join(sorted(wanted))}" if wanted else "labelled answers"
+        raise TooFewLabelsError(0, labels_needed(max_error_rate, delta), kind)
+    levels = _levels(confidence, correct)
+    passed = _passed(levels, max_error_rate, delta, test)
+    if passed is None:
+        raise RiskNotControllableError(max_error_rate, delta, _best(levels, len(confidence), max_error_rate, delta))
+    level, error = passed
+    return Threshold(
+        value=level.value,
+        max_error_rate=max_error_rate,
+        delta=delta,
+        n_accepted=level.n,
+        n_wrong=level.n_wrong,
+        n_labels=len(confidence),
+        bound=upper_bound(level.n_wrong, level.n, error),
+        method=_words(test, held_out=source.held_out),
+        tags=wanted,
+    )
+
+
+def risk_thresholds_by_tag(
+    profile: Profile, max_error_rate: Mapping[str, float], delta: float = 0.05
+) -> dict[str, Threshold | RiskNotControllableError | TooFewLabelsError]:
+    """Return one threshold per tag that all hold together with probability 1 − delta, or the error of that tag.
+
+    Args:
+        profile: whose labelled answers carry the tags.
+        max_error_rate: tag -> largest share of wrong answers among accepted ones.
+        delta: probability that any of the promises fails; shared evenly (Bonferroni).
+    """
+    found: dict[str, Threshold | RiskNotControllableError | TooFewLabelsError] = {}
+    for tag, alpha in max_error_rate.items():
+        try:
+            found[tag] = risk_threshold(profile, alpha, delta / len(max_error_rate), tags=(tag,))
+        except (RiskNotControllableError, TooFewLabelsError) as error:
+            found[tag] = error
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Level:
+    """The answers above one threshold."""
+
+    value: float
+    n: int
+    n_wrong: int
+
+
+def _check(alpha: float, delta: float) -> None:
+    """Check that both are probabilities strictly between 0 and 1."""
+    for name, value in (("max_error_rate", alpha), ("delta", delta)):
+        if not 0 < value < 1:
+            msg = f"{name} is {value:g}, but must lie strictly between 0 and 1"
+            raise CalibrationError(msg)
+
+
+def _one_per_group(confidence: Array, correct: Array, groups: NDArray[np.int64]) -> tuple[Array, Array]:
+    """Return one random row of each group, surest first."""
+    shuffled = np.random.default_rng(0).permutation(len(groups))
+    _, first = np.unique(groups[shuffled], return_index=True)
+    rows = shuffled[first]
+    order = rows[np.argsort(-confidence[rows], kind="stable")]
+    return confidence[order], correct[order]
+
+
+def _levels(confidence: Array, correct: Array) -> list[_Level]:
+    """Return the answers above each tested threshold, from few to all.
+
+    A threshold is the confidence of the answer at a fixed rank, and only answers strictly above it count: given that
+    confidence, they are independent draws of answers above it.
+    """
+    n = len(confidence)
+    levels: dict[int, _Level] = {}
+    for i in range(1, N_LEVELS):
+        cut = confidence[math.ceil(n * i / N_LEVELS) - 1]
+        above = int(np.searchsorted(-confidence, -cut, "left"))
+        if above:
+            levels[above] = _Level(float(np.nextafter(cut, 1.0)), above, above - int(correct[:above].sum()))
+    levels[n] = _Level(0.0, n, n - int(correct.sum()))
+    return [levels[above] for above in sorted(levels)]
+
+
+def _passed(levels: list[_Level], alpha: float, delta: float, test: Test) -> tuple[_Level, float] | None:
+    """Return the level of largest coverage that is shown to meet the target, and the error its test was allowed."""
+    usable = [level for level in levels if level.n >= labels_needed(alpha, delta * FIRST_START)]
+    if not usable:
+        return None
+    later = delta * (1 - FIRST_START) / max(1, len(usable) - 1)
+    own = [delta * FIRST_START if len(usable) > 1 else delta, *[later] * (len(usable) - 1)]
+    if test == "bonferroni":
+        own = [delta / len(usable)] * len(usable)
+    passed, left = None, 0.0
+    for level, share in zip(usable, own, strict=True):
+        allowed = share + left
+        if binomial_cdf(level.n_wrong, level.n, alpha) <= allowed:
+            passed, left = (level, allowed), allowed if test == "fixed_sequence" else 0.0
+        else:
+            left = 0.0
+    return passed
+
+
+def _best(levels: list[_Level], n: int, alpha: float, delta: float) -> str:
+    """Return in words what could be shown instead, and how many labels the target would take."""
+    level = min(levels, key=lambda one: upper_bound(one.n_wrong, one.n, delta))
+    bound = upper_bound(level.n_wrong, level.n, delta)
+    reached = (
+        f"the best that {n} labelled questions show is an error rate of at most {bound:.0%}, "
+        f"accepting {level.n / n:.0%} ({level.n_wrong} of {level.n} wrong)"
+    )
+    totals = [
+        labels_needed(alpha, delta * FIRST_START, error_rate=one.n_wrong / one.n) * n / one.n
+        for one in levels
+        if one.n_wrong / one.n < 0.9 * alpha and one.n >= N_LEVELS
+    ]
+    if totals:
+        return f"{reached}; about {math.ceil(min(totals))} labelled questions would be needed"
+    return f"{reached}, and not even the surest answers are wrong rarely enough, so more labels alone may not help"
+
+
+def _words(test: Test, *, held_out: bool) -> str:
+    """Return test and assumptions in words."""
+    how = {
+        "fixed_sequence": "Learn-then-Test, fixed sequence over coverages with exact binomial tests; assumes that a "
+        "higher confidence never means more errors",
+        "bonferroni": "Learn-then-Test, Bonferroni over coverages with exact binomial tests",
+    }[test]
+    source = (
+        "on answers kept from the profile's fit"
+        if held_out
+        else "on out-of-fold confidences, from fits that each saw four fifths of the labels: close for the profile itself"
+    )
+    return f"{how}; {source}"
