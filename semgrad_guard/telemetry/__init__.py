@@ -2,7 +2,7 @@
 
 from semgrad_guard.telemetry.fields import record_fields, summary_fields
 from semgrad_guard.telemetry.jsonl import JsonlSink, read_records
-from semgrad_guard.telemetry.langsmith_run import annotate_current_run
+from semgrad_guard.telemetry.langsmith_run import annotate_current_run, judged_within
 from semgrad_guard.telemetry.langsmith_sink import LangSmithSink
 from semgrad_guard.telemetry.otel_providers import Providers
 from semgrad_guard.telemetry.otel_sink import OtelSink
@@ -23,6 +23,7 @@ __all__ = [
     "TelemetrySettings",
     "annotate_current_run",
     "build_sinks",
+    "judged_within",
     "post_verdict_feedback",
     "read_records",
     "record_fields",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+from contextvars import ContextVar
 from datetime import timedelta
 from typing import TYPE_CHECKING
 from uuid import UUID, uuid5
@@ -11,9 +13,11 @@ from semgrad_guard.telemetry.fields import answered_attempt, signals_fields, sum
 from semgrad_guard.telemetry.runs import RunRef
 
 if TYPE_CHECKING:
+    from collections.abc import Generator, Mapping
+
     from langsmith import Client, RunTree
 
-    from semgrad_guard.flow import Json, Record
+    from semgrad_guard.flow import ExchangeId, Json, Record
 
 RUN_NAME = "semgrad_guard"
 TAG = "semgrad:"
@@ -25,13 +29,31 @@ _LEFT_OUT = frozenset({"id", "at"})
 _NAMESPACE = UUID("0d9c2c1a-6c0e-5b43-8a55-2f6f0f0b7a21")
 
 
+_RUNS: ContextVar[Mapping[ExchangeId, RunTree] | None] = ContextVar("semgrad_runs", default=None)
+
+
+@contextmanager
+def judged_within(runs: Mapping[ExchangeId, RunTree]) -> Generator[None]:
+    """Say which LangSmith run each question is judged in, where one call judges several that have runs of their own.
+
+    Args:
+        runs: id of the first exchange of a question -> the run. Questions that are not in it belong to the run that is
+            under way.
+    """
+    token = _RUNS.set(runs)
+    try:
+        yield
+    finally:
+        _RUNS.reset(token)
+
+
 def annotate_current_run(record: Record, *, log_text: bool = True) -> bool:
-    """Write how a question ended on the LangSmith run that is under way here; return False where there is none.
+    """Write how a question ended on the LangSmith run that it was judged in; return False where there is none.
 
     Inside a LangChain runnable that is the runnable's own run, inside a function under `langsmith.traceable` that
     function's. The run sends it with its own end, so this costs no request.
     """
-    tree = current_run()
+    tree = run_of(record)
     if tree is None:
         return False
     tree.add_metadata(run_metadata(record, log_text=log_text))
@@ -40,10 +62,17 @@ def annotate_current_run(record: Record, *, log_text: bool = True) -> bool:
     return True
 
 
-def current_run() -> RunTree | None:
-    """Return the LangSmith run that is under way here."""
-    tree: RunTree | None = require("langsmith", extra="langsmith").get_current_run_tree()
+def run_of(record: Record) -> RunTree | None:
+    """Return the LangSmith run that a question was judged in."""
+    said = (_RUNS.get() or {}).get(record.id)
+    tree: RunTree | None = said or require("langsmith", extra="langsmith").get_current_run_tree()
     return tree
+
+
+def is_traced(record: Record) -> bool:
+    """Return whether LangSmith gets the runs of a question: tracing is on here, or somebody said in which run it is."""
+    said = record.id in (_RUNS.get() or {})
+    return said or require("langsmith", extra="langsmith").utils.tracing_is_enabled() is True  # may also be "local"
 
 
 def ref_of(tree: RunTree) -> RunRef:

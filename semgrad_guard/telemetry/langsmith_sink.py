@@ -13,7 +13,7 @@ from semgrad_guard.extras import require
 from semgrad_guard.telemetry.background import CAPACITY, BackgroundWorker, TryAgainError
 from semgrad_guard.telemetry.feedback import Feedback, confidence_feedback, verdict_feedback
 from semgrad_guard.telemetry.langsmith_post import THREAD_NAME, FeedbackPoster, is_transient
-from semgrad_guard.telemetry.langsmith_run import annotate_current_run, current_run, post_own_run, ref_of
+from semgrad_guard.telemetry.langsmith_run import annotate_current_run, is_traced, post_own_run, ref_of, run_of
 from semgrad_guard.telemetry.runs import RunRef
 
 if TYPE_CHECKING:
@@ -92,7 +92,6 @@ class LangSmithSink:
         Raises:
             MissingExtraError: `langsmith` is not installed.
         """
-        self._langsmith = require("langsmith", extra="langsmith")
         self._client, self._project, self._log_text, self._timing = client, project, log_text, timing
         self._poster = FeedbackPoster(extend_retention=extend_retention)
         self._worker = BackgroundWorker[_Job](self._send, name=THREAD_NAME, capacity=capacity)
@@ -131,10 +130,10 @@ class LangSmithSink:
 
     def _emit(self, record: Record) -> None:
         annotate_current_run(record, log_text=self._log_text)
-        tree = current_run()
+        tree = run_of(record)
         within = ref_of(tree) if tree is not None else RunRef(session_name=self._project)
         found = confidence_feedback(record, log_text=self._log_text, within=within)
-        traced = bool(self._langsmith.utils.tracing_is_enabled())
+        traced = is_traced(record)
         wanted: list[Feedback | Record] = [f for f in found if traced or f.recorded]
         if traced and not found:
             wanted = [record]

@@ -14,7 +14,7 @@ from urllib3 import Retry
 
 from examples.loopback_langsmith import LoopbackLangSmith
 from semgrad_guard.flow import RUN_KEY, ExchangeId, Record, ReviewId, Ruling, Verdict, utc_now
-from semgrad_guard.telemetry import LangSmithSink, RunRef, annotate_current_run, post_verdict_feedback
+from semgrad_guard.telemetry import LangSmithSink, RunRef, annotate_current_run, judged_within, post_verdict_feedback
 from semgrad_guard.telemetry.langsmith_sink import TRIES, Timing
 from tests.records import make_attempt, make_record
 
@@ -254,6 +254,28 @@ def test_a_client_that_breaks_costs_the_feedback_only(caplog: pytest.LogCaptureF
     sink.close()
     assert sink.failed == 1
     assert len(caplog.records) == 2
+
+
+def test_several_questions_of_one_call_are_told_apart(
+    server: LoopbackLangSmith, client: langsmith.Client, sink: LangSmithSink
+) -> None:
+    """A batch is judged in one go, but each of its inputs has a run of its own."""
+    trees = {
+        ExchangeId(name): langsmith.RunTree(name=name, inputs={}, ls_client=client, session_name="shop")
+        for name in "ab"
+    }
+    for tree in trees.values():
+        tree.post()
+    with judged_within(trees):
+        for name in "ab":
+            sink.emit(record_of(None, name))
+    for tree in trees.values():
+        tree.end()
+        tree.patch()
+    client.flush()
+    assert sink.drain(20)
+    assert {f["run_id"] for f in server.feedback.values()} == {str(tree.id) for tree in trees.values()}
+    assert [server.runs[str(t.id)]["extra"]["metadata"]["semgrad_confidence"] for t in trees.values()] == [0.9, 0.9]
 
 
 def test_annotating_outside_a_run_says_so() -> None:
