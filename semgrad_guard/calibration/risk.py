@@ -1,7 +1,7 @@
 """Risk-controlled thresholds: the lowest confidence to accept so that accepted answers are rarely enough wrong.
 
 Source: Angelopoulos, Bates, Candès, Jordan and Lei, "Learn then Test" (2021): fixed-sequence testing with several
-starts (a start that succeeds hands its share of the error on, which is the fallback procedure of Wiens 2003), with exact
+starts (one that succeeds hands its share of the error on, which is the fallback procedure of Wiens 2003), with exact
 binomial p-values (Clopper-Pearson) as in Geifman and El-Yaniv, "Selective classification for deep neural networks"
 (NeurIPS 2017), whose thresholds are order statistics too.
 """
@@ -296,6 +296,6 @@ def _words(test: Test, *, held_out: bool) -> str:
     source = (
         "on answers kept from the profile's fit"
         if held_out
-        else "on out-of-fold confidences, from fits that each saw four fifths of the labels: close for the profile itself"
+        else "on out-of-fold confidences, from fits that each saw four fifths of the labels: close for the profile"
     )
     return f"{how}; {source}"

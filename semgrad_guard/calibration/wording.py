@@ -7,47 +7,42 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-DIRECTIONS: Mapping[str, int] = {
-    "semgrad": -1,
-    "paragrad": -1,
-    "hybridgrad": -1,
-    "exgrad": -1,
-    "mean_nll": -1,
-    "sum_nll": -1,
-    "max_nll": -1,
-    "first_nll": -1,
-    "mean_entropy": -1,
-    "max_entropy": -1,
-    "first_entropy": -1,
-    "grounding": 1,
-    "context_gain": 1,
-    "p_true": 1,
+_TABLE: Mapping[str, tuple[int, str, str]] = {
+    "semgrad": (-1, "the answer is sensitive to the meaning of the question", "the answer is steady in meaning"),
+    "paragrad": (-1, "the answer pulls hard on the model's weights", "the answer fits the model's weights"),
+    "hybridgrad": (-1, "the answer's gradients are large", "the answer's gradients are small"),
+    "exgrad": (-1, "the answer's likelihood gradient is large", "the answer's likelihood gradient is small"),
+    "loss": (-1, "the answer's uncertain tokens are unlikely", "the answer's uncertain tokens are likely"),
+    "mean_nll": (-1, "the answer's tokens are unlikely", "the answer's tokens are likely"),
+    "sum_nll": (-1, "the whole answer is unlikely", "the whole answer is likely"),
+    "max_nll": (-1, "one token of the answer is very unlikely", "no token of the answer is unlikely"),
+    "first_nll": (-1, "the first token is unlikely", "the first token is likely"),
+    "mean_entropy": (-1, "many other tokens were possible", "few other tokens were possible"),
+    "max_entropy": (-1, "one token was close to a guess", "no token was a guess"),
+    "first_entropy": (-1, "the first token was close to a guess", "the first token was clear"),
+    "min_prob": (1, "one token of the answer is very unlikely", "no token of the answer is unlikely"),
+    "first_prob": (1, "the first token is unlikely", "the first token is likely"),
+    "mean_top_prob": (1, "no token was clearly the likeliest", "the likeliest tokens were clear"),
+    "off_top_share": (-1, "tokens were written that were not the likeliest", "the likeliest tokens were written"),
+    "n_answer_tokens": (0, "", ""),
+    "grounding": (1, "answer words are not in the passages", "answer words are in the passages"),
+    "copied_span": (1, "the answer is not copied from a passage", "the answer is copied from a passage"),
+    "passage_support": (1, "few passages hold the answer's words", "several passages hold the answer's words"),
+    "question_overlap": (1, "its passage is not about the question", "its passage is about the question"),
+    "answer_echo": (0, "", ""),
+    "n_passages": (0, "", ""),
+    "retrieval_top": (0, "", ""),
+    "retrieval_gap": (0, "", ""),
+    "retrieval_spread": (0, "", ""),
+    "retrieval_agreement": (0, "", ""),
+    "context_gain": (1, "the passages hardly made the answer likelier", "the passages made the answer likelier"),
+    "p_true": (1, "asked again, the model doubts the answer", "asked again, the model affirms the answer"),
 }
-"""Signal -> 1 where a higher value can only raise confidence, -1 where it can only lower it.
+"""Signal -> direction, and words for when it lowers and when it raises confidence (none: its value is told).
 
-Signals that are not listed may push either way, as the labels say.
+The direction is 1 where a higher value can only raise confidence, -1 where it can only lower it, and 0, as for signals
+that are not listed, where the labels alone say which way.
 """
-
-_TEXTS: Mapping[str, tuple[str, str]] = {
-    "semgrad": (
-        "the answer is sensitive to the meaning of the question",
-        "the answer is steady in the question's meaning",
-    ),
-    "paragrad": ("the answer pulls hard on the model's weights", "the answer fits the model's weights"),
-    "hybridgrad": ("the answer's gradients are large", "the answer's gradients are small"),
-    "exgrad": ("the answer's likelihood gradient is large", "the answer's likelihood gradient is small"),
-    "mean_nll": ("the answer's tokens are unlikely", "the answer's tokens are likely"),
-    "sum_nll": ("the whole answer is unlikely", "the whole answer is likely"),
-    "max_nll": ("one token of the answer is very unlikely", "no token of the answer is unlikely"),
-    "first_nll": ("the first token is unlikely", "the first token is likely"),
-    "mean_entropy": ("many other tokens were possible", "few other tokens were possible"),
-    "max_entropy": ("one token was close to a guess", "no token was a guess"),
-    "first_entropy": ("the first token was close to a guess", "the first token was clear"),
-    "grounding": ("answer words are not in the passages", "answer words are in the passages"),
-    "context_gain": ("the passages hardly made the answer likelier", "the passages made the answer likelier"),
-    "p_true": ("asked again, the model doubts the answer", "asked again, the model affirms the answer"),
-}
-"""Signal -> words when it lowers and when it raises confidence."""
 
 
 def base_name(signal: str) -> str:
@@ -55,19 +50,24 @@ def base_name(signal: str) -> str:
     return signal.split("@", 1)[0]
 
 
+def is_known(signal: str) -> bool:
+    """Return whether a name is a signal's, variants included."""
+    return base_name(signal) in _TABLE
+
+
 def direction_of(signal: str, directions: Mapping[str, int] | None = None) -> int:
     """Return 1, -1 or 0 for a signal, from the caller's table first."""
-    for table in (directions or {}, DIRECTIONS):
-        for name in (signal, base_name(signal)):
-            if name in table:
-                return table[name]
-    return 0
+    given = directions or {}
+    for name in (signal, base_name(signal)):
+        if name in given:
+            return given[name]
+    return _TABLE[base_name(signal)][0] if is_known(signal) else 0
 
 
 def explain(signal: str, weight: float, value: float, average: float) -> str:
     """Return in words why a signal moved a confidence by `weight`."""
-    texts = _TEXTS.get(base_name(signal))
-    if texts is not None:
-        return texts[0] if weight < 0 else texts[1]
+    _, lowers, raises = _TABLE.get(base_name(signal), (0, "", ""))
+    if text := lowers if weight < 0 else raises:
+        return text
     side = "high" if value > average else "low"
     return f"{signal.replace('_', ' ')} is {side} ({value:.3g}, on average {average:.3g})"

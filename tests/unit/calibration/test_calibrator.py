@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -14,10 +14,7 @@ from semgrad_guard.calibration.logistic import log_odds
 from semgrad_guard.flow import Exchange, Fingerprint, Score, SpanScore
 from semgrad_guard.ports import Calibrator
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-MakeScore = "Callable[..., Score]"
+MakeScore = Callable[..., Score]
 
 
 @pytest.fixture(name="calibrator")
@@ -123,7 +120,7 @@ def test_high_confidence_says_what_raises_it(calibrator: ProfileCalibrator, scor
 
 
 def test_confidence_keeps_off_zero_and_one(profile: Profile) -> None:
-    """n labels prove no certainty: the nearest to 0 and 1 is 1 / (n + 2)."""
+    """Labels in finite number prove no certainty: the nearest to 0 and 1 is 1 / (n + 2)."""
     assert profile.confidence_of_margin(1e6) == pytest.approx(1 - 1 / 302)
     assert profile.confidence_of_margin(-1e6) == pytest.approx(1 / 302)
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from semgrad_guard.calibration import Profile, load_profile
 from semgrad_guard.errors import ProfileFileError
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def test_a_saved_profile_loads_as_the_same(profile: Profile, tmp_path: Path) -> None:

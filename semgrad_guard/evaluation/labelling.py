@@ -1,0 +1,167 @@
+"""Rows of a data file -> labelled scores.
+
+A row without a label is graded against its accepted answers, one without signals is scored, and one without an answer is
+answered by the model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from semgrad_guard.calibration import LabelledScore
+from semgrad_guard.calibration.wording import is_known
+from semgrad_guard.errors import DataFileError, ScoringError
+from semgrad_guard.evaluation.grading import GRADERS, words
+from semgrad_guard.evaluation.prompts import answer_stops
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+    from pathlib import Path
+
+    from semgrad_guard.evaluation.rows import Row
+    from semgrad_guard.flow import Exchange, Score
+    from semgrad_guard.models import LocalModel
+    from semgrad_guard.scoring import SemGradScorer
+
+MAX_NEW_TOKENS = 64
+"""Length of an answer that the model writes for a row without one."""
+
+
+@dataclass(slots=True)
+class Labeller:
+    """Turns rows into labelled scores, one by one; a row that cannot be scored is left out and counted."""
+
+    path: Path | str
+    """The data file, for messages."""
+    grader: str = "contains"
+    """How an answer without a label is compared with the accepted ones; a name of `grading.GRADERS`."""
+    model: LocalModel | None = None
+    """Writes missing answers; needed, with `scorer`, where rows have no signals."""
+    scorer: SemGradScorer | None = None
+    left_out: Counter[str] = field(default_factory=Counter[str])
+    """Rows that could not be scored, by error."""
+    n_graded: int = 0
+    """Rows that were labelled by the grader."""
+    n_graded_right: int = 0
+
+    def label(self, rows: Iterable[Row]) -> Iterator[LabelledScore]:
+        """Yield the labelled score of each row.
+
+        Raises:
+            DataFileError: a row has neither label nor accepted answers, or no signals and there is no model.
+        """
+        for row in rows:
+            try:
+                yield self._label(row)
+            except ScoringError as error:
+                self.left_out[type(error).__name__] += 1
+
+    def _label(self, row: Row) -> LabelledScore:
+        signals, fingerprint, exchange = signals_of(row.said), row.fingerprint, row.exchange
+        if not signals:
+            exchange = self._exchange(row)
+            score = self._scored(row, exchange)
+            signals, fingerprint = dict(score.signals), score.fingerprint
+        return LabelledScore(
+            signals=signals,
+            correct=self._correct(row, exchange),
+            fingerprint=fingerprint,
+            group=group_of(row),
+            tags=exchange.tags,
+        )
+
+    def _exchange(self, row: Row) -> Exchange:
+        """Return the exchange to score, with an answer of the model where the row has none."""
+        if self.model is None:
+            raise DataFileError(
+                self.path,
+                row.line,
+                "has no signals",
+                "name the model to score it with (--model or --policy), or run `semgrad-guard score` first",
+            )
+        exchange = row.asked(chat=self.model.is_chat, on_policy=row.is_own)
+        if exchange.answer or exchange.answer_ids is not None:
+            return exchange
+        return self._answered(exchange)
+
+    def _answered(self, exchange: Exchange) -> Exchange:
+        """Return the exchange with an answer that the model writes, scored from the KV cache of the writing."""
+        model, scorer = self.model, self.scorer
+        if model is None or scorer is None:  # pragma: no cover - `_exchange` has checked
+            raise AssertionError
+        written = model.generate(
+            exchange.prompt,
+            prompt_ids=exchange.prompt_ids,
+            max_new_tokens=MAX_NEW_TOKENS,
+            stop=answer_stops(chat=model.is_chat),
+        )
+        return replace(
+            exchange,
+            answer=written.text,
+            prompt_ids=written.prompt_ids,
+            answer_ids=written.answer_ids,
+            on_policy=True,
+            score=scorer.score_generated(written),
+        )
+
+    def _scored(self, row: Row, exchange: Exchange) -> Score:
+        """Return the score of an exchange; a row that names another position than the scorer's is refused."""
+        if self.scorer is None:  # pragma: no cover - a model always comes with its scorer
+            raise AssertionError
+        score = self.scorer.score(exchange)
+        if row.position is not None and f"position {row.position}," not in score.fingerprint.settings:
+            raise DataFileError(
+                self.path,
+                row.line,
+                f"names position {row.position}, but the scorer reads {score.fingerprint.settings}",
+                "set scorer.position in the policy, or run `semgrad-guard score` first",
+            )
+        return score
+
+    def _correct(self, row: Row, exchange: Exchange) -> bool:
+        """Return the row's label, graded where it has none."""
+        if row.correct is not None:
+            return row.correct
+        if row.answers is None:
+            raise DataFileError(
+                self.path,
+                row.line,
+                "has neither `correct` nor `answers`",
+                "say whether the answer is right, or list accepted answers",
+            )
+        if not exchange.answer:
+            raise DataFileError(
+                self.path,
+                row.line,
+                "has `answers` but no `answer` text to compare",
+                "add the answer's text, or `correct`",
+            )
+        right = GRADERS[self.grader](exchange.answer, row.answers)
+        self.n_graded += 1
+        self.n_graded_right += right
+        return right
+
+
+def signals_of(said: Mapping[str, Any]) -> dict[str, float]:
+    """Return the signals that a scored row holds: under `signals`, or each known one under its own name."""
+    inside = said.get("signals")
+    pairs = inside.items() if isinstance(inside, dict) else ((k, v) for k, v in said.items() if is_known(k))
+    return {name: float("nan") if value is None else float(value) for name, value in pairs if _is_number(value)}
+
+
+def _is_number(value: object) -> bool:
+    return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
+
+
+def group_of(row: Row) -> str | None:
+    """Return what must not be split between fitting and testing: a row's group, else its question, else its prompt."""
+    if row.group is not None:
+        return f"group {row.group}"
+    exchange = row.exchange
+    if exchange.question:
+        return f"question {' '.join(words(exchange.question))}"
+    read = repr(exchange.prompt_ids or exchange.prompt)
+    return f"prompt {hashlib.sha256(read.encode('utf-8', 'surrogatepass')).hexdigest()}" if read else None
