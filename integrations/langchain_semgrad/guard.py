@@ -5,20 +5,26 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
-from langchain_core.runnables import AddableDict, Runnable, RunnableConfig
+from langchain_core.runnables import Runnable, RunnableConfig
 from typing_extensions import override
 
+from langchain_semgrad.attempts import Plan
+from langchain_semgrad.chunks import add_chunk
 from langchain_semgrad.convert import asks_for_tools
 from langchain_semgrad.exchanges import Setting, jobs_in
-from langchain_semgrad.judging import Work, annotation, guarded, judge_all
+from langchain_semgrad.fallbacks import FallbackModels
+from langchain_semgrad.guarded_chain import GuardedChain
+from langchain_semgrad.judging import Work, annotation, judge_all, one_or_raise
+from langchain_semgrad.retrievers import GuardedRetriever, RetrieverLike, WithTopK
+from langchain_semgrad.rewiring import refuse_memory, with_guarded_retriever
 from langchain_semgrad.settings import OnWithheld, Output, Settings, StreamMode, build_guard, can_withhold
-from semgrad_guard.errors import LowConfidenceError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator, Mapping
+    from collections.abc import AsyncIterator, Callable, Iterator, Mapping
     from pathlib import Path
 
     from langchain_core.callbacks.manager import BaseRunManager
+    from langchain_core.documents import Document
 
     from semgrad_guard.guard import Guard
     from semgrad_guard.ports import Scorer
@@ -69,6 +75,7 @@ class SemGradGuard(Runnable[Any, Any]):
         answer_key: str | None = None,
     ) -> None:
         self.name = "semgrad_guard"
+        self._llm: Any = llm
         self._settings = Settings(output=output, stream=stream, on_withheld=on_withheld, answer_key=answer_key)
         self._guard, self._own_model = build_guard(llm, policy=policy, model=model, scorer=scorer, guard=guard)
 
@@ -76,6 +83,66 @@ class SemGradGuard(Runnable[Any, Any]):
     def guard(self) -> Guard:
         """The guard that judges."""
         return self._guard
+
+    # --- whole chains -------------------------------------------------------------------------------------------------
+
+    def wrap(  # noqa: PLR0913 - what the policy's steps act with, each by its own word
+        self,
+        chain: Runnable[Any, Any],
+        *,
+        retriever: Any = None,
+        retrievers: Mapping[str, RetrieverLike] | None = None,
+        fallbacks: Mapping[str, Runnable[Any, Any]] | None = None,
+        rewriter: Runnable[Any, Any] | None = None,
+        answer: Callable[[str, list[Document]], Any] | None = None,
+        question_key: str | None = None,
+    ) -> GuardedChain:
+        """Return the chain under the policy: it retrieves and answers again, falls back, asks a person or abstains.
+
+        Every attempt calls the chain with its first input, so nothing of an earlier answer reaches the next prompt.
+
+        Args:
+            chain: any runnable that calls a model; it is not changed.
+            retriever: the retriever object that the chain calls. A retry asks it for more passages and hands them to
+                the chain in its place. Where it is out of sight, inside a function, put `guard.retriever(retriever)`
+                there and give that here.
+            retrievers: other retrievers by the name that the policy uses; each may be a function of query and number.
+            fallbacks: models by the name that the policy uses, asked with the very prompt that the chain's model read.
+                A name like `openai:gpt-4o-mini` needs no entry: LangChain's `init_chat_model` makes it.
+            rewriter: model that rewords the question for `rewrite_query`; the local model given to this guard, if none.
+                The rewritten question is for retrieval only.
+            answer: function of question and documents that answers again, for a chain that cannot be called again.
+            question_key: key of the question in the chain's input; `question`, `input` and `query` are found by
+                themselves.
+
+        Raises:
+            NotGuardableError: the chain does not hold the retriever where it can be found, or remembers its answers.
+        """
+        if retriever is not None and answer is None:
+            chain = with_guarded_retriever(chain, retriever)
+        else:
+            refuse_memory(chain)
+        plan = Plan(
+            chain=chain,
+            retriever=retriever,
+            retrievers=dict(retrievers or {}),
+            fallbacks=FallbackModels(fallbacks),
+            rewriter=rewriter or self._llm,
+            answer=answer,
+            own_model=self._own_model,
+            key=self._settings.answer_key,
+        )
+        return GuardedChain(self._guard, plan, self._settings, question_key)
+
+    @staticmethod
+    def retriever(retriever: Any, *, with_top_k: WithTopK | None = None) -> GuardedRetriever:
+        """Return a retriever to put into a chain in the place of another; only retries make a difference.
+
+        Args:
+            retriever: the retriever inside.
+            with_top_k: function `(retriever, k) -> retriever`, where its number of documents is set in its own way.
+        """
+        return GuardedRetriever(inner=retriever, with_top_k=with_top_k)
 
     # --- one value ----------------------------------------------------------------------------------------------------
 
@@ -95,15 +162,14 @@ class SemGradGuard(Runnable[Any, Any]):
         return await self._acall_with_config(self._ainvoke, input, config)
 
     def _invoke(self, value: Any, run_manager: BaseRunManager) -> Any:
-        if asks_for_tools(value):
-            return value
-        work = self._work(value, run_manager)
-        return guarded(work, judge_all(self._guard, [work])[0], self._settings)
+        return one_or_raise(judge_all(self._guard, [self._work(value, run_manager)], self._settings))
 
     async def _ainvoke(self, value: Any, run_manager: BaseRunManager) -> Any:
         return await asyncio.to_thread(self._invoke, value, run_manager)
 
     def _work(self, value: Any, run_manager: BaseRunManager) -> Work:
+        if asks_for_tools(value):
+            return Work(value, ())
         setting = Setting(run_manager.run_id, run_manager, key=self._settings.answer_key, own_model=self._own_model)
         return Work(value, jobs_in(value, setting))
 
@@ -134,18 +200,8 @@ class SemGradGuard(Runnable[Any, Any]):
         return await self._abatch_with_config(self._abatch, inputs, config, return_exceptions=return_exceptions)
 
     def _batch(self, values: list[Any], run_manager: list[Any]) -> list[Any]:
-        works = [
-            Work(value, ()) if asks_for_tools(value) else self._work(value, manager)
-            for value, manager in zip(values, run_manager, strict=True)
-        ]
-        outcomes = judge_all(self._guard, works)
-        return [self._guarded_or_error(work, found) for work, found in zip(works, outcomes, strict=True)]
-
-    def _guarded_or_error(self, work: Work, outcomes: Any) -> Any:
-        try:
-            return guarded(work, outcomes, self._settings) if work.jobs else work.value
-        except LowConfidenceError as error:
-            return error
+        works = [self._work(value, manager) for value, manager in zip(values, run_manager, strict=True)]
+        return judge_all(self._guard, works, self._settings)
 
     async def _abatch(self, values: list[Any], run_manager: list[Any]) -> list[Any]:
         return await asyncio.to_thread(self._batch, values, run_manager)
@@ -205,23 +261,4 @@ class SemGradGuard(Runnable[Any, Any]):
             yield last
 
     def _annotate(self, value: Any, run_manager: BaseRunManager) -> Any:
-        if asks_for_tools(value):
-            return None
-        work = self._work(value, run_manager)
-        outcomes = judge_all(self._guard, [work])[0]
-        withheld = next((outcome for outcome in outcomes if outcome.withheld), None)
-        if withheld is not None and self._settings.on_withheld == "raise":
-            raise LowConfidenceError(withheld.decision, withheld)
-        return annotation(work, outcomes)
-
-
-def add_chunk(whole: Any, chunk: Any) -> Any:
-    """Return what a stream has given so far; of chunks that cannot be added the last one counts, as everywhere here."""
-    if whole is None:
-        return chunk
-    if isinstance(whole, dict) and isinstance(chunk, dict):
-        return AddableDict(whole) + AddableDict(chunk)
-    try:
-        return whole + chunk
-    except TypeError:
-        return chunk
+        return annotation(self._work(value, run_manager), self._guard, self._settings)

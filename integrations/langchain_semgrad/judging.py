@@ -1,4 +1,4 @@
-"""Values of a chain -> the same values, guarded; what form (a), form (b) and the others have in common."""
+"""Values of a chain -> the same values, guarded; what form (a) and form (b) have in common."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 from langchain_semgrad.result import GuardedAnswer, findings
 from langchain_semgrad.values import METADATA_KEY, with_answer
 from semgrad_guard.errors import LowConfidenceError
+from semgrad_guard.routing import NO_RESOURCES, Resources
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from langchain_semgrad.attempts import Attempts
     from langchain_semgrad.exchanges import Job
     from langchain_semgrad.settings import Settings
     from semgrad_guard.flow import Outcome
@@ -24,65 +26,100 @@ class Work:
 
     value: Any
     jobs: tuple[Job, ...]
+    """Empty where the value is no answer: a request for tools."""
+    attempts: Attempts | None = None
+    """How to answer again; `None` in form (a), where that is not possible."""
+
+    def resources(self, job: Job) -> Resources:
+        """Return what the policy may act with for one answer."""
+        return self.attempts.first(self.value, job) if self.attempts else NO_RESOURCES
+
+    def after(self, outcomes: Sequence[Outcome]) -> Work:
+        """Return the value of the attempt that the caller gets, where there is one answer and it was made again."""
+        if self.attempts is None or len(self.jobs) != 1:
+            return self
+        value, job = self.attempts.made.get(outcomes[0].exchange.id, (self.value, self.jobs[0]))
+        return Work(value, (job,))
 
 
-def judge_all(guard: Guard, works: Sequence[Work]) -> list[tuple[Outcome, ...]]:
-    """Return the outcomes of all answers in all values, in order; they are scored in one padded batch.
+def judge_all(guard: Guard, works: Sequence[Work], settings: Settings) -> list[Any]:
+    """Return what the caller gets for each value, in order; `LowConfidenceError` in the place of one held back.
 
-    Answers whose prompt is not known take the policy's `on_error`.
+    All answers of all values are scored in one padded batch.
     """
-    jobs = [job for work in works for job in work.jobs]
-    judged = [job for job in jobs if job.error is None]
-    if len(judged) == 1:
-        outcomes = iter([guard.run(judged[0].exchange)])
+    outcomes = _outcomes(guard, works)
+    return [_given(work.after(found), found, settings) for work, found in zip(works, outcomes, strict=True)]
+
+
+def one_or_raise(given: list[Any]) -> Any:
+    """Return the only value of a list.
+
+    Raises:
+        LowConfidenceError: it was held back.
+    """
+    (only,) = given
+    if isinstance(only, LowConfidenceError):
+        raise only
+    return only
+
+
+def _outcomes(guard: Guard, works: Sequence[Work]) -> list[tuple[Outcome, ...]]:
+    """Return the outcomes of all answers; those whose prompt is not known take the policy's `on_error`."""
+    jobs = [(job, work.resources(job)) for work in works for job in work.jobs]
+    known = [(job.exchange, resources) for job, resources in jobs if job.error is None]
+    if len(known) == 1:
+        judged = iter([guard.run(*known[0])])
     else:
-        outcomes = iter(guard.run_batch([job.exchange for job in judged]) if judged else [])
-    by_job = [next(outcomes) if job.error is None else guard.run_unjudged(job.exchange, job.error) for job in jobs]
-    taken = iter(by_job)
+        judged = iter(guard.run_batch([e for e, _ in known], [r for _, r in known]) if known else [])
+    taken = iter([
+        guard.run_unjudged(job.exchange, job.error, resources) if job.error is not None else next(judged)
+        for job, resources in jobs
+    ])  # fmt: skip
     return [tuple(next(taken) for _ in work.jobs) for work in works]
 
 
-def guarded(work: Work, outcomes: Sequence[Outcome], settings: Settings) -> Any:
-    """Return what the caller gets for one value.
-
-    Raises:
-        LowConfidenceError: an answer was held back, and the caller wants to be told by an exception, or the value
-            cannot hold the policy's message because it holds no text.
-    """
+def _given(work: Work, outcomes: Sequence[Outcome], settings: Settings) -> Any:
     several, value = len(work.jobs) > 1, work.value
     for job, outcome in zip(work.jobs, outcomes, strict=True):
         if outcome.withheld and (settings.on_withheld == "raise" or job.slot is None):
-            raise LowConfidenceError(outcome.decision, outcome)
-        value = replaced(value, job, outcome, name_of(job) if several else None)
-    if settings.output == "same":
+            return LowConfidenceError(outcome.decision, outcome)
+        value = _replaced(value, job, outcome, _name(job) if several else None)
+    if settings.output == "same" or not work.jobs:
         return value
     answers = {
-        name_of(job): GuardedAnswer(text=outcome.text, value=value, outcome=outcome, llm_run=job.llm_run)
+        _name(job): GuardedAnswer(text=outcome.text, value=value, outcome=outcome)
         for job, outcome in zip(work.jobs, outcomes, strict=True)
     }
     return answers if several else next(iter(answers.values()))
 
 
-def name_of(job: Job) -> str:
-    """Return the name of an answer among several in one value."""
+def _name(job: Job) -> str:
     return job.slot.name if job.slot else "answer"
 
 
-def replaced(value: Any, job: Job, outcome: Outcome, name: str | None = None) -> Any:
-    """Return a value of the same type with an outcome's text in the answer's place."""
+def _replaced(value: Any, job: Job, outcome: Outcome, name: str | None) -> Any:
     if job.slot is None:
         return value
     # An answer that is given as it is keeps its form to the letter: content blocks, white space, a repeated prompt.
     text = job.slot.text if outcome.text == job.exchange.answer else outcome.text
-    return with_answer(value, job.slot, text, findings(outcome, job.llm_run), name)
+    return with_answer(value, job.slot, text, findings(outcome), name)
 
 
-def annotation(work: Work, outcomes: Sequence[Outcome]) -> Any:
-    """Return the last chunk of a stream that was passed through: no text, only the findings; `None` for plain text."""
-    said = {name_of(job): findings(o, job.llm_run) for job, o in zip(work.jobs, outcomes, strict=True)}
+def annotation(work: Work, guard: Guard, settings: Settings) -> Any:
+    """Return the last chunk of a stream that was passed through: no text, only the findings; `None` for plain text.
+
+    Raises:
+        LowConfidenceError: the policy holds an answer back, and the caller wants to be told by an exception.
+    """
+    (outcomes,) = _outcomes(guard, [work])
+    withheld = next((outcome for outcome in outcomes if outcome.withheld), None)
+    if withheld is not None and settings.on_withheld == "raise":
+        raise LowConfidenceError(withheld.decision, withheld)
+    said = {_name(job): findings(outcome) for job, outcome in zip(work.jobs, outcomes, strict=True)}
+    if not said:
+        return None
     found = next(iter(said.values())) if len(said) == 1 else said
     slot = work.jobs[0].slot
-    message = slot.message if slot and not slot.path else None
-    if message is not None:
-        return type(message)(content="", id=message.id, response_metadata={METADATA_KEY: found})
+    if slot is not None and slot.message is not None and not slot.path:
+        return type(slot.message)(content="", id=slot.message.id, response_metadata={METADATA_KEY: found})
     return {METADATA_KEY: found} if isinstance(work.value, dict) else None

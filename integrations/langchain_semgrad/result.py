@@ -10,7 +10,6 @@ from typing_extensions import override
 from semgrad_guard.telemetry.fields import answered_attempt, signals_fields, summary_fields
 
 if TYPE_CHECKING:
-    from langchain_semgrad.run_tree import LlmRun
     from semgrad_guard.flow import Attempt, Decision, Json, Outcome, ReviewId, Status
 
 
@@ -23,8 +22,16 @@ class GuardedAnswer:
     value: Any
     """The chain's value with that text in it: what `output="same"` gives."""
     outcome: Outcome
-    llm_run: LlmRun | None = None
-    """The model call whose text was judged first."""
+
+    @property
+    def llm_run_id(self) -> str | None:
+        """Run of the model call that wrote the answer."""
+        return text_or_none(self.outcome.exchange.metadata.get("llm_run_id"))
+
+    @property
+    def llm_run_name(self) -> str | None:
+        """Name of that run: the model's class, or what `with_config(run_name=...)` says."""
+        return text_or_none(self.outcome.exchange.metadata.get("llm_run_name"))
 
     @property
     def status(self) -> Status:
@@ -61,7 +68,12 @@ class GuardedAnswer:
         return self.text
 
 
-def findings(outcome: Outcome, llm_run: LlmRun | None) -> dict[str, Json]:
+def text_or_none(value: object) -> str | None:
+    """Return a text as it is, and `None` for anything else."""
+    return value if isinstance(value, str) else None
+
+
+def findings(outcome: Outcome) -> dict[str, Json]:
     """Return what the guard found as plain JSON values: what a message carries under `semgrad`.
 
     No text of a withheld answer is in it.
@@ -75,6 +87,6 @@ def findings(outcome: Outcome, llm_run: LlmRun | None) -> dict[str, Json]:
         "withheld": outcome.withheld,
         "signals": signals_fields(score.signals) if score else {},
         "error": f"{failure.type}: {failure.message}" if failure else None,
-        "llm_run_id": str(llm_run.id) if llm_run else None,
-        "llm_run_name": llm_run.name if llm_run else None,
+        "llm_run_id": outcome.exchange.metadata.get("llm_run_id"),
+        "llm_run_name": outcome.exchange.metadata.get("llm_run_name"),
     }

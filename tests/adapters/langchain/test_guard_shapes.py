@@ -214,7 +214,7 @@ def test_of_several_model_calls_the_one_whose_text_came_is_judged_and_named(guar
     )
     answer = chain.invoke({"question": "long question"})
     assert asked(seen_by(guard)[0]) == "Answer briefly. short?"
-    assert answer.llm_run.name == "writer"
+    assert answer.llm_run_name == "writer"
     assert seen_by(guard)[0].metadata["llm_run_name"] == "writer"
 
 

@@ -1,0 +1,243 @@
+"""One call of a guarded chain: how its retries and fallbacks are carried out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from langchain_core.messages import HumanMessage
+from langchain_core.runnables import Runnable, RunnableLambda
+from langchain_core.runnables.config import patch_config
+from typing_extensions import override
+
+from langchain_semgrad.calling import Tracked
+from langchain_semgrad.convert import asks_for_tools, from_prompt, text_of, to_document, to_passage
+from langchain_semgrad.exchanges import Setting, jobs_in
+from langchain_semgrad.retrievers import asking_for, hand
+from semgrad_guard.errors import FallbackFailedError, RetrievalFailedError, StepUnavailableError
+from semgrad_guard.flow import RUN_KEY
+from semgrad_guard.ports import AnswerModel
+from semgrad_guard.routing import Resources
+from semgrad_guard.routing.answer_again import wanted_passages, worth_reading
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from langchain_core.callbacks.manager import BaseRunManager
+    from langchain_core.documents import Document
+    from langchain_core.runnables import RunnableConfig
+
+    from langchain_semgrad.calling import Caller
+    from langchain_semgrad.exchanges import Job
+    from langchain_semgrad.fallbacks import FallbackModels
+    from langchain_semgrad.own_model import OwnModel
+    from semgrad_guard.flow import Exchange, ExchangeId, Passage, RetryRetrieval
+
+REWRITE = (
+    "Rewrite the question so that a search engine finds passages that answer it: other words for the same thing, no "
+    "answer, no explanation. Reply with the rewritten question only.\n\nQuestion: {question}"
+)
+"""What a rewriter is asked."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What a guarded chain may act with; the same for all calls."""
+
+    chain: Runnable[Any, Any]
+    retriever: Any = None
+    retrievers: Mapping[str, Any] = field(default_factory=dict)
+    fallbacks: FallbackModels
+    rewriter: Runnable[Any, Any] | None = None
+    answer: Callable[[str, list[Document]], Any] | None = None
+    own_model: OwnModel | None = None
+    key: str | None = None
+
+
+@dataclass(slots=True)
+class Attempts:
+    """The attempts at one question; `answer_again` and `rewrite` are what the policy's steps call.
+
+    Args:
+        plan: what to act with.
+        value: the chain's input, given to every attempt anew: nothing of an earlier answer is in it.
+        config: how the chain is called below the guard's own run.
+        call: calls runnables.
+        manager: the guard's own run.
+    """
+
+    plan: Plan
+    value: Any
+    config: RunnableConfig
+    call: Caller
+    manager: BaseRunManager
+    made: dict[ExchangeId, tuple[Any, Job]] = field(default_factory=dict)
+    """Attempt -> what the chain gave then, and where the answer is in it."""
+    documents: dict[Passage, Document] = field(default_factory=dict)
+
+    def first(self, value: Any, job: Job) -> Resources:
+        """Note the first attempt and return what the policy may act with."""
+        self.made[job.exchange.id] = (value, job)
+        return Resources(
+            chain=self, rewriter=self if self.plan.rewriter is not None else None, fallbacks=_Fallbacks(self)
+        )
+
+    # --- rewriting ----------------------------------------------------------------------------------------------------
+
+    def rewrite(self, question: str) -> str:
+        """Return the question in other words, by the rewriter."""
+        if self.plan.rewriter is None:
+            return question
+        asked = [HumanMessage(REWRITE.format(question=question))]
+        said = self.call(Tracked(self.plan.rewriter, "semgrad_rewrite"), asked, self.config)
+        return (text_of(said) or "").strip().strip('"')
+
+    # --- retrieving and answering again -------------------------------------------------------------------------------
+
+    def answer_again(self, exchange: Exchange, *, query: str, step: RetryRetrieval) -> Exchange:
+        """Return the exchange of a new attempt.
+
+        Raises:
+            StepUnavailableError: nothing was given by which passages could be found.
+            RetrievalFailedError: there is nothing new to answer from, or the chain did not read it.
+        """
+        if self.plan.retriever is None and step.retriever is None:
+            if not step.configurable:
+                msg = (
+                    "this guard knows no retriever: pass wrap(chain, retriever=retriever), or name `configurable` "
+                    "fields in the policy's retry_retrieval for a chain that owns its retriever"
+                )
+                raise StepUnavailableError(msg)
+            return self._attempt(exchange, None, step.configurable)
+        found = self._retrieve(exchange, query, step)
+        passages = worth_reading(step, exchange, found)
+        return self._attempt(exchange, [self.documents.get(p) or to_document(p) for p in passages], step.configurable)
+
+    def _retrieve(self, exchange: Exchange, query: str, step: RetryRetrieval) -> list[Passage]:
+        retriever, top_k = self._retriever(step), wanted_passages(step, exchange)
+        asked = self._chains_query(exchange) if query == exchange.question else query
+        if isinstance(retriever, Runnable):
+            found = self.call(asking_for(retriever, top_k), asked, self.config)
+        else:
+            found = retriever(asked, top_k)
+        passages = {to_passage(document): document for document in list(found)[:top_k]}
+        self.documents |= passages
+        return list(passages)
+
+    def _retriever(self, step: RetryRetrieval) -> Any:
+        if step.retriever is None:
+            return self.plan.retriever
+        if step.retriever not in self.plan.retrievers:
+            known = ", ".join(sorted(self.plan.retrievers)) or "none"
+            advice = f"pass retrievers={{{step.retriever!r}: retriever}}"
+            msg = f"no retriever {step.retriever!r} was given to this guard (given: {known}): {advice}"
+            raise StepUnavailableError(msg)
+        return self.plan.retrievers[step.retriever]
+
+    def _chains_query(self, exchange: Exchange) -> str:
+        """Return what the chain itself asked its retriever: it may have made the question independent of the chat."""
+        _, job = self.made[exchange.id]
+        return job.query or exchange.question or ""
+
+    def _attempt(
+        self, exchange: Exchange, documents: Sequence[Document] | None, configurable: Mapping[str, Any]
+    ) -> Exchange:
+        config = patch_config(self.config, configurable=dict(configurable)) if configurable else self.config
+        tracked = Tracked(self._answering(exchange, documents), "semgrad_attempt")
+        with hand(documents) as handed:
+            value = self.call(tracked, self.value, config)
+        if handed is not None and not handed.taken and self.plan.answer is None:
+            msg = (
+                "the chain answered without reading the new passages: it calls its retriever in a thread of its own or "
+                "not at all; give wrap(chain, retriever=..., answer=function of question and documents)"
+            )
+            raise RetrievalFailedError(msg)
+        return self._noted(exchange, value, tracked)
+
+    def _answering(self, exchange: Exchange, documents: Sequence[Document] | None) -> Runnable[Any, Any]:
+        answer = self.plan.answer
+        if answer is None or documents is None:
+            return self.plan.chain
+        return RunnableLambda(lambda _: answer(exchange.question or "", list(documents)))
+
+    def _noted(self, exchange: Exchange, value: Any, tracked: Tracked) -> Exchange:
+        """Return the exchange of the value that an attempt gave, and note it."""
+        _, before = self.made[exchange.id]
+        if asks_for_tools(value) or tracked.run_id is None:
+            msg = "answering again ended in a request for tools, not in an answer"
+            raise RetrievalFailedError(msg)
+        setting = Setting(
+            tracked.run_id,
+            self.manager,
+            within=True,
+            question=exchange.question,
+            key=self.plan.key,
+            own_model=self.plan.own_model,
+        )
+        jobs = jobs_in(value, setting)
+        path = before.slot.path if before.slot else None
+        job = next((j for j in jobs if j.slot and j.slot.path == path), jobs[0])
+        if job.error is not None:
+            raise job.error
+        following = replace(job.exchange, attempt=exchange.attempt + 1)
+        self.made[following.id] = (value, replace(job, exchange=following))
+        return following
+
+
+class _Fallbacks(Mapping[str, AnswerModel]):
+    """The fallback models as the policy's steps call them, for one question."""
+
+    def __init__(self, attempts: Attempts) -> None:
+        self._attempts = attempts
+
+    @override
+    def __getitem__(self, name: str) -> AnswerModel:
+        return _Fallback(self._attempts, name, self._attempts.plan.fallbacks[name])
+
+    @override
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._attempts.plan.fallbacks)
+
+    @override
+    def __len__(self) -> int:
+        return len(self._attempts.plan.fallbacks)
+
+
+@dataclass(frozen=True, slots=True)
+class _Fallback:
+    """One fallback model, asked with the very prompt that the chain's model read."""
+
+    attempts: Attempts
+    name: str
+    model: Runnable[Any, Any]
+
+    def answer(self, exchange: Exchange, passages: Sequence[Passage] | None) -> Exchange:  # noqa: ARG002 - same prompt
+        """Return the exchange of the fallback model's answer.
+
+        Raises:
+            FallbackFailedError: it gave no text.
+        """
+        attempts = self.attempts
+        value, job = attempts.made[exchange.id]
+        run = job.llm_run
+        prompt = from_prompt(exchange.prompt) if run is None or isinstance(run.prompt, str) else list(run.prompt)
+        tracked = Tracked(self.model, f"semgrad_fallback:{self.name}")
+        said = attempts.call(tracked, prompt, attempts.config)
+        text = text_of(said)
+        if text is None or asks_for_tools(said):
+            msg = f"fallback model {self.name!r} gave {type(said).__name__}, not a text"
+            raise FallbackFailedError(msg)
+        following = exchange.next_attempt(
+            prompt=exchange.prompt, answer=text, passages=exchange.passages, author=self.name
+        )
+        following = replace(following, metadata=self._metadata(exchange, said, tracked))
+        attempts.made[following.id] = (value, job)
+        return following
+
+    def _metadata(self, exchange: Exchange, said: Any, tracked: Tracked) -> dict[str, Any]:
+        """Return the metadata of the fallback's own model call."""
+        setting = Setting(tracked.run_id or self.attempts.manager.run_id, self.attempts.manager, within=True)
+        found = jobs_in(said, setting)[0].exchange.metadata
+        kept = {key: v for key, v in exchange.metadata.items() if key not in {RUN_KEY, "llm_run_id", "llm_run_name"}}
+        return {**kept, **found}

@@ -1,0 +1,107 @@
+"""Calling runnables from the thread in which the policy is carried out, and knowing the run of each call."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Protocol
+
+from langchain_core.runnables import Runnable, RunnableConfig
+from langchain_core.runnables.config import patch_config
+from typing_extensions import override
+
+from semgrad_guard.errors import RoutingError
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+    from concurrent.futures import Future
+    from uuid import UUID
+
+    from langchain_core.callbacks.manager import AsyncCallbackManagerForChainRun, CallbackManagerForChainRun
+
+
+class Caller(Protocol):
+    """Calls a runnable and waits for its value."""
+
+    def __call__(self, runnable: Runnable[Any, Any], value: Any, config: RunnableConfig) -> Any:
+        """Return what the runnable gives for a value."""
+        ...
+
+
+def call_here(runnable: Runnable[Any, Any], value: Any, config: RunnableConfig) -> Any:
+    """Call in this thread."""
+    return runnable.invoke(value, config)
+
+
+class LoopCaller:
+    """Calls on the caller's event loop, so chains that are only asynchronous work, from a worker thread."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Keep the loop."""
+        self._loop = loop
+        self._lock = threading.Lock()
+        self._under_way: set[Future[Any]] = set()
+        self._closed = False
+
+    def __call__(self, runnable: Runnable[Any, Any], value: Any, config: RunnableConfig) -> Any:
+        """Return what the runnable gives for a value.
+
+        Raises:
+            RoutingError: the task that asked for it was cancelled.
+        """
+        with self._lock:
+            if self._closed:
+                msg = "the task was cancelled"
+                raise RoutingError(msg)
+            future = asyncio.run_coroutine_threadsafe(runnable.ainvoke(value, config), self._loop)
+            self._under_way.add(future)
+        try:
+            return future.result()
+        finally:
+            self._under_way.discard(future)
+
+    def close(self) -> None:
+        """Cancel what is under way and refuse what would follow."""
+        with self._lock:
+            self._closed = True
+            for future in list(self._under_way):
+                future.cancel()
+
+
+@contextmanager
+def on_this_loop() -> Generator[LoopCaller]:
+    """Give a caller for the running event loop; it ends with the task that opened it, also when that is cancelled."""
+    caller = LoopCaller(asyncio.get_running_loop())
+    try:
+        yield caller
+    finally:
+        caller.close()
+
+
+class Tracked(Runnable[Any, Any]):
+    """Runs another runnable below a run of its own, whose id is known afterwards."""
+
+    def __init__(self, inner: Runnable[Any, Any], name: str) -> None:
+        """Keep what to run, and the name that traces show."""
+        self._inner = inner
+        self.name = name
+        self.run_id: UUID | None = None
+
+    @override
+    def invoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
+        """Run it."""
+        return self._call_with_config(self._invoke, input, config)
+
+    @override
+    async def ainvoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
+        """Run it."""
+        return await self._acall_with_config(self._ainvoke, input, config)
+
+    def _invoke(self, value: Any, run_manager: CallbackManagerForChainRun, config: RunnableConfig) -> Any:
+        self.run_id = run_manager.run_id
+        return self._inner.invoke(value, patch_config(config, callbacks=run_manager.get_child()))
+
+    async def _ainvoke(self, value: Any, run_manager: AsyncCallbackManagerForChainRun, config: RunnableConfig) -> Any:
+        self.run_id = run_manager.run_id
+        return await self._inner.ainvoke(value, patch_config(config, callbacks=run_manager.get_child()))
