@@ -73,7 +73,7 @@ class DriftMonitor:
             step: new scores or outcomes between two comparisons.
             false_alarm: probability of ever reporting drift while there is none, in (0, 1).
         """
-        self.profile = profile
+        self.profile, self.window = profile, window
         self._names = ("margin", *profile.reference.signals)
         self._references = [np.asarray(profile.reference.margin), *map(np.asarray, profile.reference.signals.values())]
         self._step, self._false_alarm = step, false_alarm
@@ -91,7 +91,7 @@ class DriftMonitor:
         with self._lock:
             self._scores.append(row)
             self._new_scores += 1
-            if len(self._scores) == self._scores.maxlen and self._new_scores >= self._step:
+            if len(self._scores) == self.window and self._new_scores >= self._step:
                 self._new_scores = 0
                 self._score_tests += 1
                 self._score_drifts = self._compare_scores()

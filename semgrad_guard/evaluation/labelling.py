@@ -1,7 +1,7 @@
 """Rows of a data file -> labelled scores.
 
-A row without a label is graded against its accepted answers, one without signals is scored, and one without an answer is
-answered by the model.
+A row without a label is graded against its accepted answers, one without signals is scored, and one without an answer
+is answered by the model.
 """
 
 from __future__ import annotations
@@ -54,6 +54,10 @@ class Labeller:
             DataFileError: a row has neither label nor accepted answers, or no signals and there is no model.
         """
         for row in rows:
+            failed = str(row.said.get("error", ""))
+            if failed and self.model is None and not signals_of(row.said):
+                self.left_out[failed.split(":", 1)[0]] += 1
+                continue
             try:
                 yield self._label(row)
             except ScoringError as error:
