@@ -123,8 +123,8 @@ class FollowedParts:
             _log.warning("the changed policy can't be used; the last good one stays in force: %s", error)
             return
         replaced, self._parts = self._parts.sink, parts
-        if replaced is not None:
-            replaced.close()
+        if replaced is not None:  # closing may wait for a slow server, and an answer waits for us
+            threading.Thread(target=replaced.close, name="semgrad-close", daemon=True).start()
 
 
 class NoCalibrator:
