@@ -5,9 +5,11 @@ from __future__ import annotations
 import heapq
 import logging
 import os
+import sys
 import threading
 import time
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from weakref import WeakSet
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -18,6 +20,11 @@ Job = TypeVar("Job")
 
 CAPACITY = 1000
 THREADS = 2
+IDLE_S = 10.0
+
+
+_WORKERS: WeakSet[BackgroundWorker[Any]] = WeakSet()
+"""All there are: a forked child has none of the threads, and perhaps a lock that is held for ever."""
 
 
 class TryAgainError(Exception):
@@ -32,12 +39,19 @@ class TryAgainError(Exception):
 class BackgroundWorker(Generic[Job]):
     """Hands jobs to threads; `submit` never waits, and what does not fit is dropped and counted.
 
-    The threads are daemons and begin with the first job, so an unused worker costs nothing and a hanging one does not
-    keep the process alive. After a fork the child begins with an empty queue and threads of its own.
+    The threads are daemons, begin with a job and end when idle, so a worker that nobody uses any more costs nothing and
+    a hanging one does not keep the process alive. After a fork the child begins with an empty queue and threads of its
+    own.
     """
 
     def __init__(
-        self, handle: Callable[[Job], None], *, name: str, capacity: int = CAPACITY, threads: int = THREADS
+        self,
+        handle: Callable[[Job], None],
+        *,
+        name: str,
+        capacity: int = CAPACITY,
+        threads: int = THREADS,
+        idle_s: float = IDLE_S,
     ) -> None:
         """Name what is done with a job.
 
@@ -47,20 +61,20 @@ class BackgroundWorker(Generic[Job]):
             name: of the threads.
             capacity: jobs that may wait.
             threads: how many jobs are done at once.
+            idle_s: seconds without a job after which a thread ends; the next job begins a new one.
         """
         self._handle, self._name = handle, name
-        self._capacity, self._n_threads = capacity, threads
+        self._capacity, self._n_threads, self._idle_s = capacity, threads, idle_s
         self.dropped = 0
         """Jobs that were never begun: too many waited, or the worker was closed."""
         self.failed = 0
         """Jobs that ended in an error."""
         self._closing = False
-        self._start_afresh()
+        self.start_afresh()
+        _WORKERS.add(self)
 
     def submit(self, job: Job, *, after_s: float = 0.0) -> bool:
         """Queue a job, to be begun in `after_s` seconds, and return True; or count it as dropped and return False."""
-        if os.getpid() != self._pid:
-            self._start_afresh()
         with self._changed:
             if self._closing or len(self._jobs) >= self._capacity:
                 self.dropped += 1
@@ -75,8 +89,6 @@ class BackgroundWorker(Generic[Job]):
 
     def close(self, timeout_s: float) -> None:
         """Take no more jobs, begin at once those that wait, give them `timeout_s` seconds, and drop the rest."""
-        if os.getpid() != self._pid:
-            self._start_afresh()
         with self._changed:
             self._closing = True
             self._changed.notify_all()
@@ -84,8 +96,8 @@ class BackgroundWorker(Generic[Job]):
             self.dropped += len(self._jobs)
             self._jobs.clear()
 
-    def _start_afresh(self) -> None:
-        self._pid = os.getpid()
+    def start_afresh(self) -> None:
+        """Begin with an empty queue, no threads and a lock that nobody holds."""
         self._changed = threading.Condition()
         self._jobs: list[tuple[float, int, Job]] = []
         self._n_put = 0
@@ -109,10 +121,12 @@ class BackgroundWorker(Generic[Job]):
     def _work(self) -> None:
         while True:
             with self._changed:
+                in_time = True
                 while not self._is_due():
-                    if self._closing and not self._jobs:
+                    if not self._jobs and (self._closing or not in_time):
+                        self._threads.remove(threading.current_thread())
                         return
-                    self._changed.wait(self._due_in_s())
+                    in_time = self._changed.wait(self._due_in_s())
                 _, _, job = heapq.heappop(self._jobs)
                 self._busy += 1
             self._do(job)
@@ -120,8 +134,8 @@ class BackgroundWorker(Generic[Job]):
     def _is_due(self) -> bool:
         return bool(self._jobs) and (self._closing or self._jobs[0][0] <= time.monotonic())
 
-    def _due_in_s(self) -> float | None:
-        return max(0.0, self._jobs[0][0] - time.monotonic()) if self._jobs else None
+    def _due_in_s(self) -> float:
+        return max(0.0, self._jobs[0][0] - time.monotonic()) if self._jobs else self._idle_s
 
     def _do(self, job: Job) -> None:
         error: Exception | None = None
@@ -147,3 +161,12 @@ class BackgroundWorker(Generic[Job]):
         if not self._failing:
             _log.warning("%s: %s: %s (more of the same is not logged)", self._name, type(error).__name__, error)
         self._failing = True
+
+
+def _after_fork() -> None:
+    for worker in _WORKERS:
+        worker.start_afresh()
+
+
+if sys.platform != "win32":
+    os.register_at_fork(after_in_child=_after_fork)

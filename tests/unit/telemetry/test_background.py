@@ -77,6 +77,23 @@ def test_a_failing_job_stops_no_other_and_is_logged_once(caplog: pytest.LogCaptu
     assert (done, worker.failed, len(caplog.records)) == ([5], 5, 1)
 
 
+def test_an_idle_worker_that_nobody_holds_is_freed() -> None:
+    """A guard whose policy file changes gets new sinks; the old ones must not stay."""
+    worker = BackgroundWorker[int](lambda _: None, name="idle", idle_s=0.01)
+    worker.submit(1)
+    assert worker.drain(10)
+    threads = [thread for thread in threading.enumerate() if thread.name.startswith("idle")]
+    assert threads
+    [thread.join(10) for thread in threads]
+    assert worker.submit(2)
+    assert worker.drain(10)
+    [thread.join(10) for thread in threading.enumerate() if thread.name.startswith("idle")]
+    gone = weakref.ref(worker)
+    del worker
+    gc.collect()
+    assert gone() is None
+
+
 def test_several_jobs_are_done_at_once() -> None:
     """One slow post must not hold up the others."""
     both = threading.Barrier(2)
