@@ -66,10 +66,11 @@ class BackgroundWorker(Generic[Job]):
         self._handle, self._name = handle, name
         self._capacity, self._n_threads, self._idle_s = capacity, threads, idle_s
         self.dropped = 0
-        """Jobs that were never begun: too many waited, or the worker was closed."""
+        """Jobs that were given up: too many waited, or the worker was closed before they were done."""
         self.failed = 0
         """Jobs that ended in an error."""
-        self._closing = False
+        self._closing = self._closed = False
+        self._trouble: Exception | None = None
         self.start_afresh()
         _WORKERS.add(self)
 
@@ -88,13 +89,26 @@ class BackgroundWorker(Generic[Job]):
             return self._changed.wait_for(self._is_idle, timeout_s)
 
     def close(self, timeout_s: float) -> None:
-        """Take no more jobs, begin at once those that wait, give them `timeout_s` seconds, and drop the rest."""
+        """Take no more jobs, begin at once those that wait, give all `timeout_s` seconds, and drop the rest."""
         with self._changed:
             self._closing = True
+            now = time.monotonic()
+            self._jobs[:] = [(now, n, job) for _, n, job in self._jobs]
+            heapq.heapify(self._jobs)
             self._changed.notify_all()
             self._changed.wait_for(self._is_idle, timeout_s)
-            self.dropped += len(self._jobs)
-            self._jobs.clear()
+            self._give_up()
+
+    def _give_up(self) -> None:
+        """Drop what is left; the lock is held."""
+        self._closed = True
+        left = len(self._jobs)
+        self._jobs.clear()
+        self._changed.notify_all()
+        if left:
+            self.dropped += left
+            why = f": {type(self._trouble).__name__}: {self._trouble}" if self._trouble else ""
+            _log.warning("%s: closed with %d not sent%s", self._name, left, why)
 
     def start_afresh(self) -> None:
         """Begin with an empty queue, no threads and a lock that nobody holds."""
@@ -132,7 +146,7 @@ class BackgroundWorker(Generic[Job]):
             self._do(job)
 
     def _is_due(self) -> bool:
-        return bool(self._jobs) and (self._closing or self._jobs[0][0] <= time.monotonic())
+        return bool(self._jobs) and self._jobs[0][0] <= time.monotonic()
 
     def _due_in_s(self) -> float:
         return max(0.0, self._jobs[0][0] - time.monotonic()) if self._jobs else self._idle_s
@@ -144,13 +158,14 @@ class BackgroundWorker(Generic[Job]):
         except Exception as raised:  # noqa: BLE001 - one bad job must not stop those behind it
             error = raised
         with self._changed:
-            if isinstance(error, TryAgainError) and not self._closing:
+            self._busy -= 1
+            if isinstance(error, TryAgainError) and not self._closed:
+                self._trouble = error.why
                 self._put(job, error.after_s)
             elif error is not None:
                 self._fail(error)
             else:
                 self._failing = False
-            self._busy -= 1
             self._changed.notify_all()
 
     def _fail(self, error: Exception) -> None:

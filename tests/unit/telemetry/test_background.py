@@ -153,23 +153,57 @@ def test_a_job_that_must_wait_lets_others_pass() -> None:
     assert (done, worker.failed) == (["early", "other", "early"], 0)
 
 
-def test_closing_does_not_wait_for_what_is_due_later() -> None:
-    """At the end everything is tried once more, at once."""
+def test_closing_begins_at_once_what_is_due_later() -> None:
+    """A short program must not wait for a delay that is there for busy servers."""
     done: list[int] = []
-    worker = BackgroundWorker[int](done.append, name="t")
+    worker = BackgroundWorker[int](done.append, name="t", threads=1)
+    for n in range(20):
+        worker.submit(n, after_s=3600 - n)
+    worker.close(10)
+    assert (sorted(done), worker.dropped) == (list(range(20)), 0)
+
+
+def test_closing_still_tries_again_while_there_is_time() -> None:
+    """At the end of a short program the server may not yet know the run."""
+    tries: list[int] = []
+
+    def work(job: int) -> None:
+        tries.append(job)
+        if len(tries) < 3:
+            raise TryAgainError(0.01, ConnectionError())
+
+    worker = BackgroundWorker[int](work, name="t")
     worker.submit(1, after_s=3600)
     worker.close(10)
-    assert (done, worker.dropped) == ([1], 0)
+    assert (tries, worker.failed, worker.dropped) == ([1, 1, 1], 0, 0)
 
 
-def test_a_job_that_would_wait_when_the_worker_closes_has_failed(caplog: pytest.LogCaptureFixture) -> None:
-    """Nobody will come back to it, and the log says what was wrong."""
+def test_what_is_not_done_in_time_is_dropped_and_the_log_says_why(caplog: pytest.LogCaptureFixture) -> None:
+    """Nobody will come back to it."""
 
     def work(_: int) -> None:
         raise TryAgainError(3600, ConnectionError("down"))
 
     worker = BackgroundWorker[int](work, name="t")
-    worker.submit(1, after_s=3600)
-    worker.close(10)
-    assert worker.failed == 1
+    worker.submit(1)
+    worker.close(0.05)
+    assert worker.dropped == 1
     assert "ConnectionError: down" in caplog.text
+
+
+def test_a_job_that_comes_back_after_the_end_has_failed() -> None:
+    """It hung while the worker closed."""
+    begun, go = threading.Event(), threading.Event()
+
+    def work(_: int) -> None:
+        begun.set()
+        go.wait(10)
+        raise TryAgainError(3600, ConnectionError("down"))
+
+    worker = BackgroundWorker[int](work, name="late")
+    worker.submit(1)
+    begun.wait(10)
+    worker.close(0.0)
+    go.set()
+    [thread.join(10) for thread in threading.enumerate() if thread.name.startswith("late")]
+    assert worker.failed == 1
