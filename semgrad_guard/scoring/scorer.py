@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 from semgrad_guard.errors import PositionOutsidePromptError, ScoringError, ScoringSettingError

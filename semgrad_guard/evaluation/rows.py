@@ -1,0 +1,169 @@
+"""JSONL files of prompts and answers: one object a line, read one by one, mistakes named by line.
+
+A row has the prompt as `prompt` (text), `messages` (role and content), `prompt_ids` (token ids), or `question` with
+optional `passages`; and the answer as `answer` (text) or `answer_ids` (token ids). It may have `id`, `tags`,
+`position`, `group` (rows of one group are never split between fitting and testing), `on_policy` (this model wrote the
+answer), and a label: `correct` (true or false) or `answers` (accepted answers). A row that was scored holds every
+signal under its name and the `fingerprint` of the scores.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+
+from semgrad_guard.errors import DataFileError
+from semgrad_guard.evaluation.prompts import question_prompt
+from semgrad_guard.flow import Exchange, Fingerprint, Message, Passage
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from semgrad_guard.flow import Json, Prompt
+
+FORM = 'each line is one object such as {"prompt": "...", "answer": "..."}'
+
+
+def _passage(value: object) -> object:
+    return {"text": value} if isinstance(value, str) else value
+
+
+class _PassageForm(BaseModel):
+    model_config = ConfigDict(extra="ignore", frozen=True)
+    text: str
+    source: str | None = None
+    title: str | None = None
+    score: float | None = None
+
+
+class _MessageForm(BaseModel):
+    model_config = ConfigDict(extra="ignore", frozen=True)
+    role: str
+    content: str
+
+
+_Passages = Annotated[tuple[Annotated[_PassageForm, BeforeValidator(_passage)], ...], Field(strict=False)]
+_Ids = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(strict=False)]
+
+
+class _Form(BaseModel):
+    """The fields that mean something to us; all others are carried along."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    id: str | int | None = None
+    prompt: str | None = None
+    messages: tuple[_MessageForm, ...] | None = None
+    prompt_ids: _Ids | None = None
+    question: str | None = None
+    passages: _Passages = ()
+    contexts: _Passages = ()
+    answer: str | None = None
+    answer_ids: _Ids | None = None
+    answers: tuple[str, ...] | None = None
+    correct: bool | None = None
+    group: str | int | None = None
+    tags: tuple[str, ...] = ()
+    position: Annotated[int, Field(lt=0)] | None = None
+    on_policy: bool | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One line of a data file."""
+
+    line: int
+    """1-based."""
+    said: Mapping[str, Any]
+    """The whole object, for writing it out again."""
+    exchange: Exchange
+    """Its prompt is empty when only a question is given: `asked` makes it for a model."""
+    answers: tuple[str, ...] | None
+    """Accepted answers; empty when the question cannot be answered, `None` when they are not known."""
+    correct: bool | None
+    group: str | None
+    position: int | None
+    """t* of this row, where it names one."""
+    is_own: bool
+    """True when the row says that the scoring model wrote the answer, or gives the answer's token ids."""
+    fingerprint: Fingerprint | None
+    """What the signals in `said` depend on, when the row was scored."""
+
+    def asked(self, *, chat: bool, on_policy: bool = False) -> Exchange:
+        """Return the exchange as one model reads it.
+
+        Args:
+            chat: whether the model has a chat template; matters when the prompt is made from question and passages.
+            on_policy: whether the model wrote the answer.
+        """
+        prompt: Prompt = self.exchange.prompt
+        if not prompt and self.exchange.prompt_ids is None and self.exchange.question:
+            prompt = question_prompt(self.exchange.question, self.exchange.passages, chat=chat)
+        return replace(self.exchange, prompt=prompt, on_policy=on_policy)
+
+
+def read_rows(path: Path | str) -> Iterator[Row]:
+    """Yield the rows of a JSONL file; blank lines are skipped.
+
+    Raises:
+        DataFileError: the file cannot be read, or a line cannot be used; it names the line.
+    """
+    try:
+        with Path(path).open(encoding="utf-8") as file:
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    yield parse_row(line, path, number)
+    except UnicodeDecodeError as error:
+        raise DataFileError(path, None, f"not UTF-8 text ({error.reason})", "save the file as UTF-8") from error
+    except OSError as error:
+        raise DataFileError(path, None, f"cannot be read: {error.strerror}", "check the path") from error
+
+
+def parse_row(line: str, path: Path | str, number: int) -> Row:
+    """Return the row of one line.
+
+    Raises:
+        DataFileError: the line cannot be used.
+    """
+    try:
+        said = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise DataFileError(path, number, f"not JSON: {error}", FORM) from error
+    if not isinstance(said, dict):
+        raise DataFileError(path, number, f"holds a {type(said).__name__}, not an object", FORM)
+    try:
+        form = _Form.model_validate(said)
+        fingerprint = TypeAdapter(Fingerprint | None).validate_python(said.get("fingerprint"))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise DataFileError(path, number, f"`{where}`: {first['msg']}", FORM) from error
+    return _row(form, said, fingerprint, number)
+
+
+def _row(form: _Form, said: dict[str, Json], fingerprint: Fingerprint | None, number: int) -> Row:
+    passages = form.passages or form.contexts
+    exchange = Exchange(
+        prompt=tuple(Message(m.role, m.content) for m in form.messages) if form.messages else form.prompt or "",
+        answer=form.answer or "",
+        question=form.question,
+        passages=tuple(Passage(p.text, p.source or p.title, p.score) for p in passages),
+        tags=frozenset(form.tags),
+        prompt_ids=form.prompt_ids,
+        answer_ids=form.answer_ids,
+    )
+    return Row(
+        line=number,
+        said=said,
+        exchange=exchange,
+        answers=form.answers,
+        correct=form.correct,
+        group=None if form.group is None else str(form.group),
+        position=form.position,
+        is_own=form.answer_ids is not None if form.on_policy is None else form.on_policy,
+        fingerprint=fingerprint,
+    )
