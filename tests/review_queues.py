@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 import pytest
-from sqlalchemy import create_engine, make_url, text
+from sqlalchemy import create_engine, event, make_url, text
 
 from semgrad_guard.flow import Confidence, Decision, Exchange, HumanReview, Passage
 from semgrad_guard.review import QueueSettings, SqlReviewQueue, open_queue
@@ -86,7 +86,7 @@ def database_url(kind: str, folder: Path) -> Generator[str]:
     with admin.connect() as conn:
         conn.execute(text(f"CREATE SCHEMA {schema}"))
     try:
-        url = make_url(POSTGRES).update_query_dict({"options": f"-csearch_path={schema} -csynchronous_commit=on"})
+        url = make_url(POSTGRES).update_query_dict({"options": f"-csearch_path={schema} -csynchronous_commit=off"})
         yield url.render_as_string(hide_password=False)
     finally:
         with admin.connect() as conn:
@@ -104,6 +104,13 @@ def ready_url(kind: str, folder: Path) -> Generator[str]:
                 create_current(conn, url)
             engine.dispose()
         yield url
+
+
+def without_waiting_for_the_disk(queue: SqlReviewQueue) -> SqlReviewQueue:
+    """Return the queue, no longer proof against power cuts; killed processes lose nothing all the same."""
+    if queue.database.dialect == "sqlite":
+        event.listen(queue.database.engine, "connect", lambda conn, _: conn.execute("PRAGMA synchronous = OFF"))
+    return queue
 
 
 @pytest.fixture(name="empty_url", params=DATABASES)
@@ -132,6 +139,7 @@ def _open_here(queue_url, clock):
 
     def open_one(**settings: object) -> SqlReviewQueue:
         queue = open_queue(queue_url, settings=QueueSettings(**settings), clock=clock, sleep=clock.sleep)
+        without_waiting_for_the_disk(queue)
         opened.append(queue)
         return queue
 

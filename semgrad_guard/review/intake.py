@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from semgrad_guard.review.document import Document
     from semgrad_guard.review.items import QueueSettings
 
+_INSERT_DOCUMENT, _INSERT_SEARCH, _INSERT_TAGS = insert(documents), insert(search), insert(tags)
+_INSERT_SQLITE = sqlite.insert(items).on_conflict_do_nothing(index_elements=["exchange_id"]).returning(items.c.id)
+_INSERT_POSTGRES = postgresql.insert(items).on_conflict_do_nothing(index_elements=["exchange_id"]).returning(items.c.id)
 SUBMITTER = "guard"
 """Who submits, in the audit trail, when the caller names nobody."""
 _TITLE = 200
@@ -39,10 +42,10 @@ def submit(
     known = _insert_item(tx, new_id, document, settings, deadline_s)
     if known is not None:
         return known
-    tx.conn.execute(insert(documents).values(item_id=new_id, body=document.model_dump_json()))
-    tx.conn.execute(insert(search).values(item_id=new_id, body=searched_text(document)))
+    tx.conn.execute(_INSERT_DOCUMENT, {"item_id": new_id, "body": document.model_dump_json()})
+    tx.conn.execute(_INSERT_SEARCH, {"item_id": new_id, "body": searched_text(document)})
     if document.tags:
-        tx.conn.execute(insert(tags), [{"item_id": new_id, "tag": tag} for tag in tag_names(document)])
+        tx.conn.execute(_INSERT_TAGS, [{"item_id": new_id, "tag": tag} for tag in tag_names(document)])
     trail.record(tx, new_id, Happening(Event.SUBMIT, by), Change(None, State.PENDING, 1))
     outbox.announce(tx, new_id, Event.SUBMIT)
     return new_id
@@ -60,37 +63,29 @@ def searched_text(document: Document) -> str:
     return storable("\n".join(parts)[:_SEARCHED])
 
 
-def _insert_or_skip(tx: Transaction) -> sqlite.Insert | postgresql.Insert:
-    return sqlite.insert(items) if tx.conn.dialect.name == "sqlite" else postgresql.insert(items)
-
-
 def _insert_item(
     tx: Transaction, new_id: ReviewId, document: Document, settings: QueueSettings, deadline_s: float | None
 ) -> ReviewId | None:
     """Insert the row of an item; return the id of the one that was there already."""
     lifetime = settings.deadline_s if deadline_s is None else deadline_s
-    statement = (
-        _insert_or_skip(tx)
-        .values(
-            id=new_id,
-            exchange_id=document.exchange_id,
-            state=State.PENDING,
-            version=1,
-            title=shorten(document.title, _TITLE),
-            preview=shorten(document.answer, _PREVIEW),
-            question_key=question_key(document.question) if document.question else None,
-            rank=rank(tx.now, document.confidence, document.tags, settings),
-            confidence=document.confidence,
-            rule=storable(document.rule)[:200],
-            tags=json.dumps(tag_names(document)),
-            created_at=tx.now,
-            updated_at=tx.now,
-            deadline_at=None if lifetime is None else tx.now + timedelta(seconds=lifetime),
-            at_expiry=settings.at_expiry,
-        )
-        .on_conflict_do_nothing(index_elements=["exchange_id"])
-        .returning(items.c.id)
-    )
-    if tx.conn.execute(statement).first() is not None:
+    row = {
+        "id": new_id,
+        "exchange_id": document.exchange_id,
+        "state": State.PENDING,
+        "version": 1,
+        "title": shorten(document.title, _TITLE),
+        "preview": shorten(document.answer, _PREVIEW),
+        "question_key": question_key(document.question) if document.question else None,
+        "rank": rank(tx.now, document.confidence, document.tags, settings),
+        "confidence": document.confidence,
+        "rule": storable(document.rule)[:200],
+        "tags": json.dumps(tag_names(document)),
+        "created_at": tx.now,
+        "updated_at": tx.now,
+        "deadline_at": None if lifetime is None else tx.now + timedelta(seconds=lifetime),
+        "at_expiry": settings.at_expiry,
+    }
+    statement = _INSERT_SQLITE if tx.conn.dialect.name == "sqlite" else _INSERT_POSTGRES
+    if tx.conn.execute(statement, row).first() is not None:
         return None
     return ReviewId(tx.conn.execute(select(items.c.id).where(items.c.exchange_id == document.exchange_id)).scalar_one())

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import insert, select, update
+from sqlalchemy import bindparam, insert, select, update
 
 from semgrad_guard.errors import AlreadyClaimedError, IllegalMoveError, UndoRefusedError
 from semgrad_guard.review import outbox, trail
@@ -23,6 +23,28 @@ if TYPE_CHECKING:
 
 CLOCK = "clock"
 """Who did it, in the audit trail, when time did: a lease or a deadline ended."""
+
+_UPDATE = update(items).where(items.c.id == bindparam("its_id"), items.c.version == bindparam("its_version"))
+_INSERT_RULING = insert(rulings).returning(rulings.c.id)
+_FREE_FIRST = (
+    select(items)
+    .where(items.c.state == State.PENDING, (items.c.assignee.is_(None)) | (items.c.assignee == bindparam("reviewer")))
+    .order_by(items.c.rank, items.c.id)
+    .limit(1)
+    .with_for_update(skip_locked=True)
+)
+_LAPSED = (
+    select(items)
+    .where(items.c.state == State.CLAIMED, items.c.held_until <= bindparam("now"))
+    .limit(bindparam("most"))
+    .with_for_update(skip_locked=True)
+)
+_LATE = (
+    select(items)
+    .where(items.c.state.in_([State.PENDING, State.CLAIMED]), items.c.deadline_at <= bindparam("now"))
+    .limit(bindparam("most"))
+    .with_for_update(skip_locked=True)
+)
 
 _VERDICT_OF = {Event.APPROVE: State.APPROVED, Event.EDIT: State.EDITED, Event.REJECT: State.REJECTED}
 _AT_EXPIRY = {
@@ -43,16 +65,8 @@ def claim(tx: Transaction, item_id: str, by: str, settings: QueueSettings) -> It
 def claim_next(tx: Transaction, by: str, settings: QueueSettings, skip: frozenset[str]) -> Item | None:
     """Give a reviewer the riskiest item that nobody holds and nobody else is to judge."""
     lapse_all(tx, limit=100)
-    query = (
-        select(items)
-        .where(items.c.state == State.PENDING, (items.c.assignee.is_(None)) | (items.c.assignee == by))
-        .order_by(items.c.rank, items.c.id)
-        .limit(1)
-        .with_for_update(skip_locked=True)
-    )
-    if skip:
-        query = query.where(items.c.id.not_in(skip))
-    row = tx.conn.execute(query).mappings().first()
+    query = _FREE_FIRST.where(items.c.id.not_in(skip)) if skip else _FREE_FIRST
+    row = tx.conn.execute(query, {"reviewer": by}).mappings().first()
     if row is None:
         return None
     until = tx.now + timedelta(seconds=settings.lease_s)
@@ -69,13 +83,8 @@ def release(tx: Transaction, item_id: str, by: str, *, force: bool = False) -> I
 
 def lapse_all(tx: Transaction, *, limit: int) -> int:
     """Put back items whose lease has ended; return how many."""
-    query = (
-        select(items)
-        .where(items.c.state == State.CLAIMED, items.c.held_until <= tx.now)
-        .limit(limit)
-        .with_for_update(skip_locked=True)
-    )
-    ended = [item_of(row) for row in tx.conn.execute(query).mappings().all()]
+    rows = tx.conn.execute(_LAPSED, {"now": tx.now, "most": limit}).mappings().all()
+    ended = [item_of(row) for row in rows]
     for item in ended:
         _lapse(tx, item)
     return len(ended)
@@ -117,13 +126,8 @@ def expire(tx: Transaction, item: Item) -> Item:
 
 def expire_all(tx: Transaction, *, limit: int) -> int:
     """End the items whose deadline has passed; return how many."""
-    query = (
-        select(items)
-        .where(items.c.state.in_([State.PENDING, State.CLAIMED]), items.c.deadline_at <= tx.now)
-        .limit(limit)
-        .with_for_update(skip_locked=True)
-    )
-    late = [item_of(row) for row in tx.conn.execute(query).mappings().all()]
+    rows = tx.conn.execute(_LATE, {"now": tx.now, "most": limit}).mappings().all()
+    late = [item_of(row) for row in rows]
     for item in late:
         expire(tx, item)
     return len(late)
@@ -209,19 +213,15 @@ def _rule(
     tx: Transaction, item: Item, happening: Happening, state: State, judgement: Judgement, *, delay_s: float
 ) -> Item:
     _check(item, happening.event, state)
-    ruling = (
-        insert(rulings)
-        .values(
-            item_id=item.id,
-            verdict=str(state),
-            text=None if judgement.text is None else storable(judgement.text),
-            correct=judgement.correct,
-            by=happening.by,
-            at=tx.now,
-        )
-        .returning(rulings.c.id)
-    )
-    ruling_id: int = tx.conn.execute(ruling).scalar_one()
+    ruling = {
+        "item_id": item.id,
+        "verdict": str(state),
+        "text": None if judgement.text is None else storable(judgement.text),
+        "correct": judgement.correct,
+        "by": happening.by,
+        "at": tx.now,
+    }
+    ruling_id: int = tx.conn.execute(_INSERT_RULING, ruling).scalar_one()
     values = {"holder": None, "held_until": None, "ruling_id": ruling_id, "resolved_at": tx.now}
     settled = _change(tx, item, happening, state, values)
     outbox.announce(tx, item.id, outbox.VERDICT, ruling_id=ruling_id, delay_s=delay_s)
@@ -242,15 +242,9 @@ def _check(item: Item, event: Event, wanted: State) -> None:
 def _change(tx: Transaction, item: Item, happening: Happening, state: State, values: dict[str, Any]) -> Item:
     """Write the change, if the item is still the one that was read."""
     version = item.version + 1
-    statement = (
-        update(items)
-        .where(items.c.id == item.id, items.c.version == item.version)
-        .values(state=state, version=version, updated_at=tx.now, **values)
-        .returning(items)
-    )
-    row = tx.conn.execute(statement).mappings().one_or_none()
-    if row is None:  # someone else changed it between reading and writing
-        now = read_item(tx.conn, item.id)
+    changed = {"state": state, "version": version, "updated_at": tx.now, **values}
+    if tx.conn.execute(_UPDATE, {"its_id": item.id, "its_version": item.version, **changed}).rowcount != 1:
+        now = read_item(tx.conn, item.id)  # someone else changed it between reading and writing
         raise IllegalMoveError(item.id, now.state, state, allowed_from(now.state))
     trail.record(tx, item.id, happening, Change(item.state, state, version))
-    return item_of(row)
+    return replace(item, **changed)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 DUE, DONE, FAILED = "due", "done", "failed"
 VERDICT = "verdict"
 """Kind of announcement made when an item gets its verdict; the other kind is `submit`."""
+_SUBSCRIBED = select(consumers.c.name, consumers.c.events).where(consumers.c.active)
 _MOST_TRIES = 12
 _LONGEST_WAIT_S = 3600.0
 
@@ -67,7 +68,7 @@ def unsubscribe(tx: Transaction, name: str) -> None:
 
 def announce(tx: Transaction, item_id: str, event: str, *, ruling_id: int | None = None, delay_s: float = 0.0) -> None:
     """Note for every consumer of the event that it is to be told, `delay_s` seconds from now."""
-    subscribed = tx.conn.execute(select(consumers.c.name, consumers.c.events).where(consumers.c.active)).all()
+    subscribed = tx.conn.execute(_SUBSCRIBED).all()
     due = [
         {
             "consumer": name,

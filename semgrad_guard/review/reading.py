@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-from sqlalchemy import select
+from sqlalchemy import bindparam, select
 
 from semgrad_guard.errors import AmbiguousIdError, ItemNotFoundError
 from semgrad_guard.flow import ExchangeId, ReviewId, Ruling, Verdict
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection, RowMapping
 
 _SHORTEST_PREFIX = 4
+_ONE = select(items).where(items.c.id == bindparam("item_id"))
+_LOCKED = _ONE.with_for_update()
+_DOCUMENT = select(documents.c.body).where(documents.c.item_id == bindparam("item_id"))
 
 
 def item_of(row: RowMapping) -> Item:
@@ -58,8 +61,7 @@ def read_item(conn: Connection, item_id: str, *, lock: bool = False) -> Item:
     Raises:
         ItemNotFoundError: there is none.
     """
-    query = select(items).where(items.c.id == item_id)
-    row = conn.execute(query.with_for_update() if lock else query).mappings().one_or_none()
+    row = conn.execute(_LOCKED if lock else _ONE, {"item_id": item_id}).mappings().one_or_none()
     if row is None:
         raise ItemNotFoundError(item_id)
     return item_of(row)
@@ -98,7 +100,7 @@ def read_detail(conn: Connection, item_id: str) -> ItemDetail:
 
 def read_document(conn: Connection, item_id: str) -> Document | None:
     """Return what a reviewer reads, or `None` when it was erased."""
-    body = conn.execute(select(documents.c.body).where(documents.c.item_id == item_id)).scalar_one_or_none()
+    body = conn.execute(_DOCUMENT, {"item_id": item_id}).scalar_one_or_none()
     return None if body is None else Document.model_validate_json(body)
 
 

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from semgrad_guard.review.database import Transaction
 
 
+_INSERT = insert(audit)
+
+
 @dataclass(frozen=True, slots=True)
 class Happening:
     """What happened to an item, by whom."""
@@ -46,19 +49,18 @@ class Change:
 
 def record(tx: Transaction, item_id: str, happening: Happening, change: Change | None = None) -> None:
     """Add one row to the trail, in the transaction of the happening itself."""
-    tx.conn.execute(
-        insert(audit).values(
-            item_id=item_id,
-            version=change.version if change else None,
-            event=happening.event,
-            from_state=change.before if change else None,
-            to_state=change.after if change else None,
-            by=happening.by,
-            at=tx.now,
-            detail=json.dumps(dict(happening.detail)),
-            op=tx.op if happening.is_main else None,
-        )
-    )
+    row = {
+        "item_id": item_id,
+        "version": change.version if change else None,
+        "event": happening.event,
+        "from_state": change.before if change else None,
+        "to_state": change.after if change else None,
+        "by": happening.by,
+        "at": tx.now,
+        "detail": json.dumps(dict(happening.detail)),
+        "op": tx.op if happening.is_main else None,
+    }
+    tx.conn.execute(_INSERT, row)
 
 
 def item_of_operation(tx: Transaction) -> ReviewId | None:
