@@ -108,10 +108,14 @@ class RunStore:
                 return None
             scopes = [run_id] if within else list(tree.upwards(run_id))[1:]
             found = choose(tree, scopes, text, message_run_id)
-            question = tree.question(scopes, found.id if found else None)
-            documents = next((d for d in map(tree.documents_below, scopes) if d), [])
-            query = next((q for q in map(tree.query_below, scopes) if q), None)
-            return Captured(found, question, tuple(documents), query, tree.root)
+            return _around(tree, scopes, found)
+
+    def around(self, llm_run_id: UUID) -> Captured | None:
+        """Return what is known about a model call that is under way; `None` when it is not known."""
+        with self._lock:
+            tree = self._tree_of.get(llm_run_id)
+            run = next((run for run in tree.llm_runs if run.id == llm_run_id), None) if tree else None
+            return _around(tree, list(tree.upwards(llm_run_id))[1:], run) if tree else None
 
     def wrote_text(self, run_id: UUID, text: str) -> bool:
         """Tell whether some model call of the same tree wrote exactly this text."""
@@ -135,6 +139,13 @@ class RunStore:
     def _forget(self, root: UUID) -> None:
         for run_id in self._trees.pop(root).parents:
             self._tree_of.pop(run_id, None)
+
+
+def _around(tree: RunTree, scopes: Sequence[UUID], run: LlmRun | None) -> Captured:
+    question = tree.question(scopes, run.id if run else None)
+    documents = next((d for d in map(tree.documents_below, scopes) if d), [])
+    query = next((q for q in map(tree.query_below, scopes) if q), None)
+    return Captured(run, question, tuple(documents), query, tree.root)
 
 
 class CaptureHandler(BaseCallbackHandler):

@@ -115,12 +115,13 @@ def documents_in(value: object) -> list[Document]:
 
 
 def result_text(result: LLMResult) -> tuple[str, bool]:
-    """Return what a model call wrote, and whether it asked for tools instead of answering."""
+    """Return what a model call wrote, and whether it asked for tools; the calls are then part of the text."""
     first: Generation | None = next((g for candidates in result.generations for g in candidates), None)
     if first is None:
         return "", False
     if isinstance(first, ChatGeneration):
-        return str(first.message.text), asks_for_tools(first.message)
+        stopped = asks_for_tools(first.message)
+        return to_message(first.message).content if stopped else str(first.message.text), stopped
     return first.text, False
 
 

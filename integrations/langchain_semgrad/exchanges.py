@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from langchain_semgrad.capture import STORE
@@ -18,7 +18,9 @@ from semgrad_guard.telemetry.runs import RunRef
 if TYPE_CHECKING:
     from uuid import UUID
 
+    from langchain_core.callbacks import BaseCallbackManager
     from langchain_core.callbacks.manager import BaseRunManager
+    from langchain_core.documents import Document
 
     from langchain_semgrad.capture import Captured
     from langchain_semgrad.own_model import OwnModel
@@ -56,7 +58,7 @@ class Setting:
 
     run_id: UUID
     """The guard's own run or, with `within`, the run of the chain that gave the value."""
-    manager: BaseRunManager | None = None
+    manager: BaseRunManager | BaseCallbackManager | None = None
     within: bool = False
     question: str | None = None
     """The question, where the caller knows it."""
@@ -89,25 +91,43 @@ def _job(value: Any, slot: Slot | None, setting: Setting) -> Job:
     if run is None:
         error = PromptNotFoundError("among the model calls of this chain", ADVICE)
         return Job(slot, Exchange(answer=text or "", question=setting.question, **about), None, error)
-    prompt = to_prompt(run.prompt)
-    own = setting.own_model
-    on_policy = own is not None and own.wrote(run)
-    written = (
-        own.without_prompt(run.text or "", prompt) if own and on_policy else without_prompt(run.text or "", prompt)
-    )
-    answer = written if text is None or text.strip() == (run.text or "").strip() else without_prompt(text, prompt)
+    question = setting.question or (captured.question if captured else None)
+    documents = (captured.documents if captured else ()) or documents_in(value)
+    exchange = exchange_of(run, text, question=question, documents=documents, own_model=setting.own_model)
+    return Job(slot, replace(exchange, **about), run, query=captured.query if captured else None)
+
+
+def exchange_of(
+    run: LlmRun,
+    text: str | None = None,
+    *,
+    question: str | None,
+    documents: Sequence[Document],
+    own_model: OwnModel | None = None,
+) -> Exchange:
+    """Return a model call as an exchange.
+
+    Args:
+        run: the call.
+        text: what the chain made of the model's words; `None` leaves them as they are.
+        question: the question, where it is known; else the last thing that the prompt's user said.
+        documents: what was retrieved for it.
+        own_model: the scoring model, where it may have written the answer.
+    """
+    prompt, raw = to_prompt(run.prompt), run.text or ""
+    on_policy = own_model is not None and own_model.wrote(run)
+    written = own_model.without_prompt(raw, prompt) if own_model and on_policy else without_prompt(raw, prompt)
+    answer = written if text is None or text.strip() == raw.strip() else without_prompt(text, prompt)
     unchanged = answer.strip() == written.strip()
-    exchange = Exchange(
+    return Exchange(
         prompt=prompt,
         answer=answer,
-        question=setting.question or (captured.question if captured else None) or _asked(run),
-        passages=_passages(value, captured, prompt),
+        question=question or _asked(run),
+        passages=_passages(documents, prompt),
         author=run.model,
         on_policy=on_policy and unchanged,
         score=run.score if unchanged else None,
-        **about,
     )
-    return Job(slot, exchange, run, query=captured.query if captured else None)
 
 
 def without_prompt(text: str, prompt: Prompt) -> str:
@@ -119,9 +139,9 @@ def _asked(run: LlmRun) -> str | None:
     return None if isinstance(run.prompt, str) else question_in(list(run.prompt))
 
 
-def _passages(value: Any, captured: Captured | None, prompt: Prompt) -> tuple[Passage, ...]:
+def _passages(documents: Sequence[Document], prompt: Prompt) -> tuple[Passage, ...]:
     """Return the retrieved texts in the prompt; all retrieved ones where the chain rewrote them beyond recognition."""
-    found = tuple(map(to_passage, (captured.documents if captured else ()) or documents_in(value)))
+    found = tuple(map(to_passage, documents))
     read = _squeezed(prompt if isinstance(prompt, str) else "\n".join(m.content for m in prompt))
     used = tuple(p for p in found if p.text.strip() and _squeezed(p.text) in read)
     return used or found
@@ -137,13 +157,27 @@ def _squeezed(text: str) -> str:
 def _about(setting: Setting, captured: Captured | None, run: LlmRun | None) -> dict[str, Any]:
     """Return tags and metadata of an exchange."""
     manager = setting.manager
-    tags = frozenset(t for t in (manager.tags if manager else ()) if not _OWN_TAG.match(t))
-    metadata: dict[str, Json] = {k: v for k, v in (manager.metadata if manager else {}).items() if _is_said(k, v)}
+    traced = _traced(manager, run, captured) if run is not None else None
+    return about_run(run, traced, manager.tags if manager else (), manager.metadata if manager else {})
+
+
+def about_run(
+    run: LlmRun | None, traced: RunRef | None, tags: Sequence[str], metadata: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return tags and metadata of an exchange: what the user said of the call, and which model call wrote the answer.
+
+    Args:
+        run: the model call.
+        traced: its ids in LangSmith, where they are recorded.
+        tags: tags of the call.
+        metadata: metadata of the call; what JSON cannot hold is left out.
+    """
+    said: dict[str, Json] = {key: value for key, value in metadata.items() if _is_said(key, value)}
     if run is not None:
-        metadata |= {"llm_run_id": str(run.id), "llm_run_name": run.name}
-        if traced := _traced(manager, run, captured):
-            metadata[RUN_KEY] = traced.fields()
-    return {"tags": tags, "metadata": metadata}
+        said |= {"llm_run_id": str(run.id), "llm_run_name": run.name}
+    if traced is not None:
+        said[RUN_KEY] = traced.fields()
+    return {"tags": frozenset(tag for tag in tags if not _OWN_TAG.match(tag)), "metadata": said}
 
 
 def _is_said(key: str, value: object) -> bool:
@@ -151,12 +185,15 @@ def _is_said(key: str, value: object) -> bool:
     return not key.startswith(_OWN_METADATA) and (value is None or isinstance(value, bool | int | float | str))
 
 
-def _traced(manager: BaseRunManager | None, run: LlmRun, captured: Captured | None) -> RunRef | None:
+def _traced(
+    manager: BaseRunManager | BaseCallbackManager | None, run: LlmRun, captured: Captured | None
+) -> RunRef | None:
     """Return the ids of the model call in LangSmith, when a tracer records this chain."""
     for handler in manager.handlers if manager else ():
         project, runs = getattr(handler, "project_name", None), getattr(handler, "run_map", None)
         if project and isinstance(runs, Mapping):
-            parent = runs.get(str(manager.run_id)) if manager else None
+            ours = getattr(manager, "run_id", None) or getattr(manager, "parent_run_id", None)
+            parent = runs.get(str(ours))
             root = captured.root if captured else None
             return RunRef(
                 run_id=str(run.id), trace_id=str(getattr(parent, "trace_id", root)), session_name=str(project)

@@ -129,6 +129,7 @@ def choose(tree: RunTree, scopes: Sequence[UUID], text: str | None, run_id: UUID
         lambda run: text is not None and _same(run.text, text),
         lambda run: text is not None and _overlap(run.text, text),
         lambda run: not run.stopped,
+        lambda _: True,
     ):
         for runs in by_scope:
             chosen = [run for run in runs if matches(run)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from langchain_core.language_models.chat_models import SimpleChatModel
 from langchain_core.language_models.fake_chat_models import FakeListChatModel
 from langchain_core.prompts import ChatPromptTemplate
 
@@ -23,8 +24,12 @@ LYON = "wrong Lyon"
 PROMPT = ChatPromptTemplate.from_template("Answer briefly. {question}")
 
 
-class Echo(FakeListChatModel):
+class Echo(SimpleChatModel):
     """Answers with the last message, so every answer is known to belong to its prompt."""
+
+    @property
+    def _llm_type(self) -> str:
+        return "echo"
 
     def _call(self, messages: list[BaseMessage], *_: Any, **__: Any) -> str:
         return f"re: {messages[-1].text}"
@@ -37,7 +42,7 @@ def model_of(*answers: str) -> BaseChatModel:
 
 def echo() -> Echo:
     """Chat model that answers with its prompt."""
-    return Echo(responses=[])
+    return Echo()
 
 
 def seen_by(guard: Guard) -> list[Exchange]:
