@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ from llama_index_semgrad.convert import flow_messages
 from semgrad_guard.flow import Score
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from semgrad_guard.flow import Prompt
 
@@ -49,10 +50,15 @@ class ModelCall:
     def score(self) -> Score | None:
         """The score that was taken while the answer was written."""
         found = self.extra.get(SCORE_KEY)
-        return found if isinstance(found, Score) else None
+        try:
+            return Score.from_json(found) if isinstance(found, Mapping) else None
+        except (TypeError, KeyError):
+            return None
 
     def ids(self) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
         """Return the exact ids of prompt and answer; `None` when the response does not carry them."""
+        if isinstance(self.raw, dict) and self.raw.get("prompt_ids") and self.raw.get("answer_ids"):
+            return tuple(self.raw["prompt_ids"]), tuple(self.raw["answer_ids"])
         tokenizer = getattr(self.llm, "_tokenizer", None)
         tokens = _model_output(self.raw)
         if tokenizer is None or tokens is None:
@@ -90,7 +96,7 @@ def call_of(event: CallEndEvent, llm: object | None) -> ModelCall | None:
 
 def is_local(llm: object) -> bool:
     """Return whether an LLM holds a transformers model and its tokenizer in this process."""
-    return getattr(llm, "local_model", None) is not None or (
+    return hasattr(type(llm), "local_model") or (
         getattr(llm, "_tokenizer", None) is not None and hasattr(getattr(llm, "_model", None), "generate")
     )
 
@@ -103,8 +109,8 @@ def weights_of(source: object) -> object | None:
     if isinstance(source, tuple):
         return source[0] if source else None
     if is_local(source):
-        local = getattr(source, "local_model", None)
-        return getattr(source, "_model", None) if local is None else weights_of(local)
+        ours = hasattr(type(source), "local_model")
+        return weights_of(getattr(source, "local_model", None)) if ours else getattr(source, "_model", None)
     inner = getattr(source, "model", None)
     return inner if hasattr(inner, "generate") else (source if hasattr(source, "generate") else None)
 

@@ -109,6 +109,11 @@ class SemGradGuard:
         """The guard itself, for `llm` or the policy's own scoring model."""
         return self._guard_for(self._llm)[0]
 
+    @property
+    def weights(self) -> object | None:
+        """The live model that scores, where it is known: answers that it wrote itself are on-policy."""
+        return self._guard_for(self._llm)[1]
+
     @overload
     def wrap(self, engine: BaseChatEngine, **options: Unpack[WrapOptions]) -> GuardedChatEngine: ...
     @overload

@@ -56,8 +56,13 @@ class GuardedQueryEngine(BaseQueryEngine):
     def __init__(self, engine: BaseQueryEngine, guard: Guard, wiring: Wiring, stream: StreamMode = "buffer") -> None:
         """Wrap an engine."""
         super().__init__(callback_manager=engine.callback_manager)
-        self._engine, self._wiring, self._stream = engine, wiring, stream
+        self._engine, self._wiring = engine, wiring
+        self._stream: StreamMode = stream
         self.guard = guard
+
+    def with_guard(self, guard: Guard) -> GuardedQueryEngine:
+        """Return the same engine under another guard."""
+        return GuardedQueryEngine(self._engine, guard, self._wiring, self._stream)
 
     @override
     def _query(self, query_bundle: QueryBundle) -> RESPONSE_TYPE:

@@ -1,0 +1,126 @@
+"""The guard as an evaluator for LlamaIndex' own tools."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+from llama_index.core.evaluation import BaseEvaluator, EvaluationResult
+from typing_extensions import override
+
+from llama_index_semgrad.convert import rebuilt_prompt, request_tags
+from llama_index_semgrad.exchanges import call_fields
+from llama_index_semgrad.guard import SemGradGuard
+from llama_index_semgrad.watcher import WATCHER, find_recent
+from semgrad_guard.errors import UncalibratedError
+from semgrad_guard.flow import Accept, Exchange, Passage
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from llama_index.core.llms import LLM
+    from llama_index.core.prompts.mixin import PromptDictType
+
+    from semgrad_guard.flow import Decision
+    from semgrad_guard.guard import Guard
+    from semgrad_guard.ports import Scorer
+
+
+class SemGradEvaluator(BaseEvaluator):
+    """Says how likely a response is right; it passes when the policy would give it.
+
+    The exact prompt is that of the model call which wrote the response, when this process made it lately; otherwise it
+    is rebuilt with LlamaIndex' default template from query and contexts. Nothing of the policy is carried out.
+
+    Example:
+        >>> runner = BatchEvalRunner({"semgrad": SemGradEvaluator(policy="policy.yaml")})  # doctest: +SKIP
+        >>> results = await runner.aevaluate_queries(engine, queries=questions)  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        llm: LLM | None = None,
+        *,
+        policy: str | Path | Mapping[str, object] | None = None,
+        model: object | None = None,
+        scorer: Scorer | None = None,
+        guard: Guard | None = None,
+    ) -> None:
+        """Take the same options as `SemGradGuard`."""
+        chosen = SemGradGuard(llm, policy=policy, model=model, scorer=scorer, guard=guard)
+        self.guard, self._weights = chosen.guard, chosen.weights
+        WATCHER.remember_recent = True
+
+    @override
+    def evaluate(
+        self,
+        query: str | None = None,
+        response: str | None = None,
+        contexts: Sequence[str] | None = None,
+        **kwargs: Any,
+    ) -> EvaluationResult:
+        """Judge a response.
+
+        Args:
+            query: the question.
+            response: the answer.
+            contexts: the passages that it was written from.
+            kwargs: ignored, as other evaluators take more.
+        """
+        exchange = self._exchange(query, response or "", tuple(contexts or ()))
+        try:
+            decision = self.guard.judge(exchange)
+        except UncalibratedError as error:
+            return _result(
+                query, response, contexts, invalid_result=True, invalid_reason=str(error), feedback=str(error)
+            )
+        return _result(query, response, contexts, **_judgement(decision))
+
+    @override
+    async def aevaluate(
+        self,
+        query: str | None = None,
+        response: str | None = None,
+        contexts: Sequence[str] | None = None,
+        **kwargs: Any,
+    ) -> EvaluationResult:
+        """Same as `evaluate`, in a worker thread."""
+        return await asyncio.to_thread(self.evaluate, query, response, contexts, **kwargs)
+
+    @override
+    def _get_prompts(self) -> PromptDictType:
+        return {}
+
+    @override
+    def _update_prompts(self, prompts_dict: PromptDictType) -> None:
+        pass
+
+    def _exchange(self, query: str | None, answer: str, contexts: tuple[str, ...]) -> Exchange:
+        call = find_recent(answer, query, contexts)
+        rebuilt: dict[str, Any] = {"prompt": rebuilt_prompt(query or "", contexts)}
+        return Exchange(
+            answer=answer,
+            question=query,
+            passages=tuple(map(Passage, contexts)),
+            tags=request_tags(),
+            metadata={"prompt": "captured" if call else "rebuilt"},
+            **(call_fields(call, answer, self._weights) if call else rebuilt),
+        )
+
+
+def _judgement(decision: Decision) -> dict[str, Any]:
+    failure = decision.failure
+    return {
+        "score": decision.confidence.value,
+        "passing": isinstance(decision.step, Accept),
+        "feedback": f"{decision.rule}: {decision.why}",
+        "invalid_result": failure is not None,
+        "invalid_reason": f"{failure.type}: {failure.message}" if failure else None,
+    }
+
+
+def _result(query: str | None, response: str | None, contexts: Sequence[str] | None, **found: Any) -> EvaluationResult:
+    return EvaluationResult(
+        query=query, response=response or "", contexts=list(contexts) if contexts is not None else None, **found
+    )

@@ -1,0 +1,105 @@
+"""The guard as an output parser: it judges what a model wrote before anything is made of it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from llama_index.core.types import BaseOutputParser
+from typing_extensions import override
+
+from llama_index_semgrad.convert import request_tags
+from llama_index_semgrad.exchanges import call_fields
+from llama_index_semgrad.guard import SemGradGuard
+from llama_index_semgrad.watcher import WATCHER, last_calls
+from semgrad_guard.errors import LowConfidenceError, OptionError, PromptNotFoundError
+from semgrad_guard.flow import Exchange, Status
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from llama_index.core.llms import LLM, ChatMessage
+
+    from semgrad_guard.flow import Outcome
+    from semgrad_guard.guard import Guard
+
+OnWithheld = Literal["message", "raise"]
+"""What a withheld answer becomes: the policy's message, or a `LowConfidenceError`."""
+
+_UNSEEN = PromptNotFoundError(
+    "among the latest model calls of this thread or task",
+    "parse where the model was called, as `LLM.predict` and LlamaIndex' programs do",
+)
+
+
+class SemGradOutputParser(BaseOutputParser):
+    """Judges a model's text, then lets another parser make something of it.
+
+    The prompt is that of the model call which wrote the text: the latest one of the present thread or task.
+
+    Example:
+        >>> parser = SemGradOutputParser(PydanticOutputParser(Person), policy="policy.yaml")  # doctest: +SKIP
+        >>> program = LLMTextCompletionProgram.from_defaults(  # doctest: +SKIP
+        ...     output_parser=parser, prompt_template_str="Who discovered radium?", llm=llm
+        ... )
+    """
+
+    def __init__(
+        self,
+        parser: BaseOutputParser | None = None,
+        *,
+        llm: LLM | None = None,
+        policy: str | Path | Mapping[str, object] | None = None,
+        guard: Guard | None = None,
+        on_withheld: OnWithheld | None = None,
+    ) -> None:
+        """Take the inner parser and the options of `SemGradGuard`.
+
+        Args:
+            parser: makes something of an answer that is given; without one the text is passed on.
+            llm: the LLM, when it is a local model: its own weights score its answers.
+            policy: a policy file or its content.
+            guard: a ready guard, in place of `policy`.
+            on_withheld: `None` raises when there is an inner parser, because a message is nothing it could read.
+
+        Raises:
+            OptionError: an unknown option.
+        """
+        if on_withheld not in (None, *get_args(OnWithheld)):
+            raise OptionError("on_withheld", on_withheld, ", ".join(map(repr, get_args(OnWithheld))))
+        chosen = SemGradGuard(llm, policy=policy, guard=guard)
+        self.guard, self._weights = chosen.guard, chosen.weights
+        self._parser = parser
+        self._raises = (parser is not None) if on_withheld is None else on_withheld == "raise"
+        WATCHER.remember_last = True
+
+    @override
+    def parse(self, output: str) -> Any:
+        """Return what the inner parser makes of an answer that the policy gives.
+
+        Raises:
+            LowConfidenceError: the answer is withheld.
+        """
+        outcome = self._outcome(output)
+        if outcome.withheld and self._raises:
+            raise LowConfidenceError(outcome.decision, outcome)
+        if self._parser is None or outcome.withheld:
+            return outcome.text
+        return self._parser.parse(outcome.exchange.answer if outcome.status is Status.WARNED else outcome.text)
+
+    @override
+    def format(self, query: str) -> str:
+        """Return a prompt with the inner parser's instructions."""
+        return self._parser.format(query) if self._parser else query
+
+    @override
+    def format_messages(self, messages: list[ChatMessage]) -> list[ChatMessage]:
+        """Return messages with the inner parser's instructions."""
+        return self._parser.format_messages(messages) if self._parser else messages
+
+    def _outcome(self, output: str) -> Outcome:
+        call = next((call for call in reversed(last_calls()) if call.text.strip() == output.strip()), None)
+        if call is None:
+            return self.guard.run_unjudged(Exchange(answer=output, tags=request_tags()), _UNSEEN)
+        said = call_fields(call, output, self._weights)
+        return self.guard.run(Exchange(answer=output, tags=request_tags(), **said))

@@ -1,0 +1,76 @@
+"""Reading an answer while a thread writes it, for sync and async callers."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from contextlib import suppress
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Callable, Generator
+
+    from semgrad_guard.models.generation import Generated
+
+    Item = str | Generated | BaseException
+
+
+class Write(Protocol):
+    """Writes an answer: `LocalModel.generate` with everything but these two given."""
+
+    def __call__(self, *, on_text: Callable[[str], None], cancel: threading.Event) -> Generated:
+        """Return the whole answer."""
+        ...
+
+
+def stream(write: Write) -> Generator[str | Generated, None, None]:
+    """Yield the pieces of an answer as they come, and at the end the whole; closing it ends the writing."""
+    items: SimpleQueue[Item] = SimpleQueue()
+    cancel = _start(write, items.put)
+    try:
+        while isinstance(item := items.get(), str):
+            yield item
+        yield _whole(item)
+    finally:
+        cancel.set()
+
+
+async def astream(write: Write) -> AsyncGenerator[str | Generated, None]:
+    """Same as `stream`; the event loop is never blocked, and cancelling the reader ends the writing."""
+    items: asyncio.Queue[Item] = asyncio.Queue()
+    loop = asyncio.get_running_loop()
+
+    def put(item: Item) -> None:
+        with suppress(RuntimeError):  # the loop was closed: nobody reads any more
+            loop.call_soon_threadsafe(items.put_nowait, item)
+
+    cancel = _start(write, put)
+    try:
+        while isinstance(item := await items.get(), str):
+            yield item
+        yield _whole(item)
+    finally:
+        cancel.set()
+
+
+def _start(write: Write, put: Callable[[Item], None]) -> threading.Event:
+    cancel = threading.Event()
+
+    def work() -> None:
+        try:
+            put(write(on_text=put, cancel=cancel))
+        except BaseException as error:  # noqa: BLE001 - carried to whoever reads the stream
+            put(error)
+
+    threading.Thread(target=work, name="semgrad-guard stream", daemon=True).start()
+    return cancel
+
+
+def _whole(item: Item) -> Generated:
+    if isinstance(item, BaseException):
+        raise item
+    if isinstance(item, str):
+        msg = "a piece of text came after the end of a stream"
+        raise TypeError(msg)
+    return item
