@@ -41,7 +41,7 @@ def from_gguf(parts: Sequence[Path], options: LoadOptions) -> Loaded:
         ModelFilesError: not a .gguf file, damaged, or of an architecture that transformers cannot read from it.
     """
     check_gguf(parts[0])
-    dtype = options.torch_dtype() or torch.float32
+    dtype = options.dtype or torch.float32
     made_of = {
         "source": files_digest(parts),
         "dtype": str(dtype),

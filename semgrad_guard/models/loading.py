@@ -11,7 +11,7 @@ from semgrad_guard.models.files import Loaded, from_folder, from_hub
 from semgrad_guard.models.gguf import from_gguf
 from semgrad_guard.models.live import from_live
 from semgrad_guard.models.local import LocalModel
-from semgrad_guard.models.options import LoadOptions
+from semgrad_guard.models.options import LoadOptions, parse_dtype
 from semgrad_guard.models.packaged import PACKAGED
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def load_model(  # noqa: PLR0913 - each passes one argument of transformers thro
         ModelError: a live object holds no local causal language model.
     """
     options = LoadOptions(
-        dtype=dtype,
+        dtype=parse_dtype(dtype),
         device=device,
         device_map=device_map,
         quantization_config=quantization_config,
@@ -63,17 +63,18 @@ def load_model(  # noqa: PLR0913 - each passes one argument of transformers thro
         return from_live(source)
     if device is not None and device_map is not None:
         raise ModelSettingError("device_map", device_map, "either device or device_map, not both")
-    name = os.fspath(source)
-    model, tokenizer = _from_files(str(name), options)
+    name = str(os.fspath(source))
+    name = name.lower() if name.lower() in PACKAGED else name
+    model, tokenizer = _from_files(name, options)
     loaded: Any = model
     if options.device is not None:
         loaded.to(options.device)
     loaded.eval()
-    return LocalModel(model, tokenizer, str(name))
+    return LocalModel(model, tokenizer, name)
 
 
 def _from_files(name: str, options: LoadOptions) -> Loaded:
-    packaged = PACKAGED.get(name.lower())
+    packaged = PACKAGED.get(name)
     if packaged:
         return from_gguf(packaged.paths(), options)
     path = Path(name).expanduser()

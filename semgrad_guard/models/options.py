@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 class LoadOptions:
     """What the caller of `load_model` asked for."""
 
-    dtype: str | torch.dtype | None = "float32"
+    dtype: torch.dtype | None = torch.float32
+    """Number format of the weights; `None` keeps that of the files."""
     device: str | torch.device | None = None
     device_map: str | dict[str, Any] | None = None
     quantization_config: Any = None
@@ -25,27 +26,13 @@ class LoadOptions:
     revision: str | None = None
     cache_dir: str | Path | None = None
 
-    def torch_dtype(self) -> torch.dtype | None:
-        """Return the number format of the weights; `None` keeps that of the files.
-
-        Raises:
-            ModelSettingError: no such format, or not one for weights.
-        """
-        if self.dtype is None or self.dtype == "auto":
-            return None
-        dtype = getattr(torch, self.dtype, None) if isinstance(self.dtype, str) else self.dtype
-        if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-            allowed = "float32, bfloat16, float16, float64, or None for the format of the files"
-            raise ModelSettingError("dtype", self.dtype, allowed)
-        return dtype
-
     def for_model(self) -> dict[str, Any]:
         """Return the arguments of `from_pretrained` of a model."""
         chosen = {"device_map": self.device_map, "quantization_config": self.quantization_config}
         return {
             **self.for_files(),
             **{key: value for key, value in chosen.items() if value is not None},
-            "dtype": self.torch_dtype() or "auto",
+            "dtype": self.dtype or "auto",
             "use_safetensors": True,
         }
 
@@ -56,3 +43,18 @@ class LoadOptions:
             "trust_remote_code": self.trust_remote_code,
             **{key: value for key, value in chosen.items() if value is not None},
         }
+
+
+def parse_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
+    """Return a number format by its name; `None` for that of the files.
+
+    Raises:
+        ModelSettingError: no such format, or not one for weights.
+    """
+    if dtype is None or dtype == "auto":
+        return None
+    known = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if not isinstance(known, torch.dtype) or not known.is_floating_point:
+        allowed = "float32, bfloat16, float16, float64, or None for the format of the files"
+        raise ModelSettingError("dtype", dtype, allowed)
+    return known

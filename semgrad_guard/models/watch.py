@@ -47,10 +47,10 @@ class AnswerWatch(StoppingCriteria):
     @override
     def __call__(self, input_ids: torch.Tensor, scores: object, **_: object) -> torch.BoolTensor:
         """Return which rows are done."""
-        self.ended_early = self.ended_early or self._should_end()
         if self._stop or self._on_text:
             for row in range(input_ids.shape[0]):
                 self._look(row, input_ids)
+        self.ended_early = self.ended_early or self._should_end()  # last: who listens to the text may have cancelled
         done = [self.ended_early or row in self._n_tokens for row in range(input_ids.shape[0])]
         return torch.tensor(done, device=input_ids.device)  # type: ignore[return-value] # torch types it as Tensor
 
