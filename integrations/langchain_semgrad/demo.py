@@ -14,7 +14,7 @@ from langchain_core.vectorstores import InMemoryVectorStore
 from typing_extensions import override
 
 from langchain_semgrad.chat_model import SemGradChatModel
-from langchain_semgrad.convert import to_document
+from langchain_semgrad.convert import to_document, to_prompt
 from semgrad_guard.evaluation.elements import passages
 from semgrad_guard.evaluation.grading import contains_answer
 from semgrad_guard.extras import require
@@ -31,10 +31,13 @@ if TYPE_CHECKING:
     from langchain_semgrad.guard import SemGradGuard
     from langchain_semgrad.result import GuardedAnswer
     from semgrad_guard.evaluation.elements import ElementQuestion
+    from semgrad_guard.flow import Json
 
 MODEL = "smollm2-135m"
 TOP_K = 2
 """Passages of a first attempt: few, so that a retry has something to find."""
+RETRY_TOP_K = 8
+"""Passages of the shipped policy's retry."""
 MAX_TOKENS = 32
 
 PROMPT = ChatPromptTemplate.from_messages(
@@ -107,6 +110,30 @@ def run(parts: ElementsChain, guard: SemGradGuard, questions: Iterable[ElementQu
             was_right=contains_answer(first, question.answers),
             best_is_right=contains_answer(answer.outcome.exchange.answer, question.answers),
         )
+
+
+def training_rows(parts: ElementsChain, questions: Iterable[ElementQuestion]) -> Iterator[dict[str, Json]]:
+    """Yield the model's answers as rows for `calibrate`: with the passages of a first attempt, and of a retry.
+
+    The rows of one element are one group, so no passage is on both sides of a split.
+    """
+    local = parts.llm.local_model
+    for question in questions:
+        for top_k in (TOP_K, RETRY_TOP_K):
+            documents = parts.retriever.vectorstore.similarity_search(question.question, k=top_k)
+            prompt = PROMPT.invoke({"context": _joined(documents), "question": question.question})
+            written = local.generate(to_prompt(prompt.to_messages()), max_new_tokens=MAX_TOKENS, keep=False)
+            yield {
+                "id": f"{question.id}-{top_k}",
+                "group": question.element,
+                "question": question.question,
+                "passages": [{"text": d.page_content, "source": d.metadata.get("source")} for d in documents],
+                "prompt_ids": list(written.prompt_ids),
+                "answer": written.text,
+                "answer_ids": list(written.answer_ids),
+                "answers": list(question.answers),
+                "on_policy": True,
+            }
 
 
 def _joined(documents: list[Document]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import warnings
 from pathlib import Path
@@ -43,13 +44,20 @@ _STYLES = {"answered": "green", "reviewed": "green", "warned": "yellow", "pendin
 
 
 def demo(
-    questions: Annotated[int, typer.Option(min=1, max=70, help="How many questions to ask.")] = N_QUESTIONS,
+    questions: Annotated[int, typer.Option(min=1, help="How many questions to ask.")] = N_QUESTIONS,
     policy: Annotated[Path | None, typer.Option(help="Policy file; the shipped policy when left out.")] = None,
+    training_data: Annotated[
+        Path | None,
+        typer.Option(help="Write answers to that many training questions, as rows for `calibrate`, and stop."),
+    ] = None,
 ) -> None:
     """Guard a real RAG chain on a real local model, offline: what it answers, how sure it is, what the policy does."""
     console = Console()
     if console.width < MIN_WIDTH and not console.is_terminal:
         console = Console(width=MIN_WIDTH)
+    if training_data is not None:
+        _write_training_data(console, questions, training_data)
+        return
     rows = _run(console, questions, policy)
     console.print(_table(rows))
     _print_summary(console, rows)
@@ -71,6 +79,18 @@ def _run(console: Console, n_questions: int, policy: Path | None) -> list[Any]:
         progress.update(loading, advance=1, description="Model, passages and guard are ready")
         asked = elements.questions("demo")[:n_questions]
         return list(progress.track(demo_chain.run(parts, guard, asked), len(asked), description="Asking"))
+
+
+def _write_training_data(console: Console, n_questions: int, path: Path) -> None:
+    demo_chain = require("langchain_semgrad.demo", extra="demo")
+    elements = require("semgrad_guard.evaluation.elements", extra="demo")
+    asked = elements.questions("train")[:n_questions]
+    parts = demo_chain.build_chain()
+    n_rows = 2 * len(asked)
+    with bar(console) as progress, path.open("w", encoding="utf-8") as file:
+        for row in progress.track(demo_chain.training_rows(parts, asked), n_rows, description="Answering"):
+            file.write(json.dumps(row) + "\n")
+    console.print(f"{n_rows:,} answers in {path}; next: semgrad-guard calibrate {path}", highlight=False)
 
 
 def _table(rows: Sequence[Any]) -> Table:

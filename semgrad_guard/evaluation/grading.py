@@ -15,21 +15,22 @@ _WORD = re.compile(r"[^\W_]+(?:[.,]\d+)*")
 
 
 def words(text: str) -> list[str]:
-    """Return the words of a text as they are compared: lower case, without accents' encodings, marks and articles.
-
-    A text of articles only keeps them, so that an accepted answer "A" (a vitamin, say) can be found.
-    """
-    found = _WORD.findall(unicodedata.normalize("NFKC", text).casefold())
-    return [word for word in found if word not in _ARTICLES] or found
+    """Return the words of a text as they are compared: lower case, without marks and articles."""
+    return [word for word in _all_words(text) if word not in _ARTICLES]
 
 
 def contains_answer(answer: str, references: Sequence[str]) -> bool:
     """Return whether the answer contains an accepted answer as whole words, in order.
 
+    An accepted answer of articles only, such as the vitamin "A", is looked for among all words.
+
     Source: the usual grading of open-domain question answering with generative models (Kandpal et al. 2023, section 2).
     """
-    said = words(answer)
-    return any(_contains(said, words(reference)) for reference in references)
+    said, everything = words(answer), _all_words(answer)
+    return any(
+        _contains(said, wanted) if (wanted := words(reference)) else _contains(everything, _all_words(reference))
+        for reference in references
+    )
 
 
 def exact_match(answer: str, references: Sequence[str]) -> bool:
@@ -53,6 +54,10 @@ GRADERS: dict[str, Callable[[str, Sequence[str]], bool]] = {
     "f1": lambda answer, references: token_f1(answer, references) >= F1_RIGHT,
 }
 """Graders by the name that commands use."""
+
+
+def _all_words(text: str) -> list[str]:
+    return _WORD.findall(unicodedata.normalize("NFKC", text).casefold())
 
 
 def _contains(said: Sequence[str], wanted: Sequence[str]) -> bool:
