@@ -71,7 +71,10 @@ class FeedbackPoster:
 
 def is_transient(error: Exception) -> bool:
     """Return whether the same request may be taken later: the server is down, busy, or does not know the run yet."""
-    if not isinstance(error, require("langsmith", extra="langsmith").utils.LangSmithError | OSError):
+    utils = require("langsmith.utils", extra="langsmith")
+    if not isinstance(error, utils.LangSmithError | OSError):
+        return False
+    if isinstance(error, utils.LangSmithAuthError | utils.LangSmithUserError):
         return False
     cause: Any = error.__cause__ or error.__context__
     status = getattr(getattr(cause, "response", None), "status_code", None)
