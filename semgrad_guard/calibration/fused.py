@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
 Z_LIMIT = 4.0
 """Standardised values are cut off here, so that one outlier cannot decide alone."""
-HEAVY_TAIL = 10.0
-"""A positive signal whose 95 % quantile is more than this many times its 5 % quantile is read on a log scale."""
 
 
 class SignalColumn(Frozen):
@@ -88,17 +86,26 @@ def _filled(column: SignalColumn, raw: NDArray[np.float64]) -> NDArray[np.float6
     return np.nan_to_num(column.standardise(finite), nan=0.0)
 
 
+def _skew(shape: NDArray[np.float64]) -> float:
+    """Return how far the median is from the middle of the two outer quantiles, in [-1, 1]."""
+    low, middle, high = shape
+    return float((high + low - 2 * middle) / (high - low)) if high > low else 0.0
+
+
 def standardiser(name: str, raw: NDArray[np.float64], *, required: bool) -> SignalColumn:
-    """Return how to standardise a signal, from its values in the training rows; the weight is still 0."""
+    """Return how to standardise a signal, from its values in the training rows; the weight is still 0.
+
+    Positive signals are read on a log scale where that makes them more symmetric: gradient norms span decades.
+    """
     present = raw[np.isfinite(raw)]
-    low, high = np.quantile(present, [0.05, 0.95])
-    heavy = bool(present.min() >= 0 and low > 0 and high > HEAVY_TAIL * low)
-    floor = float(present[present > 0].min()) if heavy else 0.0
-    value = np.log(np.maximum(present, floor)) if heavy else present
+    shape = np.quantile(present, [0.05, 0.5, 0.95])
+    on_logs = bool(present.min() >= 0 and shape[0] > 0 and abs(_skew(np.log(shape))) < abs(_skew(shape)))
+    floor = float(present[present > 0].min()) if on_logs else 0.0
+    value = np.log(np.maximum(present, floor)) if on_logs else present
     spread = float(value.std())
     return SignalColumn(
         name=name,
-        transform="log" if heavy else "identity",
+        transform="log" if on_logs else "identity",
         floor=floor,
         mean=float(value.mean()),
         scale=spread if spread > 1e-12 * max(1.0, abs(float(value.mean()))) else 1.0,

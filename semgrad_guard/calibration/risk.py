@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -83,10 +84,16 @@ def binomial_cdf(k: int, n: int, p: float) -> float:
     if p >= 1 or k < 0:
         return 0.0
     i = np.arange(k + 1)
-    log_factorial = np.append(0.0, np.cumsum(np.log(np.arange(1, n + 1))))
+    log_factorial = _log_factorials(1 << n.bit_length())
     logs = log_factorial[n] - log_factorial[i] - log_factorial[n - i] + i * math.log(p) + (n - i) * math.log1p(-p)
     top = logs.max()
     return min(1.0, float(np.exp(logs - top).sum()) * math.exp(top))
+
+
+@cache
+def _log_factorials(end: int) -> Array:
+    """Return ln 0!, ln 1!, ... up to before `end`."""
+    return np.append(0.0, np.cumsum(np.log(np.arange(1, end))))
 
 
 def upper_bound(n_wrong: int, n: int, delta: float) -> float:
@@ -94,7 +101,7 @@ def upper_bound(n_wrong: int, n: int, delta: float) -> float:
     if n_wrong >= n:
         return 1.0
     low, high = n_wrong / n, 1.0
-    for _ in range(60):
+    for _ in range(40):
         middle = (low + high) / 2
         low, high = (middle, high) if binomial_cdf(n_wrong, n, middle) > delta else (low, middle)
     return high
@@ -251,9 +258,8 @@ def _levels(confidence: Array, correct: Array) -> list[_Level]:
 
 def _passed(levels: list[_Level], alpha: float, delta: float, test: Test) -> tuple[_Level, float] | None:
     """Return the level of largest coverage that is shown to meet the target, and the error its test was allowed."""
-    usable = [level for level in levels if level.n >= labels_needed(alpha, delta * FIRST_START)]
-    if not usable:
-        return None
+    enough = labels_needed(alpha, delta * FIRST_START)
+    usable = [level for level in levels if level.n >= enough] or levels[-1:]
     later = delta * (1 - FIRST_START) / max(1, len(usable) - 1)
     own = [delta * FIRST_START if len(usable) > 1 else delta, *[later] * (len(usable) - 1)]
     if test == "bonferroni":
@@ -276,14 +282,18 @@ def _best(levels: list[_Level], n: int, alpha: float, delta: float) -> str:
         f"the best that {n} labelled questions show is an error rate of at most {bound:.0%}, "
         f"accepting {level.n / n:.0%} ({level.n_wrong} of {level.n} wrong)"
     )
-    totals = [
-        labels_needed(alpha, delta * FIRST_START, error_rate=one.n_wrong / one.n) * n / one.n
-        for one in levels
-        if one.n_wrong / one.n < 0.9 * alpha and one.n >= N_LEVELS
-    ]
-    if totals:
-        return f"{reached}; about {math.ceil(min(totals))} labelled questions would be needed"
+    hopeful = [one for one in levels if one.n >= N_LEVELS and one.n_wrong / one.n < 0.9 * alpha]
+    if hopeful:
+        cheapest = max(hopeful, key=lambda one: one.n * _divergence(one.n_wrong / one.n, alpha))
+        accepted = labels_needed(alpha, delta * FIRST_START, error_rate=cheapest.n_wrong / cheapest.n)
+        return f"{reached}; about {math.ceil(accepted * n / cheapest.n)} labelled questions would be needed"
     return f"{reached}, and not even the surest answers are wrong rarely enough, so more labels alone may not help"
+
+
+def _divergence(rate: float, alpha: float) -> float:
+    """Return how fast a proof of alpha grows with each label of this error rate (Kullback-Leibler, in nats)."""
+    wrong = rate * math.log(rate / alpha) if rate > 0 else 0.0
+    return wrong + (1 - rate) * math.log((1 - rate) / (1 - alpha))
 
 
 def _words(test: Test, *, held_out: bool) -> str:

@@ -126,7 +126,7 @@ def _report(console: Console, profile: Profile, labeller: Labeller) -> None:
     console.print(describe(profile), soft_wrap=True, markup=False)
     console.print(evidence_table(profile))
     console.print(
-        "Figures are out-of-sample, intervals 95 % by question. They say nothing about other kinds of questions, prompts "
+        "Figures are out-of-sample, intervals 95 % by question. They say nothing about other questions, prompts "
         "or passages; a score whose model, template or settings differ stays uncalibrated.",
         style="dim",
     )

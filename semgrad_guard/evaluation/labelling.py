@@ -167,5 +167,7 @@ def group_of(row: Row) -> str | None:
     exchange = row.exchange
     if exchange.question:
         return f"question {' '.join(words(exchange.question))}"
-    read = repr(exchange.prompt_ids or exchange.prompt)
-    return f"prompt {hashlib.sha256(read.encode('utf-8', 'surrogatepass')).hexdigest()}" if read else None
+    read = exchange.prompt_ids or exchange.prompt
+    if not read:
+        return None
+    return f"prompt {hashlib.sha256(repr(read).encode('utf-8', 'surrogatepass')).hexdigest()}"

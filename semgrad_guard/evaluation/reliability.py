@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 N_BINS = 10
+Z = 1.96
+"""Standard deviations of a 95 % interval."""
 
 
 def bins_of(
@@ -28,6 +30,13 @@ def bins_of(
     ]
 
 
+def wilson(share: NDArray[np.float64], n: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the 95 % interval of a share of n answers (Wilson 1927); inside [0, 1] also at shares of 0 and 1."""
+    centre = (share + Z**2 / (2 * n)) / (1 + Z**2 / n)
+    half = Z / (1 + Z**2 / n) * np.sqrt(share * (1 - share) / n + Z**2 / (4 * n**2))
+    return np.minimum(centre - half, share), np.maximum(centre + half, share)
+
+
 def save_reliability_plot(
     path: Path, confidence: NDArray[np.float64], correct: NDArray[np.float64], *, title: str
 ) -> None:
@@ -40,9 +49,11 @@ def save_reliability_plot(
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[4, 1])
     found = bins_of(confidence, correct)
     mean, right, n = (np.array(column) for column in zip(*found, strict=True))
-    spread = 1.96 * np.sqrt(right * (1 - right) / n)
+    low, high = wilson(right, n)
     upper.plot([0, 1], [0, 1], color="0.6", linestyle="--", label="honest confidence")
-    upper.errorbar(mean, right, yerr=spread, marker="o", capsize=3, label="labelled answers (95 % interval)")
+    upper.errorbar(
+        mean, right, yerr=[right - low, high - right], marker="o", capsize=3, label="labelled answers (95 % interval)"
+    )
     upper.set(ylabel="share of right answers", xlim=(0, 1), ylim=(-0.02, 1.02), title=title)
     upper.legend(loc="upper left")
     lower.hist(confidence, bins=np.linspace(0, 1, 21), color="0.6")

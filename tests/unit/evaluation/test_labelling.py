@@ -1,0 +1,181 @@
+"""Rows of a data file become labelled scores, whatever they lack."""
+
+from __future__ import annotations
+
+import json
+import math
+from types import SimpleNamespace
+
+import pytest
+
+from semgrad_guard.errors import DataFileError, EmptyAnswerError
+from semgrad_guard.evaluation.labelling import Labeller, group_of, signals_of
+from semgrad_guard.evaluation.rows import Row, parse_row
+from semgrad_guard.flow import Fingerprint, Score
+
+FINGERPRINT = {
+    "model": "m",
+    "dtype": "float32",
+    "template": "t",
+    "settings": "position -3, blocks 1 to 2",
+    "proxy": False,
+}
+
+
+def row(**fields: object) -> Row:
+    """Return the row of one line."""
+    return parse_row(json.dumps(fields), "data.jsonl", 7)
+
+
+class OneScorer:
+    """Gives every exchange one score, and keeps the exchanges that it was asked about."""
+
+    def __init__(self) -> None:
+        self.asked: list = []
+
+    def score(self, exchange) -> Score:
+        """Return the score that the exchange brings, or the usual one."""
+        self.asked.append(exchange)
+        if not exchange.answer:
+            raise EmptyAnswerError
+        return exchange.score or self.score_generated(None)
+
+    def score_generated(self, _: object) -> Score:
+        """Return the usual score."""
+        return Score(
+            method="semgrad", value=1.0, signals={"semgrad": 1.0}, fingerprint=Fingerprint(**FINGERPRINT), model="tiny"
+        )
+
+
+class Writer:
+    """A model that always answers `Paris`."""
+
+    is_chat = True
+
+    def generate(self, *_: object, **__: object):
+        """Return the usual answer."""
+        return SimpleNamespace(text="Paris", prompt_ids=(1, 2), answer_ids=(3,))
+
+
+def labeller_with_model() -> Labeller:
+    """Return a labeller that can write and score."""
+    return Labeller(path="data.jsonl", model=Writer(), scorer=OneScorer())  # type: ignore[arg-type]
+
+
+def test_a_scored_row_needs_no_model() -> None:
+    """Signals, fingerprint, label and tags come from the row."""
+    scored = row(question="Q", answer="A", correct=True, semgrad=0.5, mean_nll=1, fingerprint=FINGERPRINT, tags=["a"])
+    (label,) = Labeller(path="d").label([scored])
+    assert label.signals == {"semgrad": 0.5, "mean_nll": 1.0}
+    assert label.fingerprint == Fingerprint(**FINGERPRINT)
+    assert (label.correct, label.tags) == (True, {"a"})
+
+
+def test_signals_are_found_by_their_names_or_in_their_own_object() -> None:
+    """What else a row says is no signal; a null is NaN, which the fit drops and counts."""
+    found = signals_of(
+        {"semgrad@-2": 1, "mean_nll": None, "score": 9.0, "seconds": 2.0, "position": -3, "correct": True}
+    )
+    assert found["semgrad@-2"] == 1.0
+    assert math.isnan(found["mean_nll"])
+    assert set(found) == {"semgrad@-2", "mean_nll"}
+    assert signals_of({"signals": {"own": 2, "note": "x"}, "mean_nll": 1.0}) == {"own": 2.0}
+
+
+def test_an_answer_without_label_is_graded() -> None:
+    """Against the accepted answers, by the grader that was asked for."""
+    scored = [
+        row(question="Q1", answer="It is Paris.", answers=["Paris"], semgrad=1.0),
+        row(question="Q2", answer="Rome", answers=["Paris"], semgrad=1.0),
+    ]
+    labeller = Labeller(path="d")
+    assert [label.correct for label in labeller.label(scored)] == [True, False]
+    assert (labeller.n_graded, labeller.n_graded_right) == (2, 1)
+    assert [label.correct for label in Labeller(path="d", grader="exact").label(scored)] == [False, False]
+
+
+def test_a_label_comes_before_the_grader() -> None:
+    """A person's word counts."""
+    (label,) = Labeller(path="d").label([row(question="Q", answer="x", answers=["y"], correct=True, semgrad=1.0)])
+    assert label.correct
+
+
+def test_unanswerable_questions_have_no_right_answer() -> None:
+    """An empty list of accepted answers is a statement."""
+    (label,) = Labeller(path="d").label([row(question="Q", answer="x", answers=[], semgrad=1.0)])
+    assert not label.correct
+
+
+def test_a_row_without_label_is_named_by_its_line() -> None:
+    """And the message says what is missing."""
+    with pytest.raises(DataFileError, match="neither `correct` nor `answers`") as caught:
+        list(Labeller(path="data.jsonl").label([row(question="Q", answer="x", semgrad=1.0)]))
+    assert (caught.value.path, caught.value.line) == ("data.jsonl", 7)
+
+
+def test_a_row_without_answer_text_cannot_be_graded() -> None:
+    """Token ids alone are not compared with words."""
+    with pytest.raises(DataFileError, match="no `answer` text"):
+        list(Labeller(path="d").label([row(question="Q", answer_ids=[1], answers=["x"], semgrad=1.0)]))
+
+
+def test_a_row_without_signals_needs_a_model() -> None:
+    """The message names the two ways on."""
+    with pytest.raises(DataFileError, match=r"--model .*semgrad-guard score"):
+        list(Labeller(path="d").label([row(question="Q", answer="x", correct=True)]))
+
+
+def test_a_row_without_signals_is_scored() -> None:
+    """With the prompt that its question makes for the model."""
+    labeller = labeller_with_model()
+    (label,) = labeller.label([row(question="Capital?", passages=["Paris is."], answer="Paris", correct=True)])
+    assert label.signals == {"semgrad": 1.0}
+    (asked,) = labeller.scorer.asked
+    assert "Capital?" in asked.prompt[0].content
+    assert "Paris is." in asked.prompt[0].content
+    assert not asked.on_policy
+
+
+def test_a_row_without_answer_is_answered_by_the_model() -> None:
+    """Then it is the model's own answer, with its token ids and the score of its writing."""
+    labeller = labeller_with_model()
+    (label,) = labeller.label([row(question="Capital?", answers=["paris"])])
+    (asked,) = labeller.scorer.asked
+    assert label.correct
+    assert (asked.answer, asked.prompt_ids, asked.answer_ids, asked.on_policy) == ("Paris", (1, 2), (3,), True)
+    assert asked.score is not None
+
+
+def test_a_row_that_cannot_be_scored_is_left_out_and_counted() -> None:
+    """One bad row does not end the run."""
+    labeller = labeller_with_model()
+    rows = [row(prompt="p", answer="", answer_ids=[], correct=True), row(prompt="p", answer="x", correct=True)]
+    assert len(list(labeller.label(rows))) == 1
+    assert labeller.left_out == {"EmptyAnswerError": 1}
+
+
+def test_a_row_that_scoring_gave_up_on_is_left_out_and_counted() -> None:
+    """`semgrad-guard score` writes its error into the row."""
+    labeller = Labeller(path="d")
+    assert list(labeller.label([row(prompt="p", answer="", correct=True, error="EmptyAnswerError: empty")])) == []
+    assert labeller.left_out == {"EmptyAnswerError": 1}
+
+
+def test_a_row_for_another_position_is_refused() -> None:
+    """A score at −3 says nothing about one at −1."""
+    with pytest.raises(DataFileError, match="names position -1"):
+        list(labeller_with_model().label([row(prompt="p", answer="x", correct=True, position=-1)]))
+
+
+def test_identical_questions_share_a_group() -> None:
+    """Whatever their punctuation and case; a group that is given comes first, a prompt is the last resort."""
+    assert group_of(row(question="Who is it?")) == group_of(row(question="who is it", answer="x"))
+    assert group_of(row(question="Who?", group=3)) == group_of(row(question="Where?", group="3"))
+    assert group_of(row(prompt="a")) == group_of(row(prompt="a", answer="z"))
+    assert group_of(row(prompt="a")) != group_of(row(prompt="b"))
+    assert group_of(row(answer="x")) is None
+
+
+def test_a_prompt_of_lone_surrogates_has_a_group() -> None:
+    """Text that no encoding can hold still has an identity."""
+    assert group_of(row(prompt="\ud800")) is not None
