@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from semgrad_guard.review.document import Document, document_of, exchange_of
 from semgrad_guard.review.items import (
+    ALL_ITEMS,
     OPEN_ITEMS,
     AtExpiry,
     AuditRow,
@@ -19,6 +20,7 @@ from semgrad_guard.review.queue import SqlReviewQueue, open_queue
 from semgrad_guard.review.states import MOVES, OPEN, SETTLED, Event, State
 
 __all__ = [
+    "ALL_ITEMS",
     "MOVES",
     "OPEN",
     "OPEN_ITEMS",

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import secrets
+import sqlite3
 import threading
 import weakref
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -108,6 +109,16 @@ class Database:
 
         return self._retrying(attempt, verb="take the migration")
 
+    def truncate_log(self) -> None:
+        """Let SQLite forget the pages it has yet to move into the file, where erased texts may still stand."""
+        if self.dialect == "sqlite":
+            connection = self._engine.raw_connection()  # a checkpoint can't run within a transaction
+            try:
+                with suppress(sqlite3.OperationalError):  # a reader is in the way: the next checkpoint does it
+                    connection.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            finally:
+                connection.close()
+
     def close(self) -> None:
         """Close all connections."""
         self._engine.dispose()
@@ -171,6 +182,7 @@ def _engine(url: URL, *, busy_s: float) -> Engine:
 def _set_up_sqlite(connection: Any, _: ConnectionPoolEntry) -> None:
     connection.isolation_level = None  # the driver's own BEGIN would come too late to take the write lock
     connection.execute("PRAGMA foreign_keys = ON")
+    connection.execute("PRAGMA secure_delete = ON")  # erased texts don't stay in free pages
     connection.execute("PRAGMA synchronous = FULL")  # an acknowledged item survives a power cut
     if connection.execute("PRAGMA journal_mode").fetchone()[0] not in {"wal", "memory"}:
         connection.execute("PRAGMA journal_mode = WAL")

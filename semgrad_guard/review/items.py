@@ -137,6 +137,7 @@ class Filters:
 
 
 OPEN_ITEMS = Filters(states=OPEN)
+ALL_ITEMS = Filters()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

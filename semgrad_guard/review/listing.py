@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import ColumnElement, and_, column, func, inspect, literal, select, table, text, tuple_
+from sqlalchemy import ColumnElement, and_, column, func, inspect, literal, or_, select, table, text, tuple_
 
 from semgrad_guard.errors import CursorError
 from semgrad_guard.review.ddl import FTS_TABLE
@@ -91,17 +91,22 @@ def _conditions(conn: Connection, filters: Filters) -> list[ColumnElement[bool]]
     return conditions
 
 
-def _matching(conn: Connection, words: list[str]) -> Select[Any]:
-    """Return the query for ids of items in whose texts all words occur."""
+def with_any_word(conn: Connection, words: list[str]) -> Select[Any]:
+    """Return the query for ids of items in whose texts at least one of the words occurs."""
+    return _matching(conn, words, need_all=False)
+
+
+def _matching(conn: Connection, words: list[str], *, need_all: bool = True) -> Select[Any]:
     if conn.dialect.name == "postgresql":
-        vector = func.to_tsvector(text("'simple'"), search.c.body)
-        return select(search.c.item_id).where(
-            vector.bool_op("@@")(func.plainto_tsquery(text("'simple'"), " ".join(words)))
-        )
+        query: ColumnElement[Any] = func.plainto_tsquery(text("'simple'"), words[0])
+        for word in words[1:]:
+            query = query.op("&&" if need_all else "||")(func.plainto_tsquery(text("'simple'"), word))
+        return select(search.c.item_id).where(func.to_tsvector(text("'simple'"), search.c.body).bool_op("@@")(query))
     if not inspect(conn).has_table(FTS_TABLE):
-        return select(search.c.item_id).where(and_(*(search.c.body.icontains(word, autoescape=True) for word in words)))
+        join = and_ if need_all else or_
+        return select(search.c.item_id).where(join(*(search.c.body.icontains(word, autoescape=True) for word in words)))
     index = table(FTS_TABLE, column("rowid"))
-    quoted = " ".join('"' + word.replace('"', '""') + '"' for word in words)
+    quoted = (" " if need_all else " OR ").join('"' + word.replace('"', '""') + '"' for word in words)
     found = select(index.c.rowid).where(text(f"{FTS_TABLE} MATCH :words").bindparams(words=quoted))
     return select(search.c.item_id).where(search.c.seq.in_(found))
 

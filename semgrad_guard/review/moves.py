@@ -124,6 +124,12 @@ def expire(tx: Transaction, item: Item) -> Item:
     )
 
 
+def abandon(tx: Transaction, item: Item, by: str) -> Item:
+    """End an open item without a verdict."""
+    happening = Happening(Event.EXPIRE, by, is_main=False)
+    return _rule(tx, item, happening, State.EXPIRED, Judgement("", correct=None), delay_s=0.0)
+
+
 def expire_all(tx: Transaction, *, limit: int) -> int:
     """End the items whose deadline has passed; return how many."""
     rows = tx.conn.execute(_LATE, {"now": tx.now, "most": limit}).mappings().all()

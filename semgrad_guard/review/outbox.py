@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from sqlalchemy import delete, insert, select, update
+from sqlalchemy import delete, insert, literal, select, update
 
 from semgrad_guard.flow import ReviewId
-from semgrad_guard.review.schema import consumers, deliveries
+from semgrad_guard.review.schema import UtcDateTime, consumers, deliveries, items
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -58,6 +58,24 @@ def subscribe(
     changed = tx.conn.execute(update(consumers).where(consumers.c.name == name).values(**values)).rowcount
     if not changed:
         tx.conn.execute(insert(consumers).values(name=name, created_at=tx.now, **values))
+
+
+def backlog(tx: Transaction, name: str) -> int:
+    """Let a consumer be told about verdicts given before it subscribed; return how many."""
+    known = select(deliveries.c.id).where(
+        deliveries.c.consumer == name, deliveries.c.event == VERDICT, deliveries.c.item_id == items.c.id
+    )
+    missed = select(
+        literal(name),
+        items.c.id,
+        literal(VERDICT),
+        items.c.ruling_id,
+        literal(DUE),
+        literal(0),
+        literal(tx.now, UtcDateTime),
+    ).where(items.c.ruling_id.is_not(None), ~known.exists())
+    names = ["consumer", "item_id", "event", "ruling_id", "status", "tries", "due_at"]
+    return tx.conn.execute(insert(deliveries).from_select(names, missed)).rowcount
 
 
 def unsubscribe(tx: Transaction, name: str) -> None:

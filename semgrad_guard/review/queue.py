@@ -11,6 +11,7 @@ from semgrad_guard.review import intake, listing, moves, reading, trail
 from semgrad_guard.review.database import Database
 from semgrad_guard.review.document import document_of
 from semgrad_guard.review.items import OPEN_ITEMS, Filters, QueueSettings, Sort
+from semgrad_guard.review.keeping import QueueKeeping
 from semgrad_guard.review.moves import Judgement
 from semgrad_guard.review.states import Event
 from semgrad_guard.review.trail import Happening
@@ -49,7 +50,7 @@ def open_queue(
     return SqlReviewQueue(url, settings or QueueSettings(), clock=clock, sleep=sleep)
 
 
-class SqlReviewQueue:
+class SqlReviewQueue(QueueKeeping):
     """A durable queue in SQLite or PostgreSQL. Share one between threads; every process opens its own."""
 
     def __init__(

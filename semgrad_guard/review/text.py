@@ -28,8 +28,12 @@ def shorten(text: str, limit: int) -> str:
 
 def question_key(question: str) -> str:
     """Return a digest that is equal for questions that differ only in case, spacing or Unicode form."""
-    plain = _SPACE.sub(" ", unicodedata.normalize("NFKC", storable(question)).casefold()).strip()
-    return hashlib.sha256(plain.encode()).hexdigest()
+    return hashlib.sha256(plain_question(question).encode()).hexdigest()
+
+
+def plain_question(question: str) -> str:
+    """Return the question in one case, spacing and Unicode form."""
+    return _SPACE.sub(" ", unicodedata.normalize("NFKC", storable(question)).casefold()).strip()
 
 
 def reveal(text: str) -> str:

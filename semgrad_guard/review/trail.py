@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from sqlalchemy import insert, select
 
@@ -107,7 +107,22 @@ class Replayed:
     assignee: str | None
 
 
-def replay(rows: Iterable[AuditRow]) -> Replayed:
+class Traced(Protocol):
+    """What a replay reads of an audit row."""
+
+    @property
+    def version(self) -> int | None: ...  # noqa: D102 - see `AuditRow`
+    @property
+    def event(self) -> Event: ...  # noqa: D102 - see `AuditRow`
+    @property
+    def to_state(self) -> State | None: ...  # noqa: D102 - see `AuditRow`
+    @property
+    def by(self) -> str: ...  # noqa: D102 - see `AuditRow`
+    @property
+    def detail(self) -> Mapping[str, object]: ...  # noqa: D102 - see `AuditRow`
+
+
+def replay(rows: Iterable[Traced]) -> Replayed:
     """Return the state that the rows of one item lead to; rows that change nothing are passed over."""
     now = Replayed(None, 0, None, None)
     for row in rows:
@@ -124,5 +139,5 @@ def replay(rows: Iterable[AuditRow]) -> Replayed:
     return now
 
 
-_TAKES_HOLD = frozenset({Event.CLAIM, Event.RENEW, Event.UNDO, Event.IMPORT})
+_TAKES_HOLD = frozenset({Event.CLAIM, Event.RENEW, Event.UNDO})
 _SETS_ASSIGNEE = frozenset({Event.ASSIGN, Event.IMPORT})

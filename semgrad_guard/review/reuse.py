@@ -1,0 +1,120 @@
+"""Verdicts on questions that were asked before."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import select
+
+from semgrad_guard.review.listing import with_any_word
+from semgrad_guard.review.reading import read_document, ruling_from
+from semgrad_guard.review.schema import items, rulings
+from semgrad_guard.review.schema import tags as tag_table
+from semgrad_guard.review.states import State
+from semgrad_guard.review.text import plain_question, question_key
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from datetime import datetime
+
+    from sqlalchemy import Connection, RowMapping, Select
+
+    from semgrad_guard.flow import Ruling
+
+_CANDIDATES = 50
+"""Earlier questions with a word in common that are compared."""
+_SHORTEST_WORD = 3
+
+
+@dataclass(frozen=True, slots=True)
+class EarlierVerdict:
+    """What a person said when the question, or one like it, was asked before."""
+
+    question: str
+    ruling: Ruling
+    similarity: float
+    """In [0, 1]; 1 for the same question."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reuse:
+    """Which earlier verdicts may be used again."""
+
+    tags: frozenset[str] = frozenset()
+    """The earlier item must have all of them."""
+    not_before: datetime | None = None
+    """Older verdicts have expired."""
+    not_after: datetime | None = None
+    """Younger verdicts may still be undone."""
+    at_least: float | None = None
+    """Smallest similarity, in [0, 1]; `None` takes the same question only."""
+
+
+def earlier_verdict(
+    conn: Connection, question: str, wanted: Reuse, similarity: Callable[[str, str], float]
+) -> EarlierVerdict | None:
+    """Return the newest verdict of a person on the same question, or else on the most similar one."""
+    same = _settled(wanted).where(items.c.question_key == question_key(question))
+    row = conn.execute(same.limit(1)).mappings().first()
+    if row is not None:
+        return _verdict(conn, row, 1.0)
+    if wanted.at_least is None:
+        return None
+    return _most_similar(conn, question, wanted, similarity)
+
+
+def trigram_similarity(one: str, other: str) -> float:
+    """Return how many groups of three letters two questions share, in [0, 1] (Dice's coefficient)."""
+    left, right = _trigrams(one), _trigrams(other)
+    total = left.total() + right.total()
+    return 2 * (left & right).total() / total if total else 1.0
+
+
+def _most_similar(
+    conn: Connection, question: str, wanted: Reuse, similarity: Callable[[str, str], float]
+) -> EarlierVerdict | None:
+    words = [word for word in plain_question(question).split() if len(word) >= _SHORTEST_WORD]
+    if not words:
+        return None
+    candidates = _settled(wanted).where(items.c.question_key.is_not(None), items.c.id.in_(with_any_word(conn, words)))
+    rows = conn.execute(candidates.limit(_CANDIDATES)).mappings().all()
+    rated = [(similarity(question, row["title"]), row) for row in rows]
+    best, row = max(rated, key=lambda each: each[0], default=(0.0, None))
+    if row is None or wanted.at_least is None or best < wanted.at_least:
+        return None
+    return _verdict(conn, row, best)
+
+
+def _settled(wanted: Reuse) -> Select[Any]:
+    """Return the query for verdicts that may be used again, newest first."""
+    query = (
+        select(items.c.title, rulings)
+        .join(rulings, items.c.ruling_id == rulings.c.id)
+        .where(
+            items.c.state.in_([State.APPROVED, State.EDITED, State.REJECTED]),
+            items.c.erased_at.is_(None),
+            rulings.c.correct.is_not(None),  # a person gave it, not time
+        )
+        .order_by(items.c.resolved_at.desc())
+    )
+    if wanted.not_before is not None:
+        query = query.where(items.c.resolved_at >= wanted.not_before)
+    if wanted.not_after is not None:
+        query = query.where(items.c.resolved_at <= wanted.not_after)
+    return query.where(*(_has_tag(tag) for tag in sorted(wanted.tags)))
+
+
+def _has_tag(tag: str) -> Any:
+    return items.c.id.in_(select(tag_table.c.item_id).where(tag_table.c.tag == tag))
+
+
+def _verdict(conn: Connection, row: RowMapping, similarity: float) -> EarlierVerdict:
+    document = read_document(conn, row["item_id"]) if row["text"] is None else None
+    return EarlierVerdict(row["title"], ruling_from(row, document), similarity)
+
+
+def _trigrams(question: str) -> Counter[str]:
+    padded = f"  {plain_question(question)} "
+    return Counter(padded[n : n + 3] for n in range(len(padded) - 2))
