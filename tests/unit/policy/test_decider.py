@@ -141,6 +141,16 @@ def test_sentences_are_those_of_the_best_attempt(ask: Ask) -> None:
     assert question.decide(0.5, weak).action == Action.HUMAN_REVIEW
 
 
+def test_of_equal_attempts_the_earliest_counts(ask: Ask) -> None:
+    """It is the one that is returned, so its sentences are the ones to look at."""
+    question = ask("""
+        accept: 0.9
+        scorer: {granularity: sentence}
+        escalate: [{human_review: {when: {any_sentence_below: 0.3}}}]
+    """)
+    assert question.after(0.5, spans=(0.2,)).decide(0.5, (0.8,)).action == Action.HUMAN_REVIEW
+
+
 def test_the_attempt_number_counts_attempts_not_failed_steps(ask: Ask) -> None:
     """A retriever that failed gave no second attempt."""
     question = ask("accept: 0.7\nescalate: [{human_review: {when: {attempt: 2}}}]")

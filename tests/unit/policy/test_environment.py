@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+from pydantic import ValidationError
 
-from semgrad_guard.policy import explain, load_policy, parse_policy, policy_from, policy_schema
+from semgrad_guard.policy import Policy, explain, load_policy, parse_policy, policy_from, policy_schema
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -99,6 +100,13 @@ def test_an_error_shows_no_password(mistake: Mistake, text: str) -> None:
     error = mistake(text, env={"PASSWORD": SECRET})
     assert SECRET not in str(error)
     assert error.__cause__ is None
+
+
+def test_an_error_of_pydantic_itself_shows_no_password() -> None:
+    """Code that builds policies without the loader meets these."""
+    with pytest.raises(ValidationError) as caught:
+        Policy.model_validate({"accept": 0.7, "review": {"url": f"mysql://u:{SECRET}@h/d"}})
+    assert SECRET not in str(caught.value)
 
 
 def test_the_shipped_policy_needs_no_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -76,6 +76,15 @@ def test_a_broken_change_keeps_the_last_good_policy_and_warns_once(
     assert "the last good one stays in force" in warnings(caplog)[0]
 
 
+def test_saving_the_same_mistake_again_is_not_told_again(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Editors save often while someone is still typing."""
+    watcher = PolicyWatcher(path)
+    for text in (BROKEN, BROKEN, BROKEN + "# a comment\n"):
+        write(path, text)
+        watcher.current()
+    assert len(warnings(caplog)) == 1
+
+
 def test_another_mistake_is_told_again(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Whoever repairs the file wants to know whether it helped."""
     watcher = PolicyWatcher(path)
