@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from semgrad_guard.errors import PolicyFileError
-from semgrad_guard.policy import load_policy, parse_policy, policy_from
+from semgrad_guard.policy import Policy, load_policy, parse_policy, policy_from
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -66,6 +66,32 @@ def test_a_scorer_that_is_spelled_out_has_no_profile_unless_it_names_one() -> No
     """The shipped profile fits the shipped scorer only."""
     assert policy_from({"accept": 0.7}).profile == "smollm2-135m-demo"
     assert policy_from({"accept": 0.7, "scorer": {"model": "other"}}).profile is None
+
+
+EVERY_SECTION = """
+version: 1
+scorer: {model: smollm2-135m, method: hybridgrad, granularity: answer, profile: profiles/smollm2-rag.json}
+accept: 0.70
+escalate:
+  - retry_retrieval: {top_k: 8, rewrite_query: true, attempts: 2}
+  - fallback_model: {name: big}
+  - human_review: {when: {below: 0.35}, wait_s: 0}
+otherwise: abstain
+messages: {abstain: "I am not sure enough to answer that.", pending: "A person will answer this."}
+overrides: [{match: {tags: [medical]}, accept: 0.90, escalate: [human_review]}]
+budget: {seconds: 30, attempts: 4}
+on_error: human_review
+on_uncalibrated: warn
+review: {url: "sqlite:///review.db"}
+telemetry: {langsmith: true, otel: false, jsonl: guard.jsonl, log_text: true}
+"""
+
+
+def test_a_file_with_every_section_is_read_and_written_back_unchanged() -> None:
+    """What a policy holds is again a policy that says the same."""
+    policy = parse_policy(EVERY_SECTION)
+    assert policy.model_fields_set == set(Policy.model_fields)
+    assert policy_from(policy.model_dump(exclude_unset=True)).digest == policy.digest
 
 
 # --- files that can't be used -----------------------------------------------------------------------------------------
