@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import getpass
-import os
 from enum import StrEnum
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import click
 import typer
 
+from semgrad_guard.cli import review_upkeep
+from semgrad_guard.cli.review_options import AsJson, By, ItemId, ItemIds, PolicyFile, Url, queue_at, reviewer
 from semgrad_guard.errors import ReviewError, SemGradGuardError
 
 if TYPE_CHECKING:
@@ -18,10 +17,6 @@ if TYPE_CHECKING:
 
     from semgrad_guard.flow import ReviewId
     from semgrad_guard.review import Item, SqlReviewQueue
-
-URL_VARIABLE = "SEMGRAD_REVIEW_URL"
-REVIEWER_VARIABLE = "SEMGRAD_REVIEWER"
-DEFAULT_URL = "sqlite:///semgrad-review.db"
 
 _EXAMPLES = """[bold]Examples[/bold]
 
@@ -44,23 +39,6 @@ app = typer.Typer(
     epilog=_EXAMPLES,
 )
 
-Url = Annotated[
-    str | None,
-    typer.Option(
-        "--url", envvar=URL_VARIABLE, help=f"Where the queue lives.  \\[default: {DEFAULT_URL}]", show_envvar=True
-    ),
-]
-PolicyFile = Annotated[
-    Path | None,
-    typer.Option("--policy", help="Take the queue's URL from this policy file.", exists=True, dir_okay=False),
-]
-By = Annotated[
-    str | None, typer.Option("--by", envvar=REVIEWER_VARIABLE, help="Who decides.  \\[default: your login name]")
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-ItemId = Annotated[str, typer.Argument(help="The item's id, or the start of it.")]
-ItemIds = Annotated[list[str], typer.Argument(help="Ids of the items, or the starts of them.")]
-
 
 class StateChoice(StrEnum):
     """What `--state` takes."""
@@ -82,31 +60,6 @@ class SortChoice(StrEnum):
     NEWEST = "newest"
     OLDEST = "oldest"
     DEADLINE = "deadline"
-
-
-def queue_at(url: str | None, policy: Path | None) -> SqlReviewQueue:
-    """Return the queue that the options name."""
-    from semgrad_guard.review import open_queue  # noqa: PLC0415 - loads SQLAlchemy
-
-    if policy is not None:
-        if url is not None and os.environ.get(URL_VARIABLE) != url:
-            msg = "--url and --policy both name a queue: give one of them"
-            raise ReviewError(msg)
-        from semgrad_guard.policy import load_policy  # noqa: PLC0415 - needed for this option only
-
-        url = load_policy(policy).review.url
-    return open_queue(url or DEFAULT_URL)
-
-
-def reviewer(by: str | None) -> str:
-    """Return who decides."""
-    if by:
-        return by
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError) as error:
-        msg = f"this system knows no login name: say who decides with --by NAME or {REVIEWER_VARIABLE}"
-        raise ReviewError(msg) from error
 
 
 @app.command("list", epilog='Example: semgrad-guard review list --tag medical --search "dose" --sort oldest')
@@ -205,6 +158,76 @@ def undo(items: ItemIds, url: Url = None, policy: PolicyFile = None, by: By = No
     """Take verdicts of yours back, within a minute and before anybody has them."""
     queue, who = queue_at(url, policy), reviewer(by)
     _act(queue, items, lambda review_id: queue.undo(review_id, who), as_json=as_json)
+
+
+@app.command(epilog="Example: semgrad-guard review claim --by ann")
+def claim(
+    items: Annotated[
+        list[str] | None, typer.Argument(help="Ids of the items; without one, the riskiest free item.")
+    ] = None,
+    url: Url = None,
+    policy: PolicyFile = None,
+    by: By = None,
+    as_json: AsJson = False,
+) -> None:
+    """Take items for yourself for a while, so that nobody else judges them."""
+    queue, who = queue_at(url, policy), reviewer(by)
+    if items:
+        _act(queue, items, lambda review_id: queue.claim_item(review_id, who), as_json=as_json)
+        return
+    item = queue.claim(who)
+    if item is None:
+        msg = f"nothing is free for {who} in {queue.url}"
+        raise ReviewError(msg)
+    _act(queue, [item.id], lambda _: item, as_json=as_json)
+
+
+@app.command(epilog="Example: semgrad-guard review release 3f9c")
+def release(
+    items: ItemIds,
+    force: Annotated[bool, typer.Option("--force", help="Also if somebody else holds them.")] = False,
+    url: Url = None,
+    policy: PolicyFile = None,
+    by: By = None,
+    as_json: AsJson = False,
+) -> None:
+    """Put claimed items back."""
+    queue, who = queue_at(url, policy), reviewer(by)
+    _act(queue, items, lambda review_id: queue.release(review_id, who, force=force), as_json=as_json)
+
+
+@app.command(epilog="Example: semgrad-guard review assign 3f9c --to ann")
+def assign(
+    items: ItemIds,
+    to: Annotated[str | None, typer.Option("--to", help="Who is to judge them; left out, anybody.")] = None,
+    url: Url = None,
+    policy: PolicyFile = None,
+    by: By = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say who is to judge items."""
+    queue, who = queue_at(url, policy), reviewer(by)
+    _act(queue, items, lambda review_id: queue.assign(review_id, who, to), as_json=as_json)
+
+
+@app.command(epilog='Example: semgrad-guard review comment 3f9c "check the source"')
+def comment(
+    item: ItemId,
+    text: Annotated[str, typer.Argument(help="What to note.")],
+    url: Url = None,
+    policy: PolicyFile = None,
+    by: By = None,
+) -> None:
+    """Note something beside an item."""
+    queue = queue_at(url, policy)
+    queue.comment(queue.find_id(item), reviewer(by), text)
+
+
+app.command("export", epilog=review_upkeep.EXPORT_EXAMPLE)(review_upkeep.export)
+app.command("import", epilog=review_upkeep.IMPORT_EXAMPLE)(review_upkeep.import_items)
+app.command("erase", epilog=review_upkeep.ERASE_EXAMPLE)(review_upkeep.erase)
+app.command("migrate", epilog=review_upkeep.MIGRATE_EXAMPLE)(review_upkeep.migrate)
+app.command("stats", epilog=review_upkeep.STATS_EXAMPLE)(review_upkeep.stats)
 
 
 def _act(queue: SqlReviewQueue, items: list[str], action: Callable[[ReviewId], Item], *, as_json: bool) -> None:

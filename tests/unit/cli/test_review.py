@@ -146,3 +146,67 @@ def test_every_command_has_help_with_an_example():
     for command in app.registered_commands:
         name = command.name or command.callback.__name__
         assert "semgrad-guard review" in run(name, "--help")
+
+
+def test_claim_takes_the_riskiest_free_item(queue):
+    """A reviewer at a terminal works through the queue."""
+    first, second = submit(queue, 1, confidence=0.1), submit(queue, 2)
+    assert first[:8] in run("claim")
+    assert second[:8] in run("claim", second)
+    with pytest.raises(ReviewError, match="nothing is free for ann"):
+        run("claim")
+    run("release", first)
+    assert queue.get(first).item.state is State.PENDING
+
+
+def test_assign_and_comment_are_kept(queue):
+    """Work is handed on with a note."""
+    review_id = submit(queue)
+    run("assign", review_id, "--to", "bob")
+    run("comment", review_id, "look at the source")
+    detail = queue.get(review_id)
+    assert detail.item.assignee == "bob"
+    assert detail.comments[0].text == "look at the source"
+
+
+def test_export_and_import_carry_a_queue_over(queue, tmp_path):
+    """From a file to a server, say."""
+    review_id = submit(queue)
+    queue.approve(review_id, "ann")
+    file, other = tmp_path / "items.jsonl", f"sqlite:///{tmp_path / 'other.db'}"
+    run("export", str(file))
+    assert json.loads(run("export"))["item"]["id"] == review_id
+    run("import", str(file), "--url", other)
+    run("import", "-", "--url", other, stdin=file.read_text())
+    assert review_id[:8] in run("list", "--state", "approved", "--url", other)
+
+
+def test_erase_asks_first(queue):
+    """What is erased can't be brought back."""
+    review_id = submit(queue)
+    refused = CliRunner().invoke(app, ["erase", review_id], input="n\n")
+    assert refused.exit_code == 1
+    assert queue.get(review_id).document is not None
+    run("erase", review_id, "--yes")
+    assert queue.get(review_id).document is None
+    run("erase", "--older-than-days", "30", "--yes")
+    for arguments in (["erase", "--yes"], ["erase", review_id, "--older-than-days", "3", "--yes"]):
+        with pytest.raises(ReviewError, match="say what to erase"):
+            run(*arguments)
+
+
+def test_migrate_says_what_it_did(url):
+    """A deployment log shows the revision."""
+    assert "was set up" in run("migrate")
+    assert "is up to date" in run("migrate")
+
+
+def test_stats_show_agreement(queue):
+    """How good is the guard?"""
+    assert "the queue is empty" in run("stats")
+    queue.approve(submit(queue, 1, confidence=0.65), "ann")
+    submit(queue, 2)
+    shown = run("stats")
+    for part in ("1 pending", "1 approved", "0.6 to 0.7", "100%"):
+        assert part in shown
+    assert json.loads(run("stats", "--json"))["bands"][0]["n"] == 1

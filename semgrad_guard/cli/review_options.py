@@ -1,0 +1,61 @@
+"""Options that the commands of `semgrad-guard review` share, and what they mean."""
+
+from __future__ import annotations
+
+import getpass
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from semgrad_guard.errors import ReviewError
+
+if TYPE_CHECKING:
+    from semgrad_guard.review import SqlReviewQueue
+
+URL_VARIABLE = "SEMGRAD_REVIEW_URL"
+REVIEWER_VARIABLE = "SEMGRAD_REVIEWER"
+DEFAULT_URL = "sqlite:///semgrad-review.db"
+
+Url = Annotated[
+    str | None,
+    typer.Option(
+        "--url", envvar=URL_VARIABLE, help=f"Where the queue lives.  \\[default: {DEFAULT_URL}]", show_envvar=True
+    ),
+]
+PolicyFile = Annotated[
+    Path | None,
+    typer.Option("--policy", help="Take the queue's URL from this policy file.", exists=True, dir_okay=False),
+]
+By = Annotated[
+    str | None, typer.Option("--by", envvar=REVIEWER_VARIABLE, help="Who decides.  \\[default: your login name]")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+ItemId = Annotated[str, typer.Argument(help="The item's id, or the start of it.")]
+ItemIds = Annotated[list[str], typer.Argument(help="Ids of the items, or the starts of them.")]
+
+
+def queue_at(url: str | None, policy: Path | None) -> SqlReviewQueue:
+    """Return the queue that the options name."""
+    from semgrad_guard.review import open_queue  # noqa: PLC0415 - loads SQLAlchemy
+
+    if policy is not None:
+        if url is not None and os.environ.get(URL_VARIABLE) != url:
+            msg = "--url and --policy both name a queue: give one of them"
+            raise ReviewError(msg)
+        from semgrad_guard.policy import load_policy  # noqa: PLC0415 - needed for this option only
+
+        url = load_policy(policy).review.url
+    return open_queue(url or DEFAULT_URL)
+
+
+def reviewer(by: str | None) -> str:
+    """Return who decides."""
+    if by:
+        return by
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError) as error:
+        msg = f"this system knows no login name: say who decides with --by NAME or {REVIEWER_VARIABLE}"
+        raise ReviewError(msg) from error

@@ -1,0 +1,121 @@
+"""`semgrad-guard review export|import|erase|migrate|stats`: what keeps a queue in order."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from semgrad_guard.cli.review_options import AsJson, By, PolicyFile, Url, queue_at, reviewer
+from semgrad_guard.errors import ReviewError
+
+EXPORT_EXAMPLE = "Example: semgrad-guard review export items.jsonl --tag medical"
+IMPORT_EXAMPLE = "Example: semgrad-guard review import items.jsonl --url postgresql://ann@db/review"
+ERASE_EXAMPLE = "Example: semgrad-guard review erase --older-than-days 90"
+MIGRATE_EXAMPLE = "Example: semgrad-guard review migrate --url postgresql://ann@db/review"
+STATS_EXAMPLE = "Example: semgrad-guard review stats --json"
+
+_DAY_S = 86_400
+
+
+def export(
+    file: Annotated[Path | None, typer.Argument(help="Where to write; left out, standard output.")] = None,
+    tag: Annotated[list[str] | None, typer.Option(help="Only items with this tag; repeat for several.")] = None,
+    url: Url = None,
+    policy: PolicyFile = None,
+) -> None:
+    """Write items as JSON lines, with their verdicts, comments and trail."""
+    from semgrad_guard.review import Filters  # noqa: PLC0415 - loads SQLAlchemy
+
+    lines = queue_at(url, policy).export(Filters(tags=frozenset(tag or ())))
+    if file is None:
+        for line in lines:
+            print(line)
+        return
+    partial = file.with_name(file.name + ".partial")
+    with partial.open("w", encoding="utf-8") as out:
+        written = sum(bool(out.write(line + "\n")) for line in lines)
+    partial.replace(file)
+    Console(stderr=True).print(f"{written} items in {file}", markup=False)
+
+
+def import_items(
+    file: Annotated[Path, typer.Argument(help="JSON lines as `export` writes them; `-` is standard input.")],
+    url: Url = None,
+    policy: PolicyFile = None,
+    by: By = None,
+) -> None:
+    """Store items from JSON lines; those already there are left as they are."""
+    queue, who = queue_at(url, policy), reviewer(by)
+    if str(file) == "-":
+        new, known = queue.import_lines(sys.stdin, who, source="standard input")
+    else:
+        with file.open(encoding="utf-8", errors="surrogateescape") as lines:
+            new, known = queue.import_lines(lines, who, source=str(file))
+    Console(stderr=True).print(f"{new} items are new, {known} were there already")
+
+
+def erase(
+    items: Annotated[list[str] | None, typer.Argument(help="Ids of the items, or the starts of them.")] = None,
+    older_than_days: Annotated[
+        float | None, typer.Option(min=0, help="Instead of ids: all settled items submitted longer ago than this.")
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    url: Url = None,
+    policy: PolicyFile = None,
+    by: By = None,
+) -> None:
+    """Remove every text of items for good; the audit rows stay."""
+    queue, who = queue_at(url, policy), reviewer(by)
+    if bool(items) == (older_than_days is not None):
+        msg = "say what to erase: either ids or --older-than-days"
+        raise ReviewError(msg)
+    ids = [queue.find_id(each) for each in items or ()]
+    what = f"{len(ids)} items" if items else f"all settled items older than {older_than_days:g} days"
+    if not yes:
+        typer.confirm(f"Remove every text of {what} in {queue.url} for good?", abort=True)
+    erased = queue.erase(ids, who) if items else queue.erase_older_than((older_than_days or 0) * _DAY_S, who)
+    Console(stderr=True).print(f"{erased} items erased")
+
+
+def migrate(url: Url = None, policy: PolicyFile = None) -> None:
+    """Set up a queue's database, or bring it to this version's tables."""
+    queue = queue_at(url, policy)
+    before, now = queue.migrate()
+    done = "is up to date" if before == now else "was set up" if before is None else f"was upgraded from {before}"
+    Console().print(f"{queue.url} {done}: revision {now}", markup=False, highlight=False, soft_wrap=True)
+
+
+def stats(url: Url = None, policy: PolicyFile = None, as_json: AsJson = False) -> None:
+    """Show what waits, and how well the guard's confidence agrees with people."""
+    from semgrad_guard.cli.review_views import age  # noqa: PLC0415 - loads SQLAlchemy
+
+    seen = queue_at(url, policy).insight()
+    if as_json:
+        shown = {
+            "by_state": dict(seen.by_state),
+            "oldest_at": seen.oldest_at.isoformat() if seen.oldest_at else None,
+            "judged_last_day": seen.judged_last_day,
+            "calibration_error": seen.calibration_error,
+            "bands": [
+                {"low": b.low, "high": b.high, "n": b.n, "n_correct": b.n_correct, "mean_confidence": b.mean_confidence}
+                for b in seen.bands
+            ],
+        }
+        print(json.dumps(shown))
+        return
+    console = Console()
+    console.print(", ".join(f"{n} {state}" for state, n in seen.by_state.items() if n) or "the queue is empty")
+    if seen.oldest_at:
+        console.print(f"oldest waits {age(seen.oldest_at)}")
+    if seen.bands:
+        table = Table("confidence", "judged", "right", box=None)
+        for band in seen.bands:
+            table.add_row(f"{band.low:.1f} to {band.high:.1f}", str(band.n), f"{band.share_correct:.0%}")
+        console.print(table)
+        console.print(f"mean distance of confidence and share right: {seen.calibration_error:.3f}")
