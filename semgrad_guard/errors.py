@@ -345,7 +345,9 @@ class AmbiguousIdError(ReviewError, LookupError):
     def __init__(self, prefix: str, found: Sequence[str]) -> None:
         """Keep the start given and some of the ids that fit."""
         self.prefix, self.found = prefix, tuple(found)
-        super().__init__(f"several review items start with {prefix!r} ({', '.join(self.found)}, ...): give more characters")
+        super().__init__(
+            f"several review items start with {prefix!r} ({', '.join(self.found)}, ...): give more characters"
+        )
 
 
 class EmptyTextError(ReviewError, ValueError):

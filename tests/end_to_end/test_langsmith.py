@@ -197,6 +197,20 @@ def test_a_server_that_says_no_costs_the_feedback_only(
     assert not [r for r in caplog.records if r.levelno >= logging.ERROR]
 
 
+def test_refused_posts_leave_no_tracebacks_in_the_log(
+    server: LoopbackLangSmith, sink: LangSmithSink, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The client logs one for each failed post."""
+    server.runs["x"] = {"session_name": "shop"}
+    sink.emit(record_of({"run_id": str(uuid.uuid4()), "session_name": "shop"}))
+    assert sink.drain(20)
+    server.status = 500
+    sink.emit(record_of({"run_id": str(uuid.uuid4()), "session_name": "shop"}))
+    assert sink.drain(20)
+    assert sink.failed == 1
+    assert not [r for r in caplog.records if r.levelno >= logging.ERROR]
+
+
 def test_a_refused_feedback_is_not_tried_again(server: LoopbackLangSmith, sink: LangSmithSink) -> None:
     """A wrong key stays wrong."""
     server.status = 401

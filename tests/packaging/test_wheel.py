@@ -46,7 +46,7 @@ def test_the_installed_wheel_imports_without_the_tree(wheel: Path, tmp_path: Pat
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "venv")], check=True, timeout=120)
     site = next((tmp_path / "venv" / "lib").glob("python*")) / "site-packages"
     with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(site)  # noqa: S202 - our own archive
+        archive.extractall(site)
     # A folder named in a .pth is searched for modules, but its own .pth files (the editable install) are not read.
     (site / "dependencies.pth").write_text(sysconfig.get_path("purelib"))
     code = (
@@ -54,6 +54,7 @@ def test_the_installed_wheel_imports_without_the_tree(wheel: Path, tmp_path: Pat
         "print(*(m.__file__ for m in (semgrad_guard, langchain_semgrad, llama_index_semgrad)))"
     )
     python = tmp_path / "venv" / "bin" / "python"
-    done = subprocess.run([python, "-W", "ignore", "-c", code], capture_output=True, text=True, cwd=tmp_path, timeout=120)
+    command = [python, "-W", "ignore", "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=120)
     assert done.returncode == 0, done.stderr
     assert all(str(site) in path for path in done.stdout.split())

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import threading
+from typing import TYPE_CHECKING
 
 import pytest
 
 from semgrad_guard.guard.lazy import Lazy, LazyScorer
-from tests.fakes import TableScorer
+
+if TYPE_CHECKING:
+    from tests.fakes import TableScorer
 
 
 def test_a_value_is_made_once_whatever_the_number_of_threads() -> None:

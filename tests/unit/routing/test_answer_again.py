@@ -144,7 +144,7 @@ def test_a_chain_with_its_own_retriever_answers_in_one_go() -> None:
     assert again.answer == "top 9"
 
 
-class Status(Exception):
+class HttpError(Exception):
     """An HTTP error as client libraries raise it."""
 
     def __init__(self, status_code: int) -> None:
@@ -155,9 +155,9 @@ class Status(Exception):
     ("error", "transient"),
     [
         (ConnectionResetError(), True),
-        (Status(429), True),
-        (Status(503), True),
-        (Status(401), False),
+        (HttpError(429), True),
+        (HttpError(503), True),
+        (HttpError(401), False),
         (TimeoutError(), False),
         (ValueError(), False),
     ],
