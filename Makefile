@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 export HF_HUB_OFFLINE := 1
 
-.PHONY: help install demo test lint format types contract wheel bench clean
+.PHONY: help install demo test lint format types contract profile bench clean
 help:            ## show this list
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/:/' | column -t -s:
 
@@ -38,6 +38,11 @@ format: $(STAMP)  ## format and fix what can be fixed
 types: $(STAMP)  ## check types with mypy and pyright
 	$(BIN)/mypy
 	$(BIN)/pyright
+
+profile: $(STAMP)  ## build again the profile that ships for the demo model (half an hour)
+	$(BIN)/semgrad-guard demo --training-data demo-training.jsonl --questions 200
+	$(BIN)/semgrad-guard calibrate demo-training.jsonl --name smollm2-135m-demo \
+	  --out semgrad_guard/calibration/profiles/smollm2-135m-demo.json
 
 bench: $(STAMP)  ## measure the cost of scoring beside generation, as ratios in one run
 	$(BIN)/semgrad-guard bench --json bench/cost.json

@@ -83,14 +83,16 @@ def scorer_of(settings: ScorerSettings, model: object | None = None) -> LazyScor
     def load() -> Scorer:
         from semgrad_guard.models import load_model  # noqa: PLC0415 - loads torch
         from semgrad_guard.scoring import SemGradScorer  # noqa: PLC0415 - loads torch
+        from semgrad_guard.scoring.signals import FREE  # noqa: PLC0415 - beside the scorer
 
         _log.info("loading scoring model %s", settings.model if model is None else type(model).__name__)
         return SemGradScorer(
             load_model(source, dtype=settings.dtype, device=settings.device),
             method=SHOWN_BESIDE_FUSED if settings.method == FUSED else settings.method,
             position=settings.position,
-            band=settings.band,
+            band=(settings.band[0], settings.band[1] + 1) if settings.band else None,
             granularity=settings.granularity,
+            signals=(*FREE, *settings.signals),
         )
 
     return LazyScorer(settings.model if model is None else type(model).__name__, load)
