@@ -41,7 +41,7 @@ types: $(STAMP)  ## check types with mypy and pyright
 
 profile: $(STAMP)  ## build again the profile that ships for the demo model (half an hour)
 	$(BIN)/semgrad-guard demo --training-data demo-training.jsonl --questions 200
-	$(BIN)/semgrad-guard calibrate demo-training.jsonl --name smollm2-135m-demo \
+	$(BIN)/semgrad-guard calibrate demo-training.jsonl --model smollm2-135m --name smollm2-135m-demo \
 	  --out semgrad_guard/calibration/profiles/smollm2-135m-demo.json
 
 bench: $(STAMP)  ## measure the cost of scoring beside generation, as ratios in one run
