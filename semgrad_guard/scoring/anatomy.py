@@ -74,11 +74,12 @@ def _look(model: PreTrainedModel) -> Anatomy:
 def _blocks(model: PreTrainedModel) -> tuple[nn.Module, ...]:
     """Return the largest list of modules that has as many members as the config says there are layers."""
     n = model.config.get_text_config(decoder=True).num_hidden_layers
-    lists = [list(module) for module in model.modules() if isinstance(module, nn.ModuleList) and len(module) == n]
+    modules = list(model.modules())
+    lists: list[list[nn.Module]] = [list(m) for m in modules if isinstance(m, nn.ModuleList) and len(m) == n]
     if not lists:
         why = f"no list of its {n} decoder blocks was found"
         raise GradientsUnavailableError(type(model).__name__, why)
-    return tuple(max(lists, key=_n_weights))
+    return tuple(sorted(lists, key=_n_weights)[-1])
 
 
 def _n_weights(blocks: list[nn.Module]) -> int:

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 from semgrad_guard.models.borrow import evaluating, plain_tensors
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Generator, Iterable
 
     from torch import nn
     from transformers import PreTrainedModel
 
 
 @contextmanager
-def borrowed(model: PreTrainedModel) -> Iterator[None]:
+def borrowed(model: PreTrainedModel) -> Generator[None]:
     """Lend the model in evaluation mode, its weights without gradients, outside any inference mode of the caller.
 
     Gradients are not recorded inside; the one part of the scoring that needs them switches them on for itself.
@@ -29,7 +29,7 @@ def borrowed(model: PreTrainedModel) -> Iterator[None]:
 
 
 @contextmanager
-def hooked(hooks: Iterable[tuple[nn.Module, Callable[..., object]]]) -> Iterator[None]:
+def hooked(hooks: Iterable[tuple[nn.Module, Callable[..., object]]]) -> Generator[None]:
     """Call each function before its module runs, with `(module, args, kwargs)`, for as long as the context lasts."""
     with ExitStack() as undo:
         for module, function in hooks:

@@ -92,10 +92,10 @@ def measure(
     with borrowed(model):
         recording, layout, path = _run(model, anatomy, batch, reading, kept)
         heads = list(_heads(anatomy, recording.z, batch, layout, wanted))
-        norms = _state_norms(recording, layout, heads, batch, wanted, reading)
+        norms = _state_norms(recording, layout, heads, batch, wanted)
     return [
-        _measure(head, own, by_part, n_recorded=len(tokens.prompt) - start, path=path)
-        for tokens, head, own, by_part, start in zip(batch, heads, wanted, norms, layout.starts, strict=True)
+        _measure(head, own, by_part, n_prompt=len(tokens.prompt), path=path)
+        for tokens, head, own, by_part in zip(batch, heads, wanted, norms, strict=True)
     ]
 
 
@@ -110,6 +110,8 @@ def _run(
     cache = full_cache(model) if layout.prefix else None
     if layout.prefix:
         run_blind(model, anatomy, layout.prefix, cache)
+        if cache is not None and len(layout.prefix.ids) < len(batch):
+            cache.batch_repeat_interleave(len(batch))
     recording = record(model, anatomy, layout.rest, cache, reading.band)
     return recording, layout, "cold" if anatomy.has_cache else "full"
 
@@ -146,7 +148,6 @@ def _state_norms(
     heads: Sequence[HeadPass],
     batch: Sequence[Tokens],
     parts: Sequence[Sequence[slice]],
-    reading: Reading,
 ) -> list[list[Tensor]]:
     """Return the mean absolute gradients by the band's states, for each exchange and part; one backward pass a part."""
     found: list[list[Tensor]] = [[] for _ in batch]
@@ -160,17 +161,17 @@ def _state_norms(
             weights = heads[i].entropy[part].to(heads[i].pull) / (part.stop - part.start)
             pull = heads[i].pull[part] * weights[:, None]
             at_head[i, rows.start + part.start : rows.start + part.stop] = pull.to(at_head)
-        norms = state_norms(recording, at_head, reading.n_recorded, keep=number + 1 < n_rounds)
+        norms = state_norms(recording, at_head, layout.recorded, keep=number + 1 < n_rounds)
         for i in chosen:
             found[i].append(norms[i])
     return found
 
 
 def _measure(
-    head: HeadPass, parts: Sequence[slice], norms: Sequence[Tensor], *, n_recorded: int, path: ScorePath
+    head: HeadPass, parts: Sequence[slice], norms: Sequence[Tensor], *, n_prompt: int, path: ScorePath
 ) -> Measure:
     measured = tuple(
-        PartMeasure(part, tuple(reversed(by_position[:n_recorded].tolist())), weight.paragrad, weight.exgrad)
+        PartMeasure(part, tuple(by_position.flip(0)[:n_prompt].tolist()), weight.paragrad, weight.exgrad)
         for part, weight, by_position in zip(parts, head.norms, norms, strict=True)
     )
     return Measure(head.nll, head.entropy, head.top, head.is_top, measured, path)

@@ -54,10 +54,15 @@ class Recording:
     z: Tensor
 
 
-def run_blind(model: PreTrainedModel, anatomy: Anatomy, segment: Segment, cache: Cache | None) -> None:
-    """Run tokens into the cache: no gradients, no logits."""
-    with hooked([(anatomy.head.module, _Watch().at_head)]):
+def run_blind(model: PreTrainedModel, anatomy: Anatomy, segment: Segment, cache: Cache | None) -> Tensor:
+    """Run tokens, into the cache where there is one, and return `z`: no gradients, no logits."""
+    watch = _Watch()
+    with hooked([(anatomy.head.module, watch.at_head)]):
         model(**_arguments(anatomy, segment, cache))
+    if watch.z is None:
+        why = "its forward pass does not call the output head"
+        raise GradientsUnavailableError(type(model).__name__, why)
+    return watch.z
 
 
 def record(model: PreTrainedModel, anatomy: Anatomy, segment: Segment, cache: Cache | None, band: Band) -> Recording:
@@ -77,13 +82,13 @@ def record(model: PreTrainedModel, anatomy: Anatomy, segment: Segment, cache: Ca
     return Recording(tuple(watch.states), watch.z)
 
 
-def state_norms(recording: Recording, at_head: Tensor, n_recorded: int, *, keep: bool) -> Tensor:
-    """Return mean absolute gradients by the band's states, ``(exchange, recorded position)``, float64.
+def state_norms(recording: Recording, at_head: Tensor, places: Tensor, *, keep: bool) -> Tensor:
+    """Return mean absolute gradients by the band's states, ``(exchange, place)``, float64.
 
     Args:
         recording: of the forward pass.
         at_head: gradient of each exchange's objective by `z`.
-        n_recorded: for how many of the leading tokens.
+        places: which tokens of the recording to look at, ``(exchange, place)``.
         keep: leave the recording usable for another call.
 
     Raises:
@@ -94,15 +99,17 @@ def state_norms(recording: Recording, at_head: Tensor, n_recorded: int, *, keep:
     scale = 2.0 ** -torch.frexp(torch.tensor(peak)).exponent.item() if peak else 1.0
     seed = (at_head * scale).to(recording.z.dtype)
     gradients = torch.autograd.grad(recording.z, recording.states, seed, retain_graph=keep)
-    sums = torch.stack([_sum(gradient[:, :n_recorded]) for gradient in gradients]).sum(dim=0)
+    sums = torch.stack([_sum(gradient, places) for gradient in gradients]).sum(dim=0)
     if not bool(torch.isfinite(sums).all()):
         where = "the gradient by the hidden states"
         raise NonFiniteScoreError(where)
     return sums / (len(gradients) * gradients[0].shape[-1] * scale)
 
 
-def _sum(gradient: Tensor) -> Tensor:
-    return gradient.abs().sum(dim=-1, dtype=torch.float64).cpu()
+def _sum(gradient: Tensor, places: Tensor) -> Tensor:
+    exchanges = torch.arange(len(places), device=places.device)[:, None]
+    chosen = gradient[exchanges.to(gradient.device), places.to(gradient.device)]
+    return chosen.abs().sum(dim=-1, dtype=torch.float64).cpu()
 
 
 def _arguments(anatomy: Anatomy, segment: Segment, cache: Cache | None) -> dict[str, Any]:
@@ -123,9 +130,12 @@ class _Watch:
     states: list[Tensor] = field(default_factory=list[torch.Tensor])
     z: Tensor | None = None
 
-    def at_block(self, _block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any] | None:
+    def at_block(self, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any] | None:
         """Keep the state that enters a block; the first one is cut from what was before, and recording begins there."""
         state: Tensor = args[0] if args else kwargs["hidden_states"]
+        if state.dim() != 3:
+            why = f"its blocks pass on states of {state.dim()} axes, not (exchange, token, hidden)"
+            raise GradientsUnavailableError(type(block).__name__, why)
         if self.states:
             self.states.append(state)
             return None
@@ -135,9 +145,7 @@ class _Watch:
 
     def at_head(self, _head: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
         """Keep the head's input, and give the head no tokens to work on: its part is done in closed form."""
-        self.z = args[0] if args else next(iter(kwargs.values()))
-        return (
-            ((self.z[..., :0, :], *args[1:]), kwargs)
-            if args
-            else ((), {name: v[..., :0, :] for name, v in kwargs.items()})
-        )
+        z: Tensor = args[0] if args else next(iter(kwargs.values()))
+        self.z = z
+        nothing = z[..., :0, :]
+        return ((nothing, *args[1:]), kwargs) if args else ((), dict.fromkeys(kwargs, nothing))

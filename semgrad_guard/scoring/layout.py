@@ -14,6 +14,10 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+SHORTEST_SHARED = 16
+"""Fewer common tokens are not worth a pass of their own."""
+SHARED_SLACK = 64
+"""Most prefix tokens, beside the common ones, that are recorded with the rest so that the common ones are run once."""
 PAD = 0
 """Id put where there is no token; it is masked, so any id does."""
 
@@ -62,10 +66,15 @@ class Layout:
     """Where everything lies: prefixes are padded on the left and rests on the right, so all rests begin together."""
 
     prefix: Segment | None
-    """The tokens before the earliest recorded position; `None` where there are none."""
+    """The tokens before the earliest recorded position; `None` where there are none; one row where all are the same."""
     rest: Segment
     starts: tuple[int, ...]
-    """Length of each exchange's prefix: position in the exchange of its first recorded token."""
+    """Length of each exchange's prefix: position in the exchange of the first token of its rest."""
+    recorded: Tensor
+    """Places in the rest of the last prompt tokens, ``(exchange, n)``: the last column is the last prompt token.
+
+    Where the prompt is shorter than `n`, the leading columns repeat its first token.
+    """
 
 
 def lay_out(batch: Sequence[Tokens], n_recorded: int, device: torch.device, *, split: bool = True) -> Layout:
@@ -77,7 +86,7 @@ def lay_out(batch: Sequence[Tokens], n_recorded: int, device: torch.device, *, s
         device: where the model takes its ids.
         split: False puts everything in the rest, for models without a KV cache.
     """
-    starts = tuple(max(0, len(tokens.prompt) - n_recorded) if split else 0 for tokens in batch)
+    starts = _starts(batch, n_recorded) if split else (0,) * len(batch)
     n_prefix, n_rest = max(starts), max(len(t) - s for t, s in zip(batch, starts, strict=True))
     begin = torch.tensor(starts, device=device)[:, None]
     end = torch.tensor([len(tokens) for tokens in batch], device=device)[:, None]
@@ -89,7 +98,30 @@ def lay_out(batch: Sequence[Tokens], n_recorded: int, device: torch.device, *, s
     positions = places.clamp(min=0).minimum(end - 1)
     padding = None if bool(mask.all()) else mask.long()
     rest = Segment(ids[:, n_prefix:], positions[:, n_prefix:], padding)
+    ends = torch.tensor([len(t.prompt) - s for t, s in zip(batch, starts, strict=True)], device=device)[:, None]
+    recorded = (ends + torch.arange(-n_recorded, 0, device=device)).clamp(min=0)
     if not n_prefix:
-        return Layout(None, rest, starts)
+        return Layout(None, rest, starts, recorded)
+    if shared_start(batch, n_recorded):
+        return Layout(Segment(ids[:1, :n_prefix], positions[:1, :n_prefix], None), rest, starts, recorded)
     before = None if padding is None or bool(mask[:, :n_prefix].all()) else padding[:, :n_prefix]
-    return Layout(Segment(ids[:, :n_prefix], positions[:, :n_prefix], before), rest, starts)
+    return Layout(Segment(ids[:, :n_prefix], positions[:, :n_prefix], before), rest, starts, recorded)
+
+
+def shared_start(batch: Sequence[Tokens], n_recorded: int) -> int:
+    """Return how many leading tokens of all exchanges are the same, if it pays to run them once, else 0.
+
+    It pays when few tokens before the recorded positions differ: those are recorded with the rest, because padding
+    between the common part and them would shift sliding windows.
+    """
+    ends = [len(tokens.prompt) - n_recorded for tokens in batch]
+    columns = zip(*(tokens.prompt[: max(0, min(ends))] for tokens in batch), strict=True)
+    common = next((n for n, column in enumerate(columns) if len(set(column)) > 1), max(0, min(ends)))
+    pays = common >= SHORTEST_SHARED and max(ends) - common <= min(SHARED_SLACK, common // 4)
+    return common if pays else 0
+
+
+def _starts(batch: Sequence[Tokens], n_recorded: int) -> tuple[int, ...]:
+    """Return where each exchange's rest begins."""
+    shared = shared_start(batch, n_recorded)
+    return tuple(shared or max(0, len(tokens.prompt) - n_recorded) for tokens in batch)

@@ -8,6 +8,8 @@ from semgrad_guard.errors import ContextTooLongError, EmptyAnswerError, ForeignT
 from semgrad_guard.scoring.layout import Tokens
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from semgrad_guard.flow import Exchange
     from semgrad_guard.models import LocalModel
 
@@ -29,24 +31,25 @@ def read_exchange(model: LocalModel, exchange: Exchange) -> Tokens:
     prompt = exchange.prompt_ids
     if prompt is None:
         prompt = model.encode_prompt(exchange.prompt, as_chat=not exchange.on_policy)
+    _require_known(model, prompt)
     answer = exchange.answer_ids
     if answer is None:
         if not exchange.answer:
             raise EmptyAnswerError
         ended = model.is_chat and exchange.metadata.get("finish_reason") not in CUT_OFF
         answer = model.encode_answer(prompt, exchange.prompt, exchange.answer, ended=ended)
-    return checked(model, Tokens(tuple(prompt), tuple(answer)))
-
-
-def checked(model: LocalModel, tokens: Tokens) -> Tokens:
-    """Return the same tokens, if the model can read them."""
+    _require_known(model, answer)
+    tokens = Tokens(tuple(prompt), tuple(answer))
     if all(token in model.end_ids for token in tokens.answer):
         raise EmptyAnswerError
     n_tokens, limit = len(tokens.prompt) + len(tokens.answer), model.context_limit
     if limit is not None and n_tokens > limit:
         raise ContextTooLongError(n_tokens, limit)
+    return tokens
+
+
+def _require_known(model: LocalModel, ids: Sequence[int]) -> None:
     n_vocabulary: int = model.model.config.get_text_config(decoder=True).vocab_size
-    foreign = next((token for token in tokens.prompt + tokens.answer if not 0 <= token < n_vocabulary), None)
+    foreign = next((token for token in ids if not 0 <= token < n_vocabulary), None)
     if foreign is not None:
         raise ForeignTokensError(foreign, n_vocabulary)
-    return tokens

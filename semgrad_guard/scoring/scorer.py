@@ -3,30 +3,41 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from semgrad_guard.errors import PositionOutsidePromptError, ScoringError, ScoringSettingError
-from semgrad_guard.flow import Fingerprint, Score
+from semgrad_guard.flow import Exchange, Fingerprint, Score
 from semgrad_guard.scoring.anatomy import anatomy_of
-from semgrad_guard.scoring.baselines import gradient_signals, likelihood_signals
+from semgrad_guard.scoring.batching import MAX_BATCH_TOKENS, measure_many
 from semgrad_guard.scoring.engine import Reading, measure
 from semgrad_guard.scoring.gradients import Band, upper_half
-from semgrad_guard.scoring.layout import Tokens
 from semgrad_guard.scoring.positions import default_position
-from semgrad_guard.scoring.reading import checked, read_exchange
-from semgrad_guard.scoring.signals import METHODS, POSITIONS
+from semgrad_guard.scoring.reading import read_exchange
+from semgrad_guard.scoring.readout import Readout
+from semgrad_guard.scoring.signals import FREE, METHODS, POSITIONS, SIGNALS
+from semgrad_guard.scoring.spans import place_spans
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from semgrad_guard.flow import Exchange
-    from semgrad_guard.models import LocalModel
-    from semgrad_guard.models.generation import Generated
-    from semgrad_guard.models.kept import KeptCache
+    from semgrad_guard.models import Generated, KeptCache, LocalModel
     from semgrad_guard.scoring.engine import Measure
+    from semgrad_guard.scoring.layout import Tokens
+    from semgrad_guard.scoring.spans import PlacedSpan
 
 Granularity = Literal["answer", "sentence"]
+_GRANULARITIES = ("answer", "sentence")
+
+
+@dataclass(frozen=True, slots=True)
+class _Task:
+    """An exchange made ready for the model."""
+
+    exchange: Exchange
+    tokens: Tokens
+    spans: tuple[PlacedSpan, ...]
+    proxy: bool
 
 
 class SemGradScorer:
@@ -35,7 +46,7 @@ class SemGradScorer:
     Threads may share one scorer, and scorers may share one model: whoever runs the model holds its lock.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - each is a choice of the caller with a usual value
         self,
         model: LocalModel,
         *,
@@ -43,6 +54,9 @@ class SemGradScorer:
         position: int | None = None,
         band: tuple[int, int] | None = None,
         granularity: Granularity = "answer",
+        signals: Sequence[str] | None = None,
+        language: str = "en",
+        max_batch_tokens: int = MAX_BATCH_TOKENS,
     ) -> None:
         """Take the model and what to read from it.
 
@@ -53,23 +67,37 @@ class SemGradScorer:
                 model's template, else the last token (see `positions`).
             band: decoder blocks `(first, end)`, `end` not included, that SemGrad averages over; `None` is the
                 upper half.
-            granularity: `sentence` scores every sentence too.
+            granularity: `sentence` scores every sentence too, at one more backward pass each.
+            signals: names of the signals to report beside the method; `None` is all that need no further forward pass.
+            language: two-letter code of the answers, for finding sentences.
+            max_batch_tokens: padded tokens that one batch may hold.
 
         Raises:
             ScoringSettingError: a setting is out of range.
+            GradientsUnavailableError: no gradients can be taken through this model.
         """
         self._model = model
         self._method = _one_of("method", method, METHODS)
-        self._granularity = _one_of("granularity", granularity, ("answer", "sentence"))
+        self._granularity = _one_of("granularity", granularity, _GRANULARITIES)
         self._position = default_position(model.tokenizer) if position is None else position
         if self._position >= 0:
             raise ScoringSettingError("position", position, "-1 (the last prompt token) or less")
+        if max_batch_tokens < 1:
+            raise ScoringSettingError("max_batch_tokens", max_batch_tokens, "1 or more")
+        names = FREE if signals is None else tuple(_one_of("signals", name, tuple(SIGNALS)) for name in signals)
+        self._readout = Readout(model, self._position, frozenset({*names, method}))
         self._reading = Reading(_band(model, band), max(-self._position, -min(POSITIONS)))
+        self._language, self._max_batch_tokens = language, max_batch_tokens
 
     @property
     def name(self) -> str:
         """Readable name of the scoring model."""
         return self._model.name
+
+    @property
+    def position(self) -> int:
+        """t*, counted from the prompt's end."""
+        return self._position
 
     def fingerprint(self, *, proxy: bool = False) -> Fingerprint:
         """Return what its scores depend on beside the exchange."""
@@ -83,57 +111,119 @@ class SemGradScorer:
         )
 
     def score(self, exchange: Exchange) -> Score:
-        """Return the score of one exchange.
+        """Return the score of one exchange; one that was taken while its answer was written is completed, not redone.
 
         Raises:
             ScoringError: the exchange cannot be scored.
         """
-        if exchange.score is not None and exchange.score.fingerprint == self.fingerprint():
-            return self._finished(exchange.score, exchange)
-        fingerprint = self.fingerprint(proxy=not exchange.on_policy)
-        return self._score(read_exchange(self._model, exchange), fingerprint)
+        earlier = self._earlier(exchange)
+        return earlier if earlier is not None else self._score(self._prepared(exchange))
 
-    def score_generated(self, generated: Generated) -> Score:
-        """Return the score of an answer that this model has just written, from the KV cache of the writing."""
-        tokens = checked(self._model, Tokens(generated.prompt_ids, generated.answer_ids))
-        return self._score(tokens, self.fingerprint(), generated.kept)
+    def score_spans(self, exchange: Exchange, spans: Sequence[tuple[int, int]]) -> Score:
+        """Return the score of an exchange and of stretches of its answer: one forward pass, one backward pass each.
+
+        Args:
+            exchange: as for `score`.
+            spans: offsets in the answer's text: first character, behind the last.
+
+        Raises:
+            ScoringError: the exchange or a span cannot be scored.
+        """
+        task = self._prepared(exchange)
+        return self._score(replace(task, spans=place_spans(self._model, exchange, task.tokens, spans)))
+
+    def score_generated(self, generated: Generated, exchange: Exchange | None = None) -> Score:
+        """Return the score of an answer that this model has just written, from the KV cache of the writing.
+
+        Args:
+            generated: what the model wrote.
+            exchange: the same with question and passages, for the signals that need them.
+
+        Raises:
+            ScoringError: the answer cannot be scored.
+        """
+        known = exchange or Exchange()
+        known = replace(
+            known,
+            answer=known.answer or generated.text,
+            prompt_ids=generated.prompt_ids,
+            answer_ids=generated.answer_ids,
+            on_policy=True,
+        )
+        return self._score(self._prepared(known), generated.kept)
 
     def score_batch(self, exchanges: Sequence[Exchange]) -> list[Score | ScoringError]:
         """Return one score or error for each exchange, in order; one bad exchange does not spoil the others."""
-        scores: list[Score | ScoringError] = []
-        for exchange in exchanges:
+        found: dict[int, Score | ScoringError] = {}
+        tasks: dict[int, _Task] = {}
+        for number, exchange in enumerate(exchanges):
             try:
-                scores.append(self.score(exchange))
+                earlier = self._earlier(exchange)
+                if earlier is not None:
+                    found[number] = earlier
+                else:
+                    tasks[number] = self._prepared(exchange)
             except ScoringError as error:
-                scores.append(error)
-        return scores
-
-    def _score(self, tokens: Tokens, fingerprint: Fingerprint, kept: KeptCache | None = None) -> Score:
+                found[number] = error
         started = time.perf_counter()
+        measured = measure_many(
+            self._model.model,
+            self._model.lock,
+            [task.tokens for task in tasks.values()],
+            self._reading,
+            parts=[[span.tokens for span in task.spans] for task in tasks.values()],
+            max_batch_tokens=self._max_batch_tokens,
+        )
+        seconds = (time.perf_counter() - started) / max(1, len(tasks))
+        for (number, task), one in zip(tasks.items(), measured, strict=True):
+            found[number] = one if isinstance(one, ScoringError) else self._finished(task, one, seconds)
+        return [found[number] for number in range(len(exchanges))]
+
+    def _prepared(self, exchange: Exchange) -> _Task:
+        tokens = read_exchange(self._model, exchange)
         if -self._position > len(tokens.prompt):
             raise PositionOutsidePromptError(self._position, len(tokens.prompt))
-        with self._model.lock:
-            (measured,) = measure(self._model.model, [tokens], self._reading, kept=kept)
-        signals = self._signals(measured)
+        by_sentence = self._granularity == "sentence"
+        spans = place_spans(self._model, exchange, tokens, language=self._language) if by_sentence else ()
+        return _Task(exchange, tokens, spans, proxy=not exchange.on_policy)
+
+    def _score(self, task: _Task, kept: KeptCache | None = None) -> Score:
+        started = time.perf_counter()
+        parts = [[span.tokens for span in task.spans]]
+        if kept is None:
+            budget = self._max_batch_tokens
+            (one,) = measure_many(
+                self._model.model, self._model.lock, [task.tokens], self._reading, parts=parts, max_batch_tokens=budget
+            )
+            if isinstance(one, ScoringError):
+                raise one
+        else:
+            with self._model.lock:
+                (one,) = measure(self._model.model, [task.tokens], self._reading, parts=parts, kept=kept)
+        return self._finished(task, one, time.perf_counter() - started)
+
+    def _finished(self, task: _Task, measured: Measure, seconds: float) -> Score:
+        signals = self._readout.signals(measured, task.exchange, task.tokens)
         return Score(
             method=self._method,
             value=signals[self._method],
             signals=signals,
-            fingerprint=fingerprint,
+            fingerprint=self.fingerprint(proxy=task.proxy),
             model=self.name,
             path=measured.path,
-            n_prompt_tokens=len(tokens.prompt),
-            n_answer_tokens=len(tokens.answer),
-            seconds=time.perf_counter() - started,
+            n_prompt_tokens=len(task.tokens.prompt),
+            n_answer_tokens=len(task.tokens.answer),
+            seconds=seconds,
+            spans=self._readout.spans(measured, task.exchange, task.spans),
         )
 
-    def _finished(self, score: Score, exchange: Exchange) -> Score:  # noqa: ARG002 - signals of the texts go here
-        """Return a score that was taken while the answer was written, with this scorer's value."""
-        return replace(score, method=self._method, value=score.signals[self._method])
-
-    def _signals(self, measured: Measure) -> dict[str, float]:
-        whole = measured.parts[0]
-        return {**gradient_signals(measured, whole, self._position), **likelihood_signals(measured, whole)}
+    def _earlier(self, exchange: Exchange) -> Score | None:
+        """Return the score that the exchange brings along, completed by what its texts say, if it fits this scorer."""
+        score = exchange.score
+        if score is None or score.fingerprint != self.fingerprint() or self._method not in score.signals:
+            return None
+        signals = {**score.signals, **self._readout.text_signals(exchange)}
+        return replace(score, method=self._method, value=signals[self._method], signals=signals)
 
 
 def _one_of(setting: str, value: str, allowed: Sequence[str]) -> str:

@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import torch
 
+LISTS_OUTPUTS = {"mamba", "mamba2", "rwkv"}
+"""Architectures whose `hidden_states` begin with what leaves the first block instead of what enters it."""
+
 
 def plain_scores(model, prompt_ids, answer_ids, positions=(-1, -2, -3, -4, -5)) -> dict[str, object]:
     """Return every gradient score of one exchange as the definition states it."""
@@ -32,7 +35,8 @@ def _scores(model, weight, prompt_ids, answer_ids, positions):
     entropy = -(log_p.exp() * log_p).sum(dim=-1).detach()
     nll = -log_p[torch.arange(n_answer), torch.tensor(answer_ids)]
     n_blocks = model.config.get_text_config(decoder=True).num_hidden_layers
-    states = output.hidden_states[n_blocks - n_blocks // 2 : n_blocks]
+    lag = int(model.config.model_type in LISTS_OUTPUTS)
+    states = output.hidden_states[n_blocks - n_blocks // 2 - lag : n_blocks - lag]
     loss = (entropy * nll).mean()
     by_states = torch.autograd.grad(loss, [*states, weight], retain_graph=True)
     by_weight = by_states[-1]
@@ -43,7 +47,7 @@ def _scores(model, weight, prompt_ids, answer_ids, positions):
         "semgrad": semgrad,
         "paragrad": float(by_weight.double().abs().mean()),
         "exgrad": float(plain_by_weight.double().abs().mean()),
-        "loss": float(loss),
+        "loss": float(loss.detach()),
         "nll": nll.detach().double(),
         "entropy": entropy.double(),
     }

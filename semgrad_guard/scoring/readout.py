@@ -1,0 +1,61 @@
+"""Measures and texts -> the signals of a score."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from semgrad_guard.flow import SpanScore
+from semgrad_guard.scoring.baselines import gradient_signals, likelihood_signals
+from semgrad_guard.scoring.context_gain import context_gain
+from semgrad_guard.scoring.grounding import grounding_signals
+from semgrad_guard.scoring.p_true import p_true
+from semgrad_guard.scoring.retrieval_signals import retrieval_signals
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from semgrad_guard.flow import Exchange
+    from semgrad_guard.models import LocalModel
+    from semgrad_guard.scoring.engine import Measure, PartMeasure
+    from semgrad_guard.scoring.layout import Tokens
+    from semgrad_guard.scoring.spans import PlacedSpan
+
+
+class Readout:
+    """Reads the wanted signals."""
+
+    def __init__(self, model: LocalModel, position: int, wanted: frozenset[str]) -> None:
+        """Take the scoring model (for signals that run it again), t* and the names wanted."""
+        self._model, self._position, self._wanted = model, position, wanted
+
+    def signals(self, measured: Measure, exchange: Exchange, tokens: Tokens) -> dict[str, float]:
+        """Return the signals of a whole answer."""
+        found = {**self._of_part(measured, measured.parts[0]), **self.text_signals(exchange)}
+        if "context_gain" in self._wanted:
+            gain = context_gain(self._model, exchange, tokens, float(measured.nll.mean()))
+            found |= {} if gain is None else {"context_gain": gain}
+        if "p_true" in self._wanted:
+            chance = p_true(self._model, exchange)
+            found |= {} if chance is None else {"p_true": chance}
+        return found
+
+    def text_signals(self, exchange: Exchange) -> dict[str, float]:
+        """Return the signals that need no model."""
+        return self._only({**grounding_signals(exchange), **retrieval_signals(exchange.passages)})
+
+    def spans(self, measured: Measure, exchange: Exchange, spans: Sequence[PlacedSpan]) -> tuple[SpanScore, ...]:
+        """Return the scores of the parts of an answer, whose measures follow that of the whole."""
+        return tuple(
+            SpanScore(
+                span.start,
+                span.end,
+                self._of_part(measured, part) | self._only(grounding_signals(exchange, span.text)),
+            )
+            for span, part in zip(spans, measured.parts[1:], strict=True)
+        )
+
+    def _of_part(self, measured: Measure, part: PartMeasure) -> dict[str, float]:
+        return self._only({**gradient_signals(measured, part, self._position), **likelihood_signals(measured, part)})
+
+    def _only(self, signals: dict[str, float]) -> dict[str, float]:
+        return {name: value for name, value in signals.items() if name in self._wanted}

@@ -1,0 +1,61 @@
+"""Text -> words, in any script: what grounding and retrieval signals count."""
+
+from __future__ import annotations
+
+import re
+import sys
+import unicodedata
+from functools import cache
+
+_UNSPACED = (
+    "\u0e00-\u0eff"  # Thai, Lao
+    "\u1000-\u109f\u1780-\u17ff"  # Burmese, Khmer
+    "\u3040-\u30ff\u31f0-\u31ff"  # kana
+    "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"  # Han
+)
+"""Scripts written without spaces: every character counts as a word."""
+_FUNCTION_WORDS = frozenset(
+    """
+    a about after all also an and any are as at be because been before being between both but by can could did do does
+    each for from had has have he her here him his how i if in into is it its itself just may me might more most must my
+    no nor not of on one only or other our out over own s same she should so some such t than that the their them then
+    there these they this those through to too under until up upon us very was we were what when where which while who
+    whom whose why will with would yes you your
+    """.split()  # noqa: SIM905 - a list would be a line each
+)
+"""English words that carry no content; other languages' small words are mostly found in the passages anyway."""
+
+
+@cache
+def _pattern() -> re.Pattern[str]:
+    marks = "".join(c for c in map(chr, range(0x300, 0x3100)) if unicodedata.category(c).startswith("M"))
+    letter = rf"(?:(?![{_UNSPACED}])[^\W_]|[{re.escape(marks)}])"
+    return re.compile(rf"\d+(?:[.,]\d+)+|[{_UNSPACED}]|{letter}+")
+
+
+def words(text: str) -> list[str]:
+    """Return the words of a text in order, in one form: compatibility-normalised, case-folded, digits ungrouped.
+
+    `1,000.5` is one word `1000.5`; what stands on both sides of an apostrophe or hyphen are two.
+    """
+    plain = unicodedata.normalize("NFKC", text).casefold()
+    return [_number(word) if word[0].isdigit() else word for word in _pattern().findall(plain)]
+
+
+def content_words(text: str) -> set[str]:
+    """Return the words of a text that can be right or wrong: no function words, no single letters."""
+    return {sys.intern(word) for word in words(text) if _has_content(word)}
+
+
+def _has_content(word: str) -> bool:
+    if word in _FUNCTION_WORDS:
+        return False
+    return len(word) > 1 or word.isdigit() or bool(re.match(f"[{_UNSPACED}]", word))
+
+
+def _number(word: str) -> str:
+    """Return a number without thousands separators: commas and points before exactly three digits, all of one kind."""
+    grouped = re.fullmatch(r"\d{1,3}(,\d{3})+(\.\d+)?|\d{1,3}(\.\d{3}){2,}(,\d+)?", word)
+    if grouped is None:
+        return word
+    return word.replace(",", "") if "," in grouped.group(0)[:4] else word.replace(".", "").replace(",", ".")

@@ -1,0 +1,62 @@
+"""The fast way against the plain definition, on tiny random models of many architectures."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from semgrad_guard.scoring.engine import Measure, Reading, measure
+from semgrad_guard.scoring.gradients import upper_half
+from semgrad_guard.scoring.layout import Tokens
+from tests.differential.plain_definition import plain_scores
+from tests.models_for_tests import N_VOCABULARY, build, tiny_lm
+
+CACHED = """
+    gpt2 llama qwen2 qwen3 mistral gemma gemma2 gemma3_text phi phi3 gpt_neox gptj gpt_neo gpt_bigcode codegen falcon
+    cohere cohere2 olmo olmo2 olmo3 olmoe stablelm opt bloom mpt granite granitemoe starcoder2 mixtral qwen2_moe
+    qwen3_moe gpt_oss deepseek_v3 llama4_text glm4 nemotron smollm3 exaone4 ernie4_5 nanochat xglm
+""".split()  # noqa: SIM905 - a list would be a line each
+"""Dense and mixed experts, grouped queries, sliding and chunked windows, tied and untied heads, logit scale, soft caps,
+head bias, parallel blocks, learned and alibi positions."""
+WHOLE = ["mamba", "mamba2", "jamba", "recurrent_gemma", "bamba", "falcon_h1", "qwen3_next", "lfm2", "rwkv"]
+"""Recurrent and hybrid: their state cannot be cropped, so one full forward pass is recorded."""
+RELATIVE = 2e-4
+
+
+def _exchanges() -> list[Tokens]:
+    """Return exchanges of mixed lengths: longer than the sliding windows, shorter than the recorded positions."""
+    generator = torch.Generator().manual_seed(1)
+
+    def ids(n: int) -> tuple[int, ...]:
+        return tuple(torch.randint(3, N_VOCABULARY, (n,), generator=generator).tolist())
+
+    return [Tokens(ids(n_prompt), ids(n_answer)) for n_prompt, n_answer in ((30, 5), (3, 1), (14, 9))]
+
+
+def _reading(model) -> Reading:
+    return Reading(upper_half(model.config.get_text_config(decoder=True).num_hidden_layers), 5)
+
+
+def _assert_equal(measured: Measure, plain) -> None:
+    whole = measured.parts[0]
+    assert len(whole.semgrad) == len(plain["semgrad"])
+    for i, value in enumerate(whole.semgrad):
+        assert value == pytest.approx(plain["semgrad"][-i - 1], rel=RELATIVE)
+    assert whole.paragrad == pytest.approx(plain["paragrad"], rel=RELATIVE)
+    assert whole.exgrad == pytest.approx(plain["exgrad"], rel=RELATIVE)
+    assert measured.nll.tolist() == pytest.approx(plain["nll"].tolist(), rel=RELATIVE)
+    assert measured.entropy.tolist() == pytest.approx(plain["entropy"].tolist(), rel=RELATIVE)
+
+
+@pytest.mark.parametrize("arch", CACHED + WHOLE)
+def test_one_and_many_exchanges_equal_the_plain_definition(arch):
+    """No short cut (prefix without gradients, closed-form head, padding) may change a number on any architecture."""
+    model, batch = tiny_lm(arch), _exchanges()
+    in_batch = measure(model, batch, _reading(model))
+    alone = [measure(model, [tokens], _reading(model))[0] for tokens in batch]
+    plain = build(arch)
+    for tokens, one, of_many in zip(batch, alone, in_batch, strict=True):
+        expected = plain_scores(plain, tokens.prompt, tokens.answer)
+        _assert_equal(one, expected)
+        _assert_equal(of_many, expected)
+        assert one.path == ("full" if arch in WHOLE else "cold")
