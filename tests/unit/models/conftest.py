@@ -27,10 +27,12 @@ _TEXTS = [
 ]
 
 
-def make_tokenizer(*, template: str | None = TEMPLATE, bos: bool = True) -> PreTrainedTokenizerFast:
+def make_tokenizer(
+    *, template: str | None = TEMPLATE, bos: bool = True, prefix_space: bool = False
+) -> PreTrainedTokenizerFast:
     """Return a byte-level tokenizer that reads any text."""
     inner = Tokenizer(models.BPE())
-    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix_space)
     inner.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=320,

@@ -78,21 +78,25 @@ def test_an_answer_follows_its_prompt_exactly(local: LocalModel) -> None:
     assert text_of(local, prompt_ids + ids).endswith("<|start|>assistant\nthe answer")
 
 
-def test_an_answer_is_tokenised_as_it_stands_behind_its_prompt(base: LocalModel) -> None:
-    """` answer` behind a word is another token than `answer` at the start of a text."""
-    prompt = "the"
+def test_an_answer_is_tokenised_as_it_stands_behind_its_prompt() -> None:
+    """Many tokenizers put a blank before whatever starts a text; behind a line break there is none."""
+    base = LocalModel(make_model(), make_tokenizer(template=None, prefix_space=True), "with blanks")
+    prompt = "the question:\n"
     prompt_ids = base.encode_prompt(prompt)
-    together = base.encode_prompt("the answer")
-    assert prompt_ids + base.encode_answer(prompt_ids, prompt, " answer", ended=False) == together
+    ids = base.encode_answer(prompt_ids, prompt, "answer", ended=False)
+    assert prompt_ids + ids == base.encode_prompt("the question:\nanswer")
+    assert ids == base.encode_answer(prompt_ids, "", "answer", ended=False)
+    assert ids != base.encode_prompt("answer")[1:]
 
 
-def test_an_answer_that_melts_into_the_prompt_is_tokenised_alone(base: LocalModel) -> None:
+@pytest.mark.parametrize("answer", ["er", "er red blue green"])
+def test_an_answer_that_melts_into_the_prompt_is_tokenised_alone(base: LocalModel, answer: str) -> None:
     """When a token would span the border, the prompt's ids stay as the model read them."""
     prompt = "an answ"
     prompt_ids = base.encode_prompt(prompt)
-    assert base.encode_prompt("an answer")[: len(prompt_ids)] != prompt_ids
-    ids = base.encode_answer(prompt_ids, prompt, "er", ended=False)
-    assert text_of(base, ids) == "er"
+    assert base.encode_prompt(prompt + answer)[: len(prompt_ids)] != prompt_ids
+    ids = base.encode_answer(prompt_ids, prompt, answer, ended=False)
+    assert text_of(base, ids) == answer
 
 
 def test_an_answer_needs_only_the_prompts_ids(local: LocalModel) -> None:
