@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tempfile
 from importlib import resources
 from pathlib import Path
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 VERSION: Literal[1] = 1
+_POSITION = re.compile(r"position (-\d+)")
+_BAND = re.compile(r"blocks (\d+) to (\d+)")
 
 
 class Evidence(Frozen):
@@ -112,6 +115,18 @@ class Profile(Frozen):
     pairs: LabelPairs = LabelPairs(confidence=(), correct=(), group=())
     notes: tuple[str, ...] = ()
     """What was decided while fitting, in words."""
+
+    @property
+    def position(self) -> int | None:
+        """t* that the scores were taken at, counted from the prompt's end; `None` when the settings do not say it."""
+        found = _POSITION.search(self.fingerprint.settings)
+        return int(found[1]) if found else None
+
+    @property
+    def band(self) -> tuple[int, int] | None:
+        """First and last decoder block of SemGrad's layer band; `None` when the settings do not say it."""
+        found = _BAND.search(self.fingerprint.settings)
+        return (int(found[1]), int(found[2])) if found else None
 
     def margin(self, signals: Mapping[str, float]) -> float:
         """Return the log-odds of one answer before calibration; every required signal must be there."""

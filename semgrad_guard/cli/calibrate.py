@@ -4,20 +4,15 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
 
 from semgrad_guard.cli.profile_tables import describe, evidence_table
-from semgrad_guard.cli.progress import bar
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from semgrad_guard.calibration import LabelledScore, Profile
-    from semgrad_guard.evaluation.labelling import Labeller
-    from semgrad_guard.scoring import SemGradScorer
+    from semgrad_guard.calibration import Profile
 
 EXAMPLES = """[bold]Examples[/bold]
 
@@ -27,6 +22,8 @@ EXAMPLES = """[bold]Examples[/bold]
 
   semgrad-guard calibrate answers.jsonl --out my-profile.json --policy policy.yaml --error-rate 0.1
 
+  semgrad-guard calibrate scored.jsonl --from-review sqlite:///review.db --out my-profile.json
+
 A line of the input is what `semgrad-guard score` wrote, or {"question": "...", "passages": ["..."], "answer": "..."},
 with `correct` (true or false) or `answers` (accepted answers, to grade by). A line without an answer is answered by the
 model. Lines of one `group`, or of one question, are never split between fitting and testing.
@@ -34,8 +31,11 @@ model. Lines of one `group`, or of one question, are never split between fitting
 
 
 def calibrate(
-    data: Annotated[Path, typer.Argument(help="JSONL file of labelled answers.", show_default=False)],
-    out: Annotated[Path, typer.Option(help="Profile to write.", show_default=False)],
+    data: Annotated[Path | None, typer.Argument(help="JSONL file of labelled answers.", show_default=False)] = None,
+    out: Annotated[Path, typer.Option(help="Profile to write.")] = Path("profile.json"),
+    from_review: Annotated[
+        str | None, typer.Option(help="Review queue (URL) whose verdicts are labels too.", show_default=False)
+    ] = None,
     name: Annotated[str | None, typer.Option(help="Name of the profile; the file's name when left out.")] = None,
     method: Annotated[str, typer.Option(help="fused, or the name of one signal.")] = "fused",
     calibrator: Annotated[
@@ -61,11 +61,13 @@ def calibrate(
 ) -> None:
     """Turn raw scores into honest probabilities: fit a profile on labelled answers and print what it is worth."""
     from semgrad_guard.calibration import fit_profile  # noqa: PLC0415 - loads numpy
+    from semgrad_guard.cli.label_sources import Sources  # noqa: PLC0415 - loads numpy
 
     console = Console()
-    labeller = _labeller(data, model, policy, grader, console)
+    sources = Sources(data, from_review, grader)
+    sources.prepare(model, policy, console)
     profile = fit_profile(
-        _labelled(labeller, data, console),
+        sources.labelled(console),
         name=name or out.stem,
         method=method,
         calibrator=calibrator,
@@ -74,7 +76,8 @@ def calibrate(
         seed=seed,
     )
     profile.save(out)
-    _report(console, profile, labeller)
+    sources.report(console)
+    _report(console, profile)
     if error_rate is not None:
         _print_threshold(console, profile, error_rate, delta)
     if plot is not None:
@@ -83,46 +86,8 @@ def calibrate(
     console.print(f"profile: {out}; use it as `scorer: {{profile: {out}}}` in the policy", soft_wrap=True, markup=False)
 
 
-def _labeller(data: Path, model: str | None, policy: Path | None, grader: str, console: Console) -> Labeller:
-    """Return what turns rows into labelled scores; a model is loaded only when one is named and a row needs it."""
-    from semgrad_guard.evaluation.labelling import Labeller, signals_of  # noqa: PLC0415 - loads numpy
-    from semgrad_guard.evaluation.rows import read_rows  # noqa: PLC0415 - loads pydantic
-
-    labeller = Labeller(path=data, grader=grader)
-    all_scored = all(signals_of(row.said) for row in read_rows(data))  # names every mistake before a model is loaded
-    if all_scored or (model is None and policy is None):
-        return labeller
-    from semgrad_guard.guard.assembly import scorer_of  # noqa: PLC0415 - loads the policy's parser
-    from semgrad_guard.models import load_model  # noqa: PLC0415 - loads torch
-    from semgrad_guard.policy import load_policy  # noqa: PLC0415 - loads pydantic
-
-    settings = load_policy(policy).scorer
-    with console.status(f"Loading {model or settings.model}"):
-        local = load_model(model or settings.model, dtype=settings.dtype or "float32", device=settings.device)
-    labeller.model, labeller.scorer = local, cast("SemGradScorer", scorer_of(settings, local).load())
-    return labeller
-
-
-def _labelled(labeller: Labeller, data: Path, console: Console) -> Iterator[LabelledScore]:
-    """Yield the labelled scores of a file, a progress bar beside them."""
-    from semgrad_guard.evaluation.rows import read_rows  # noqa: PLC0415 - loads pydantic
-
-    with data.open("rb") as file:
-        n_rows = sum(1 for line in file if line.strip())
-    with bar(console) as progress:
-        rows = progress.track(read_rows(data), total=n_rows, description="Reading labelled answers")
-        yield from labeller.label(rows)
-
-
-def _report(console: Console, profile: Profile, labeller: Labeller) -> None:
+def _report(console: Console, profile: Profile) -> None:
     """Print what was fitted, what it is worth and what it does not promise."""
-    if labeller.n_graded:
-        share = labeller.n_graded_right / labeller.n_graded
-        console.print(f"{labeller.n_graded:,} answers graded by `{labeller.grader}`: {share:.0%} right", markup=False)
-        if not labeller.n_graded_right:
-            console.print("the grader matched nothing: look at `answers` and try another --grader", style="yellow")
-    for error, n in labeller.left_out.items():
-        console.print(f"{n:,} rows could not be scored: {error}", style="yellow")
     console.print(describe(profile), soft_wrap=True, markup=False)
     console.print(evidence_table(profile))
     console.print(

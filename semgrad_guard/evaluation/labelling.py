@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from semgrad_guard.evaluation.rows import Row
-    from semgrad_guard.flow import Exchange, Score
+    from semgrad_guard.flow import Exchange, Fingerprint, Score
     from semgrad_guard.models import LocalModel
     from semgrad_guard.scoring import SemGradScorer
 
@@ -73,7 +73,7 @@ class Labeller:
             signals=signals,
             correct=self._correct(row, exchange),
             fingerprint=fingerprint,
-            group=group_of(row),
+            group=group_of(row.exchange, row.group),
             tags=exchange.tags,
         )
 
@@ -102,14 +102,14 @@ class Labeller:
             max_new_tokens=MAX_NEW_TOKENS,
             stop=answer_stops(chat=model.is_chat),
         )
-        return replace(
+        own = replace(
             exchange,
             answer=written.text,
             prompt_ids=written.prompt_ids,
             answer_ids=written.answer_ids,
             on_policy=True,
-            score=scorer.score_generated(written),
         )
+        return replace(own, score=scorer.score_generated(written, own))
 
     def _scored(self, row: Row, exchange: Exchange) -> Score:
         """Return the score of an exchange; a row that names another position than the scorer's is refused."""
@@ -160,14 +160,35 @@ def _is_number(value: object) -> bool:
     return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
 
 
-def group_of(row: Row) -> str | None:
-    """Return what must not be split between fitting and testing: a row's group, else its question, else its prompt."""
-    if row.group is not None:
-        return f"group {row.group}"
-    exchange = row.exchange
+def group_of(exchange: Exchange, group: str | None = None) -> str | None:
+    """Return what must not be split between fitting and testing: a given group, else the question, else the prompt."""
+    if group is not None:
+        return f"group {group}"
     if exchange.question:
         return f"question {' '.join(words(exchange.question))}"
     read = exchange.prompt_ids or exchange.prompt
     if not read:
         return None
     return f"prompt {hashlib.sha256(repr(read).encode('utf-8', 'surrogatepass')).hexdigest()}"
+
+
+@dataclass(slots=True)
+class ReviewedAnswers:
+    """Turns people's verdicts into labelled scores of one model and setting; the others are left out and counted."""
+
+    fingerprint: Fingerprint | None = None
+    """What the scores must depend on; `None` takes that of the first."""
+    left_out: Counter[str] = field(default_factory=Counter[str])
+    """Verdicts that teach nothing here, by reason."""
+
+    def label(self, verdicts: Iterable[tuple[Exchange, bool]]) -> Iterator[LabelledScore]:
+        """Yield the labelled score of each judged answer."""
+        for exchange, correct in verdicts:
+            score = exchange.score
+            if score is None:
+                self.left_out["the answer was not scored"] += 1
+            elif self.fingerprint not in {None, score.fingerprint}:
+                self.left_out["scored by another model or setting"] += 1
+            else:
+                self.fingerprint = score.fingerprint
+                yield LabelledScore.of(score, correct=correct, group=group_of(exchange), tags=exchange.tags)

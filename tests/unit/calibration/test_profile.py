@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -115,3 +116,12 @@ def test_a_folder_in_place_of_the_file_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "p.json").mkdir()
     with pytest.raises(ProfileFileError, match="cannot be read"):
         load_profile(tmp_path / "p.json")
+
+
+def test_position_and_band_are_read_from_the_settings(profile: Profile) -> None:
+    """A policy that names neither takes the profile's; the words are those of a scorer's fingerprint."""
+    settings = "position -3, blocks 15 to 29, by answer"
+    found = profile.model_copy(update={"fingerprint": replace(profile.fingerprint, settings=settings)})
+    assert (found.position, found.band) == (-3, (15, 29))
+    unknown = profile.model_copy(update={"fingerprint": replace(profile.fingerprint, settings="")})
+    assert (unknown.position, unknown.band) == (None, None)

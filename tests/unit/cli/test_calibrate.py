@@ -15,7 +15,8 @@ from typer.testing import CliRunner
 from semgrad_guard.calibration import load_profile
 from semgrad_guard.cli import calibrate, profile
 from semgrad_guard.errors import DataFileError, OneClassError, ProfileFileError, TooFewLabelsError
-from semgrad_guard.flow import Abstain, Attempt, Decision, Exchange, Fingerprint, Record, Score, Status
+from semgrad_guard.flow import Abstain, Attempt, Decision, Exchange, Fingerprint, HumanReview, Record, Score, Status
+from semgrad_guard.review import open_queue
 from semgrad_guard.telemetry.jsonl import JsonlSink
 
 if TYPE_CHECKING:
@@ -157,6 +158,41 @@ def test_three_rows_are_too_few(tmp_path: Path) -> None:
     with pytest.raises(TooFewLabelsError):
         run("calibrate", write(tmp_path / "d.jsonl", rows), "--out", tmp_path / "p.json")
     assert not (tmp_path / "p.json").exists()
+
+
+def judged(url: str, rows: list[dict], *, model: str = "m1") -> None:
+    """Put answers into a review queue and have people judge them, long enough ago that no verdict can be undone."""
+    queue = open_queue(url, clock=lambda: datetime(2026, 1, 1, tzinfo=UTC))
+    for row in rows:
+        score = Score(
+            method="semgrad",
+            value=row["semgrad"],
+            signals={"mean_nll": row["mean_nll"]},
+            fingerprint=replace(Fingerprint(**FINGERPRINT), model=model),
+            model=model,
+        )
+        exchange = Exchange(prompt="p", answer=row["answer"], question=row["question"])
+        decision = Decision(step=HumanReview(), rule="escalate[0]", why="", exchange_id=exchange.id, score=score)
+        item = queue.submit(exchange, decision)
+        (queue.approve if row["correct"] else queue.reject)(item, "ann")
+
+
+def test_verdicts_of_people_are_labels_too(data: Path, tmp_path: Path) -> None:
+    """Beside a file or alone; answers of another model are left out, and the bias of the choice is told."""
+    url = f"sqlite:///{tmp_path / 'review.db'}"
+    judged(url, scored(30, seed=3))
+    judged(url, [{**row, "question": "other " + row["question"]} for row in scored(5, seed=4)], model="m2")
+    printed = run("calibrate", data, "--from-review", url, "--out", tmp_path / "p.json")
+    assert load_profile(tmp_path / "p.json").n_labels == 150
+    assert "30 verdicts of people" in printed
+    assert "5 left out: scored by another model or setting" in printed
+    run("calibrate", "--from-review", url, "--out", tmp_path / "q.json")
+    assert load_profile(tmp_path / "q.json").n_labels == 30
+
+
+def test_neither_file_nor_queue_is_an_error() -> None:
+    """The message names both."""
+    assert "--from-review" in run("calibrate", code=2)
 
 
 def test_show_says_what_a_profile_is(made: Path) -> None:

@@ -9,9 +9,9 @@ from types import SimpleNamespace
 import pytest
 
 from semgrad_guard.errors import DataFileError, EmptyAnswerError
-from semgrad_guard.evaluation.labelling import Labeller, group_of, signals_of
+from semgrad_guard.evaluation.labelling import Labeller, ReviewedAnswers, group_of, signals_of
 from semgrad_guard.evaluation.rows import Row, parse_row
-from semgrad_guard.flow import Fingerprint, Score
+from semgrad_guard.flow import Exchange, Fingerprint, Score
 
 FINGERPRINT = {
     "model": "m",
@@ -38,9 +38,9 @@ class OneScorer:
         self.asked.append(exchange)
         if not exchange.answer:
             raise EmptyAnswerError
-        return exchange.score or self.score_generated(None)
+        return exchange.score or self.score_generated()
 
-    def score_generated(self, _: object) -> Score:
+    def score_generated(self, *_: object) -> Score:
         """Return the usual score."""
         return Score(
             method="semgrad", value=1.0, signals={"semgrad": 1.0}, fingerprint=Fingerprint(**FINGERPRINT), model="tiny"
@@ -167,15 +167,48 @@ def test_a_row_for_another_position_is_refused() -> None:
         list(labeller_with_model().label([row(prompt="p", answer="x", correct=True, position=-1)]))
 
 
+def group(**fields: object) -> str | None:
+    """Return the group of a row."""
+    one = row(**fields)
+    return group_of(one.exchange, one.group)
+
+
 def test_identical_questions_share_a_group() -> None:
     """Whatever their punctuation and case; a group that is given comes first, a prompt is the last resort."""
-    assert group_of(row(question="Who is it?")) == group_of(row(question="who is it", answer="x"))
-    assert group_of(row(question="Who?", group=3)) == group_of(row(question="Where?", group="3"))
-    assert group_of(row(prompt="a")) == group_of(row(prompt="a", answer="z"))
-    assert group_of(row(prompt="a")) != group_of(row(prompt="b"))
-    assert group_of(row(answer="x")) is None
+    assert group(question="Who is it?") == group(question="who is it", answer="x")
+    assert group(question="Who?", group=3) == group(question="Where?", group="3")
+    assert group(prompt="a") == group(prompt="a", answer="z")
+    assert group(prompt="a") != group(prompt="b")
+    assert group(answer="x") is None
 
 
 def test_a_prompt_of_lone_surrogates_has_a_group() -> None:
     """Text that no encoding can hold still has an identity."""
-    assert group_of(row(prompt="\ud800")) is not None
+    assert group(prompt="\ud800") is not None
+
+
+def judged(model: str, *, question: str = "Q") -> Exchange:
+    """Return a scored exchange as a review queue gives it back."""
+    score = Score(
+        method="semgrad",
+        value=2.0,
+        signals={"mean_nll": 1.0},
+        fingerprint=Fingerprint(**{**FINGERPRINT, "model": model}),
+        model=model,
+    )
+    return Exchange(prompt="p", answer="a", question=question, tags=frozenset({"t"}), score=score)
+
+
+def test_verdicts_become_labels() -> None:
+    """With the signals, question and tags that the guard had when it asked a person."""
+    (label,) = ReviewedAnswers().label([(judged("m"), True)])
+    assert label.signals == {"semgrad": 2.0, "mean_nll": 1.0}
+    assert (label.correct, label.group, label.tags) == (True, "question q", {"t"})
+
+
+def test_verdicts_on_other_models_answers_are_left_out_and_counted() -> None:
+    """A fallback model's answer says nothing about this model's scores."""
+    reviewed = ReviewedAnswers()
+    verdicts = [(judged("m"), True), (judged("fallback"), True), (Exchange(prompt="p", answer="a"), False)]
+    assert len(list(reviewed.label(verdicts))) == 1
+    assert reviewed.left_out == {"scored by another model or setting": 1, "the answer was not scored": 1}
