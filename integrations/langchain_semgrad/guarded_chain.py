@@ -71,7 +71,7 @@ class GuardedChain(Runnable[Any, Any]):
         if asks_for_tools(given):
             return Work(given, ())
         attempts = Attempts(self._plan, value, config, call, run_manager)
-        return Work(given, jobs_in(given, self._setting(value, run_manager)), attempts)
+        return Work(given, jobs_in(given, self._setting(value, run_manager)), attempts, run_manager)
 
     def _setting(self, value: Any, run_manager: BaseRunManager) -> Setting:
         return Setting(

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from langchain_semgrad.recorded import recorded
 from langchain_semgrad.result import GuardedAnswer, findings
 from langchain_semgrad.values import METADATA_KEY, with_answer
 from semgrad_guard.errors import LowConfidenceError
 from semgrad_guard.routing import NO_RESOURCES, Resources
+from semgrad_guard.telemetry import judged_within
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from langchain_core.callbacks.manager import BaseRunManager
+
     from langchain_semgrad.attempts import Attempts
     from langchain_semgrad.exchanges import Job
     from langchain_semgrad.settings import Settings
-    from semgrad_guard.flow import Outcome
+    from semgrad_guard.flow import ExchangeId, Outcome
     from semgrad_guard.guard import Guard
 
 
@@ -29,6 +33,8 @@ class Work:
     """Empty where the value is no answer: a request for tools."""
     attempts: Attempts | None = None
     """How to answer again; `None` in form (a), where that is not possible."""
+    manager: BaseRunManager | None = None
+    """The guard's own run."""
 
     def resources(self, job: Job) -> Resources:
         """Return what the policy may act with for one answer."""
@@ -39,7 +45,7 @@ class Work:
         if self.attempts is None or len(self.jobs) != 1:
             return self
         value, job = self.attempts.made.get(outcomes[0].exchange.id, (self.value, self.jobs[0]))
-        return Work(value, (job,))
+        return replace(self, value=value, jobs=(job,), attempts=None)
 
 
 def judge_all(guard: Guard, works: Sequence[Work], settings: Settings) -> list[Any]:
@@ -65,6 +71,17 @@ def one_or_raise(given: list[Any]) -> Any:
 
 def _outcomes(guard: Guard, works: Sequence[Work]) -> list[tuple[Outcome, ...]]:
     """Return the outcomes of all answers; those whose prompt is not known take the policy's `on_error`."""
+    with judged_within(_runs(works)):
+        return _judged(guard, works)
+
+
+def _runs(works: Sequence[Work]) -> dict[ExchangeId, Any]:
+    """Return the guard's run in LangSmith for each answer: in a batch each value has one of its own."""
+    runs = [(job.exchange.id, recorded(work.manager)) for work in works for job in work.jobs]
+    return {key: run for key, run in runs if run is not None}
+
+
+def _judged(guard: Guard, works: Sequence[Work]) -> list[tuple[Outcome, ...]]:
     jobs = [(job, work.resources(job)) for work in works for job in work.jobs]
     known = [(job.exchange, resources) for job, resources in jobs if job.error is None]
     if len(known) == 1:

@@ -1,82 +1,156 @@
-"""Records emitted inside LangChain runs that LangChain's own tracer sends."""
+"""Guarded LangChain chains whose runs LangChain's own tracer sends to LangSmith."""
 
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from examples.loopback_langsmith import LoopbackLangSmith
-from semgrad_guard.flow import RUN_KEY
+from semgrad_guard.flow import RetryRetrieval
 from semgrad_guard.telemetry import LangSmithSink
 from semgrad_guard.telemetry.langsmith_sink import Timing
-from tests.records import make_attempt, make_record
+from tests.fakes import LadderDecider, guard_of
 
 langsmith = pytest.importorskip("langsmith")
+adapter = pytest.importorskip("langchain_semgrad")
 fake_chat_models = pytest.importorskip("langchain_core.language_models.fake_chat_models")
+output_parsers = pytest.importorskip("langchain_core.output_parsers")
+prompts = pytest.importorskip("langchain_core.prompts")
+retrievers = pytest.importorskip("langchain_core.retrievers")
 runnables = pytest.importorskip("langchain_core.runnables")
 tracers = pytest.importorskip("langchain_core.tracers")
+documents = pytest.importorskip("langchain_core.documents")
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
-    from langchain_core.messages import AIMessage
+    from langchain_core.documents import Document
     from langchain_core.runnables import Runnable, RunnableConfig
 
+    from semgrad_guard.guard import Guard
 
-def guarded(sink: LangSmithSink) -> Runnable[str, AIMessage]:
-    """Chain of a model and of a step that emits a record as a guard does."""
-
-    def guard(answer: AIMessage) -> AIMessage:
-        run_id = str(answer.id).removeprefix("lc_run--")[:36]
-        attempt = make_attempt(run_id)
-        exchange = replace(attempt.exchange, metadata={RUN_KEY: {"run_id": run_id}})
-        sink.emit(make_record(replace(attempt, exchange=exchange)))
-        return answer
-
-    async def aguard(answer: AIMessage) -> AIMessage:
-        return await asyncio.to_thread(guard, answer)
-
-    return fake_chat_models.FakeListChatModel(responses=["Paris"]) | runnables.RunnableLambda(
-        guard, aguard, name="guard"
-    )
+PROMPT = prompts.ChatPromptTemplate.from_template("Answer briefly. {question}")
+ASKED = {"question": "Capital of France?"}
 
 
-async def stream(chain: Runnable[str, AIMessage], config: RunnableConfig) -> list[Any]:
+def model(*answers: str) -> Any:
+    """Model that gives these answers in turn."""
+    return fake_chat_models.FakeListChatModel(responses=list(answers))
+
+
+def bare(guard: Guard) -> Any:
+    """Chain with the guard behind the model."""
+    return PROMPT | model("Paris", "Lyon", "Rome") | adapter.SemGradGuard(guard=guard)
+
+
+def parsed(guard: Guard) -> Any:
+    """Chain with the guard behind the parser."""
+    return bare_parser() | adapter.SemGradGuard(guard=guard)
+
+
+def bare_parser() -> Any:
+    """Chain without a guard."""
+    return PROMPT | model("Paris", "Lyon", "Rome") | output_parsers.StrOutputParser()
+
+
+def wrapped(guard: Guard) -> Any:
+    """Chain inside the guard."""
+    return adapter.SemGradGuard(guard=guard).wrap(bare_parser())
+
+
+def is_guard(run: dict[str, Any]) -> bool:
+    """Tell whether a run says what a guard decided."""
+    return "semgrad_status" in run["extra"]["metadata"]
+
+
+async def stream(chain: Runnable[Any, Any], config: RunnableConfig) -> list[Any]:
     """Everything that the chain streams."""
-    return [chunk async for chunk in chain.astream("q", config)]
+    return [chunk async for chunk in chain.astream(ASKED, config)]
 
 
-USES: dict[str, Callable[[Runnable[str, AIMessage], RunnableConfig], Any]] = {
-    "invoke": lambda chain, config: chain.invoke("q", config),
-    "batch": lambda chain, config: chain.batch(["q", "r", "s"], config),
-    "stream": lambda chain, config: list(chain.stream("q", config)),
-    "ainvoke": lambda chain, config: asyncio.run(chain.ainvoke("q", config)),
-    "abatch": lambda chain, config: asyncio.run(chain.abatch(["q", "r", "s"], config)),
+USES: dict[str, Callable[[Runnable[Any, Any], RunnableConfig], Any]] = {
+    "invoke": lambda chain, config: chain.invoke(ASKED, config),
+    "batch": lambda chain, config: chain.batch([ASKED] * 3, config),
+    "stream": lambda chain, config: list(chain.stream(ASKED, config)),
+    "ainvoke": lambda chain, config: asyncio.run(chain.ainvoke(ASKED, config)),
+    "abatch": lambda chain, config: asyncio.run(chain.abatch([ASKED] * 3, config)),
     "astream": lambda chain, config: asyncio.run(stream(chain, config)),
 }
 
 
-@pytest.mark.parametrize("use", USES)
-def test_guard_and_model_runs_say_the_confidence_however_the_chain_is_called(use: str) -> None:
-    """Traces of asynchronous and streaming chains are read as well."""
+@pytest.fixture(name="server")
+def _server() -> Iterator[LoopbackLangSmith]:
+    """LangSmith on this machine."""
     with LoopbackLangSmith() as server:
-        client = langsmith.Client(api_url=server.url, api_key="key")
-        sink = LangSmithSink(timing=Timing(first_s=0.0, again_s=0.05))
-        USES[use](guarded(sink), {"callbacks": [tracers.LangChainTracer(client=client, project_name="shop")]})
-        client.flush()
-        assert sink.drain(20)
-        runs = list(server.runs.values())
-        guards = [run for run in runs if run["name"] == "guard"]
-        models = {run["id"]: run for run in runs if run["name"] == "FakeListChatModel"}
-        assert guards
-        assert all(run["extra"]["metadata"]["semgrad_confidence"] == 0.9 for run in guards)
-        assert all("semgrad:accept" in run["tags"] for run in guards)
-        assert {f["run_id"] for f in server.feedback.values()} == models.keys()
-        for feedback in server.feedback.values():
-            assert feedback["trace_id"] == models[feedback["run_id"]]["trace_id"]
-            assert feedback["session_id"] == server.session_id("shop")
-        sink.close(0)
-        client.close(timeout=0)
+        yield server
+
+
+@pytest.fixture(name="client")
+def _client(server: LoopbackLangSmith) -> Iterator[langsmith.Client]:
+    """The real client."""
+    client = langsmith.Client(api_url=server.url, api_key="key")
+    yield client
+    client.close(timeout=0)
+
+
+@pytest.fixture(name="sink")
+def _sink() -> Iterator[LangSmithSink]:
+    """A sink that finds the client by itself."""
+    sink = LangSmithSink(timing=Timing(first_s=0.0, again_s=0.05))
+    yield sink
+    sink.close(0)
+
+
+@pytest.mark.parametrize("use", USES)
+@pytest.mark.parametrize("shape", [bare, parsed, wrapped])
+def test_guard_and_model_runs_say_the_confidence_however_the_chain_is_called(
+    server: LoopbackLangSmith, client: langsmith.Client, sink: LangSmithSink, shape: Callable[[Guard], Any], use: str
+) -> None:
+    """Traces of batches, asynchronous and streaming chains are read as well."""
+    chain = shape(guard_of(scores={"Paris": 0.05, "Lyon": 0.1, "Rome": 0.15}, sink=sink))
+    USES[use](chain, {"callbacks": [tracers.LangChainTracer(client=client, project_name="shop")]})
+    client.flush()
+    assert sink.drain(20)
+    runs = list(server.runs.values())
+    guards = {run["id"]: run for run in runs if is_guard(run)}
+    models = {run["id"]: run for run in runs if run["name"] == "FakeListChatModel"}
+    assert len(guards) == len(models) == (3 if "batch" in use else 1)
+    assert {f["run_id"] for f in server.feedback.values()} == models.keys()
+    for feedback in server.feedback.values():
+        guard = guards[feedback["feedback_source"]["metadata"]["__run"]["run_id"]]
+        assert guard["extra"]["metadata"]["semgrad_confidence"] == pytest.approx(feedback["score"])
+        assert {"semgrad:answered", "semgrad:accept"} <= set(guard["tags"])
+        assert feedback["trace_id"] == models[feedback["run_id"]]["trace_id"] == guard["trace_id"]
+        assert feedback["session_id"] == server.session_id("shop")
+
+
+def test_each_model_call_of_a_retry_gets_its_own_confidence(
+    server: LoopbackLangSmith, client: langsmith.Client, sink: LangSmithSink
+) -> None:
+    """The first answer was doubtful, the second was not: LangSmith shows both."""
+
+    class Passages(retrievers.BaseRetriever):
+        k: int = 1
+
+        def _get_relevant_documents(self, query: str, *, run_manager: object) -> list[Document]:
+            return [documents.Document(f"passage {n} on {query}") for n in range(self.k)]
+
+    retriever = Passages()
+    inputs = {"context": retriever, "question": runnables.RunnablePassthrough()}
+    prompt = prompts.ChatPromptTemplate.from_template("{context} {question}")
+    chain = inputs | prompt | model("wrong", "right")
+    guard = guard_of(scores={"wrong": 0.9, "right": 0.1}, decider=LadderDecider([RetryRetrieval(top_k=3)]), sink=sink)
+    guarded = adapter.SemGradGuard(guard=guard).wrap(chain, retriever=retriever)
+    guarded.invoke("q", {"callbacks": [tracers.LangChainTracer(client=client, project_name="shop")]})
+    client.flush()
+    assert sink.drain(20)
+    models = {run["id"]: run for run in server.runs.values() if run["name"] == "FakeListChatModel"}
+    said = {f["run_id"]: f["score"] for f in server.feedback.values()}
+    assert said.keys() == models.keys()
+    assert sorted(said.values()) == [pytest.approx(0.1), pytest.approx(0.9)]
+    (run,) = filter(is_guard, server.runs.values())
+    assert run["extra"]["metadata"]["semgrad_n_attempts"] == 2
+    assert run["extra"]["metadata"]["semgrad_confidence"] == pytest.approx(0.9)
+    assert {"semgrad:answered", "semgrad:retry_retrieval", "semgrad:accept"} <= set(run["tags"])
