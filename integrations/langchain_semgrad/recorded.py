@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from langchain_core.tracers import LangChainTracer
 
 if TYPE_CHECKING:
+    from langchain_core.callbacks import BaseCallbackManager
     from langchain_core.callbacks.manager import BaseRunManager
+    from langsmith import RunTree
 
 
-def recorded(manager: BaseRunManager | None) -> Any:
+def recorded(manager: BaseRunManager | BaseCallbackManager | None) -> RunTree | None:
     """Return the LangSmith run of a call, still open; `None` where nobody records it."""
+    run_id = getattr(manager, "run_id", None) or getattr(manager, "parent_run_id", None)
     for handler in manager.handlers if manager else ():
-        runs = getattr(handler, "run_map", None)
-        if getattr(handler, "project_name", None) and isinstance(runs, Mapping) and manager is not None:
-            return runs.get(str(manager.run_id))
+        if isinstance(handler, LangChainTracer):
+            return handler.run_map.get(str(run_id))
     return None

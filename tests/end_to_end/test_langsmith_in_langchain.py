@@ -154,3 +154,50 @@ def test_each_model_call_of_a_retry_gets_its_own_confidence(
     assert run["extra"]["metadata"]["semgrad_n_attempts"] == 2
     assert run["extra"]["metadata"]["semgrad_confidence"] == pytest.approx(0.9)
     assert {"semgrad:answered", "semgrad:retry_retrieval", "semgrad:accept"} <= set(run["tags"])
+
+
+@pytest.fixture(name="environment")
+def _environment(server: LoopbackLangSmith, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Tracing as most people switch it on: by environment variables alone."""
+    said = {"TRACING": "true", "ENDPOINT": server.url, "API_KEY": "key", "PROJECT": "shop"}
+    for name, value in said.items():
+        monkeypatch.setenv(f"LANGSMITH_{name}", value)
+        monkeypatch.delenv(f"LANGCHAIN_{name}", raising=False)
+    monkeypatch.setattr(langsmith.run_trees, "_CLIENT", None)
+    langsmith.utils.get_env_var.cache_clear()
+    yield
+    made = langsmith.run_trees._CLIENT
+    if made is not None:
+        made.close(timeout=0)
+    monkeypatch.undo()
+    langsmith.utils.get_env_var.cache_clear()
+
+
+@pytest.mark.usefixtures("environment")
+def test_environment_variables_alone_are_enough(server: LoopbackLangSmith, sink: LangSmithSink) -> None:
+    """No client, no tracer, no handler in the user's code."""
+    bare(guard_of(default=0.1, sink=sink)).invoke(ASKED)
+    langsmith.run_trees.get_cached_client().flush()
+    assert sink.drain(20)
+    (run,) = filter(is_guard, server.runs.values())
+    (feedback,) = server.feedback.values()
+    assert server.runs[feedback["run_id"]]["name"] == "FakeListChatModel"
+    assert feedback["trace_id"] == run["trace_id"]
+
+
+@pytest.mark.usefixtures("environment")
+@pytest.mark.parametrize("background", [True, False])
+def test_an_observed_model_call_gets_its_confidence(
+    server: LoopbackLangSmith, sink: LangSmithSink, background: bool
+) -> None:
+    """Observing is how people try the guard first, and LangSmith is where they look."""
+    handler = adapter.SemGradCallbackHandler(guard=guard_of(default=0.1, sink=sink), background=background)
+    bare_parser().invoke(ASKED, {"callbacks": [handler]})
+    model("alone").invoke("q", {"callbacks": [handler]})
+    assert handler.flush(20)
+    langsmith.run_trees.get_cached_client().flush()
+    assert sink.drain(20)
+    models = {run["id"] for run in server.runs.values() if run["name"] == "FakeListChatModel"}
+    assert len(models) == 2
+    assert {f["run_id"] for f in server.feedback.values()} == models
+    assert {f["session_id"] for f in server.feedback.values()} == {server.session_id("shop")}
