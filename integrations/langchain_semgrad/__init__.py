@@ -3,8 +3,11 @@
 - `SemGradGuard` judges the answer of the chain that it stands in; `.wrap(chain, ...)` retries and falls back as well.
 - `SemGradOutputParser` does the same as the last parser of a chain.
 - `SemGradCallbackHandler` judges and logs, and changes nothing.
+- `SemGradMiddleware` guards agents made by `create_agent` (needs the extra `agents`).
 - `SemGradChatModel` is a local model that scores its answers while it writes them.
 """
+
+from typing import TYPE_CHECKING
 
 from semgrad_guard.extras import require
 
@@ -18,6 +21,9 @@ from langchain_semgrad.output_parser import SemGradOutputParser  # noqa: E402
 from langchain_semgrad.result import GuardedAnswer  # noqa: E402
 from langchain_semgrad.retrievers import GuardedRetriever  # noqa: E402
 
+if TYPE_CHECKING:
+    from langchain_semgrad.middleware import SemGradMiddleware
+
 __all__ = [
     "GuardedAnswer",
     "GuardedChain",
@@ -25,5 +31,17 @@ __all__ = [
     "SemGradCallbackHandler",
     "SemGradChatModel",
     "SemGradGuard",
+    "SemGradMiddleware",
     "SemGradOutputParser",
 ]
+
+_OF_AGENTS = {"SemGradMiddleware": "middleware"}
+"""Names that need LangChain's agents, and where they are: imported when they are asked for."""
+
+
+def __getattr__(name: str) -> object:
+    if name not in _OF_AGENTS:
+        msg = f"module {__name__!r} has no attribute {name!r}"
+        raise AttributeError(msg)
+    require("langchain.agents", extra="agents")
+    return getattr(require(f"langchain_semgrad.{_OF_AGENTS[name]}", extra="agents"), name)

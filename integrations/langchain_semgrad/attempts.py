@@ -12,14 +12,13 @@ from langchain_core.runnables.config import patch_config
 from typing_extensions import override
 
 from langchain_semgrad.calling import Tracked
-from langchain_semgrad.convert import asks_for_tools, from_prompt, text_of, to_document, to_passage
+from langchain_semgrad.convert import asks_for_tools, from_prompt, text_of
 from langchain_semgrad.exchanges import Setting, jobs_in
-from langchain_semgrad.retrievers import asking_for, hand
+from langchain_semgrad.retrievers import hand
 from semgrad_guard.errors import FallbackFailedError, RetrievalFailedError, StepUnavailableError
 from semgrad_guard.flow import RUN_KEY
 from semgrad_guard.ports import AnswerModel
 from semgrad_guard.routing import Resources
-from semgrad_guard.routing.answer_again import wanted_passages, worth_reading
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
     from langchain_semgrad.calling import Caller
     from langchain_semgrad.exchanges import Job
     from langchain_semgrad.fallbacks import FallbackModels
+    from langchain_semgrad.finding import Finder
     from langchain_semgrad.own_model import OwnModel
     from semgrad_guard.flow import Exchange, ExchangeId, Passage, RetryRetrieval
 
@@ -41,13 +41,21 @@ REWRITE = (
 """What a rewriter is asked."""
 
 
+def reworded(rewriter: Runnable[Any, Any] | None, question: str, call: Caller, config: RunnableConfig) -> str:
+    """Return a question in other words, by a model; the question itself without one."""
+    if rewriter is None:
+        return question
+    asked = [HumanMessage(REWRITE.format(question=question))]
+    said = call(Tracked(rewriter, "semgrad_rewrite"), asked, config)
+    return (text_of(said) or "").strip().strip('"')
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """What a guarded chain may act with; the same for all calls."""
 
     chain: Runnable[Any, Any]
-    retriever: Any = None
-    retrievers: Mapping[str, Any] = field(default_factory=dict)
+    finder: Finder
     fallbacks: FallbackModels
     rewriter: Runnable[Any, Any] | None = None
     answer: Callable[[str, list[Document]], Any] | None = None
@@ -74,7 +82,6 @@ class Attempts:
     manager: BaseRunManager
     made: dict[ExchangeId, tuple[Any, Job]] = field(default_factory=dict)
     """Attempt -> what the chain gave then, and where the answer is in it."""
-    documents: dict[Passage, Document] = field(default_factory=dict)
 
     def first(self, value: Any, job: Job) -> Resources:
         """Note the first attempt and return what the policy may act with."""
@@ -87,11 +94,7 @@ class Attempts:
 
     def rewrite(self, question: str) -> str:
         """Return the question in other words, by the rewriter."""
-        if self.plan.rewriter is None:
-            return question
-        asked = [HumanMessage(REWRITE.format(question=question))]
-        said = self.call(Tracked(self.plan.rewriter, "semgrad_rewrite"), asked, self.config)
-        return (text_of(said) or "").strip().strip('"')
+        return reworded(self.plan.rewriter, question, self.call, self.config)
 
     # --- retrieving and answering again -------------------------------------------------------------------------------
 
@@ -102,7 +105,7 @@ class Attempts:
             StepUnavailableError: nothing was given by which passages could be found.
             RetrievalFailedError: there is nothing new to answer from, or the chain did not read it.
         """
-        if self.plan.retriever is None and step.retriever is None:
+        if not self.plan.finder.knows(step):
             if not step.configurable:
                 msg = (
                     "this guard knows no retriever: pass wrap(chain, retriever=retriever), or name `configurable` "
@@ -110,30 +113,9 @@ class Attempts:
                 )
                 raise StepUnavailableError(msg)
             return self._attempt(exchange, None, step.configurable)
-        found = self._retrieve(exchange, query, step)
-        passages = worth_reading(step, exchange, found)
-        return self._attempt(exchange, [self.documents.get(p) or to_document(p) for p in passages], step.configurable)
-
-    def _retrieve(self, exchange: Exchange, query: str, step: RetryRetrieval) -> list[Passage]:
-        retriever, top_k = self._retriever(step), wanted_passages(step, exchange)
         asked = self._chains_query(exchange) if query == exchange.question else query
-        if isinstance(retriever, Runnable):
-            found = self.call(asking_for(retriever, top_k), asked, self.config)
-        else:
-            found = retriever(asked, top_k)
-        passages = {to_passage(document): document for document in list(found)[:top_k]}
-        self.documents |= passages
-        return list(passages)
-
-    def _retriever(self, step: RetryRetrieval) -> Any:
-        if step.retriever is None:
-            return self.plan.retriever
-        if step.retriever not in self.plan.retrievers:
-            known = ", ".join(sorted(self.plan.retrievers)) or "none"
-            advice = f"pass retrievers={{{step.retriever!r}: retriever}}"
-            msg = f"no retriever {step.retriever!r} was given to this guard (given: {known}): {advice}"
-            raise StepUnavailableError(msg)
-        return self.plan.retrievers[step.retriever]
+        documents = self.plan.finder.find(step, exchange, asked, call=self.call, config=self.config)
+        return self._attempt(exchange, documents, step.configurable)
 
     def _chains_query(self, exchange: Exchange) -> str:
         """Return what the chain itself asked its retriever: it may have made the question independent of the chat."""

@@ -14,7 +14,7 @@ from typing_extensions import override
 from semgrad_guard.errors import RoutingError
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Callable, Coroutine, Generator
     from concurrent.futures import Future
     from uuid import UUID
 
@@ -50,11 +50,19 @@ class LoopCaller:
         Raises:
             RoutingError: the task that asked for it was cancelled.
         """
+        return self.wait_for(lambda: runnable.ainvoke(value, config))
+
+    def wait_for(self, start: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
+        """Return what a coroutine gives that runs on the loop.
+
+        Raises:
+            RoutingError: the task that asked for it was cancelled.
+        """
         with self._lock:
             if self._closed:
                 msg = "the task was cancelled"
                 raise RoutingError(msg)
-            future = asyncio.run_coroutine_threadsafe(runnable.ainvoke(value, config), self._loop)
+            future = asyncio.run_coroutine_threadsafe(start(), self._loop)
             self._under_way.add(future)
         try:
             return future.result()

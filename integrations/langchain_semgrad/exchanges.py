@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from langchain_semgrad.capture import STORE
 from langchain_semgrad.convert import documents_in, question_in, run_id_of, to_passage, to_prompt
+from langchain_semgrad.recorded import recorded
 from langchain_semgrad.values import Slot, find_answers
 from semgrad_guard.errors import PromptNotFoundError, ScoringError
 from semgrad_guard.flow import RUN_KEY, Exchange
 from semgrad_guard.telemetry.runs import RunRef
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
     from uuid import UUID
 
     from langchain_core.callbacks import BaseCallbackManager
     from langchain_core.callbacks.manager import BaseRunManager
     from langchain_core.documents import Document
 
-    from langchain_semgrad.capture import Captured
     from langchain_semgrad.own_model import OwnModel
     from langchain_semgrad.run_tree import LlmRun
     from semgrad_guard.flow import Json, Passage, Prompt
@@ -87,7 +87,7 @@ def _job(value: Any, slot: Slot | None, setting: Setting) -> Job:
     message_run = run_id_of(slot.message) if slot else None
     captured = STORE.find(setting.run_id, text, message_run_id=message_run, within=setting.within)
     run = captured.llm_run if captured else None
-    about = _about(setting, captured, run)
+    about = _about(setting, run)
     if run is None:
         error = PromptNotFoundError("among the model calls of this chain", ADVICE)
         return Job(slot, Exchange(answer=text or "", question=setting.question, **about), None, error)
@@ -123,7 +123,7 @@ def exchange_of(
         prompt=prompt,
         answer=answer,
         question=question or _asked(run),
-        passages=_passages(documents, prompt),
+        passages=passages_in(documents, prompt),
         author=run.model,
         on_policy=on_policy and unchanged,
         score=run.score if unchanged else None,
@@ -139,7 +139,7 @@ def _asked(run: LlmRun) -> str | None:
     return None if isinstance(run.prompt, str) else question_in(list(run.prompt))
 
 
-def _passages(documents: Sequence[Document], prompt: Prompt) -> tuple[Passage, ...]:
+def passages_in(documents: Sequence[Document], prompt: Prompt) -> tuple[Passage, ...]:
     """Return the retrieved texts in the prompt; all retrieved ones where the chain rewrote them beyond recognition."""
     found = tuple(map(to_passage, documents))
     read = _squeezed(prompt if isinstance(prompt, str) else "\n".join(m.content for m in prompt))
@@ -154,10 +154,10 @@ def _squeezed(text: str) -> str:
 # --- tags, metadata and the traced run --------------------------------------------------------------------------------
 
 
-def _about(setting: Setting, captured: Captured | None, run: LlmRun | None) -> dict[str, Any]:
+def _about(setting: Setting, run: LlmRun | None) -> dict[str, Any]:
     """Return tags and metadata of an exchange."""
     manager = setting.manager
-    traced = _traced(manager, run, captured) if run is not None else None
+    traced = _traced(manager, run) if run is not None else None
     return about_run(run, traced, manager.tags if manager else (), manager.metadata if manager else {})
 
 
@@ -185,17 +185,9 @@ def _is_said(key: str, value: object) -> bool:
     return not key.startswith(_OWN_METADATA) and (value is None or isinstance(value, bool | int | float | str))
 
 
-def _traced(
-    manager: BaseRunManager | BaseCallbackManager | None, run: LlmRun, captured: Captured | None
-) -> RunRef | None:
+def _traced(manager: BaseRunManager | BaseCallbackManager | None, run: LlmRun) -> RunRef | None:
     """Return the ids of the model call in LangSmith, when a tracer records this chain."""
-    for handler in manager.handlers if manager else ():
-        project, runs = getattr(handler, "project_name", None), getattr(handler, "run_map", None)
-        if project and isinstance(runs, Mapping):
-            ours = getattr(manager, "run_id", None) or getattr(manager, "parent_run_id", None)
-            parent = runs.get(str(ours))
-            root = captured.root if captured else None
-            return RunRef(
-                run_id=str(run.id), trace_id=str(getattr(parent, "trace_id", root)), session_name=str(project)
-            )
-    return None
+    ours = recorded(manager)
+    if ours is None:
+        return None
+    return RunRef(run_id=str(run.id), trace_id=str(ours.trace_id), session_name=ours.session_name)

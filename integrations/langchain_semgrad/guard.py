@@ -13,6 +13,7 @@ from langchain_semgrad.chunks import add_chunk
 from langchain_semgrad.convert import asks_for_tools
 from langchain_semgrad.exchanges import Setting, jobs_in
 from langchain_semgrad.fallbacks import FallbackModels
+from langchain_semgrad.finding import Finder
 from langchain_semgrad.guarded_chain import GuardedChain
 from langchain_semgrad.judging import Work, annotation, judge_all, one_or_raise
 from langchain_semgrad.retrievers import GuardedRetriever, RetrieverLike, WithTopK
@@ -124,8 +125,7 @@ class SemGradGuard(Runnable[Any, Any]):
             refuse_memory(chain)
         plan = Plan(
             chain=chain,
-            retriever=retriever,
-            retrievers=dict(retrievers or {}),
+            finder=Finder(retriever=retriever, retrievers=dict(retrievers or {})),
             fallbacks=FallbackModels(fallbacks),
             rewriter=rewriter or self._llm,
             answer=answer,
@@ -171,7 +171,7 @@ class SemGradGuard(Runnable[Any, Any]):
         if asks_for_tools(value):
             return Work(value, ())
         setting = Setting(run_manager.run_id, run_manager, key=self._settings.answer_key, own_model=self._own_model)
-        return Work(value, jobs_in(value, setting))
+        return Work(value, jobs_in(value, setting), manager=run_manager)
 
     # --- many values --------------------------------------------------------------------------------------------------
 

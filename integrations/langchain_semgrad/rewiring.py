@@ -114,6 +114,6 @@ def refuse_memory(chain: Any) -> None:
     if getattr(chain, "checkpointer", None):
         msg = (
             "a graph with a checkpointer remembers every answer, also one that is not good enough: guard it inside, "
-            "with SemGradMiddleware or GuardNode"
+            "with SemGradMiddleware or SemGradNode"
         )
         raise NotGuardableError(msg)

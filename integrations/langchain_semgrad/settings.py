@@ -36,12 +36,17 @@ class Settings:
 
     def __post_init__(self) -> None:
         """Refuse unknown words at once, not at the first answer."""
-        _check("output", self.output, get_args(Output))
-        _check("stream", self.stream, (None, *get_args(StreamMode)))
-        _check("on_withheld", self.on_withheld, get_args(OnWithheld))
+        check_option("output", self.output, get_args(Output))
+        check_option("stream", self.stream, (None, *get_args(StreamMode)))
+        check_option("on_withheld", self.on_withheld, get_args(OnWithheld))
 
 
-def _check(option: str, value: object, allowed: tuple[object, ...]) -> None:
+def check_option(option: str, value: object, allowed: tuple[object, ...]) -> None:
+    """Refuse a value that an option does not know.
+
+    Raises:
+        OptionError: it is not among the allowed ones.
+    """
     if value not in allowed:
         raise OptionError(option, value, ", ".join(map(repr, allowed)))
 

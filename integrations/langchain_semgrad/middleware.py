@@ -1,0 +1,235 @@
+"""`SemGradMiddleware`: the guard in agents made by LangChain's `create_agent`."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NotRequired
+from uuid import uuid4
+
+from langchain.agents.middleware import AgentMiddleware, AgentState, ExtendedModelResponse, ModelResponse, hook_config
+from langchain.agents.middleware.types import PrivateStateAttr
+from langchain_core.messages import AIMessage
+from langchain_core.runnables.config import ensure_config
+from langgraph.types import Command
+from typing_extensions import override
+
+from langchain_semgrad.agent_answers import final_answer
+from langchain_semgrad.agent_attempts import AgentAttempts, AgentPlan, answer_in, read_by
+from langchain_semgrad.calling import call_here, on_this_loop
+from langchain_semgrad.fallbacks import FallbackModels
+from langchain_semgrad.finding import Finder
+from langchain_semgrad.result import findings
+from langchain_semgrad.review_interrupt import (
+    InterruptQueue,
+    NoCheckpointQueue,
+    ask_person,
+    has_checkpointer,
+    held_answer,
+    settled_text,
+)
+from langchain_semgrad.settings import OnWithheld, Settings, StreamMode, build_guard, check_option
+from langchain_semgrad.values import METADATA_KEY, Slot, with_answer
+from semgrad_guard.errors import LowConfidenceError
+from semgrad_guard.flow import Status
+from semgrad_guard.guard import Guard
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping
+    from pathlib import Path
+
+    from langchain.agents.middleware import ModelRequest
+    from langchain_core.runnables import Runnable
+    from langgraph.runtime import Runtime
+
+    from langchain_semgrad.calling import Caller
+    from langchain_semgrad.retrievers import RetrieverLike
+    from semgrad_guard.flow import Outcome
+    from semgrad_guard.ports import Scorer
+
+Review = Literal["interrupt", "queue", "both"]
+"""How a person is asked: the graph stops, the policy's queue takes the answer, or both."""
+
+
+class SemGradState(AgentState[Any]):
+    """What the guard adds to an agent's state."""
+
+    semgrad: NotRequired[dict[str, Any]]
+    """The findings about the last final answer."""
+    semgrad_held: NotRequired[Annotated[dict[str, Any] | None, PrivateStateAttr]]
+    """The answer that waits for a person; only while the graph is stopped for it."""
+    semgrad_ends: NotRequired[Annotated[bool, PrivateStateAttr]]
+    """Whether the agent ends here although a structured answer is missing: it was held back."""
+
+
+class SemGradMiddleware(AgentMiddleware[SemGradState, Any, Any]):
+    """Judges the final answers of an agent and carries out the policy; requests for tools pass untouched.
+
+    The answer is judged around the model's call, so a retry or fallback happens before anything reaches the state. A
+    person is asked after it: the graph stops with an interrupt and, resumed by `Command(resume={"type": "approve"})`,
+    `{"type": "edit", "answer": "..."}` or `{"type": "reject"}`, goes on without calling the model again.
+
+    While answers are buffered, `stream_mode="messages"` shows final texts only. What it cannot hide: `astream_events`
+    and callbacks see every token as it is made, and `values` and `updates` show an answer that waits for a person to
+    whoever handles the interrupt.
+
+    Args:
+        llm: the agent's model, when it is local: its own weights score its answers.
+        policy: a policy file or its content; the policy that ships with the package when left out.
+        model: another scoring model.
+        scorer: a ready scorer.
+        guard: a ready guard, in place of policy, model and scorer.
+        retriever: finds passages for `retry_retrieval`; they are shown to the model in its system message.
+        retrievers: other retrievers by the name that the policy uses.
+        fallbacks: chat models by the name that the policy uses; `provider:model` names need no entry.
+        rewriter: model that rewords the question for retrieval.
+        review: `"interrupt"` stops the graph for a person, `"queue"` stores the answer in the policy's review queue and
+            gives the pending message, `"both"` does both. `None` stops the graph where it has a checkpointer and uses
+            the queue elsewhere. Without a checkpointer nothing can go on after a stop, so the answer is held back then.
+        stream: `"buffer"` or `"annotate"`, which lets tokens pass before they are judged.
+        on_withheld: `"message"` gives the policy's message; `"raise"` raises `LowConfidenceError` inside the model's
+            call, where a `ModelFallbackMiddleware` listed before this one asks its own models.
+
+    Example:
+        >>> agent = create_agent(model, tools, middleware=[SemGradMiddleware(policy="policy.yaml")])  # doctest: +SKIP
+    """
+
+    state_schema = SemGradState
+
+    def __init__(  # noqa: PLR0913 - what users set, each by its own word
+        self,
+        llm: object | None = None,
+        *,
+        policy: str | Path | Mapping[str, object] | None = None,
+        model: object | None = None,
+        scorer: Scorer | None = None,
+        guard: Guard | None = None,
+        retriever: Runnable[Any, Any] | None = None,
+        retrievers: Mapping[str, RetrieverLike] | None = None,
+        fallbacks: Mapping[str, Runnable[Any, Any]] | None = None,
+        rewriter: Runnable[Any, Any] | None = None,
+        review: Review | None = None,
+        stream: StreamMode = "buffer",
+        on_withheld: OnWithheld = "message",
+    ) -> None:
+        super().__init__()
+        check_option("review", review, (None, "interrupt", "queue", "both"))
+        self._review = review
+        self._settings = Settings(stream=stream, on_withheld=on_withheld)
+        self._guard, own_model = build_guard(llm, policy=policy, model=model, scorer=scorer, guard=guard)
+        self._plan = AgentPlan(
+            finder=Finder(retriever=retriever, retrievers=dict(retrievers or {})),
+            fallbacks=FallbackModels(fallbacks),
+            rewriter=rewriter,
+            own_model=own_model,
+            buffered=stream == "buffer",
+        )
+
+    # --- around the model's call --------------------------------------------------------------------------------------
+
+    @override
+    def wrap_model_call(
+        self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], ModelResponse[Any]]
+    ) -> ModelResponse[Any] | ExtendedModelResponse[Any]:
+        """Return the model's response, guarded.
+
+        Raises:
+            LowConfidenceError: the answer was held back and `on_withheld` is `"raise"`.
+        """
+        attempts = self._attempts(request, handler, call_here)
+        return self._guarded(attempts, handler(attempts.quiet(request)))
+
+    @override
+    async def awrap_model_call(
+        self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], Awaitable[ModelResponse[Any]]]
+    ) -> ModelResponse[Any] | ExtendedModelResponse[Any]:
+        """Same as `wrap_model_call`; models run on the event loop, the judging in a worker thread."""
+        with on_this_loop() as call:
+
+            def ask(request: ModelRequest[Any]) -> ModelResponse[Any]:
+                response: ModelResponse[Any] = call.wait_for(lambda: _awaited(handler(request)))
+                return response
+
+            attempts = self._attempts(request, ask, call)
+            response = await handler(attempts.quiet(request))
+            return await asyncio.to_thread(self._guarded, attempts, response)
+
+    def _attempts(
+        self, request: ModelRequest[Any], ask: Callable[[ModelRequest[Any]], ModelResponse[Any]], call: Caller
+    ) -> AgentAttempts:
+        return AgentAttempts(self._plan, request, ask, call, ensure_config())
+
+    def _guarded(
+        self, attempts: AgentAttempts, response: ModelResponse[Any]
+    ) -> ModelResponse[Any] | ExtendedModelResponse[Any]:
+        message = answer_in(response)
+        if message is None:
+            return response
+        job = final_answer(message, read_by(attempts.request), own_model=self._plan.own_model)
+        attempts.made[job.exchange.id] = response
+        interrupts = self._interrupts()
+        outcome = self._guard_for(interrupts=interrupts).run(job.exchange, attempts.resources())
+        if attempts.stopped_by is not None:
+            raise attempts.stopped_by
+        pending = interrupts and outcome.status is Status.PENDING
+        if outcome.withheld and not pending and self._settings.on_withheld == "raise":
+            raise LowConfidenceError(outcome.decision, outcome)
+        return _settled(attempts, outcome, held=pending)
+
+    # --- a person -----------------------------------------------------------------------------------------------------
+
+    def _interrupts(self) -> bool:
+        """Tell whether the graph is stopped for a person."""
+        return self._review in {"interrupt", "both"} or (self._review is None and has_checkpointer())
+
+    def _guard_for(self, *, interrupts: bool) -> Guard:
+        if not interrupts:
+            return self._guard
+        parts = self._guard.parts
+        if not has_checkpointer():
+            return Guard(replace(parts, queue=NoCheckpointQueue()))
+        return Guard(replace(parts, queue=InterruptQueue(parts.queue if self._review == "both" else None)))
+
+    @hook_config(can_jump_to=["end"])
+    @override
+    def after_model(self, state: SemGradState, runtime: Runtime[Any]) -> dict[str, Any] | None:
+        """Ask a person about an answer that waits, and put what they decide in its place."""
+        held, message = state.get("semgrad_held"), state["messages"][-1] if state["messages"] else None
+        ends = {"jump_to": "end"} if state.get("semgrad_ends") else {}
+        if not held or message is None or message.id != held["message_id"]:
+            return ends or None
+        text, status = settled_text(ask_person(held), held, self._guard.parts.abstain_message)
+        found = {**state.get("semgrad", {}), "status": status.value, "withheld": status is Status.ABSTAINED}
+        changed = with_answer(message, Slot((), str(message.text), message), text, found)
+        return {"messages": [changed], "semgrad": found, "semgrad_held": None, **ends}
+
+    @hook_config(can_jump_to=["end"])
+    @override
+    async def aafter_model(self, state: SemGradState, runtime: Runtime[Any]) -> dict[str, Any] | None:
+        """Same as `after_model`, which waits for nothing."""
+        return self.after_model(state, runtime)
+
+
+async def _awaited(response: Awaitable[ModelResponse[Any]]) -> ModelResponse[Any]:
+    return await response
+
+
+def _settled(attempts: AgentAttempts, outcome: Outcome, *, held: bool) -> ExtendedModelResponse[Any]:
+    """Return the response of the chosen attempt with the outcome's text in it, and what the state must know."""
+    response = attempts.made[outcome.exchange.id]
+    message, found = answer_in(response) or AIMessage(""), findings(outcome)
+    same = outcome.text == outcome.exchange.answer
+    text = str(message.text) if same else outcome.text
+    changed = with_answer(message, Slot((), str(message.text), message), text, found)
+    update: dict[str, Any] = {} if same else {"tool_calls": [], "invalid_tool_calls": []}
+    changed = changed.model_copy(update={**update, "id": changed.id or str(uuid4())})
+    result = [changed if part is message else part for part in response.result] if same else [changed]
+    command: Command[Any] = Command(
+        update={
+            METADATA_KEY: found,
+            "semgrad_held": held_answer(outcome, str(changed.id)) if held else None,
+            # An agent that owes a structured answer asks its model for ever, unless it is told that this was all.
+            "semgrad_ends": not same and attempts.request.response_format is not None,
+        }
+    )
+    return ExtendedModelResponse(ModelResponse(result, response.structured_response if same else None), command)

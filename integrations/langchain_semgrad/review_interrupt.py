@@ -1,0 +1,172 @@
+"""A person's verdict on an agent's answer, by LangGraph's interrupt: the graph stops, and goes on when resumed."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal
+
+from langgraph.config import get_config
+from langgraph.types import interrupt
+from pydantic import BaseModel, ConfigDict, model_validator
+
+from semgrad_guard.errors import StepUnavailableError
+from semgrad_guard.flow import Json, Outcome, ReviewId, Status
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from semgrad_guard.flow import Attempt, Decision, Exchange, Ruling
+    from semgrad_guard.ports import ReviewQueue
+
+ACTION_NAME = "semgrad_answer"
+"""Name of the action that reviewers see, in the vocabulary of LangChain's human-in-the-loop middleware."""
+_CHECKPOINTER = "__pregel_checkpointer"
+"""Where LangGraph tells its nodes which checkpointer keeps their state."""
+
+
+class ReviewResponse(BaseModel):
+    """What a graph is resumed with: `Command(resume={"type": "approve"})`, or that inside `{"decisions": [...]}`."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    type: Literal["approve", "edit", "reject", "respond"]
+    answer: str | None = None
+    """The answer to give, for `edit` and `respond`."""
+    message: str | None = None
+    """The reviewer's reason, for `reject`."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read(cls, said: Any) -> Any:
+        return _unpacked(said)
+
+    @model_validator(mode="after")
+    def _holds_an_answer(self) -> ReviewResponse:
+        if self.type in {"edit", "respond"} and not self.answer:
+            msg = f"{self.type!r} needs the text to give: {{'type': {self.type!r}, 'answer': '...'}}"
+            raise ValueError(msg)
+        return self
+
+
+def _unpacked(said: Any) -> Any:
+    """Return a verdict in our words, from the shapes that review tools send."""
+    if isinstance(said, str):
+        return {"type": said}
+    if not isinstance(said, Mapping):
+        return said
+    if said.get("decisions"):
+        return _unpacked(said["decisions"][0])
+    args = (said.get("edited_action") or {}).get("args") or {}
+    answer = said.get("answer") or args.get("answer")
+    if answer is None and said.get("type") == "respond":
+        answer = said.get("message")
+    return {**said, "answer": answer}
+
+
+class InterruptQueue:
+    """A queue that keeps nothing itself: the graph's checkpoint holds the answer until a person decides.
+
+    Args:
+        inner: a real queue that gets every answer as well, so it is seen there.
+    """
+
+    def __init__(self, inner: ReviewQueue | None = None) -> None:
+        """Keep the real queue."""
+        self._inner = inner
+
+    def submit(self, exchange: Exchange, decision: Decision, attempts: Sequence[Attempt] = ()) -> ReviewId:
+        """Return the id under which the answer waits."""
+        if self._inner is not None:
+            return self._inner.submit(exchange, decision, attempts)
+        return ReviewId(f"interrupt-{exchange.id}")
+
+    def wait(self, review_id: ReviewId, timeout_s: float) -> Ruling | None:  # noqa: ARG002 - the protocol's arguments
+        """Return nothing: the graph is stopped instead of waiting."""
+        return None
+
+
+class NoCheckpointQueue:
+    """The queue of a graph that should stop for a person but has no checkpointer: it takes nothing, and says why."""
+
+    def submit(self, *_: object) -> ReviewId:
+        """Refuse the answer.
+
+        Raises:
+            StepUnavailableError: always.
+        """
+        msg = (
+            "the graph has no checkpointer, so it cannot stop for a person and go on: compile it with one, as in "
+            "create_agent(..., checkpointer=InMemorySaver()), or choose review='queue'"
+        )
+        raise StepUnavailableError(msg)
+
+    def wait(self, review_id: ReviewId, timeout_s: float) -> Ruling | None:  # noqa: ARG002 - the protocol's arguments
+        """Return nothing."""
+        return None
+
+
+def has_checkpointer() -> bool:
+    """Tell whether the running graph can stop and go on: without a checkpointer an interrupt would lose the answer."""
+    try:
+        return get_config().get("configurable", {}).get(_CHECKPOINTER) is not None
+    except RuntimeError:  # outside of a graph
+        return False
+
+
+def held_answer(outcome: Outcome, message_id: str) -> dict[str, Json] | None:
+    """Return what must be kept to ask a person later; `None` when nobody is to be asked.
+
+    Args:
+        outcome: how the question ended.
+        message_id: the message in whose place the pending message stands.
+    """
+    if outcome.status is not Status.PENDING:
+        return None
+    return {
+        "message_id": message_id,
+        "answer": outcome.exchange.answer,
+        "question": outcome.exchange.question,
+        "confidence": outcome.confidence,
+        "rule": outcome.decision.rule,
+        "why": outcome.decision.why,
+        "review_id": outcome.review_id,
+    }
+
+
+def ask_person(held: Mapping[str, Json]) -> ReviewResponse:
+    """Stop the graph until a person has decided; when it is resumed, return the verdict.
+
+    Raises:
+        pydantic.ValidationError: the graph was resumed with something else than a verdict; it can be resumed again.
+    """
+    shown = {key: value for key, value in held.items() if key != "message_id"}
+    request = {
+        "action_requests": [
+            {
+                "name": ACTION_NAME,
+                "args": shown,
+                "description": f"Is this answer right? {held.get('why') or ''}".strip(),
+            }
+        ],
+        "review_configs": [{"action_name": ACTION_NAME, "allowed_decisions": ["approve", "edit", "reject"]}],
+    }
+    ask: Any = interrupt
+    if "response_schema" in inspect.signature(interrupt).parameters:
+        return ReviewResponse.model_validate(ask(request, response_schema=ReviewResponse))
+    return ReviewResponse.model_validate(ask(request))
+
+
+def settled_text(verdict: ReviewResponse, held: Mapping[str, Json], abstain: str) -> tuple[str, Status]:
+    """Return what the user gets after a verdict, and what kind of text it is.
+
+    Args:
+        verdict: what the person decided.
+        held: the answer that was held back.
+        abstain: message in the place of a rejected answer.
+    """
+    if verdict.type == "approve":
+        return str(held["answer"]), Status.REVIEWED
+    if verdict.answer and verdict.type in {"edit", "respond"}:
+        return verdict.answer, Status.REVIEWED
+    return abstain, Status.ABSTAINED
