@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from semgrad_guard.calibration.curve_fitting import edge, fit_curve
+from semgrad_guard.calibration.curve_fitting import edge, fit_curve, fit_platt
 from semgrad_guard.calibration.folds import grouped_folds
 from semgrad_guard.calibration.fused import FusedModel, fit_fused
-from semgrad_guard.calibration.metrics import auroc
+from semgrad_guard.calibration.metrics import auroc, log_loss
 from semgrad_guard.calibration.wording import direction_of
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from semgrad_guard.calibration.curve_fitting import CalibratorName, FittedCurve
     from semgrad_guard.calibration.labels import Labels
 
-RIDGES = (1e-3, 1e-2, 3e-2, 1e-1, 3e-1)
+RIDGES = (1e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)
 """Penalties tried for the fused model; the one of lowest cross-validated log-loss is kept."""
 MIN_FUSED = 50
 """Below this many labels a fused model is not better than the best single score."""
@@ -116,6 +116,10 @@ def _tuned(labels: Labels, plan: Plan) -> tuple[float, NDArray[np.float64]]:
         train = labels.take(~test)
         for ridge in RIDGES:
             margins[ridge][test] = _fit_model(train, plan, ridge).margins(labels.signals[test])
-    losses = {ridge: np.mean(np.logaddexp(0.0, m) - labels.correct * m) for ridge, m in margins.items()}
-    best = min(RIDGES, key=losses.__getitem__)
+    best = min(RIDGES, key=lambda ridge: _recalibrated_loss(margins[ridge], labels.correct))
     return best, margins[best]
+
+
+def _recalibrated_loss(margins: NDArray[np.float64], correct: NDArray[np.float64]) -> float:
+    """Return the log-loss after Platt scaling: a penalty shrinks margins, which the calibration curve undoes anyway."""
+    return log_loss(fit_platt(margins, correct).probabilities(margins), correct)
