@@ -3,7 +3,7 @@
 - `SemGradGuard` judges the answer of the chain that it stands in; `.wrap(chain, ...)` retries and falls back as well.
 - `SemGradOutputParser` does the same as the last parser of a chain.
 - `SemGradCallbackHandler` judges and logs, and changes nothing.
-- `SemGradMiddleware` guards agents made by `create_agent` (needs the extra `agents`).
+- `SemGradMiddleware` guards agents made by `create_agent`, `SemGradNode` hand-built graphs (extra `agents`).
 - `SemGradChatModel` is a local model that scores its answers while it writes them.
 """
 
@@ -22,6 +22,7 @@ from langchain_semgrad.result import GuardedAnswer  # noqa: E402
 from langchain_semgrad.retrievers import GuardedRetriever  # noqa: E402
 
 if TYPE_CHECKING:
+    from langchain_semgrad.graph_node import SemGradGraphState, SemGradNode
     from langchain_semgrad.middleware import SemGradMiddleware
 
 __all__ = [
@@ -30,12 +31,14 @@ __all__ = [
     "GuardedRetriever",
     "SemGradCallbackHandler",
     "SemGradChatModel",
+    "SemGradGraphState",
     "SemGradGuard",
     "SemGradMiddleware",
+    "SemGradNode",
     "SemGradOutputParser",
 ]
 
-_OF_AGENTS = {"SemGradMiddleware": "middleware"}
+_OF_AGENTS = {"SemGradMiddleware": "middleware", "SemGradNode": "graph_node", "SemGradGraphState": "graph_node"}
 """Names that need LangChain's agents, and where they are: imported when they are asked for."""
 
 

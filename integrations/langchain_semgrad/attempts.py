@@ -108,8 +108,8 @@ class Attempts:
         if not self.plan.finder.knows(step):
             if not step.configurable:
                 msg = (
-                    "this guard knows no retriever: pass wrap(chain, retriever=retriever), or name `configurable` "
-                    "fields in the policy's retry_retrieval for a chain that owns its retriever"
+                    "this guard knows no retriever: pass retriever=retriever, as in wrap(chain, retriever=retriever), "
+                    "or name `configurable` fields in the policy's retry_retrieval for a chain that owns its retriever"
                 )
                 raise StepUnavailableError(msg)
             return self._attempt(exchange, None, step.configurable)

@@ -19,6 +19,7 @@ from langchain_core.tracers.context import register_configure_hook
 from typing_extensions import override
 
 from langchain_semgrad.convert import question_in, result_score, result_text
+from langchain_semgrad.recorded import traced_above
 from langchain_semgrad.run_tree import LlmRun, Retrieval, RunTree, choose
 
 if TYPE_CHECKING:
@@ -124,6 +125,7 @@ class RunStore:
             return tree is not None and any((run.text or "").strip() == text.strip() for run in tree.llm_runs)
 
     def _start(self, run_id: UUID, parent: UUID | None, question: str | None) -> RunTree:
+        parent = self._known(parent)
         tree = self._tree_of.get(parent) if parent else None
         if tree is None:
             tree = self._trees[run_id] = RunTree(run_id)
@@ -135,6 +137,12 @@ class RunStore:
         if question:
             tree.questions[run_id] = question
         return tree
+
+    def _known(self, parent: UUID | None) -> UUID | None:
+        """Return the nearest run above that LangChain reported: LangSmith traces functions in between by itself."""
+        if parent is None or parent in self._tree_of:
+            return parent
+        return next((run_id for run_id in traced_above(parent) if run_id in self._tree_of), None)
 
     def _forget(self, root: UUID) -> None:
         for run_id in self._trees.pop(root).parents:

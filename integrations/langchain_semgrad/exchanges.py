@@ -51,6 +51,17 @@ class Job:
     query: str | None = None
     """What the chain's retriever was asked; `None` where it was not called."""
 
+    def with_context(self, question: str | None, documents: Sequence[Document]) -> Job:
+        """Return the job with a question and passages where they are known better.
+
+        Args:
+            question: the question; `None` leaves it as it is.
+            documents: what was retrieved, where the exchange names no passages yet.
+        """
+        exchange = self.exchange
+        passages = exchange.passages or passages_in(documents, exchange.prompt)
+        return replace(self, exchange=replace(exchange, question=question or exchange.question, passages=passages))
+
 
 @dataclass(frozen=True, slots=True)
 class Setting:

@@ -57,6 +57,12 @@ def judge_all(guard: Guard, works: Sequence[Work], settings: Settings) -> list[A
     return [_given(work.after(found), found, settings) for work, found in zip(works, outcomes, strict=True)]
 
 
+def outcome_of(guard: Guard, work: Work) -> Outcome:
+    """Return the outcome of the only answer in a value."""
+    ((outcome,),) = _outcomes(guard, [work])
+    return outcome
+
+
 def one_or_raise(given: list[Any]) -> Any:
     """Return the only value of a list.
 

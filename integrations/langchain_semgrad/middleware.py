@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NotRequired
+from typing import TYPE_CHECKING, Annotated, Any, NotRequired
 from uuid import uuid4
 
 from langchain.agents.middleware import AgentMiddleware, AgentState, ExtendedModelResponse, ModelResponse, hook_config
@@ -21,18 +20,18 @@ from langchain_semgrad.fallbacks import FallbackModels
 from langchain_semgrad.finding import Finder
 from langchain_semgrad.result import findings
 from langchain_semgrad.review_interrupt import (
-    InterruptQueue,
-    NoCheckpointQueue,
+    REVIEWS,
+    Review,
     ask_person,
-    has_checkpointer,
+    guard_for,
     held_answer,
     settled_text,
+    stops,
 )
 from langchain_semgrad.settings import OnWithheld, Settings, StreamMode, build_guard, check_option
 from langchain_semgrad.values import METADATA_KEY, Slot, with_answer
 from semgrad_guard.errors import LowConfidenceError
 from semgrad_guard.flow import Status
-from semgrad_guard.guard import Guard
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -45,10 +44,8 @@ if TYPE_CHECKING:
     from langchain_semgrad.calling import Caller
     from langchain_semgrad.retrievers import RetrieverLike
     from semgrad_guard.flow import Outcome
+    from semgrad_guard.guard import Guard
     from semgrad_guard.ports import Scorer
-
-Review = Literal["interrupt", "queue", "both"]
-"""How a person is asked: the graph stops, the policy's queue takes the answer, or both."""
 
 
 class SemGradState(AgentState[Any]):
@@ -113,7 +110,7 @@ class SemGradMiddleware(AgentMiddleware[SemGradState, Any, Any]):
         on_withheld: OnWithheld = "message",
     ) -> None:
         super().__init__()
-        check_option("review", review, (None, "interrupt", "queue", "both"))
+        check_option("review", review, REVIEWS)
         self._review = review
         self._settings = Settings(stream=stream, on_withheld=on_withheld)
         self._guard, own_model = build_guard(llm, policy=policy, model=model, scorer=scorer, guard=guard)
@@ -167,28 +164,15 @@ class SemGradMiddleware(AgentMiddleware[SemGradState, Any, Any]):
             return response
         job = final_answer(message, read_by(attempts.request), own_model=self._plan.own_model)
         attempts.made[job.exchange.id] = response
-        interrupts = self._interrupts()
-        outcome = self._guard_for(interrupts=interrupts).run(job.exchange, attempts.resources())
+        outcome = guard_for(self._guard, self._review).run(job.exchange, attempts.resources())
         if attempts.stopped_by is not None:
             raise attempts.stopped_by
-        pending = interrupts and outcome.status is Status.PENDING
+        pending = stops(self._review) and outcome.status is Status.PENDING
         if outcome.withheld and not pending and self._settings.on_withheld == "raise":
             raise LowConfidenceError(outcome.decision, outcome)
         return _settled(attempts, outcome, held=pending)
 
     # --- a person -----------------------------------------------------------------------------------------------------
-
-    def _interrupts(self) -> bool:
-        """Tell whether the graph is stopped for a person."""
-        return self._review in {"interrupt", "both"} or (self._review is None and has_checkpointer())
-
-    def _guard_for(self, *, interrupts: bool) -> Guard:
-        if not interrupts:
-            return self._guard
-        parts = self._guard.parts
-        if not has_checkpointer():
-            return Guard(replace(parts, queue=NoCheckpointQueue()))
-        return Guard(replace(parts, queue=InterruptQueue(parts.queue if self._review == "both" else None)))
 
     @hook_config(can_jump_to=["end"])
     @override

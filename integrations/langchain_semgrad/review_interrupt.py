@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from langgraph.config import get_config
@@ -12,12 +13,17 @@ from pydantic import BaseModel, ConfigDict, model_validator
 
 from semgrad_guard.errors import StepUnavailableError
 from semgrad_guard.flow import Json, Outcome, ReviewId, Status
+from semgrad_guard.guard import Guard
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from semgrad_guard.flow import Attempt, Decision, Exchange, Ruling
     from semgrad_guard.ports import ReviewQueue
+
+Review = Literal["interrupt", "queue", "both"]
+"""How a person is asked: the graph stops, the policy's queue takes the answer, or both."""
+REVIEWS = (None, "interrupt", "queue", "both")
 
 ACTION_NAME = "semgrad_answer"
 """Name of the action that reviewers see, in the vocabulary of LangChain's human-in-the-loop middleware."""
@@ -112,6 +118,21 @@ def has_checkpointer() -> bool:
         return get_config().get("configurable", {}).get(_CHECKPOINTER) is not None
     except RuntimeError:  # outside of a graph
         return False
+
+
+def stops(review: Review | None) -> bool:
+    """Tell whether the graph is stopped for a person; `None` stops it where it can go on afterwards."""
+    return review in {"interrupt", "both"} or (review is None and has_checkpointer())
+
+
+def guard_for(guard: Guard, review: Review | None) -> Guard:
+    """Return the guard with a queue that fits how a person is asked."""
+    if not stops(review):
+        return guard
+    parts = guard.parts
+    if not has_checkpointer():
+        return Guard(replace(parts, queue=NoCheckpointQueue()))
+    return Guard(replace(parts, queue=InterruptQueue(parts.queue if review == "both" else None)))
 
 
 def held_answer(outcome: Outcome, message_id: str) -> dict[str, Json] | None:

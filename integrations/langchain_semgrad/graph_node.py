@@ -1,0 +1,205 @@
+"""`SemGradNode`: the guard as a node of a hand-built LangGraph graph, and the node that asks a person."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+from langchain_core.messages import AIMessage, BaseMessage
+from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda
+from langchain_core.runnables.config import patch_config
+from typing_extensions import TypedDict, override
+
+from langchain_semgrad.agent_answers import final_answer
+from langchain_semgrad.attempts import Attempts, Plan
+from langchain_semgrad.calling import call_here, on_this_loop
+from langchain_semgrad.convert import asks_for_tools, documents_in, question_in
+from langchain_semgrad.exchanges import Job, Setting, jobs_in
+from langchain_semgrad.fallbacks import FallbackModels
+from langchain_semgrad.finding import Finder
+from langchain_semgrad.judging import Work, outcome_of
+from langchain_semgrad.result import findings
+from langchain_semgrad.review_interrupt import REVIEWS, Review, ask_person, guard_for, held_answer, settled_text, stops
+from langchain_semgrad.settings import build_guard, check_option
+from langchain_semgrad.values import METADATA_KEY, Slot, with_answer
+from semgrad_guard.errors import NotGuardableError, StepUnavailableError
+from semgrad_guard.flow import Status
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+    from langchain_core.callbacks.manager import BaseRunManager
+    from langchain_core.documents import Document
+
+    from langchain_semgrad.calling import Caller
+    from langchain_semgrad.retrievers import RetrieverLike
+    from semgrad_guard.flow import Outcome
+    from semgrad_guard.guard import Guard
+    from semgrad_guard.ports import Scorer
+
+HELD_KEY = "semgrad_held"
+"""Key of the state under which an answer waits for a person."""
+
+
+class SemGradGraphState(TypedDict, total=False):
+    """What the guard adds to a graph's state: `class State(MessagesState, SemGradGraphState): ...`."""
+
+    semgrad: dict[str, Any]
+    """The findings about the last answer: `status`, `action`, `confidence` and so on, for conditional edges."""
+    semgrad_held: dict[str, Any] | None
+    """The answer that waits for a person."""
+
+
+class SemGradNode(Runnable[Any, Any]):
+    """Judges the answer in a graph's state and puts what the caller may see in its place.
+
+    The prompt is that of the model call of an earlier node of the same run; where it was not seen, as after a restart,
+    it is the messages before the answer. A person is asked by a node of its own, because LangGraph runs a node again
+    from its start when the graph goes on: add `node.review` behind this node.
+
+    Args:
+        llm: the graph's model, when it is local: its own weights score its answers.
+        policy: a policy file or its content; the policy that ships with the package when left out.
+        model: another scoring model.
+        scorer: a ready scorer.
+        guard: a ready guard, in place of policy, model and scorer.
+        answer_key: key of the state that holds the answer: messages, of which the last one is judged, or a text.
+        question_key: key of the state that holds the question; `question`, `input`, `query` and the last human message
+            are found by themselves.
+        retriever: finds passages for `retry_retrieval`.
+        retrievers: other retrievers by the name that the policy uses.
+        answer: function of question and documents that answers again.
+        fallbacks: models by the name that the policy uses.
+        rewriter: model that rewords the question for retrieval.
+        review: `"interrupt"`, `"queue"` or `"both"`; `None` interrupts where the graph has a checkpointer.
+
+    Example:
+        >>> node = SemGradNode(policy="policy.yaml")  # doctest: +SKIP
+        >>> builder.add_node("guard", node)  # doctest: +SKIP
+        >>> builder.add_node("review", node.review)  # doctest: +SKIP
+        >>> builder.add_edge("guard", "review")  # doctest: +SKIP
+    """
+
+    def __init__(  # noqa: PLR0913 - what users set, each by its own word
+        self,
+        llm: object | None = None,
+        *,
+        policy: str | Path | Mapping[str, object] | None = None,
+        model: object | None = None,
+        scorer: Scorer | None = None,
+        guard: Guard | None = None,
+        answer_key: str = "messages",
+        question_key: str | None = None,
+        retriever: Runnable[Any, Any] | None = None,
+        retrievers: Mapping[str, RetrieverLike] | None = None,
+        answer: Callable[[str, list[Document]], Any] | None = None,
+        fallbacks: Mapping[str, Runnable[Any, Any]] | None = None,
+        rewriter: Runnable[Any, Any] | None = None,
+        review: Review | None = None,
+    ) -> None:
+        check_option("review", review, REVIEWS)
+        self.name = "semgrad_node"
+        self._guard, own_model = build_guard(llm, policy=policy, model=model, scorer=scorer, guard=guard)
+        self._answer_key, self._question_key, self._review = answer_key, question_key, review
+        self._plan = Plan(
+            chain=RunnableLambda(_cannot_answer),
+            finder=Finder(retriever=retriever, retrievers=dict(retrievers or {})),
+            fallbacks=FallbackModels(fallbacks),
+            rewriter=rewriter,
+            answer=answer,
+            own_model=own_model,
+        )
+
+    @override
+    def invoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> dict[str, Any]:
+        """Return the update of the state.
+
+        Raises:
+            NotGuardableError: there is no answer under the key.
+        """
+        update: dict[str, Any] = self._call_with_config(self._invoke, input, config)
+        return update
+
+    @override
+    async def ainvoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> dict[str, Any]:
+        """Same as `invoke`; retriever and models are called on the event loop, the rest in a worker thread."""
+        update: dict[str, Any] = await self._acall_with_config(self._ainvoke, input, config)
+        return update
+
+    def review(self, state: Mapping[str, Any]) -> dict[str, Any]:
+        """Ask a person about an answer that waits, and put what they decide in its place; a node of its own."""
+        held = state.get(HELD_KEY)
+        if not held:
+            return {}
+        text, status = settled_text(ask_person(held), held, self._guard.parts.abstain_message)
+        found = {**state.get(METADATA_KEY, {}), "status": status.value, "withheld": status is Status.ABSTAINED}
+        message = next((m for m in _messages(state[self._answer_key]) if m.id == held["message_id"]), None)
+        changed: Any = text
+        if message is not None:
+            changed = with_answer(message, Slot((), str(message.text), message), text, found)
+        return {self._answer_key: self._in_place(state, changed), METADATA_KEY: found, HELD_KEY: None}
+
+    def _invoke(self, state: Any, run_manager: BaseRunManager, config: RunnableConfig) -> dict[str, Any]:
+        return self._update(state, run_manager, config, call_here)
+
+    async def _ainvoke(self, state: Any, run_manager: BaseRunManager, config: RunnableConfig) -> dict[str, Any]:
+        with on_this_loop() as call:
+            return await asyncio.to_thread(self._update, state, run_manager, config, call)
+
+    def _update(self, state: Any, manager: Any, config: RunnableConfig, call: Caller) -> dict[str, Any]:
+        value = self._answer(state)
+        if asks_for_tools(value):
+            return {}
+        config = patch_config(config, callbacks=manager.get_child())
+        attempts = Attempts(self._plan, value, config, call, manager)
+        work = Work(value, (self._job(state, value, manager),), attempts, manager)
+        outcome = outcome_of(guard_for(self._guard, self._review), work)
+        return self._settled(state, value, outcome)
+
+    def _answer(self, state: Mapping[str, Any]) -> Any:
+        part = state.get(self._answer_key)
+        value = part[-1] if isinstance(part, list | tuple) and part else part
+        if isinstance(value, AIMessage) or (isinstance(value, str) and value is part):
+            return value
+        msg = (
+            f"the graph's state holds no answer under {self._answer_key!r} but {type(value).__name__}: put the node "
+            "behind the one that calls the model, or name the answer's key, as in SemGradNode(answer_key='generation')"
+        )
+        raise NotGuardableError(msg)
+
+    def _job(self, state: Mapping[str, Any], value: Any, manager: BaseRunManager) -> Job:
+        question = question_in(state, self._question_key)
+        if isinstance(value, AIMessage):
+            before = _messages(state[self._answer_key])
+            job = final_answer(value, before[:-1], own_model=self._plan.own_model, within=False)
+        else:
+            setting = Setting(manager.run_id, manager, question=question, own_model=self._plan.own_model)
+            (job,) = jobs_in(value, setting)
+        return job.with_context(question, documents_in(state))
+
+    def _settled(self, state: Mapping[str, Any], value: Any, outcome: Outcome) -> dict[str, Any]:
+        found, same = findings(outcome), outcome.text == outcome.exchange.answer
+        changed: Any = outcome.text
+        if isinstance(value, AIMessage):
+            text = str(value.text) if same and outcome.exchange.attempt == 1 else outcome.text
+            changed = with_answer(value, Slot((), str(value.text), value), text, found)
+            changed = changed if changed.id else changed.model_copy(update={"id": str(uuid4())})
+        held = held_answer(outcome, str(changed.id) if isinstance(value, AIMessage) else "")
+        waits = held if stops(self._review) else None
+        return {self._answer_key: self._in_place(state, changed), METADATA_KEY: found, HELD_KEY: waits}
+
+    def _in_place(self, state: Mapping[str, Any], changed: Any) -> Any:
+        """Return the update of the answer's key: the reducer of messages replaces the one with the same id."""
+        return [changed] if isinstance(state.get(self._answer_key), list | tuple) else changed
+
+
+def _messages(part: Any) -> list[BaseMessage]:
+    parts = part if isinstance(part, list | tuple) else [part]
+    return [message for message in parts if isinstance(message, BaseMessage)]
+
+
+def _cannot_answer(_: object) -> None:
+    msg = "this node cannot answer again: pass SemGradNode(retriever=..., answer=function of question and documents)"
+    raise StepUnavailableError(msg)
