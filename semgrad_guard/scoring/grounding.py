@@ -29,13 +29,21 @@ def grounding_signals(exchange: Exchange, answer: str | None = None) -> dict[str
     vocabularies = [content_words(passage) for passage in passages]
     found["copied_span"] = _copied_span(words(text), [words(passage) for passage in passages])
     new = said - asked
-    if new:
-        found["grounding"] = len(new & set[str]().union(*vocabularies)) / len(new)
-        found["passage_support"] = sum(new <= vocabulary for vocabulary in vocabularies) / len(vocabularies)
+    claimed = new or _bare_words(text, exchange.question or "")
+    if claimed:
+        held = vocabularies if new else [set(words(passage)) for passage in passages]
+        found["grounding"] = len(claimed & set[str]().union(*held)) / len(claimed)
+        found["passage_support"] = sum(claimed <= vocabulary for vocabulary in held) / len(held)
     if asked:
         fullest = max(vocabularies, key=lambda vocabulary: (len(new & vocabulary), len(asked & vocabulary)))
         found["question_overlap"] = len(asked & fullest) / len(asked)
     return found
+
+
+def _bare_words(text: str, question: str) -> set[str]:
+    """Return what an answer without new content words says: its new words of any kind, as in "the symbol is P"."""
+    said = set(words(text))
+    return said - set(words(question)) or said
 
 
 def _copied_span(answer: Sequence[str], passages: Sequence[Sequence[str]]) -> float:

@@ -186,7 +186,8 @@ _LIKELIHOODS = (
 _TEXT = (
     Signal(
         "grounding",
-        "share of the answer's content words and numbers, without those of the question, that the passages contain",
+        "share of the answer's content words and numbers, without those of the question, that the passages contain; "
+        "of any other words where it has none",
         "share",
         "more sure",
         "text",
