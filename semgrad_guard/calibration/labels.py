@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from semgrad_guard.errors import CalibrationError, MixedScoresError
+from semgrad_guard.calibration.folds import MIN_LABELS
+from semgrad_guard.errors import CalibrationError, MixedScoresError, TooFewLabelsError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -108,9 +109,12 @@ def collect(
 
     Raises:
         MixedScoresError: rows with different fingerprints.
+        TooFewLabelsError: no rows at all.
         CalibrationError: rows without a fingerprint, and none given.
     """
     kept, n_seen, fingerprint = _sample(rows, fingerprint, max_rows, seed)
+    if not kept:
+        raise TooFewLabelsError(0, MIN_LABELS)
     if fingerprint is None:
         msg = (
             f"none of the {n_seen} rows says which model and settings its signals come from: "

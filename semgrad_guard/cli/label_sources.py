@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, cast
 import typer
 
 from semgrad_guard.cli.progress import bar
+from semgrad_guard.errors import DataFileError
 from semgrad_guard.evaluation.labelling import Labeller, ReviewedAnswers, signals_of
 from semgrad_guard.evaluation.rows import read_rows
 
@@ -41,6 +42,8 @@ class Sources:
 
     def prepare(self, model: str | None, policy: Path | None, console: Console) -> None:
         """Check every row, and load the model where one is named and a row needs it."""
+        if self._data and self._data.exists() and not self._data.is_file():
+            raise DataFileError(self._data, None, "is no file, and it is read twice", "write the rows to a file first")
         unscored = 0
         for row in read_rows(self._data) if self._data else ():
             self._n_rows += 1

@@ -22,7 +22,7 @@ confidences = st.lists(st.tuples(st.floats(0, 1), st.booleans()), min_size=2, ma
 
 
 @pytest.mark.parametrize("name", FITS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(rows=labels, probes=st.lists(finite, min_size=2, max_size=20))
 def test_every_curve_rises_and_stays_in_the_unit_interval(name: str, rows, probes) -> None:
     """A surer margin never lowers the probability, whatever the labels."""
@@ -75,14 +75,14 @@ profiles = st.builds(
 )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(profile=profiles)
 def test_writing_and_reading_a_profile_changes_nothing(profile: Profile) -> None:
     """Every float, every odd name."""
     assert parse_profile(profile.model_dump_json(), "memory") == profile
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(profile=profiles, values=st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=4, max_size=4))
 def test_every_finite_signal_gives_a_confidence_inside_the_edges(profile: Profile, values: list[float]) -> None:
     """Nothing that a model can produce leaves [0, 1] or becomes NaN."""
@@ -91,7 +91,7 @@ def test_every_finite_signal_gives_a_confidence_inside_the_edges(profile: Profil
     assert profile.edge <= found <= 1 - profile.edge
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(profile=profiles, value=st.floats(0, 1e6), more=st.floats(0, 1e6))
 def test_a_higher_signal_moves_confidence_only_its_own_way(profile: Profile, value: float, more: float) -> None:
     """The sign of a coefficient is the direction of the confidence."""
@@ -101,7 +101,7 @@ def test_a_higher_signal_moves_confidence_only_its_own_way(profile: Profile, val
     assert (high - low) * np.sign(column.weight) >= -1e-9
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(rows=confidences)
 def test_metrics_stay_in_their_ranges_and_ignore_the_order_of_rows(rows) -> None:
     """AUROC, AUPRC, AURC, ECE and Brier are shares; PRR is at most 1."""
@@ -115,7 +115,7 @@ def test_metrics_stay_in_their_ranges_and_ignore_the_order_of_rows(rows) -> None
         assert np.isnan(found) or found >= 0 or metric is metrics.prr
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(rows=confidences, scale=st.floats(0.1, 10), shift=st.floats(-5, 5))
 def test_ranking_metrics_see_only_the_order(rows, scale: float, shift: float) -> None:
     """Raw scores can be compared without calibration."""
@@ -126,7 +126,7 @@ def test_ranking_metrics_see_only_the_order(rows, scale: float, shift: float) ->
         assert metric(confidence, correct) == pytest.approx(moved, nan_ok=True)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(n=st.integers(1, 300), share=st.floats(0, 1), delta=st.floats(0.001, 0.5))
 def test_the_upper_bound_is_where_the_tail_is_delta(n: int, share: float, delta: float) -> None:
     """By its definition, and never below what was seen."""

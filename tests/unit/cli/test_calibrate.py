@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -150,6 +151,14 @@ def test_a_broken_line_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataFileError) as caught:
         run("calibrate", data, "--out", tmp_path / "p.json")
     assert caught.value.line == 4
+
+
+def test_a_pipe_cannot_be_read_twice(tmp_path: Path) -> None:
+    """Better said at once than found empty at the second reading."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(DataFileError, match="read twice"):
+        run("calibrate", pipe, "--out", tmp_path / "p.json")
 
 
 def test_three_rows_are_too_few(tmp_path: Path) -> None:
