@@ -6,6 +6,7 @@ import json
 import logging
 import warnings
 from pathlib import Path
+from textwrap import shorten
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -29,14 +30,16 @@ EXAMPLES = """[bold]Examples[/bold]
 
 MIN_WIDTH = 132
 """Columns of text that the table needs; a narrower terminal wraps its lines."""
+MAX_SHOWN = 90
+"""Characters of an answer that are shown."""
 
 _COLUMNS: dict[str, Any] = {
-    "question": {"max_width": 34},
-    "answer": {"max_width": 40},
+    "question": {"max_width": 32},
+    "answer": {"max_width": 38},
     "right": {"justify": "center"},
     "confidence": {"justify": "right"},
     "decision": {},
-    "rule": {},
+    "rule": {"min_width": 17, "overflow": "fold"},
     "writing ms": {"justify": "right"},
     "scoring ms": {"justify": "right"},
 }
@@ -103,7 +106,7 @@ def _table(rows: Sequence[Any]) -> Table:
         tries = f" after {len(outcome.attempts)}" if len(outcome.attempts) > 1 else ""
         table.add_row(
             row.question.question,
-            " ".join(outcome.exchange.answer.split()),
+            shorten(outcome.exchange.answer, MAX_SHOWN, placeholder=" ..."),
             "yes" if row.best_is_right else "no",
             "-" if value is None else f"{value:.2f}",
             f"[{_STYLES[status]}]{status}[/]{tries}",
