@@ -42,9 +42,12 @@ class ModelCall:
     @property
     def author(self) -> str | None:
         """Name of the model."""
-        metadata = getattr(self.llm, "metadata", None)
-        name = getattr(metadata, "model_name", None)
-        return str(name) if name and name != "unknown" else (type(self.llm).__name__ if self.llm is not None else None)
+        if self.llm is None:
+            return None
+        # A HuggingFaceLLM that was given a live model still reports the name of LlamaIndex' default one.
+        weights = getattr(self.llm, "_model", None) if is_local(self.llm) else None
+        name = weights.name_or_path if weights is not None else self.llm.metadata.model_name  # type: ignore[attr-defined] # a BaseLLM
+        return str(name) if name and name != "unknown" else type(weights if weights is not None else self.llm).__name__
 
     @property
     def score(self) -> Score | None:

@@ -1,8 +1,8 @@
-"""Records of guarded LlamaIndex engines in LangSmith, which knows nothing of LlamaIndex' own runs."""
+"""Guarded LlamaIndex engines in LangSmith: LlamaIndex makes no runs there, so the guard's record finds or makes one."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -12,7 +12,9 @@ from semgrad_guard.telemetry.langsmith_sink import Timing
 from tests.fakes import guard_of
 
 langsmith = pytest.importorskip("langsmith")
+instrumentation = pytest.importorskip("llama_index.core.instrumentation")
 adapter = pytest.importorskip("llama_index_semgrad")
+watcher = pytest.importorskip("llama_index_semgrad.watcher")
 world = pytest.importorskip("tests.adapters.llama_index.world")
 
 if TYPE_CHECKING:
@@ -29,39 +31,43 @@ def _server() -> Iterator[LoopbackLangSmith]:
 
 
 @pytest.fixture(name="client")
-def _client(server: LoopbackLangSmith) -> Iterator[langsmith.Client]:
+def _client(server: LoopbackLangSmith) -> Iterator[Any]:
     """The real client."""
     client = langsmith.Client(api_url=server.url, api_key="key")
     yield client
     client.close(timeout=0)
 
 
-def test_a_guarded_query_is_a_run_of_its_own(server: LoopbackLangSmith, client: langsmith.Client) -> None:
-    """Nothing traces LlamaIndex, so the guard's record makes the run."""
-    sink = LangSmithSink(client, project="shop", timing=Timing(first_s=0.0, again_s=0.01))
-    engine = world.index().as_query_engine(llm=world.llm(GOOD))
-    guarded = adapter.SemGradGuard(guard=guard_of(scores={GOOD: 0.1}, sink=sink)).wrap(engine)
-    with langsmith.tracing_context(enabled=True):
-        guarded.query(world.QUESTION)
-    assert sink.drain(20)
+@pytest.fixture(name="sink")
+def _sink(client: Any) -> Iterator[LangSmithSink]:
+    """A sink on that client."""
+    sink = LangSmithSink(client=client, project="shop", timing=Timing(first_s=0.0, again_s=0.05))
+    yield sink
     sink.close(0)
-    (run,) = server.runs.values()
-    (feedback,) = server.feedback.values()
-    assert (run["name"], run["inputs"], run["outputs"]) == (
-        "semgrad_guard",
-        {"question": world.QUESTION},
-        {"output": GOOD},
+
+
+def engine(sink: LangSmithSink) -> Any:
+    """Return a guarded engine that logs there."""
+    return adapter.SemGradGuard(guard=guard_of(scores={GOOD: 0.1}, sink=sink)).wrap(
+        world.index().as_query_engine(llm=world.llm(GOOD))
     )
-    assert (feedback["run_id"], feedback["score"]) == (run["id"], 0.9)
 
 
-def test_a_guarded_query_in_a_traced_function_is_told_on_its_run(
-    server: LoopbackLangSmith, client: langsmith.Client
-) -> None:
-    """`traceable` is how people trace what LangSmith does not know."""
-    sink = LangSmithSink(timing=Timing(first_s=0.0, again_s=0.01))
-    engine = world.index().as_query_engine(llm=world.llm(GOOD))
-    guarded = adapter.SemGradGuard(guard=guard_of(scores={GOOD: 0.1}, sink=sink)).wrap(engine)
+def check(server: LoopbackLangSmith, client: Any, sink: LangSmithSink) -> None:
+    """Check that one run says the confidence, and that feedback was posted on it."""
+    client.flush()
+    assert sink.drain(20)
+    (run,) = server.runs.values()
+    said = run["extra"]["metadata"]
+    assert (said["semgrad_status"], said["semgrad_rule"]) == ("answered", "accept")
+    assert said["semgrad_confidence"] == pytest.approx(0.9)
+    (feedback,) = server.feedback.values()
+    assert (feedback["run_id"], feedback["key"]) == (run["id"], "semgrad_confidence")
+
+
+def test_a_query_inside_a_traced_function(server: LoopbackLangSmith, client: Any, sink: LangSmithSink) -> None:
+    """The function's run says how sure the guard was."""
+    guarded = engine(sink)
 
     @langsmith.traceable(client=client, project_name="shop")
     def ask(question: str) -> str:
@@ -69,10 +75,65 @@ def test_a_guarded_query_in_a_traced_function_is_told_on_its_run(
 
     with langsmith.tracing_context(enabled=True):
         assert ask(world.QUESTION) == GOOD
+    check(server, client, sink)
+
+
+async def test_an_async_query_inside_a_traced_function(
+    server: LoopbackLangSmith, client: Any, sink: LangSmithSink
+) -> None:
+    """The guard works in another thread, and the run is still found."""
+    guarded = engine(sink)
+
+    @langsmith.traceable(client=client, project_name="shop")
+    async def ask(question: str) -> str:
+        return str(await guarded.aquery(question))
+
+    with langsmith.tracing_context(enabled=True):
+        assert await ask(world.QUESTION) == GOOD
+    check(server, client, sink)
+
+
+def test_a_query_without_a_traced_function(server: LoopbackLangSmith, client: Any, sink: LangSmithSink) -> None:
+    """With tracing on, the record is a run of its own."""
+    with langsmith.tracing_context(enabled=True):
+        assert str(engine(sink).query(world.QUESTION)) == GOOD
     client.flush()
     assert sink.drain(20)
-    sink.close(0)
     (run,) = server.runs.values()
-    (feedback,) = server.feedback.values()
-    assert (run["name"], run["extra"]["metadata"]["semgrad_confidence"]) == ("ask", 0.9)
-    assert (feedback["run_id"], feedback["session_id"]) == (run["id"], server.session_id("shop"))
+    assert run["extra"]["metadata"]["semgrad_confidence"] == pytest.approx(0.9)
+
+
+def test_an_observed_answer(server: LoopbackLangSmith, client: Any, sink: LangSmithSink) -> None:
+    """Who only listens has the confidence in the same place."""
+    root, listening = instrumentation.get_dispatcher(), watcher.WATCHER.listeners
+    before, listeners = list(root.event_handlers), list(listening)
+    root.add_event_handler(adapter.SemGradEventHandler(guard=guard_of(scores={GOOD: 0.1}, sink=sink)))
+    plain = world.index().as_query_engine(llm=world.llm(GOOD))
+
+    @langsmith.traceable(client=client, project_name="shop")
+    def ask(question: str) -> str:
+        return str(plain.query(question))
+
+    try:
+        with langsmith.tracing_context(enabled=True):
+            assert ask(world.QUESTION) == GOOD
+    finally:
+        root.event_handlers[:] = before
+        listening[:] = listeners
+    check(server, client, sink)
+
+
+def test_a_server_that_is_down_delays_no_answer(server: LoopbackLangSmith, client: Any, sink: LangSmithSink) -> None:
+    """Logging must not cost the caller the answer."""
+    server.hanging = True
+    guarded = engine(sink)
+
+    @langsmith.traceable(client=client, project_name="shop")
+    def ask(question: str) -> str:
+        return str(guarded.query(question))
+
+    with langsmith.tracing_context(enabled=True):
+        assert ask(world.QUESTION) == GOOD
+    server.hanging = False
+    server.release()
+    client.flush()

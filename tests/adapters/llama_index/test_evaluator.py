@@ -83,7 +83,7 @@ def test_what_cannot_be_judged_is_an_invalid_result() -> None:
     assert broken.invalid_reason.startswith("NonFiniteScoreError")
 
     class Strict(LadderDecider):
-        def decide(self, *args: object) -> None:
+        def decide(self, *_: object) -> None:
             raise UncalibratedError("no profile")
 
     strict = SemGradEvaluator(guard=guard_of(scores=SCORES, decider=Strict())).evaluate(QUESTION, GOOD)

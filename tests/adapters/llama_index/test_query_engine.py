@@ -178,6 +178,24 @@ def test_of_several_calls_the_one_that_wrote_the_answer_is_judged() -> None:
     assert exchange.metadata == {"prompt": "captured", "model_calls": 2, "judged_call": 2}
 
 
+def test_a_later_call_for_something_else_is_not_taken_for_the_answer() -> None:
+    """An engine may go on asking, for keywords or a title, after it has its answer."""
+    model = llm(lambda prompt: "radium, curie" if "keywords" in prompt else GOOD)
+
+    class Wordy(CustomQueryEngine):
+        @override
+        def custom_query(self, query_str: str) -> str:
+            text = model.complete(f"Answer: {query_str}").text
+            model.complete("Give keywords.")
+            return f"{text}\n"
+
+    guard = guard_of(scores={f"{GOOD}\n": 0.1})
+    assert SemGradGuard(guard=guard).wrap(Wordy()).query(QUESTION).response == f"{GOOD}\n"
+    (exchange,) = guard.parts.scorer.seen
+    assert exchange.prompt == f"Answer: {QUESTION}"
+    assert exchange.metadata == {"prompt": "captured", "model_calls": 2, "judged_call": 1}
+
+
 class PlainEngine(CustomQueryEngine):
     """Answers without any LlamaIndex model, so no event tells the prompt."""
 
