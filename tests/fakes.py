@@ -108,11 +108,13 @@ class MemoryQueue:
     fault: Exception | None = None
     ruling: Ruling | None = None
     items: list[Exchange] = field(default_factory=list)
+    decisions: list[Decision] = field(default_factory=list)
 
     def submit(self, exchange: Exchange, decision: Decision, attempts: Sequence[object] = ()) -> ReviewId:
         if self.fault:
             raise self.fault
         self.items.append(exchange)
+        self.decisions.append(decision)
         return ReviewId(f"item-{len(self.items)}")
 
     def wait(self, review_id: ReviewId, timeout_s: float) -> Ruling | None:

@@ -126,7 +126,8 @@ class Question:
         step = decision.step
         if isinstance(step, HumanReview):
             try:
-                review_id, ruling = hand_over(step, exchange, decision, attempts, self._parts.queue)
+                about = _about(exchange, decision, attempts)
+                review_id, ruling = hand_over(step, exchange, about, attempts, self._parts.queue)
             except Exception as error:  # noqa: BLE001 - an answer that nobody will see is held back, not lost in silence
                 return self._not_handed_over(exchange, decision, error)
             abstain = self._parts.abstain_message
@@ -161,6 +162,12 @@ class Question:
             review_id=review_id,
             failures=(*self._failures, *own),
         )
+
+
+def _about(exchange: Exchange, decision: Decision, attempts: tuple[Attempt, ...]) -> Decision:
+    """Return the last decision with the score and confidence of the attempt that the person will read."""
+    own = next((a.decision for a in attempts if a.exchange.id == exchange.id), decision)
+    return replace(decision, exchange_id=exchange.id, score=own.score, confidence=own.confidence)
 
 
 def _unscored(exchange: Exchange, decision: Decision, step: FallbackModel) -> Decision:

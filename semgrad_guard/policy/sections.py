@@ -60,7 +60,7 @@ class ScorerSettings(Frozen):
 
     model: Text = "smollm2-135m"
     """The demo model's name, a Hugging Face id, a folder or a .gguf file."""
-    method: Method = "hybridgrad"
+    method: Method = "fused"
     """The signal that the score is."""
     granularity: Literal["answer", "sentence"] = "answer"
     """`sentence` scores every sentence as well, at one more backward pass each."""

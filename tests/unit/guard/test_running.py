@@ -113,6 +113,16 @@ def test_human_review_stores_the_best_answer_and_answers_pending() -> None:
     assert queue.items == [BAD]
 
 
+def test_a_person_reads_the_best_attempt_with_its_own_confidence() -> None:
+    """The queue ranks by confidence; that of a worse later attempt would mislead."""
+    queue = MemoryQueue()
+    decider = LadderDecider([RETRY, HumanReview(message="wait")])
+    guard = guard_of(scores={"bad": 0.5, "worse": 0.9}, decider=decider, queue=queue)
+    guard.run(BAD, Resources(chain=Answerer(lambda _, __: "worse"), retriever=ListRetriever(["one", "two"])))
+    assert queue.items == [BAD]
+    assert queue.decisions[0].confidence.value == pytest.approx(0.5)
+
+
 @pytest.mark.parametrize(
     ("verdict", "text", "status"),
     [
