@@ -201,3 +201,48 @@ def test_an_observed_model_call_gets_its_confidence(
     assert len(models) == 2
     assert {f["run_id"] for f in server.feedback.values()} == models
     assert {f["session_id"] for f in server.feedback.values()} == {server.session_id("shop")}
+
+
+@pytest.mark.parametrize("use", ["invoke", "ainvoke"])
+def test_an_agents_final_answer_gets_its_confidence(
+    server: LoopbackLangSmith, client: langsmith.Client, sink: LangSmithSink, use: str
+) -> None:
+    """In an agent's long trace, the doubtful call is what people look for."""
+    agents = pytest.importorskip("langchain.agents")
+    guard = guard_of(scores={"Paris": 0.05}, sink=sink)
+    agent = agents.create_agent(model("Paris"), [], middleware=[adapter.SemGradMiddleware(guard=guard)])
+    asked = {"messages": [("user", "Capital of France?")]}
+    config = {"callbacks": [tracers.LangChainTracer(client=client, project_name="shop")]}
+    assert (agent.invoke(asked, config) if use == "invoke" else asyncio.run(agent.ainvoke(asked, config)))["messages"]
+    client.flush()
+    assert sink.drain(20)
+    (answer,) = (run for run in server.runs.values() if run["name"] == "FakeListChatModel")
+    (guarding,) = filter(is_guard, server.runs.values())
+    (feedback,) = server.feedback.values()
+    assert (feedback["run_id"], feedback["score"]) == (answer["id"], 0.95)
+    assert guarding["extra"]["metadata"]["semgrad_confidence"] == 0.95
+    assert feedback["trace_id"] == answer["trace_id"] == guarding["trace_id"]
+
+
+@pytest.mark.usefixtures("environment")
+def test_a_traced_function_around_the_model_hides_nothing(server: LoopbackLangSmith, sink: LangSmithSink) -> None:
+    """LangSmith puts runs of its own between LangChain's, which LangChain does not report."""
+    llm = model("Paris")
+
+    @langsmith.traceable
+    def inner(prompt: Any) -> Any:
+        return llm.invoke(prompt)
+
+    @langsmith.traceable
+    def outer(prompt: Any) -> Any:
+        return inner(prompt)
+
+    guard = guard_of(default=0.1, sink=sink)
+    (PROMPT | runnables.RunnableLambda(outer) | adapter.SemGradGuard(guard=guard)).invoke(ASKED)
+    langsmith.run_trees.get_cached_client().flush()
+    assert sink.drain(20)
+    (seen,) = guard.parts.scorer.seen
+    assert "Answer briefly. Capital of France?" in str(seen.prompt)
+    (answer,) = (run for run in server.runs.values() if run["name"] == "FakeListChatModel")
+    (feedback,) = server.feedback.values()
+    assert feedback["run_id"] == answer["id"]
