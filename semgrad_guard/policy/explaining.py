@@ -61,8 +61,9 @@ def _scoring(policy: Policy) -> list[str]:
     scorer = policy.scorer
     per = " and of each sentence" if scorer.granularity == "sentence" else ""
     turned = f"Profile {policy.profile} turns it into" if scorer.profile else "No profile turns it into"
+    signal = "all signals, weighed by the profile" if scorer.method == "fused" else f"signal {scorer.method}"
     return [
-        f"Model {scorer.model} scores the uncertainty of each answer{per} (signal {scorer.method}).",
+        f"Model {scorer.model} scores the uncertainty of each answer{per} ({signal}).",
         f"{turned} a confidence: the probability that the answer is right.",
     ]
 

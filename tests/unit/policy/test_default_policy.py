@@ -38,7 +38,7 @@ def test_it_names_every_key_at_the_top() -> None:
 
 def test_its_commented_out_examples_are_right() -> None:
     """An example that is refused when uncommented teaches the wrong thing."""
-    text = re.sub(r"^ *(overrides: \[\]|accept: 0.5)\n", "", default_text(), flags=re.MULTILINE)
+    text = re.sub(r"^ *(overrides: \[\]|accept: 0.7)\n", "", default_text(), flags=re.MULTILINE)
     policy = parse_policy(re.sub(r"^( *)#(?! |$)", r"\1", text, flags=re.MULTILINE))
     assert len(policy.overrides) == 2
     assert policy.budget.cost == 3

@@ -38,10 +38,10 @@ EVERYTHING = """
 SHIPPED_IN_WORDS = """
 the shipped policy (digest {digest})
 
-Model smollm2-135m scores the uncertainty of each answer (signal hybridgrad).
+Model smollm2-135m scores the uncertainty of each answer (all signals, weighed by the profile).
 Profile smollm2-135m-demo turns it into a confidence: the probability that the answer is right.
 
-An answer with a confidence of at least 0.5 is given as it is. [accept]
+An answer with a confidence of at least 0.7 is given as it is. [accept]
 Otherwise these steps are tried, in this order:
   1. retrieve 8 passages and answer again [escalate[0].retry_retrieval]
   2. hand the answer to a person (the caller does not wait) if its confidence is below 0.35 [escalate[1].human_review]
@@ -59,7 +59,7 @@ Decisions are not logged anywhere.
 @pytest.mark.parametrize(
     "line",
     [
-        "Model m scores the uncertainty of each answer and of each sentence (signal hybridgrad).",
+        "Model m scores the uncertainty of each answer and of each sentence (all signals, weighed by the profile).",
         "Profile p turns it into a confidence",
         "with 95 % certainty, at most 10 % of the accepted answers are wrong. [accept]",
         "1. retrieve 8 passages from retriever wide with a reworded question leaving out unused ones",
