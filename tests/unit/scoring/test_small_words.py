@@ -11,7 +11,9 @@ def test_an_answer_of_small_words_only_is_still_looked_for() -> None:
     passages = (Passage("Phosphorus (symbol P) glows."),)
     question = "What is the symbol of Phosphorus?"
     found = [
-        grounding_signals(Exchange(answer=f"The symbol of Phosphorus is {symbol}.", question=question, passages=passages))
+        grounding_signals(
+            Exchange(answer=f"The symbol of Phosphorus is {symbol}.", question=question, passages=passages)
+        )
         for symbol in ("P", "K")
     ]
     assert [signals["grounding"] for signals in found] == [1.0, 0.0]
