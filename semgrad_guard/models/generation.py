@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
@@ -12,11 +12,14 @@ from semgrad_guard.errors import ContextTooLongError, EmptyPromptError, ModelSet
 from semgrad_guard.models.borrow import evaluating, plain_tensors
 from semgrad_guard.models.kept import KeptCache, full_cache
 from semgrad_guard.models.sampling import Sampler
+from semgrad_guard.models.special import special_tokens
+from semgrad_guard.models.states import recorded
 from semgrad_guard.models.watch import AnswerWatch, first_stop
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from torch import Tensor, nn
     from transformers.cache_utils import Cache
 
     from semgrad_guard.models.local import LocalModel
@@ -45,6 +48,13 @@ class Row(NamedTuple):
     number: int
     """Its place among all prompts that share the seed."""
     ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Keep:
+    """Keep the KV cache, and the states that enter a block where one is named."""
+
+    states_of: nn.Module | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +87,7 @@ def generate(
     *,
     on_text: Callable[[str], None] | None = None,
     should_end: Callable[[], bool] = lambda: False,
-    keep: bool = False,
+    keep: Keep | None = None,
 ) -> list[Generated]:
     """Return one answer for each prompt, written together as one batch.
 
@@ -87,7 +97,7 @@ def generate(
         settings: how to write.
         on_text: gets the text piece by piece; for a single prompt only.
         should_end: asked after each token; True ends the writing.
-        keep: keep the KV cache; for a single prompt only.
+        keep: what to keep for scoring; for a single prompt only.
 
     Raises:
         EmptyPromptError: a prompt has no tokens.
@@ -101,15 +111,20 @@ def generate(
     if should_end():
         return [Generated(prompt_ids=ids, answer_ids=(), text="", finish_reason="cancelled") for ids in prompts]
     with local.lock, evaluating(local.model), plain_tensors():
-        cache = full_cache(local.model) if keep else None
+        cache = full_cache(local.model) if keep and _takes_cache(local) else None
         config = _config(local, ends.ids, max_new_tokens=min(settings.max_new_tokens, room))
-        output = _run(local, prompts, config, _pickers(settings, [row.number for row in rows]), watch, cache)
+        pickers = _pickers(settings, [row.number for row in rows])
+        with recorded(keep.states_of if keep else None) as states:
+            output = _run(local, prompts, config, pickers, watch, cache)
     answers = [
         _answer(local, ids, _written(row[longest:], watch.n_written(n), ends.ids), ends, ended_early=watch.ended_early)
         for n, (ids, row) in enumerate(zip(prompts, output, strict=True))
     ]
     watch.finish(answers[0].text)
-    return answers if cache is None else [_with_cache(answers[0], output[0], cache)]
+    if cache is None:
+        return answers
+    kept = _kept(output[0], cache, states, keep.states_of if keep else None)
+    return [replace(answers[0], kept=kept)]
 
 
 def _room(local: LocalModel, prompts: Sequence[tuple[int, ...]]) -> int:
@@ -135,9 +150,15 @@ class _Endings:
 
 def _endings(local: LocalModel, stop: Sequence[str]) -> _Endings:
     """Return what ends an answer; a stop sequence that is a special token is an id, since texts do not show it."""
-    special = dict(zip(local.tokenizer.all_special_tokens, local.tokenizer.all_special_ids, strict=True))
+    special = special_tokens(local.tokenizer)
     ids = frozenset(special[text] for text in stop if text in special)
     return _Endings(local.end_ids | ids, tuple(text for text in stop if text not in special))
+
+
+def _takes_cache(local: LocalModel) -> bool:
+    """Tell whether the caller left the kind of cache open; a static one, say, excludes ours."""
+    settings = getattr(local.model, "generation_config", None)
+    return getattr(settings, "cache_implementation", None) in {None, "hybrid"}  # an old default that means nothing now
 
 
 def _config(local: LocalModel, end_ids: frozenset[int], *, max_new_tokens: int) -> GenerationConfig:
@@ -149,12 +170,14 @@ def _config(local: LocalModel, end_ids: frozenset[int], *, max_new_tokens: int) 
         pad_token_id=local.pad_id,
         do_sample=False,
         num_beams=1,
+        num_return_sequences=1,
         temperature=1.0,
         top_k=50,
         top_p=1.0,
         repetition_penalty=1.0,
         no_repeat_ngram_size=0,
         min_length=0,
+        min_new_tokens=0,
         use_cache=True,
         return_dict_in_generate=False,
         output_attentions=False,
@@ -189,6 +212,7 @@ def _run(
         generation_config=config,
         logits_processor=pickers,
         stopping_criteria=StoppingCriteriaList([watch]),
+        tokenizer=local.tokenizer,  # for a checkpoint that comes with stop strings of its own
         **({} if cache is None else {"past_key_values": cache}),
     )
     rows: list[list[int]] = output.tolist()
@@ -226,14 +250,9 @@ def _holding(local: LocalModel, ids: tuple[int, ...], text: str) -> tuple[int, .
     return ids[:n]
 
 
-def _with_cache(answer: Generated, row: list[int], cache: Cache) -> Generated:
-    """Return the answer with the cache of it, as far as the cache really reaches."""
+def _kept(row: list[int], cache: Cache, states: Sequence[Tensor], states_of: nn.Module | None) -> KeptCache:
+    """Return the cache of what was read and written, as far as it really reaches."""
     n_tokens = cache.get_seq_length()
-    kept = KeptCache(cache, tuple(row[:n_tokens]))
-    return Generated(
-        prompt_ids=answer.prompt_ids,
-        answer_ids=answer.answer_ids,
-        text=answer.text,
-        finish_reason=answer.finish_reason,
-        kept=kept,
-    )
+    if not states:
+        return KeptCache(cache, tuple(row[:n_tokens]))
+    return KeptCache(cache, tuple(row[:n_tokens]), states=torch.cat(list(states), dim=1), states_of=states_of)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from transformers import DynamicCache
 from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer
 
 if TYPE_CHECKING:
+    from torch import Tensor, nn
     from transformers import PreTrainedModel
 
 
@@ -25,6 +26,10 @@ class KeptCache:
     """The token ids that it covers: the prompt and the answer without its last token."""
     supports_crop: bool = True
     """True when every layer remembers every token, so that the state after any earlier token can be had."""
+    states: Tensor | None = None
+    """Hidden states that entered one block, ``(1, token, hidden)``, of the last tokens that are covered."""
+    states_of: nn.Module | None = None
+    """The block that they entered."""
 
     @property
     def n_tokens(self) -> int:
@@ -44,7 +49,14 @@ class KeptCache:
 
     def crop(self, n: int) -> KeptCache:
         """Return what is kept of the first `n` tokens."""
-        return KeptCache(self.prefix(n), self.ids[:n], self.supports_crop)
+        n_states = 0 if self.states is None else self.states.shape[1] - (self.n_tokens - n)
+        states = None if self.states is None or n_states < 1 else self.states[:, :n_states]
+        return replace(self, cache=self.prefix(n), ids=self.ids[:n], states=states)
+
+    def states_from(self, start: int) -> Tensor | None:
+        """Return the recorded states of the tokens from `start` on, `None` when they do not reach back so far."""
+        n = self.n_tokens - start
+        return None if self.states is None or not 0 < n <= self.states.shape[1] else self.states[:, -n:]
 
 
 def full_cache(model: PreTrainedModel) -> Cache | None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, cast
 from jinja2.exceptions import TemplateError
 
 from semgrad_guard.flow import Message
+from semgrad_guard.models.special import special_tokens
 from semgrad_guard.models.text import clean_text
 
 if TYPE_CHECKING:
@@ -57,11 +58,6 @@ def join_plainly(messages: Sequence[Message]) -> str:
     return "\n\n".join([*turns, "assistant:"])
 
 
-def starts_rendered(tokenizer: PreTrainedTokenizerBase, text: str) -> bool:
-    """Tell whether a text begins with a special token, as one does that a template has already rendered."""
-    return any(text.startswith(token) for token in tokenizer.all_special_tokens if token)
-
-
 def turn_end_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     """Return the id of the special token that closes an assistant's turn in the chat template, or nothing.
 
@@ -76,8 +72,7 @@ def turn_end_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
         return ()
     rest = text.rpartition(_PROBE)[2].lstrip()
     ids = tokenizer(rest, add_special_tokens=False)["input_ids"] if rest else []
-    special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
-    return tuple(ids[:1]) if ids and ids[0] in special else ()
+    return tuple(ids[:1]) if ids and ids[0] in special_tokens(tokenizer).values() else ()
 
 
 def _apply(

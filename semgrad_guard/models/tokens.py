@@ -6,7 +6,8 @@ from itertools import chain
 from typing import TYPE_CHECKING
 
 from semgrad_guard.models.locks import lock_of
-from semgrad_guard.models.template import has_template, render, starts_rendered, turn_end_ids
+from semgrad_guard.models.special import starts_special
+from semgrad_guard.models.template import has_template, render, turn_end_ids
 from semgrad_guard.models.text import clean_text
 
 if TYPE_CHECKING:
@@ -41,9 +42,9 @@ def prompt_text(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> tuple[str
     tokens; text that begins with a special token was rendered before and gets none.
     """
     if isinstance(prompt, str):
-        return prompt, not starts_rendered(tokenizer, prompt)
+        return prompt, not starts_special(tokenizer, prompt)
     text = render(tokenizer, prompt)
-    return text, not (has_template(tokenizer) or starts_rendered(tokenizer, text))
+    return text, not (has_template(tokenizer) or starts_special(tokenizer, text))
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> tuple[int, ...]:
@@ -94,4 +95,4 @@ def end_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
 
 def can_wrap(tokenizer: PreTrainedTokenizerBase, text: str) -> bool:
     """Tell whether a plain text can be read as a user's message: the model is for chat, the text not rendered."""
-    return has_template(tokenizer) and not starts_rendered(tokenizer, text)
+    return has_template(tokenizer) and not starts_special(tokenizer, text)

@@ -53,10 +53,18 @@ def test_an_answer_equals_what_transformers_writes(local: LocalModel) -> None:
 def test_the_checkpoints_own_settings_do_not_change_the_answer(local: LocalModel) -> None:
     """A checkpoint that samples or penalises by default would make greedy answers random."""
     before = local.generate(PROMPT, max_new_tokens=24)
-    local.model.generation_config.update(do_sample=True, temperature=5.0, top_k=3, repetition_penalty=3.0)
+    own = {"do_sample": True, "temperature": 5.0, "top_k": 3, "repetition_penalty": 3.0, "num_beams": 2}
+    local.model.generation_config.update(**own, num_return_sequences=2, min_new_tokens=30, max_length=60)
     after = local.generate(PROMPT, max_new_tokens=24)
     assert after.answer_ids == before.answer_ids
     assert local.model.generation_config.temperature == 5.0
+
+
+def test_a_checkpoints_own_stop_strings_do_not_get_in_the_way(writes: Writes) -> None:
+    """Transformers refuses to generate when it has to look for texts without a tokenizer."""
+    local = writes("the answer. Question: and")
+    local.model.generation_config.stop_strings = ["Question"]
+    assert local.generate(PROMPT).text.startswith("the answer.")
 
 
 # --- stop sequences ---------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from semgrad_guard.models import LocalModel
+from semgrad_guard.models.states import N_PROMPT_STATES
 from tests.unit.models.conftest import make_model, make_tokenizer
 
 PROMPT = "red, green, blue: what is the answer to the question in the passage about colours"
@@ -77,6 +78,62 @@ def test_a_recurrent_model_keeps_nothing() -> None:
     assert local.generate(PROMPT, max_new_tokens=3).kept is None
 
 
+def test_a_caller_who_chose_a_static_cache_keeps_it(local: LocalModel) -> None:
+    """It can't be cropped, so nothing is kept, and the answer is the same."""
+    expected = local.generate(PROMPT, max_new_tokens=3)
+    local.model.generation_config.cache_implementation = "static"
+    answer = local.generate(PROMPT, max_new_tokens=3)
+    assert answer.kept is None
+    assert answer.answer_ids == expected.answer_ids
+
+
 def test_nothing_is_kept_unless_asked(local: LocalModel) -> None:
     """A cache holds memory in proportion to the context."""
     assert local.generate(PROMPT, max_new_tokens=3, keep=False).kept is None
+
+
+# --- states -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("arch", ["llama", "gpt2", "gpt_neox"])
+def test_the_states_entering_a_block_are_those_of_one_whole_pass(arch: str) -> None:
+    """Scoring starts from them instead of running the lower blocks again."""
+    local = LocalModel(make_model(arch), make_tokenizer(), arch)
+    blocks = next(module for module in local.model.modules() if isinstance(module, torch.nn.ModuleList))
+    answer = local.generate(PROMPT, max_new_tokens=6, states_of=blocks[1])
+    assert answer.kept is not None
+    with torch.no_grad():
+        whole = local.model(torch.tensor([answer.kept.ids]), output_hidden_states=True).hidden_states[1]
+    start = len(answer.prompt_ids) - 3
+    states = answer.kept.states_from(start)
+    assert states is not None
+    assert torch.allclose(states, whole[:, start:], atol=1e-5)
+
+
+def test_states_reach_back_a_few_prompt_tokens_only(local: LocalModel) -> None:
+    """A long prompt's states would be large, and scoring looks at its end."""
+    kept = local.generate(PROMPT * 2, max_new_tokens=4, states_of=local.model.model.layers[1]).kept
+    assert kept is not None
+    reach = len(kept.ids) - 3 - N_PROMPT_STATES
+    assert kept.states_from(reach) is not None
+    assert kept.states_from(reach - 1) is None
+    assert not local.model.model.layers[1]._forward_pre_hooks
+
+
+def test_cropping_takes_the_states_along(local: LocalModel) -> None:
+    """They stay those of the last tokens that are covered."""
+    kept = local.generate(PROMPT, max_new_tokens=6, states_of=local.model.model.layers[1]).kept
+    assert kept is not None
+    start, end = kept.n_tokens - 4, kept.n_tokens - 2
+    whole, part = kept.states_from(start), kept.crop(end).states_from(start)
+    assert whole is not None
+    assert part is not None
+    assert torch.equal(part, whole[:, :2])
+    assert kept.crop(2).states is None
+
+
+def test_without_states_asked_there_are_none(local: LocalModel) -> None:
+    """Only scoring knows which block it begins with."""
+    kept = local.generate(PROMPT, max_new_tokens=3).kept
+    assert kept is not None
+    assert kept.states_from(kept.n_tokens - 1) is None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import AddedToken
 
 from semgrad_guard.flow import Message
 from semgrad_guard.models import LocalModel
@@ -40,6 +41,15 @@ def test_plain_text_is_read_raw_behind_the_leading_token(local: LocalModel) -> N
 def test_rendered_text_is_left_as_it_is(local: LocalModel, text: str) -> None:
     """Text that a template has already rendered must not be rendered or led in again."""
     assert text_of(local, local.encode_prompt(text)) == text
+
+
+def test_text_that_starts_with_an_unnamed_special_token_was_rendered(local: LocalModel) -> None:
+    """Templates use tokens that the tokenizer lists nowhere but among its added ones."""
+    tokenizer = make_tokenizer()
+    tokenizer.add_tokens([AddedToken("<|turn|>", special=True), AddedToken("common", special=False)])
+    other = LocalModel(local.model, tokenizer, "other")
+    assert text_of(other, other.encode_prompt("<|turn|>hi")) == "<|turn|>hi"
+    assert text_of(other, other.encode_prompt("common")) == "<bos>common"
 
 
 def test_plain_text_can_be_read_as_a_chat(local: LocalModel) -> None:
