@@ -177,8 +177,10 @@ class Score:
             TypeError: it is not one.
             KeyError: a part is missing.
         """
-        spans = tuple(SpanScore(**span) for span in said["spans"])
-        return cls(**{**said, "fingerprint": Fingerprint(**said["fingerprint"]), "spans": spans})
+        parts: dict[str, Any] = dict(said)
+        parts["fingerprint"] = Fingerprint(**said["fingerprint"])
+        parts["spans"] = tuple(SpanScore(**span) for span in said["spans"])
+        return cls(**parts)
 
 
 # --- Confidence -------------------------------------------------------------------------------------------------------

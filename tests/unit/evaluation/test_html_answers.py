@@ -41,7 +41,7 @@ def test_with_a_profile_the_mark_is_the_doubt(tmp_path: Path) -> None:
 @pytest.mark.parametrize("where", ["answer", "question", "error"])
 def test_hostile_text_is_shown_not_run(tmp_path: Path, where: str) -> None:
     """Answers come from a model that read the web."""
-    row = {**_row("x", (0, 1, 0.1)), where: "<script>alert(1)</script>"}
+    row = {**_row("x", (0, 25, 0.1)), where: "<script>alert(1)</script>"}
     page = _page(tmp_path, row)
     assert "<script>" not in page
     assert "&lt;script&gt;" in page
