@@ -71,7 +71,7 @@ class Labeller:
             signals, fingerprint = dict(score.signals), score.fingerprint
         return LabelledScore(
             signals=signals,
-            correct=self._correct(row, exchange),
+            correct=self.correct(row, exchange),
             fingerprint=fingerprint,
             group=group_of(row.exchange, row.group),
             tags=exchange.tags,
@@ -125,8 +125,16 @@ class Labeller:
             )
         return score
 
-    def _correct(self, row: Row, exchange: Exchange) -> bool:
-        """Return the row's label, graded where it has none."""
+    def correct(self, row: Row, exchange: Exchange) -> bool:
+        """Return the row's label, graded where it has none.
+
+        Args:
+            row: a row with a label or accepted answers.
+            exchange: the row's exchange, with an answer.
+
+        Raises:
+            DataFileError: the row has neither, or no answer to compare.
+        """
         if row.correct is not None:
             return row.correct
         if row.answers is None:

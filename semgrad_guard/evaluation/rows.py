@@ -112,25 +112,37 @@ def read_rows(path: Path | str) -> Iterator[Row]:
     Raises:
         DataFileError: the file cannot be read, or a line cannot be used; it names the line.
     """
+    for _, row in read_placed_rows(path):
+        yield row
+
+
+def read_placed_rows(path: Path | str) -> Iterator[tuple[int, Row]]:
+    """Yield the same rows, each with the byte offset at which its line begins.
+
+    Raises:
+        DataFileError: as `read_rows`.
+    """
     try:
-        with Path(path).open(encoding="utf-8") as file:
+        with Path(path).open("rb") as file:
+            offset = 0
             for number, line in enumerate(file, 1):
                 if line.strip():
-                    yield parse_row(line, path, number)
-    except UnicodeDecodeError as error:
-        raise DataFileError(path, None, f"not UTF-8 text ({error.reason})", "save the file as UTF-8") from error
+                    yield offset, parse_row(line, path, number)
+                offset += len(line)
     except OSError as error:
         raise DataFileError(path, None, f"cannot be read: {error.strerror}", "check the path") from error
 
 
-def parse_row(line: str, path: Path | str, number: int) -> Row:
+def parse_row(line: str | bytes, path: Path | str, number: int) -> Row:
     """Return the row of one line.
 
     Raises:
         DataFileError: the line cannot be used.
     """
     try:
-        said = json.loads(line)
+        said = json.loads(line if isinstance(line, str) else line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise DataFileError(path, number, f"not UTF-8 text ({error.reason})", "save the file as UTF-8") from error
     except json.JSONDecodeError as error:
         raise DataFileError(path, number, f"not JSON: {error}", FORM) from error
     if not isinstance(said, dict):

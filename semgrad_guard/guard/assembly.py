@@ -56,13 +56,11 @@ def parts_of(policy: Policy, scorer: Scorer) -> Parts:
     """Return the stages of a policy around a scorer."""
     from semgrad_guard.review import open_queue  # noqa: PLC0415 - loads the database library
 
-    profile = _profile(policy)
-    decider = PolicyDecider(policy, _thresholds(profile))
-    decider.compute_thresholds()
+    profile = profile_of(policy)
     return Parts(
         scorer=scorer,
         calibrator=_calibrator(profile),
-        decider=decider,
+        decider=decider_of(policy, profile),
         queue=open_queue(policy.review.url),
         sink=_sink(policy),
         abstain_message=policy.messages.abstain,
@@ -141,12 +139,28 @@ class NoCalibrator:
         return score
 
 
-def _profile(policy: Policy) -> Profile | None:
+def profile_of(policy: Policy) -> Profile | None:
+    """Return the profile that a policy names; `None` when it names none.
+
+    Raises:
+        CalibrationError: it cannot be read.
+    """
     if policy.profile is None:
         return None
     from semgrad_guard.calibration import load_profile  # noqa: PLC0415 - loads numpy
 
     return load_profile(policy.profile)
+
+
+def decider_of(policy: Policy, profile: Profile | None) -> PolicyDecider:
+    """Return what decides by a policy, its thresholds computed.
+
+    Raises:
+        CalibrationError: the profile cannot keep the error rate that `accept` asks for, or there is none.
+    """
+    decider = PolicyDecider(policy, _thresholds(profile))
+    decider.compute_thresholds()
+    return decider
 
 
 def _calibrator(profile: Profile | None) -> Calibrator:
