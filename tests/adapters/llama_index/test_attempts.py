@@ -195,6 +195,8 @@ def test_a_fallback_in_an_engine_that_makes_other_nodes_of_what_it_retrieves() -
     assert response.response == GOOD
     assert "Source 4:" in small.prompts[1]
     assert big.prompts[0].count("Source 1:") == small.prompts[1].count("Source 1:")
+    SemGradGuard(guard=guard(BIG)).wrap(engine, fallbacks={"big": big}).query(QUESTION)
+    assert big.prompts[1] == small.prompts[0]
 
 
 def test_a_fallback_that_fails_is_a_failed_step() -> None:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import json
+from typing import Any
 
 import pytest
 from llama_index.core.output_parsers import PydanticOutputParser
 from llama_index.core.program import LLMTextCompletionProgram
 from llama_index.core.prompts import PromptTemplate
+from llama_index.core.types import BaseOutputParser
 from pydantic import BaseModel
+from typing_extensions import override
 
 from llama_index_semgrad import SemGradOutputParser
 from semgrad_guard.errors import LowConfidenceError, OptionError
@@ -26,11 +30,11 @@ class Discoverer(BaseModel):
     name: str
 
 
-def program(text: str, **options: object) -> tuple[LLMTextCompletionProgram, SemGradOutputParser]:
+def program(text: str) -> tuple[LLMTextCompletionProgram, SemGradOutputParser]:
     """Return a program whose parser is guarded."""
     parser = SemGradOutputParser(
         PydanticOutputParser(Discoverer),
-        guard=guard_of(scores=SCORES, decider=LadderDecider(**options)),
+        guard=guard_of(scores=SCORES),
     )
     made = LLMTextCompletionProgram.from_defaults(
         output_parser=parser, output_cls=Discoverer, prompt_template_str="{question}", llm=llm(text)
@@ -57,9 +61,16 @@ def test_a_withheld_text_raises_where_a_message_could_not_be_parsed() -> None:
 
 
 def test_a_warned_text_is_still_parsed() -> None:
-    """A warning before JSON would break the parser."""
-    made, _ = program(BAD, otherwise=AnswerWithWarning(warning="Careful:"))
-    assert made(question=QUESTION) == Discoverer(name="Albert Einstein")
+    """A warning before JSON would break a parser that takes nothing else."""
+
+    class Strict(BaseOutputParser):
+        @override
+        def parse(self, output: str) -> Any:
+            return json.loads(output)
+
+    guard = guard_of(scores=SCORES, decider=LadderDecider(otherwise=AnswerWithWarning(warning="Careful:")))
+    parser = SemGradOutputParser(Strict(), guard=guard)
+    assert parser.parse(llm(BAD).complete(QUESTION).text) == {"name": "Albert Einstein"}
 
 
 def test_without_an_inner_parser_the_message_takes_the_place() -> None:
