@@ -68,6 +68,14 @@ def test_the_threshold_accepts_what_is_right(profile: Profile, sure: LabelPairs)
     assert found.bound <= 0.1
 
 
+def test_no_test_is_allowed_more_error_than_delta(profile: Profile, sure: LabelPairs) -> None:
+    """Successes hand their share on, but the sum never passes delta: the bound is at least the one at delta itself."""
+    for n_right in range(100, 200, 10):
+        pairs = sure.model_copy(update={"correct": (True,) * n_right + (False,) * (200 - n_right)})
+        found = risk_threshold(profile, 0.1, 0.05, pairs=pairs)
+        assert found.bound >= upper_bound(found.n_wrong, found.n_accepted, 0.05) - 1e-9
+
+
 def test_the_threshold_says_what_it_promises_and_what_breaks_it(profile: Profile, sure: LabelPairs) -> None:
     """A number without its conditions would be misread."""
     found = risk_threshold(profile, 0.1, 0.05, pairs=sure)

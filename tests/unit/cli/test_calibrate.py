@@ -19,6 +19,7 @@ from semgrad_guard.errors import DataFileError, OneClassError, ProfileFileError,
 from semgrad_guard.flow import Abstain, Attempt, Decision, Exchange, Fingerprint, HumanReview, Record, Score, Status
 from semgrad_guard.review import open_queue
 from semgrad_guard.telemetry.jsonl import JsonlSink
+from tests.models_for_tests import local_model
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -142,6 +143,33 @@ def test_rows_without_signals_and_no_model_are_an_error(tmp_path: Path) -> None:
     with pytest.raises(DataFileError, match="--model") as caught:
         run("calibrate", data, "--out", tmp_path / "p.json")
     assert caught.value.line == 1
+
+
+@pytest.fixture(name="tiny")
+def _tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Load a tiny random model under any name."""
+    local = local_model("llama")
+    monkeypatch.setattr("semgrad_guard.models.load_model", lambda *_, **__: local)
+
+
+@pytest.mark.usefixtures("tiny")
+def test_rows_without_signals_are_scored_by_the_model(tmp_path: Path) -> None:
+    """With every free signal; answers of another model make a proxy profile."""
+    rows = [{"prompt": f"q {i}", "answer": "abc"[: 1 + i % 3], "correct": i % 3 == 0} for i in range(24)]
+    run("calibrate", write(tmp_path / "d.jsonl", rows), "--out", tmp_path / "p.json", "--model", "tiny")
+    made = load_profile(tmp_path / "p.json")
+    assert made.n_labels == 24
+    assert made.fingerprint.proxy
+    assert made.position is not None
+    assert {"semgrad", "hybridgrad", "mean_nll"} <= set(made.evidence.signals)
+
+
+@pytest.mark.usefixtures("tiny")
+def test_rows_without_answers_are_answered_by_the_model(tmp_path: Path) -> None:
+    """Its own answers, so no proxy; graded by the accepted ones, right or wrong by how they are written here."""
+    rows = [{"prompt": f"q {i}", "answers": ["x"], "correct": i % 2 == 0} for i in range(20)]
+    run("calibrate", write(tmp_path / "d.jsonl", rows), "--out", tmp_path / "p.json", "--model", "tiny")
+    assert not load_profile(tmp_path / "p.json").fingerprint.proxy
 
 
 def test_a_broken_line_is_named(tmp_path: Path) -> None:
