@@ -362,6 +362,10 @@ class CursorError(ReviewError, ValueError):
         super().__init__("the page cursor is not one of this list: start again without it")
 
 
+class AccountError(ReviewError, ValueError):
+    """An account or token of the review queue cannot be made or changed like that."""
+
+
 class IllegalMoveError(ReviewError, ValueError):
     """A review item cannot move from its state to the wanted one."""
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import click
 import typer
 
-from semgrad_guard.cli import review_upkeep
+from semgrad_guard.cli import review_access, review_upkeep
 from semgrad_guard.cli.review_options import AsJson, By, ItemId, ItemIds, PolicyFile, Url, queue_at, reviewer
 from semgrad_guard.errors import ReviewError, SemGradGuardError
 
@@ -223,6 +223,10 @@ def comment(
     queue.comment(queue.find_id(item), reviewer(by), text)
 
 
+app.command("serve", epilog=review_access.SERVE_EXAMPLES)(review_access.serve)
+app.add_typer(review_access.user_app, name="user")
+app.add_typer(review_access.token_app, name="token")
+app.add_typer(review_access.webhook_app, name="webhook")
 app.command("export", epilog=review_upkeep.EXPORT_EXAMPLE)(review_upkeep.export)
 app.command("import", epilog=review_upkeep.IMPORT_EXAMPLE)(review_upkeep.import_items)
 app.command("erase", epilog=review_upkeep.ERASE_EXAMPLE)(review_upkeep.erase)

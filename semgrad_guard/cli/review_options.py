@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import os
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -34,6 +35,21 @@ By = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 ItemId = Annotated[str, typer.Argument(help="The item's id, or the start of it.")]
 ItemIds = Annotated[list[str], typer.Argument(help="Ids of the items, or the starts of them.")]
+
+
+class RoleChoice(StrEnum):
+    """What `--role` takes."""
+
+    REVIEWER = "reviewer"
+    ADMIN = "admin"
+
+
+class ScopeChoice(StrEnum):
+    """What `--scope` takes."""
+
+    SUBMIT = "submit"
+    READ = "read"
+    JUDGE = "judge"
 
 
 def queue_at(url: str | None, policy: Path | None) -> SqlReviewQueue:

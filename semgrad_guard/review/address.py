@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ipaddress
+
 from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
@@ -51,3 +53,13 @@ def masked(url: URL) -> str:
 def is_memory(url: URL) -> bool:
     """True for an SQLite database that lives only in this process."""
     return url.drivername == "sqlite" and (url.database in {None, "", ":memory:"} or "mode=memory" in str(url.database))
+
+
+def is_loopback(host: str | None) -> bool:
+    """True for a name or address of this machine itself."""
+    if host is None or host == "localhost":
+        return host is not None
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False

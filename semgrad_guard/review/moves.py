@@ -18,6 +18,10 @@ from semgrad_guard.review.text import storable
 from semgrad_guard.review.trail import Change, Happening
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
+    from sqlalchemy import Connection
+
     from semgrad_guard.review.database import Transaction
     from semgrad_guard.review.items import Item, QueueSettings
 
@@ -154,12 +158,11 @@ def undo(tx: Transaction, item_id: str, by: str, settings: QueueSettings, *, for
     """
     item = read_item(tx.conn, item_id, lock=True)
     _check(item, Event.UNDO, State.CLAIMED)
-    ruling = tx.conn.execute(select(rulings.c.by, rulings.c.at).where(rulings.c.id == item.ruling_id)).one()
-    if ruling.by != by and not (force and ruling.by != CLOCK):
-        raise UndoRefusedError(item.id, f"{ruling.by} gave it")
-    if tx.now > ruling.at + timedelta(seconds=settings.undo_s):
-        raise UndoRefusedError(item.id, f"it can be undone for {settings.undo_s:g} seconds")
-    if item.delivered_at is not None or not outbox.retract(tx, item.id):
+    refusal = why_not_undo(tx.conn, item, by, tx.now, settings, force=force)
+    if refusal is not None:
+        raise UndoRefusedError(item.id, refusal)
+    outbox.retract(tx, item.id)
+    if outbox.is_told(tx.conn, item.id):  # taken between looking and retracting
         raise UndoRefusedError(item.id, "it was already delivered")
     until = tx.now + timedelta(seconds=settings.lease_s)
     return _move(
@@ -172,6 +175,22 @@ def undo(tx: Transaction, item_id: str, by: str, settings: QueueSettings, *, for
         ruling_id=None,
         resolved_at=None,
     )
+
+
+def why_not_undo(
+    conn: Connection, item: Item, by: str, now: datetime, settings: QueueSettings, *, force: bool = False
+) -> str | None:
+    """Return why the verdict on an item can't be taken back, or `None` when it can."""
+    ruling = conn.execute(select(rulings.c.by, rulings.c.at).where(rulings.c.id == item.ruling_id)).one_or_none()
+    if ruling is None:
+        return "there is none"
+    if ruling.by != by and not (force and ruling.by != CLOCK):
+        return f"{ruling.by} gave it"
+    if now > ruling.at + timedelta(seconds=settings.undo_s):
+        return f"it can be undone for {settings.undo_s:g} seconds"
+    if item.delivered_at is not None or outbox.is_told(conn, item.id):
+        return "it was already delivered"
+    return None
 
 
 def assign(tx: Transaction, item_id: str, by: str, assignee: str | None) -> Item:

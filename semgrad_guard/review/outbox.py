@@ -7,7 +7,7 @@ back; what it failed to report is handed out again, so acting twice must be harm
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -18,7 +18,6 @@ from semgrad_guard.review.schema import UtcDateTime, consumers, deliveries, item
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from datetime import datetime
 
     from sqlalchemy import Connection
 
@@ -151,18 +150,34 @@ def postpone(tx: Transaction, delivery: Delivery, error: str, *, most_tries: int
     )
 
 
-def retract(tx: Transaction, item_id: str) -> bool:
-    """Take back the verdict's announcements; return False, and take back none, when somebody was told already."""
-    mine = (deliveries.c.item_id == item_id, deliveries.c.event == VERDICT)
-    told = tx.conn.execute(select(deliveries.c.id).where(*mine, deliveries.c.tries > 0).limit(1)).first()
-    if told is not None:
-        return False
+def is_told(conn: Connection, item_id: str) -> bool:
+    """True when somebody took the verdict on an item."""
+    told = select(deliveries.c.id).where(
+        deliveries.c.item_id == item_id, deliveries.c.event == VERDICT, deliveries.c.tries > 0
+    )
+    return conn.execute(told.limit(1)).first() is not None
+
+
+def retract(tx: Transaction, item_id: str) -> None:
+    """Take back the verdict's announcements that nobody took yet."""
+    mine = (deliveries.c.item_id == item_id, deliveries.c.event == VERDICT, deliveries.c.tries == 0)
     tx.conn.execute(delete(deliveries).where(*mine))
-    return True
 
 
-def due_at(conn: Connection, consumer: str) -> datetime | None:
-    """Return when the consumer's next delivery falls due, or `None` when there is none."""
-    query = select(deliveries.c.due_at).where(deliveries.c.consumer == consumer, deliveries.c.status == DUE)
-    moment: datetime | None = conn.execute(query.order_by(deliveries.c.due_at).limit(1)).scalar_one_or_none()
-    return moment
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hook:
+    """A consumer that is told by a request to its URL."""
+
+    name: str
+    url: str
+    secret: str = field(repr=False)
+    events: tuple[str, ...]
+
+
+def hooks(conn: Connection) -> tuple[Hook, ...]:
+    """Return the webhooks that are switched on, by name."""
+    query = select(consumers).where(consumers.c.active, consumers.c.url.is_not(None)).order_by(consumers.c.name)
+    return tuple(
+        Hook(name=row["name"], url=row["url"], secret=row["secret"], events=tuple(json.loads(row["events"])))
+        for row in conn.execute(query).mappings()
+    )

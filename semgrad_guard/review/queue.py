@@ -142,6 +142,18 @@ class SqlReviewQueue(QueueKeeping):
         """Return the full id that starts like this."""
         return self._db.read(lambda conn: reading.find_id(conn, prefix))
 
+    def item(self, review_id: ReviewId) -> Item:
+        """Return an item without its texts.
+
+        Raises:
+            ItemNotFoundError: there is none.
+        """
+        return self._db.read(lambda conn: reading.read_item(conn, review_id))
+
+    def can_undo(self, item: Item, by: str) -> bool:
+        """True when `by` gave the item's verdict and may still take it back."""
+        return self._db.read(lambda conn: moves.why_not_undo(conn, item, by, self._db.clock(), self.settings)) is None
+
     def get(self, review_id: ReviewId, *, viewer: str | None = None) -> ItemDetail:
         """Return an item with all that a reviewer reads.
 

@@ -35,7 +35,7 @@ from semgrad_guard.review.states import State
 if TYPE_CHECKING:
     from sqlalchemy import Dialect
 
-HEAD = "0001"
+HEAD = "0002"
 """Newest revision under `migrations/versions`; these tables are what it leads to."""
 VERSION_TABLE = "semgrad_schema"
 
@@ -207,6 +207,51 @@ deliveries = Table(
     Index(None, "item_id"),
 )
 """What each consumer still has to be told, written in the same transaction as what happened."""
+
+users = Table(
+    "semgrad_users",
+    metadata,
+    Column("name", _Name, primary_key=True),
+    Column("role", String(16), nullable=False),
+    Column("password_hash", Text, nullable=False),
+    Column("active", Boolean, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+)
+
+sessions = Table(
+    "semgrad_sessions",
+    metadata,
+    Column("digest", String(64), primary_key=True),
+    Column("user", _Name, ForeignKey(users.c.name), nullable=False, index=True),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("seen_at", UtcDateTime, nullable=False),
+)
+"""Who is logged in; the token itself is only in the reviewer's cookie."""
+
+tokens = Table(
+    "semgrad_tokens",
+    metadata,
+    Column("id", String(16), primary_key=True),
+    Column("digest", String(64), nullable=False, unique=True),
+    Column("name", _Name, nullable=False),
+    Column("user", _Name, ForeignKey(users.c.name), nullable=False, index=True),
+    Column("scopes", Text, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("expires_at", UtcDateTime),
+    Column("revoked_at", UtcDateTime),
+    Column("used_at", UtcDateTime),
+)
+"""Programs that may use the API; the token itself was shown once and is stored nowhere."""
+
+failures = Table(
+    "semgrad_login_failures",
+    metadata,
+    Column("id", _Seq, primary_key=True),
+    Column("key", _Name, nullable=False),
+    Column("at", UtcDateTime, nullable=False),
+    Index(None, "key", "at"),
+)
+"""Recent failed logins by account and by address."""
 
 event.listen(search, "after_create", lambda _table, connection, **_: create_search_index(connection))
 event.listen(audit, "after_create", lambda _table, connection, **_: create_audit_guard(connection))

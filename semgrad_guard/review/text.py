@@ -8,7 +8,7 @@ import unicodedata
 
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 _SPACE = re.compile(r"\s+")
-_UNSEEN = re.compile(
+UNSEEN = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u00ad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
     "\U000e0000-\U000e007f]"
 )
@@ -38,7 +38,7 @@ def plain_question(question: str) -> str:
 
 def reveal(text: str) -> str:
     """Return the text with unseen characters written out, so that what is read is what is there."""
-    return _UNSEEN.sub(lambda found: unseen_name(found[0]), text)
+    return UNSEEN.sub(lambda found: unseen_name(found[0]), text)
 
 
 def unseen_name(character: str) -> str:

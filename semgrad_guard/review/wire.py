@@ -14,6 +14,7 @@ from semgrad_guard.review.states import Event, State
 
 if TYPE_CHECKING:
     from semgrad_guard.flow import Ruling
+    from semgrad_guard.review.insight import Insight
     from semgrad_guard.review.items import AuditRow, Comment, Item, ItemDetail, Page
 
 
@@ -121,3 +122,28 @@ class PageView(_View):
     def of(cls, page: Page) -> PageView:
         """Return the view of a page."""
         return cls.model_validate(page)
+
+
+class BandView(_View):
+    """Judged answers of one tenth of confidence."""
+
+    low: float
+    high: float
+    n: int
+    n_correct: int
+    mean_confidence: float
+
+
+class InsightView(_View):
+    """The queue in numbers."""
+
+    by_state: dict[State, int]
+    oldest_at: datetime | None
+    judged_last_day: int
+    calibration_error: float | None
+    bands: tuple[BandView, ...]
+
+    @classmethod
+    def of(cls, insight: Insight) -> InsightView:
+        """Return the view of an insight."""
+        return cls.model_validate(insight)

@@ -1,0 +1,225 @@
+"""`semgrad-guard review serve|user|token|webhook`: the page, and who may use it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from semgrad_guard.cli.review_options import PolicyFile, RoleChoice, ScopeChoice, Url, queue_at
+from semgrad_guard.extras import require
+
+if TYPE_CHECKING:
+    from semgrad_guard.review.accounts import Accounts
+
+SERVE_EXAMPLES = """[bold]Examples[/bold]
+
+  semgrad-guard review serve
+
+  semgrad-guard review serve --host 0.0.0.0 --tls-cert cert.pem --tls-key key.pem
+
+  semgrad-guard review serve --host 0.0.0.0 --behind-proxy --name review.example.com"""
+
+_DAY_S = 86_400
+_console = Console(soft_wrap=True, highlight=False)
+
+user_app = typer.Typer(help="Accounts of reviewers.", no_args_is_help=True)
+token_app = typer.Typer(help="Tokens by which programs use the API.", no_args_is_help=True)
+webhook_app = typer.Typer(help="Addresses that are told what happens.", no_args_is_help=True)
+
+Name = Annotated[str, typer.Argument(help="The account's name.")]
+PasswordFromStdin = Annotated[
+    bool, typer.Option("--password-stdin", help="Read the password from standard input instead of asking.")
+]
+
+
+def serve(
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on.")] = 8765,
+    tls_cert: Annotated[Path | None, typer.Option(help="Certificate file.", exists=True, dir_okay=False)] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="Key file.", exists=True, dir_okay=False)] = None,
+    behind_proxy: Annotated[
+        bool, typer.Option("--behind-proxy", help="A proxy takes the https connections; FORWARDED_ALLOW_IPS names it.")
+    ] = False,
+    allow_plain_http: Annotated[
+        bool, typer.Option("--allow-plain-http", help="Listen beyond this machine without encryption.")
+    ] = False,
+    name: Annotated[list[str] | None, typer.Option(help="Host name of the site; others are refused.")] = None,
+    url: Url = None,
+    policy: PolicyFile = None,
+) -> None:
+    """Serve the review page and its API."""
+    require("fastapi", extra="review")
+    from semgrad_guard.review.web import serving  # noqa: PLC0415 - loads the web framework
+
+    binding = serving.Binding(
+        host=host,
+        port=port,
+        certificate=tls_cert,
+        key=tls_key,
+        is_behind_proxy=behind_proxy,
+        allow_plain=allow_plain_http,
+        names=frozenset(name or ()),
+    )
+    binding.check()
+    queue = queue_at(url, policy)
+    scheme = "https" if tls_cert else "http"
+    _console.print(f"reviewing {queue.url} at {scheme}://{host}:{port} (Ctrl+C stops)", markup=False)
+    serving.serve(queue, binding)
+
+
+@user_app.command("add", epilog="Example: semgrad-guard review user add ann --role admin")
+def add_user(
+    name: Name,
+    role: Annotated[RoleChoice, typer.Option(help="What the account may do.")] = RoleChoice.REVIEWER,
+    password_stdin: PasswordFromStdin = False,
+    url: Url = None,
+    policy: PolicyFile = None,
+) -> None:
+    """Make an account; its password is asked for."""
+    from semgrad_guard.review.accounts import Role  # noqa: PLC0415 - loads SQLAlchemy
+
+    _accounts(url, policy).add(name, _password(from_stdin=password_stdin), Role(role))
+    _console.print(f"{name} may log in", markup=False)
+
+
+@user_app.command("list", epilog="Example: semgrad-guard review user list")
+def list_users(url: Url = None, policy: PolicyFile = None) -> None:
+    """List the accounts."""
+    table = Table("name", "role", "open", "since", box=None)
+    for user in _accounts(url, policy).all():
+        table.add_row(user.name, user.role, "yes" if user.active else "no", f"{user.created_at:%Y-%m-%d}")
+    _console.print(table)
+
+
+@user_app.command("password", epilog="Example: semgrad-guard review user password ann")
+def set_password(
+    name: Name, password_stdin: PasswordFromStdin = False, url: Url = None, policy: PolicyFile = None
+) -> None:
+    """Change a password, and log the account out everywhere."""
+    accounts = _accounts(url, policy)
+    accounts.get(name)
+    accounts.set_password(name, _password(from_stdin=password_stdin))
+
+
+@user_app.command("role", epilog="Example: semgrad-guard review user role ann admin")
+def set_role(
+    name: Name,
+    role: Annotated[RoleChoice, typer.Argument(help="What the account may do.")],
+    url: Url = None,
+    policy: PolicyFile = None,
+) -> None:
+    """Change what an account may do, and log it out everywhere."""
+    from semgrad_guard.review.accounts import Role  # noqa: PLC0415 - loads SQLAlchemy
+
+    _accounts(url, policy).set_role(name, Role(role))
+
+
+@user_app.command("close", epilog="Example: semgrad-guard review user close ann")
+def close_user(name: Name, url: Url = None, policy: PolicyFile = None) -> None:
+    """Close an account: its logins and tokens end, its name stays on what it did."""
+    _accounts(url, policy).set_active(name, active=False)
+
+
+@user_app.command("reopen", epilog="Example: semgrad-guard review user reopen ann")
+def reopen_user(name: Name, url: Url = None, policy: PolicyFile = None) -> None:
+    """Let a closed account log in again."""
+    _accounts(url, policy).set_active(name, active=True)
+
+
+@token_app.command("add", epilog="Example: semgrad-guard review token add guard --user ann --scope submit --days 90")
+def add_token(
+    name: Annotated[str, typer.Argument(help="What the token is for.")],
+    user: Annotated[str, typer.Option(help="Whose account it belongs to.")],
+    scope: Annotated[list[ScopeChoice], typer.Option(help="What it allows; repeat for several.")],
+    days: Annotated[float | None, typer.Option(min=0, help="Days until it expires; left out, never.")] = None,
+    url: Url = None,
+    policy: PolicyFile = None,
+) -> None:
+    """Make a token and print it, this once."""
+    from semgrad_guard.review.tokens import Scope, Tokens  # noqa: PLC0415 - loads SQLAlchemy
+
+    queue = queue_at(url, policy)
+    owner = _accounts(url, policy).get(user)
+    lifetime_s = None if days is None else days * _DAY_S
+    token, secret = Tokens(queue.database).issue(name, owner, [Scope(each) for each in scope], lifetime_s=lifetime_s)
+    Console(stderr=True).print(f"token {token.id}; it is not shown again:", markup=False, highlight=False)
+    print(secret)
+
+
+@token_app.command("list", epilog="Example: semgrad-guard review token list")
+def list_tokens(url: Url = None, policy: PolicyFile = None) -> None:
+    """List the tokens, without their secrets."""
+    from semgrad_guard.review.tokens import Tokens  # noqa: PLC0415 - loads SQLAlchemy
+
+    table = Table("id", "name", "user", "allows", "expires", "last used", "revoked", box=None)
+    for token in Tokens(queue_at(url, policy).database).all():
+        moments = (token.expires_at, token.used_at, token.revoked_at)
+        shown = [f"{moment:%Y-%m-%d %H:%M}" if moment else "-" for moment in moments]
+        table.add_row(token.id, token.name, token.user, ", ".join(sorted(token.scopes)), *shown)
+    _console.print(table, markup=False)
+
+
+@token_app.command("revoke", epilog="Example: semgrad-guard review token revoke 3f9c21aa")
+def revoke_token(
+    token: Annotated[str, typer.Argument(help="The token's id.")], url: Url = None, policy: PolicyFile = None
+) -> None:
+    """End a token for good."""
+    from semgrad_guard.review.tokens import Tokens  # noqa: PLC0415 - loads SQLAlchemy
+
+    Tokens(queue_at(url, policy).database).revoke(token)
+
+
+@webhook_app.command("add", epilog="Example: semgrad-guard review webhook add chat https://example.com/hooks/review")
+def add_hook(
+    name: Annotated[str, typer.Argument(help="What the webhook is called.")],
+    address: Annotated[str, typer.Argument(help="Where to send.")],
+    event: Annotated[list[str] | None, typer.Option(help="`verdict` or `submit`; repeat for both.")] = None,
+    allow_plain_http: Annotated[bool, typer.Option("--allow-plain-http", help="Allow http to other machines.")] = False,
+    url: Url = None,
+    policy: PolicyFile = None,
+) -> None:
+    """Tell an address what happens from now on; prints the secret that signs each message, this once."""
+    from semgrad_guard.review.webhooks import add_webhook  # noqa: PLC0415 - loads SQLAlchemy
+
+    hook = add_webhook(queue_at(url, policy), name, address, event or ["verdict"], allow_plain=allow_plain_http)
+    Console(stderr=True).print("secret of the signatures; it is not shown again:")
+    print(hook.secret)
+
+
+@webhook_app.command("list", epilog="Example: semgrad-guard review webhook list")
+def list_hooks(url: Url = None, policy: PolicyFile = None) -> None:
+    """List the webhooks, without their secrets."""
+    from semgrad_guard.review.outbox import hooks  # noqa: PLC0415 - loads SQLAlchemy
+    from semgrad_guard.review.webhooks import shown_url  # noqa: PLC0415 - loads SQLAlchemy
+
+    table = Table("name", "address", "is told of", box=None)
+    for hook in queue_at(url, policy).database.read(hooks):
+        table.add_row(hook.name, shown_url(hook.url), ", ".join(hook.events))
+    _console.print(table, markup=False)
+
+
+@webhook_app.command("remove", epilog="Example: semgrad-guard review webhook remove chat")
+def remove_hook(
+    name: Annotated[str, typer.Argument(help="What the webhook is called.")], url: Url = None, policy: PolicyFile = None
+) -> None:
+    """Tell an address nothing more."""
+    queue_at(url, policy).unsubscribe(name)
+
+
+def _accounts(url: str | None, policy: Path | None) -> Accounts:
+    require("argon2", extra="review")
+    from semgrad_guard.review.accounts import Accounts  # noqa: PLC0415 - loads SQLAlchemy
+
+    return Accounts(queue_at(url, policy).database)
+
+
+def _password(*, from_stdin: bool) -> str:
+    if from_stdin:
+        return sys.stdin.readline().rstrip("\n")
+    entered: str = typer.prompt("Password", hide_input=True, confirmation_prompt=True)
+    return entered

@@ -1,0 +1,183 @@
+"""What reviewers do on the pages: every form ends in one move of the queue and a page to go on from."""
+
+from __future__ import annotations
+
+import hashlib
+from http import HTTPStatus
+from typing import Annotated
+from urllib.parse import urlencode
+
+from fastapi import APIRouter, Form
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
+
+from semgrad_guard.errors import SemGradGuardError
+from semgrad_guard.flow import ReviewId
+from semgrad_guard.review.queue import SqlReviewQueue
+from semgrad_guard.review.sessions import Session
+from semgrad_guard.review.web.desk import desk_of
+from semgrad_guard.review.web.logins import Writer
+from semgrad_guard.review.web.problems import RefusedError
+from semgrad_guard.review.web.rendering import render, waiting
+
+router = APIRouter(include_in_schema=False)
+
+_MOST_SKIPPED = 20
+_MOST_AT_ONCE = 200
+
+Text = Annotated[str, Form()]
+Flow = Annotated[str, Form(max_length=10)]
+Skipped = Annotated[str, Form(max_length=1000)]
+Nonce = Annotated[str, Form(max_length=64)]
+
+
+@router.post("/next")
+def take_next(request: Request, session: Writer, skipped: Skipped = "") -> Response:
+    """Claim the riskiest free item and go there."""
+    return _next(desk_of(request).queue, session, skipped, done="")
+
+
+@router.post("/items/{item_id}/claim")
+def claim(request: Request, session: Writer, item_id: str) -> Response:
+    """Take this item."""
+    desk_of(request).queue.claim_item(ReviewId(item_id), session.user.name)
+    return _go(f"/items/{item_id}")
+
+
+@router.post("/items/{item_id}/release")
+def release(request: Request, session: Writer, item_id: str) -> Response:
+    """Put this item back; an administrator also somebody else's."""
+    desk_of(request).queue.release(ReviewId(item_id), session.user.name, force=session.user.is_admin)
+    return _go("/")
+
+
+@router.post("/items/{item_id}/skip")
+def skip(request: Request, session: Writer, item_id: str, skipped: Skipped = "") -> Response:
+    """Put this item back and go on with another."""
+    queue = desk_of(request).queue
+    if queue.item(ReviewId(item_id)).holder == session.user.name:
+        queue.release(ReviewId(item_id), session.user.name)
+    passed = [*skipped.split(","), item_id][-_MOST_SKIPPED:]
+    return _next(queue, session, ",".join(each for each in passed if each), done="")
+
+
+@router.post("/items/{item_id}/approve")
+def approve(
+    request: Request, session: Writer, item_id: str, nonce: Nonce = "", flow: Flow = "", skipped: Skipped = ""
+) -> Response:
+    """Let the answer out."""
+    queue = desk_of(request).queue
+    queue.approve(ReviewId(item_id), session.user.name, op=_op(session, item_id, nonce))
+    return _after(queue, session, flow, skipped, item_id)
+
+
+@router.post("/items/{item_id}/edit")
+def edit(
+    request: Request,
+    session: Writer,
+    item_id: str,
+    text: Text = "",
+    was_correct: Annotated[bool, Form()] = False,  # noqa: FBT002 - a form field
+    nonce: Nonce = "",
+    flow: Flow = "",
+    skipped: Skipped = "",
+) -> Response:
+    """Let out another text in the answer's place."""
+    queue = desk_of(request).queue
+    plain = text.replace("\r\n", "\n")
+    op = _op(session, item_id, nonce)
+    queue.edit(ReviewId(item_id), session.user.name, plain, was_correct=was_correct, op=op)
+    return _after(queue, session, flow, skipped, item_id)
+
+
+@router.post("/items/{item_id}/reject")
+def reject(
+    request: Request,
+    session: Writer,
+    item_id: str,
+    reason: Text = "",
+    nonce: Nonce = "",
+    flow: Flow = "",
+    skipped: Skipped = "",
+) -> Response:
+    """Hold the answer back."""
+    queue = desk_of(request).queue
+    queue.reject(ReviewId(item_id), session.user.name, reason.strip(), op=_op(session, item_id, nonce))
+    return _after(queue, session, flow, skipped, item_id)
+
+
+@router.post("/items/{item_id}/undo")
+def undo(request: Request, session: Writer, item_id: str) -> Response:
+    """Take the verdict back."""
+    desk_of(request).queue.undo(ReviewId(item_id), session.user.name, force=session.user.is_admin)
+    return _go(f"/items/{item_id}")
+
+
+@router.post("/items/{item_id}/comment")
+def comment(request: Request, session: Writer, item_id: str, text: Text = "") -> Response:
+    """Note something beside the item."""
+    desk_of(request).queue.comment(ReviewId(item_id), session.user.name, text.replace("\r\n", "\n"))
+    return _go(f"/items/{item_id}#comments")
+
+
+@router.post("/items/{item_id}/assign")
+def assign(request: Request, session: Writer, item_id: str, to: Annotated[str, Form(max_length=64)] = "") -> Response:
+    """Say who is to judge the item."""
+    desk = desk_of(request)
+    assignee = desk.accounts.get(to.strip().lower()).name if to.strip() else None
+    desk.queue.assign(ReviewId(item_id), session.user.name, assignee)
+    return _go(f"/items/{item_id}")
+
+
+@router.post("/items/{item_id}/erase")
+def erase(request: Request, session: Writer, item_id: str) -> Response:
+    """Remove every text of the item."""
+    if not session.user.is_admin:
+        raise RefusedError(HTTPStatus.FORBIDDEN, "only administrators erase items")
+    desk_of(request).queue.erase([ReviewId(item_id)], session.user.name)
+    return _go(f"/items/{item_id}")
+
+
+@router.post("/bulk")
+def bulk(
+    request: Request,
+    session: Writer,
+    action: Annotated[str, Form(max_length=10)] = "",
+    ids: Annotated[list[str] | None, Form(max_length=_MOST_AT_ONCE)] = None,
+) -> Response:
+    """Do the same to several items, and report on each."""
+    queue, who = desk_of(request).queue, session.user.name
+    acts = {
+        "approve": lambda each: queue.approve(each, who),
+        "reject": lambda each: queue.reject(each, who),
+        "claim": lambda each: queue.claim_item(each, who),
+        "assign": lambda each: queue.assign(each, who, who),
+    }
+    if action not in acts:
+        raise RefusedError(HTTPStatus.BAD_REQUEST, f"cannot {action!r} several items: {', '.join(acts)} are possible")
+    done = queue.each([ReviewId(each) for each in ids or ()], acts[action])
+    failed = {each: result for each, result in done.items() if isinstance(result, SemGradGuardError)}
+    shown = [(each, result) for each, result in done.items() if each not in failed]
+    return render(request, "bulk.html", action=action, failed=failed, done=shown, waiting=waiting(request), n=len(done))
+
+
+def _after(queue: SqlReviewQueue, session: Session, flow: str, skipped: str, done: str) -> Response:
+    return _next(queue, session, skipped, done=done) if flow == "next" else _go(f"/?{urlencode({'done': done})}")
+
+
+def _next(queue: SqlReviewQueue, session: Session, skipped: str, *, done: str) -> Response:
+    item = queue.claim(session.user.name, skip=[each for each in skipped.split(",") if each])
+    carried = {"done": done, "skipped": skipped, "flow": "next" if item else ""}
+    query = urlencode({key: value for key, value in carried.items() if value})
+    return _go(f"/items/{item.id}?{query}" if item else f"/?{query}")
+
+
+def _go(path: str) -> Response:
+    return RedirectResponse(path, HTTPStatus.SEE_OTHER)
+
+
+def _op(session: Session, item_id: str, nonce: str) -> str | None:
+    """Return the name of a form's operation, so that the same form sent twice acts once."""
+    if not nonce:
+        return None
+    return hashlib.sha256(f"{session.csrf}:{item_id}:{nonce}".encode()).hexdigest()

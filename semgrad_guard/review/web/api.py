@@ -1,0 +1,270 @@
+"""The JSON API for programs: submit, list, judge, and wait for a verdict."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from collections.abc import Callable
+from http import HTTPStatus
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Header, Path, Query, Security
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+from starlette.requests import Request
+from starlette.responses import Response
+
+from semgrad_guard.flow import ReviewId
+from semgrad_guard.review.document import Document
+from semgrad_guard.review.items import Filters, Item, Sort
+from semgrad_guard.review.states import State
+from semgrad_guard.review.tokens import Bearer, Scope
+from semgrad_guard.review.web.desk import Desk, desk_of
+from semgrad_guard.review.web.problems import RefusedError
+from semgrad_guard.review.wire import AuditView, DetailView, InsightView, ItemView, PageView, RulingView
+
+LONGEST_WAIT_S = 60.0
+_FIRST_LOOK_S, _LONGEST_LOOK_S, _GROWTH = 0.1, 1.0, 1.5
+
+_bearer = HTTPBearer(auto_error=False, description="A token made by `semgrad-guard review token add`.")
+
+
+class Problem(BaseModel):
+    """Why a request was not carried out."""
+
+    error: str
+    message: str
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class Submission(_Body):
+    """An answer for review."""
+
+    document: Document
+    deadline_s: Annotated[float | None, Field(default=None, ge=0, le=315_360_000, allow_inf_nan=False)] = None
+
+
+class Submitted(BaseModel):
+    """The item that an answer became, or already was."""
+
+    id: str
+
+
+class Edit(_Body):
+    """The text that goes out in the answer's place."""
+
+    text: str = Field(min_length=1)
+    was_correct: bool = False
+
+
+class Rejection(_Body):
+    """Why an answer is held back."""
+
+    reason: str = ""
+
+
+class Note(_Body):
+    """A comment."""
+
+    text: str = Field(min_length=1)
+
+
+class Assignment(_Body):
+    """Who is to judge an item; null leaves it to anybody."""
+
+    assignee: Annotated[str | None, Field(default=None, max_length=64)] = None
+
+
+class Answered(BaseModel):
+    """The verdict on an item, or null while there is none."""
+
+    ruling: RulingView | None
+
+
+def _shown(status: HTTPStatus, text: str) -> dict[int | str, dict[str, Any]]:
+    return {int(status): {"model": Problem, "description": text}}
+
+
+_ALWAYS = (
+    _shown(HTTPStatus.UNAUTHORIZED, "no valid token")
+    | _shown(HTTPStatus.FORBIDDEN, "the token does not allow this")
+    | _shown(HTTPStatus.BAD_REQUEST, "the request cannot be read")
+    | _shown(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "the body is too large")
+    | _shown(HTTPStatus.UNPROCESSABLE_ENTITY, "a field has a wrong value")
+    | _shown(HTTPStatus.SERVICE_UNAVAILABLE, "the database cannot be reached")
+)
+_OF_ITEM = _shown(HTTPStatus.NOT_FOUND, "no such item")
+_OF_MOVE = _OF_ITEM | _shown(HTTPStatus.CONFLICT, "the item is in another state, or somebody else holds it")
+
+router = APIRouter(prefix="/api/v1", responses=_ALWAYS)
+
+
+def needs(*scopes: Scope) -> Callable[..., Bearer]:
+    """Return a dependency that gives who calls, if their token allows one of the scopes."""
+
+    def bearer(
+        request: Request, shown: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)] = None
+    ) -> Bearer:
+        found = desk_of(request).tokens.find(shown.credentials) if shown is not None else None
+        if found is None:
+            message = "this needs a valid token: send `Authorization: Bearer <token>`"
+            raise RefusedError(HTTPStatus.UNAUTHORIZED, message, {"WWW-Authenticate": "Bearer"})
+        if not found.token.scopes & set(scopes):
+            message = f"this token allows {', '.join(sorted(found.token.scopes))}; this needs {' or '.join(scopes)}"
+            raise RefusedError(HTTPStatus.FORBIDDEN, message)
+        return found
+
+    return bearer
+
+
+def _op(caller: Bearer, key: str | None) -> str | None:
+    """Return the name of an operation that its caller may send again."""
+    return None if key is None else hashlib.sha256(f"{caller.token.id}:{key}".encode()).hexdigest()
+
+
+Submitter = Annotated[Bearer, Depends(needs(Scope.SUBMIT))]
+Reader = Annotated[Bearer, Depends(needs(Scope.READ))]
+Fetcher = Annotated[Bearer, Depends(needs(Scope.SUBMIT, Scope.READ))]
+Judge = Annotated[Bearer, Depends(needs(Scope.JUDGE))]
+TheDesk = Annotated[Desk, Depends(desk_of)]
+ItemId = Annotated[str, Path(min_length=1, max_length=32, pattern=r"^[0-9A-Za-z_-]+$")]
+OperationKey = Annotated[
+    str | None,
+    Header(alias="Idempotency-Key", max_length=200, description="Sent again with the same key, a request acts once."),
+]
+
+
+@router.post("/items", status_code=HTTPStatus.CREATED)
+def submit(desk: TheDesk, caller: Submitter, body: Submission) -> Submitted:
+    """Store an answer for review; the same `exchange_id` again gives the same item."""
+    return Submitted(id=desk.queue.submit_document(body.document, deadline_s=body.deadline_s, by=caller.by))
+
+
+@router.get("/items")
+def list_items(
+    desk: TheDesk,
+    _: Reader,
+    state: Annotated[list[State] | None, Query()] = None,
+    tag: Annotated[list[str] | None, Query()] = None,
+    assignee: str | None = None,
+    text: str = "",
+    min_confidence: Annotated[float | None, Query(ge=0, le=1)] = None,
+    max_confidence: Annotated[float | None, Query(ge=0, le=1)] = None,
+    created_after: AwareDatetime | None = None,
+    sort: Sort = Sort.RISK,
+    cursor: str | None = None,
+    limit: Annotated[int, Query(ge=1, le=200)] = 50,
+) -> PageView:
+    """List items; without `state`, in all states."""
+    filters = Filters(
+        states=frozenset(state or ()),
+        tags=frozenset(tag or ()),
+        assignee=assignee,
+        text=text,
+        min_confidence=min_confidence,
+        max_confidence=max_confidence,
+        created_after=created_after,
+    )
+    return PageView.of(desk.queue.list(filters, sort=sort, cursor=cursor, limit=limit))
+
+
+@router.post("/items/claim-next", responses={204: {"description": "nothing is free"}})
+def claim_next(desk: TheDesk, caller: Judge) -> ItemView:
+    """Claim the riskiest free item."""
+    item = desk.queue.claim(caller.by)
+    if item is None:
+        return Response(status_code=HTTPStatus.NO_CONTENT)  # type: ignore[return-value] # FastAPI passes it on
+    return ItemView.of(item)
+
+
+@router.get("/items/{item_id}", responses=_OF_ITEM)
+def get(desk: TheDesk, caller: Reader, item_id: ItemId) -> DetailView:
+    """Read an item with all its texts; the reading is put on record."""
+    return DetailView.of(desk.queue.get(ReviewId(item_id), viewer=caller.by))
+
+
+@router.get("/items/{item_id}/audit", responses=_OF_ITEM)
+def audit(desk: TheDesk, _: Reader, item_id: ItemId) -> list[AuditView]:
+    """List what happened to an item, oldest first."""
+    return [AuditView.of(row) for row in desk.queue.audit(ReviewId(item_id))]
+
+
+@router.get("/items/{item_id}/ruling", responses=_OF_ITEM)
+async def ruling(
+    desk: TheDesk,
+    _: Fetcher,
+    item_id: ItemId,
+    wait_s: Annotated[float, Query(ge=0, le=LONGEST_WAIT_S, allow_inf_nan=False)] = 0.0,
+) -> Answered:
+    """Return the verdict, waiting for it up to `wait_s` seconds; once handed out it can't be undone."""
+    end, pause = time.monotonic() + wait_s, _FIRST_LOOK_S
+    while True:
+        found = await asyncio.to_thread(desk.queue.wait, ReviewId(item_id), 0.0)
+        left = end - time.monotonic()
+        if found is not None or left <= 0:
+            return Answered(ruling=None if found is None else RulingView.of(found))
+        await asyncio.sleep(min(pause, left))
+        pause = min(pause * _GROWTH, _LONGEST_LOOK_S)
+
+
+@router.post("/items/{item_id}/claim", responses=_OF_MOVE)
+def claim(desk: TheDesk, caller: Judge, item_id: ItemId) -> ItemView:
+    """Claim this item, or renew the claim."""
+    return _view(desk.queue.claim_item(ReviewId(item_id), caller.by))
+
+
+@router.post("/items/{item_id}/release", responses=_OF_MOVE)
+def release(desk: TheDesk, caller: Judge, item_id: ItemId) -> ItemView:
+    """Put the item back."""
+    return _view(desk.queue.release(ReviewId(item_id), caller.by))
+
+
+@router.post("/items/{item_id}/approve", responses=_OF_MOVE)
+def approve(desk: TheDesk, caller: Judge, item_id: ItemId, key: OperationKey = None) -> ItemView:
+    """Let the answer out as it is."""
+    return _view(desk.queue.approve(ReviewId(item_id), caller.by, op=_op(caller, key)))
+
+
+@router.post("/items/{item_id}/edit", responses=_OF_MOVE)
+def edit(desk: TheDesk, caller: Judge, item_id: ItemId, body: Edit, key: OperationKey = None) -> ItemView:
+    """Let out another text in the answer's place."""
+    op = _op(caller, key)
+    return _view(desk.queue.edit(ReviewId(item_id), caller.by, body.text, was_correct=body.was_correct, op=op))
+
+
+@router.post("/items/{item_id}/reject", responses=_OF_MOVE)
+def reject(desk: TheDesk, caller: Judge, item_id: ItemId, body: Rejection, key: OperationKey = None) -> ItemView:
+    """Hold the answer back."""
+    return _view(desk.queue.reject(ReviewId(item_id), caller.by, body.reason, op=_op(caller, key)))
+
+
+@router.post("/items/{item_id}/undo", responses=_OF_MOVE)
+def undo(desk: TheDesk, caller: Judge, item_id: ItemId) -> ItemView:
+    """Take back a verdict of the caller's own."""
+    return _view(desk.queue.undo(ReviewId(item_id), caller.by))
+
+
+@router.post("/items/{item_id}/assign", responses=_OF_MOVE)
+def assign(desk: TheDesk, caller: Judge, item_id: ItemId, body: Assignment) -> ItemView:
+    """Say who is to judge the item."""
+    return _view(desk.queue.assign(ReviewId(item_id), caller.by, body.assignee))
+
+
+@router.post("/items/{item_id}/comments", status_code=HTTPStatus.NO_CONTENT, responses=_OF_ITEM)
+def comment(desk: TheDesk, caller: Judge, item_id: ItemId, body: Note) -> None:
+    """Note something beside the item."""
+    desk.queue.comment(ReviewId(item_id), caller.by, body.text)
+
+
+@router.get("/stats")
+def stats(desk: TheDesk, _: Reader) -> InsightView:
+    """Return what waits, and how well confidence and people agree."""
+    return InsightView.of(desk.queue.insight())
+
+
+def _view(item: Item) -> ItemView:
+    return ItemView.of(item)

@@ -1,0 +1,51 @@
+"""What every request needs: the queue, who may use it, and how the site is set up."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, cast
+
+from starlette.requests import HTTPConnection
+
+from semgrad_guard.review.accounts import Accounts
+from semgrad_guard.review.sessions import Sessions
+from semgrad_guard.review.throttle import Limits, Throttle
+from semgrad_guard.review.tokens import Tokens
+
+if TYPE_CHECKING:
+    from argon2 import PasswordHasher
+
+    from semgrad_guard.review.queue import SqlReviewQueue
+
+MEGABYTE = 1_048_576
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WebSettings:
+    """How the site is set up."""
+
+    is_encrypted: bool = False
+    """True when browsers reach the site by https: cookies are then sent by https only."""
+    hosts: frozenset[str] = frozenset()
+    """Names under which the site may be asked for; empty lets all pass."""
+    largest_form: int = 4 * MEGABYTE
+    largest_submission: int = 32 * MEGABYTE
+    limits: Limits = field(default_factory=Limits)
+
+
+class Desk:
+    """The queue with its accounts, logins and tokens."""
+
+    def __init__(self, queue: SqlReviewQueue, settings: WebSettings, hasher: PasswordHasher | None = None) -> None:
+        """Open all on the queue's own database; see `Accounts` for `hasher`."""
+        self.queue = queue
+        self.settings = settings
+        self.accounts = Accounts(queue.database, hasher)
+        self.sessions = Sessions(queue.database)
+        self.tokens = Tokens(queue.database)
+        self.throttle = Throttle(queue.database, settings.limits)
+
+
+def desk_of(connection: HTTPConnection) -> Desk:
+    """Return the desk of the application that serves a request."""
+    return cast("Desk", connection.app.state.desk)

@@ -1,0 +1,159 @@
+"""Logging in and out, and what a request must show to act for a reviewer."""
+
+from __future__ import annotations
+
+import math
+import secrets
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Annotated
+from urllib.parse import quote, urlsplit
+
+from fastapi import APIRouter, Depends, Form, Query
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
+
+from semgrad_guard.review.sessions import LONGEST_S, Session, csrf_of, is_csrf
+from semgrad_guard.review.web.desk import Desk, desk_of
+from semgrad_guard.review.web.problems import RefusedError
+from semgrad_guard.review.web.rendering import render
+
+if TYPE_CHECKING:
+    from starlette.datastructures import URL
+
+router = APIRouter(include_in_schema=False)
+
+_LOGIN_COOKIE_S = 3600
+
+
+class LoginNeededError(RefusedError):
+    """Nobody is logged in."""
+
+    def __init__(self, url: URL) -> None:
+        """Send the browser to the login page and back to where it was."""
+        target = url.path + (f"?{url.query}" if url.query else "")
+        super().__init__(HTTPStatus.SEE_OTHER, "please log in", {"Location": f"/login?next={quote(target)}"})
+
+
+def cookie_name(desk: Desk, kind: str) -> str:
+    """Return the name of a cookie; by https its prefix binds it to this host alone."""
+    return f"__Host-semgrad-{kind}" if desk.settings.is_encrypted else f"semgrad-{kind}"
+
+
+def current_session(request: Request) -> Session:
+    """Return the login of a request.
+
+    Raises:
+        LoginNeededError: there is none; a form that was sent without one is refused instead.
+    """
+    desk = desk_of(request)
+    token = request.cookies.get(cookie_name(desk, "session"), "")
+    session = desk.sessions.find(token) if token else None
+    if session is None:
+        if request.method == "GET":
+            raise LoginNeededError(request.url)
+        raise RefusedError(HTTPStatus.UNAUTHORIZED, "your login has ended: log in again, then repeat what you did")
+    request.state.session = session
+    return session
+
+
+def form_session(
+    request: Request, session: Annotated[Session, Depends(current_session)], csrf: Annotated[str, Form()] = ""
+) -> Session:
+    """Return the login of a form that this site itself made.
+
+    Raises:
+        RefusedError: the form comes from elsewhere.
+    """
+    _require_same_origin(request)
+    if not is_csrf(session.token, csrf):
+        raise RefusedError(HTTPStatus.FORBIDDEN, "this form is not one of your login's: open the page again and repeat")
+    return session
+
+
+Reader = Annotated[Session, Depends(current_session)]
+Writer = Annotated[Session, Depends(form_session)]
+
+
+@router.get("/login")
+def login_page(request: Request, next: Annotated[str, Query()] = "/") -> Response:  # noqa: A002 - the parameter's name in the URL
+    """Show the login form."""
+    return _login_page(request, next)
+
+
+@router.post("/login")
+def log_in(
+    request: Request,
+    name: Annotated[str, Form(max_length=200)] = "",
+    password: Annotated[str, Form(max_length=2000)] = "",
+    csrf: Annotated[str, Form()] = "",
+    next: Annotated[str, Form()] = "/",  # noqa: A002 - the field's name in the form
+) -> Response:
+    """Log a reviewer in, in a session of its own."""
+    desk = desk_of(request)
+    _require_same_origin(request)
+    shown = request.cookies.get(cookie_name(desk, "login"), "")
+    if not shown or not is_csrf(shown, csrf):
+        raise RefusedError(HTTPStatus.FORBIDDEN, "this login form is too old or from elsewhere: open the page again")
+    account, address = name.strip().lower(), request.client.host if request.client else "unknown"
+    wait_s = desk.throttle.wait_s(account, address)
+    if wait_s > 0:
+        message = f"too many failed logins: try again in {math.ceil(wait_s / 60)} minutes"
+        raise RefusedError(HTTPStatus.TOO_MANY_REQUESTS, message, {"Retry-After": str(math.ceil(wait_s))})
+    user = desk.accounts.verify(account, password)
+    if user is None:
+        desk.throttle.failed(account, address)
+        return _login_page(request, next, problem="name or password is wrong", status_code=HTTPStatus.UNAUTHORIZED)
+    desk.throttle.succeeded(account)
+    session = desk.sessions.begin(user)
+    response = RedirectResponse(_own_path(next), HTTPStatus.SEE_OTHER)
+    _set_cookie(response, desk, "session", session.token, LONGEST_S)
+    response.delete_cookie(cookie_name(desk, "login"), secure=desk.settings.is_encrypted, httponly=True)
+    return response
+
+
+@router.post("/logout")
+def log_out(request: Request, session: Writer) -> Response:
+    """End the session on the server."""
+    desk = desk_of(request)
+    desk.sessions.end(session.token)
+    response = RedirectResponse("/login", HTTPStatus.SEE_OTHER)
+    response.delete_cookie(cookie_name(desk, "session"), secure=desk.settings.is_encrypted, httponly=True)
+    return response
+
+
+def _login_page(request: Request, target: str, *, problem: str = "", status_code: int = 200) -> Response:
+    desk = desk_of(request)
+    token = request.cookies.get(cookie_name(desk, "login")) or secrets.token_urlsafe(32)
+    page = render(
+        request, "login.html", csrf=csrf_of(token), next=_own_path(target), problem=problem, status_code=status_code
+    )
+    _set_cookie(page, desk, "login", token, _LOGIN_COOKIE_S)
+    return page
+
+
+def _set_cookie(response: Response, desk: Desk, kind: str, value: str, lifetime_s: float) -> None:
+    response.set_cookie(
+        cookie_name(desk, kind),
+        value,
+        max_age=int(lifetime_s),
+        path="/",
+        secure=desk.settings.is_encrypted,
+        httponly=True,
+        samesite="lax",
+    )
+
+
+def _own_path(target: str) -> str:
+    """Return a path of this site, never an address elsewhere."""
+    parts = urlsplit(target)
+    is_own = not parts.scheme and not parts.netloc and target.startswith("/") and not target.startswith(("//", "/\\"))
+    return target if is_own and "\\" not in target and target.isprintable() else "/"
+
+
+def _require_same_origin(request: Request) -> None:
+    """Refuse what a browser says another site sent; the form's own token is checked besides."""
+    origin = request.headers.get("origin")
+    if request.headers.get("sec-fetch-site") in {"cross-site", "same-site"} or (
+        origin is not None and urlsplit(origin).netloc != request.headers.get("host")
+    ):
+        raise RefusedError(HTTPStatus.FORBIDDEN, "this form comes from another site")

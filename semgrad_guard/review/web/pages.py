@@ -1,0 +1,168 @@
+"""The pages that reviewers read: the queue, one item, the dashboard."""
+
+from __future__ import annotations
+
+import secrets
+from http import HTTPStatus
+from typing import Annotated
+from urllib.parse import urlencode
+
+from fastapi import APIRouter, Query
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+
+from semgrad_guard.errors import ItemNotFoundError
+from semgrad_guard.flow import ReviewId
+from semgrad_guard.review.items import Filters, Item, ItemDetail, Sort
+from semgrad_guard.review.sessions import Session
+from semgrad_guard.review.states import OPEN, State
+from semgrad_guard.review.web.desk import Desk, desk_of
+from semgrad_guard.review.web.logins import Reader
+from semgrad_guard.review.web.plot import SIZE, points
+from semgrad_guard.review.web.problems import RefusedError
+from semgrad_guard.review.web.rendering import render, waiting
+from semgrad_guard.review.web.segments import LONGEST_SHOWN, copied_marks, doubt_marks, segments
+
+router = APIRouter(include_in_schema=False)
+
+_PER_PAGE = 30
+LONGEST_EDITED = 200_000
+"""Characters of an answer that a browser's text field still handles well."""
+_MOST_EVENTS = 200
+
+
+@router.get("/")
+def queue_page(
+    request: Request,
+    session: Reader,
+    q: Annotated[str, Query(max_length=500)] = "",
+    state: Annotated[str, Query(max_length=20)] = "open",
+    tag: Annotated[str, Query(max_length=200)] = "",
+    mine: Annotated[bool, Query()] = False,  # noqa: FBT002 - a query parameter
+    sort: Sort = Sort.RISK,
+    cursor: Annotated[str | None, Query(max_length=500)] = None,
+    done: Annotated[str, Query(max_length=32)] = "",
+) -> Response:
+    """Show the queue."""
+    desk = desk_of(request)
+    filters = Filters(
+        states=OPEN if state == "open" else frozenset(each for each in State if each == state),
+        tags=frozenset({tag} if tag else ()),
+        assignee=session.user.name if mine else None,
+        text=q,
+    )
+    page = desk.queue.list(filters, sort=sort, cursor=cursor, limit=_PER_PAGE)
+    chosen = {"q": q, "state": state, "tag": tag, "mine": mine, "sort": sort}
+    further = {**{key: value for key, value in chosen.items() if value}, "cursor": page.next_cursor or ""}
+    return render(
+        request,
+        "queue.html",
+        page=page,
+        chosen=chosen,
+        next_url=f"/?{urlencode(further)}" if page.next_cursor else None,
+        is_first=cursor is None,
+        states=["open", *State, "all"],
+        sorts=list(Sort),
+        done=undoable(desk, session, done),
+        waiting=waiting(request),
+        nonce=secrets.token_hex(8),
+    )
+
+
+@router.get("/items/{item_id}")
+def item_page(
+    request: Request,
+    session: Reader,
+    item_id: str,
+    flow: Annotated[str, Query(max_length=10)] = "",
+    skipped: Annotated[str, Query(max_length=1000)] = "",
+    done: Annotated[str, Query(max_length=32)] = "",
+) -> Response:
+    """Show one answer with all that a reviewer needs to judge it, and put the reading on record."""
+    desk = desk_of(request)
+    review_id = desk.queue.find_id(item_id)
+    detail = desk.queue.get(review_id, viewer=session.user.name)
+    return render(
+        request,
+        "item.html",
+        detail=detail,
+        item=detail.item,
+        document=detail.document,
+        answer=_answer(detail),
+        passages=_passages(detail),
+        trail=desk.queue.audit(review_id)[-_MOST_EVENTS:],
+        may_judge=detail.item.is_open and not is_held_by_other(desk, detail.item, session),
+        is_mine=detail.item.holder == session.user.name,
+        can_undo=undoable(desk, session, review_id) is not None,
+        too_long=detail.document is not None and len(detail.document.answer) > LONGEST_EDITED,
+        longest_shown=LONGEST_SHOWN,
+        flow="next" if flow == "next" else "",
+        skipped=skipped,
+        done=undoable(desk, session, done),
+        waiting=waiting(request),
+        nonce=secrets.token_hex(8),
+    )
+
+
+@router.get("/items/{item_id}/answer.txt")
+def answer_text(request: Request, session: Reader, item_id: str) -> Response:
+    """Give the whole answer as a file; it is never shown by the browser as a page."""
+    desk = desk_of(request)
+    review_id = desk.queue.find_id(item_id)
+    document = desk.queue.get(review_id, viewer=session.user.name).document
+    if document is None:
+        raise RefusedError(HTTPStatus.GONE, "the texts of this item were erased")
+    headers = {"Content-Disposition": f'attachment; filename="{review_id}.txt"'}
+    return PlainTextResponse(document.answer, headers=headers)
+
+
+@router.get("/dashboard")
+def dashboard_page(request: Request, session: Reader) -> Response:
+    """Show what waits, and how well the guard's confidence agrees with people."""
+    seen = desk_of(request).queue.insight()
+    return render(
+        request,
+        "dashboard.html",
+        seen=seen,
+        points=points(seen.bands),
+        size=SIZE,
+        waiting=waiting(request),
+        user=session.user,
+    )
+
+
+@router.get("/count")
+def count(request: Request, session: Reader) -> Response:
+    """Give the number of waiting items to the page's script."""
+    return JSONResponse({"waiting": waiting(request), "user": session.user.name})
+
+
+def is_held_by_other(desk: Desk, item: Item, session: Session) -> bool:
+    """True when somebody else's lease on the item runs."""
+    return item.is_held_by_other(session.user.name, desk.queue.database.clock())
+
+
+def undoable(desk: Desk, session: Session, item_id: str) -> Item | None:
+    """Return the item if the reviewer has just judged it and may still take that back."""
+    if not item_id:
+        return None
+    try:
+        item = desk.queue.item(ReviewId(item_id))
+    except ItemNotFoundError:
+        return None
+    return item if desk.queue.can_undo(item, session.user.name) else None
+
+
+def _answer(detail: ItemDetail) -> object:
+    document = detail.document
+    return segments(document.answer, doubt_marks(document)) if document else ()
+
+
+def _passages(detail: ItemDetail) -> list[object]:
+    document = detail.document
+    if document is None:
+        return []
+    return [
+        {"part": passage, "text": segments(passage.text, copied_marks(passage.text, document.answer))}
+        for passage in document.passages
+    ]
