@@ -121,6 +121,7 @@ CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+N_BYTE_TOKENS = 259
 _SPECIAL = ("<pad>", "<|im_start|>", "<|im_end|>")
 
 

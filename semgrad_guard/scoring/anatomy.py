@@ -7,6 +7,7 @@ and what happens to its output by a probe of two tokens.
 from __future__ import annotations
 
 import inspect
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
@@ -21,6 +22,8 @@ from semgrad_guard.scoring.head import OutputHead
 from semgrad_guard.scoring.logit_map import fit_logit_map, probe_values
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor
     from transformers import PreTrainedModel
 
@@ -36,6 +39,8 @@ class Anatomy:
     head: OutputHead
     has_cache: bool
     """True when the tokens before t* can be run once into a KV cache."""
+    plain_blocks: bool
+    """True when each block takes a state and gives a state, so that one can be passed over."""
     takes: frozenset[str]
     """Names of the arguments that the model's forward takes."""
     device: torch.device
@@ -52,7 +57,7 @@ def anatomy_of(model: PreTrainedModel) -> Anatomy:
         GradientsUnavailableError: the model has no decoder blocks, or no output head whose output becomes the logits.
     """
     found = _known.get(model)
-    if found is None:
+    if found is None or found.head.module is not _head_module(model):
         found = _known[model] = _look(model)
     return found
 
@@ -62,10 +67,13 @@ def _look(model: PreTrainedModel) -> Anatomy:
     if any(parameter.is_inference() for parameter in model.parameters()):
         why = "its weights were created under `torch.inference_mode()`, which autograd refuses; load it outside of that"
         raise GradientsUnavailableError(name, why)
+    blocks, probe = _blocks(model), _Probe()
+    probe.run(model, blocks)
     return Anatomy(
-        blocks=_blocks(model),
-        head=_head(model),
+        blocks=blocks,
+        head=_head(model, probe),
         has_cache=full_cache(model) is not None,
+        plain_blocks=probe.plain_blocks and not any("forward" in vars(block) for block in blocks),
         takes=frozenset(inspect.signature(model.forward).parameters),
         device=_input_device(model),
     )
@@ -91,35 +99,44 @@ def _input_device(model: PreTrainedModel) -> torch.device:
     return weight.device if isinstance(weight, torch.Tensor) and not weight.is_meta else model.device
 
 
-def _head(model: PreTrainedModel) -> OutputHead:
-    module: nn.Module | None = model.get_output_embeddings()  # type: ignore[no-untyped-call] # transformers gives no type
-    if module is None:
-        raise GradientsUnavailableError(type(model).__name__, "it has no output head over the vocabulary")
-    raw, logits = _probe(model, module)
+def _head(model: PreTrainedModel, probe: _Probe) -> OutputHead:
+    raw, logits = probe.put_in, probe.logits
+    if raw is None or logits is None:
+        why = "its output head is not called by its forward pass"
+        raise GradientsUnavailableError(type(model).__name__, why)
     logit_map = fit_logit_map(raw, logits) if raw.shape == logits.shape else None
     if logit_map is None:
         why = "its logits are neither the output head's numbers nor those scaled or soft-capped"
         raise GradientsUnavailableError(type(model).__name__, why)
-    return OutputHead(module, logit_map, n_vocabulary=len(raw))
+    return OutputHead(_head_module(model), logit_map, n_vocabulary=len(raw))
 
 
-def _probe(model: PreTrainedModel, head: nn.Module) -> tuple[Tensor, Tensor]:
-    """Return known head outputs and the logits that the model makes of them."""
-    put_in = list[torch.Tensor]()
+def _head_module(model: PreTrainedModel) -> nn.Module:
+    module: nn.Module | None = model.get_output_embeddings()  # type: ignore[no-untyped-call] # transformers gives no type
+    if module is None:
+        raise GradientsUnavailableError(type(model).__name__, "it has no output head over the vocabulary")
+    return module
 
-    def replace(_module: nn.Module, _args: object, output: Tensor) -> Tensor:
-        values = probe_values(output.shape[-1], output.dtype).to(output.device)
-        put_in.append(values)
-        return values.expand(output.shape).clone()
 
-    ids = torch.ones(1, _PROBE_TOKENS, dtype=torch.long, device=_input_device(model))
-    handle = head.register_forward_hook(replace)
-    try:
-        with borrowed(model):
-            logits = model(input_ids=ids, use_cache=False).logits
-    finally:
-        handle.remove()
-    if not put_in:
-        why = "its output head is not called by its forward pass"
-        raise GradientsUnavailableError(type(model).__name__, why)
-    return put_in[-1], logits[0, -1]
+class _Probe:
+    """A forward pass of two tokens in which the head's output is replaced by known values."""
+
+    def __init__(self) -> None:
+        self.put_in: Tensor | None = None
+        self.logits: Tensor | None = None
+        self.plain_blocks = True
+
+    def run(self, model: PreTrainedModel, blocks: Sequence[nn.Module]) -> None:
+        ids = torch.ones(1, _PROBE_TOKENS, dtype=torch.long, device=_input_device(model))
+        with borrowed(model), ExitStack() as undo:
+            undo.callback(_head_module(model).register_forward_hook(self._at_head).remove)
+            for block in blocks:
+                undo.callback(block.register_forward_hook(self._at_block).remove)
+            self.logits = model(input_ids=ids, use_cache=False).logits[0, -1]
+
+    def _at_head(self, _module: nn.Module, _args: object, output: Tensor) -> Tensor:
+        self.put_in = probe_values(output.shape[-1], output.dtype).to(output.device)
+        return self.put_in.expand(output.shape).clone()
+
+    def _at_block(self, _block: nn.Module, _args: object, output: object) -> None:
+        self.plain_blocks = self.plain_blocks and isinstance(output, torch.Tensor)

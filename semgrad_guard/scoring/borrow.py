@@ -10,7 +10,7 @@ from semgrad_guard.models.borrow import evaluating, plain_tensors
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable
 
-    from torch import nn
+    from torch import Tensor, nn
     from transformers import PreTrainedModel
 
 
@@ -26,6 +26,20 @@ def borrowed(model: PreTrainedModel) -> Generator[None]:
             undo.callback(parameter.requires_grad_, True)  # noqa: FBT003 - torch's own signature
             parameter.requires_grad_(False)  # noqa: FBT003
         yield
+
+
+@contextmanager
+def passed_over(blocks: Iterable[nn.Module]) -> Generator[None]:
+    """Make decoder blocks hand on the states that they get, for as long as the context lasts."""
+    with ExitStack() as undo:
+        for block in blocks:
+            undo.callback(delattr, block, "forward")
+            setattr(block, "forward", _hand_on)  # noqa: B010 - an attribute of the instance hides the class's method
+        yield
+
+
+def _hand_on(hidden_states: Tensor, *_args: object, **_kwargs: object) -> Tensor:
+    return hidden_states
 
 
 @contextmanager

@@ -106,7 +106,9 @@ def _run(
     layout = lay_out(batch, reading.n_recorded, anatomy.device, split=anatomy.has_cache)
     start = layout.starts[0]
     if kept is not None and anatomy.has_cache and kept.supports_crop and kept.ids[:start] == batch[0].read[:start]:
-        return record(model, anatomy, layout.rest, kept.prefix(start), reading.band), layout, "reused"
+        entering = _entering(anatomy, kept, batch[0].read, start, reading.band)
+        recording = record(model, anatomy, layout.rest, kept.prefix(start), reading.band, entering)
+        return recording, layout, "reused"
     cache = full_cache(model) if layout.prefix else None
     if layout.prefix:
         run_blind(model, anatomy, layout.prefix, cache)
@@ -114,6 +116,12 @@ def _run(
             cache.batch_repeat_interleave(len(batch))
     recording = record(model, anatomy, layout.rest, cache, reading.band)
     return recording, layout, "cold" if anatomy.has_cache else "full"
+
+
+def _entering(anatomy: Anatomy, kept: KeptCache, read: tuple[int, ...], start: int, band: Band) -> Tensor | None:
+    """Return the states that entered the band from a token on, if the writing kept them."""
+    fits = kept.states_of is anatomy.blocks[band.first] and anatomy.plain_blocks and kept.ids[: len(read)] == read
+    return kept.crop(len(read)).states_from(start) if fits else None
 
 
 def _heads(

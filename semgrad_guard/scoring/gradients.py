@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from semgrad_guard.errors import GradientsUnavailableError, NonFiniteScoreError
-from semgrad_guard.scoring.borrow import hooked
+from semgrad_guard.scoring.borrow import hooked, passed_over
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -65,16 +65,32 @@ def run_blind(model: PreTrainedModel, anatomy: Anatomy, segment: Segment, cache:
     return watch.z
 
 
-def record(model: PreTrainedModel, anatomy: Anatomy, segment: Segment, cache: Cache | None, band: Band) -> Recording:
+def record(
+    model: PreTrainedModel,
+    anatomy: Anatomy,
+    segment: Segment,
+    cache: Cache | None,
+    band: Band,
+    entering: Tensor | None = None,
+) -> Recording:
     """Run tokens behind a cache and record the band.
+
+    Args:
+        model: the model.
+        anatomy: its parts.
+        segment: the tokens.
+        cache: of the tokens before them.
+        band: what to record.
+        entering: the states of the tokens that enter the band, where they are known: no block below it runs then.
 
     Raises:
         GradientsUnavailableError: no gradient can flow from the head's input to the band.
     """
-    watch = _Watch()
+    watch = _Watch(entering)
     blocks = anatomy.blocks[band.first : band.last + 1]
+    below = () if entering is None else anatomy.blocks[: band.first]
     hooks = [(block, watch.at_block) for block in blocks]
-    with hooked([*hooks, (anatomy.head.module, watch.at_head)]), torch.enable_grad():
+    with hooked([*hooks, (anatomy.head.module, watch.at_head)]), passed_over(below), torch.enable_grad():
         model(**_arguments(anatomy, segment, cache))
     if watch.z is None or not watch.z.requires_grad or len(watch.states) != len(band):
         why = "its forward pass does not lead from the decoder blocks to the output head in one recorded line"
@@ -127,6 +143,7 @@ def _arguments(anatomy: Anatomy, segment: Segment, cache: Cache | None) -> dict[
 class _Watch:
     """Catches states on their way through a model."""
 
+    entering: Tensor | None = None
     states: list[Tensor] = field(default_factory=list[torch.Tensor])
     z: Tensor | None = None
 
@@ -139,7 +156,7 @@ class _Watch:
         if self.states:
             self.states.append(state)
             return None
-        leaf = state.detach().requires_grad_()
+        leaf = (state if self.entering is None else self.entering).detach().requires_grad_()
         self.states.append(leaf)
         return ((leaf, *args[1:]), kwargs) if args else ((), {**kwargs, "hidden_states": leaf})
 

@@ -151,6 +151,7 @@ def _second_pass(
     inputs = blocks.source.inputs
     both = torch.cat([inputs * weights.to(inputs.dtype)[:, None], inputs], dim=1)
     log_total = (softmax.peak + softmax.log_total).to(inputs.dtype)[:, None]
+    buffer = inputs.new_empty(blocks.blocks[0].stop, both.shape[1])
     sums = torch.zeros(len(parts), 2, dtype=torch.float64, device=inputs.device)
     for block, logits in blocks:
         errors = (logits - log_total).exp_()
@@ -158,9 +159,9 @@ def _second_pass(
         blocks.head.logit_map.pull_back_(errors, logits)
         blocks.source.push(block, errors)
         for number, part in enumerate(parts):
-            gradient = (errors[part].T @ both[part]).abs_().view(-1, 2, inputs.shape[1])
+            gradient = torch.mm(errors[part].T, both[part], out=buffer[: errors.shape[1]]).abs_()
             # a float32 sum over the vocabulary would lose up to 2 %; over one row of hidden dimensions it does not
-            sums[number] += gradient.sum(dim=2).sum(dim=0, dtype=torch.float64)
+            sums[number] += gradient.view(-1, 2, inputs.shape[1]).sum(dim=2).sum(dim=0, dtype=torch.float64)
     n_entries = blocks.head.n_vocabulary * inputs.shape[1]
     lengths = [len(range(*part.indices(len(targets)))) for part in parts]
     return tuple(

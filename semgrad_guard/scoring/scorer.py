@@ -21,6 +21,8 @@ from semgrad_guard.scoring.spans import place_spans
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from torch import nn
+
     from semgrad_guard.models import Generated, KeptCache, LocalModel
     from semgrad_guard.scoring.engine import Measure
     from semgrad_guard.scoring.layout import Tokens
@@ -98,6 +100,12 @@ class SemGradScorer:
     def position(self) -> int:
         """t*, counted from the prompt's end."""
         return self._position
+
+    @property
+    def entry(self) -> nn.Module:
+        """First block of the band: `generate(states_of=scorer.entry)` keeps what entered it, and scoring is faster."""
+        with self._model.lock:
+            return anatomy_of(self._model.model).blocks[self._reading.band.first]
 
     def fingerprint(self, *, proxy: bool = False) -> Fingerprint:
         """Return what its scores depend on beside the exchange."""

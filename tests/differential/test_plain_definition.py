@@ -5,11 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
+from semgrad_guard.models import LocalModel
+from semgrad_guard.scoring.anatomy import anatomy_of
 from semgrad_guard.scoring.engine import Measure, Reading, measure
 from semgrad_guard.scoring.gradients import upper_half
 from semgrad_guard.scoring.layout import Tokens
 from tests.differential.plain_definition import plain_scores
-from tests.models_for_tests import N_VOCABULARY, build, tiny_lm
+from tests.models_for_tests import N_BYTE_TOKENS, N_VOCABULARY, build, byte_tokenizer, tiny_lm
 
 CACHED = """
     gpt2 llama qwen2 qwen3 mistral gemma gemma2 gemma3_text phi phi3 gpt_neox gptj gpt_neo gpt_bigcode codegen falcon
@@ -60,3 +62,20 @@ def test_one_and_many_exchanges_equal_the_plain_definition(arch):
         _assert_equal(one, expected)
         _assert_equal(of_many, expected)
         assert one.path == ("full" if arch in WHOLE else "cold")
+
+
+@pytest.mark.parametrize("arch", CACHED)
+def test_the_cache_of_the_writing_gives_the_cold_numbers(arch):
+    """Scoring behind a generation crops its cache and skips the blocks below the band: neither may show."""
+    model = build(arch, vocab_size=N_BYTE_TOKENS)
+    blocks = anatomy_of(model).blocks
+    reading = Reading(upper_half(len(blocks)), 5)
+    local = LocalModel(model, byte_tokenizer(), arch)
+    written = local.generate(prompt_ids=range(3, 33), max_new_tokens=9, states_of=blocks[reading.band.first])
+    tokens = Tokens(written.prompt_ids, written.answer_ids)
+    (reused,) = measure(model, [tokens], reading, kept=written.kept)
+    (cold,) = measure(model, [tokens], reading)
+    assert reused.path == "reused"
+    assert reused.parts[0].semgrad == pytest.approx(cold.parts[0].semgrad, rel=RELATIVE)
+    assert reused.parts[0].paragrad == pytest.approx(cold.parts[0].paragrad, rel=RELATIVE)
+    assert reused.nll.tolist() == pytest.approx(cold.nll.tolist(), rel=RELATIVE)
