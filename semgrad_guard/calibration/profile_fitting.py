@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 REQUIRED_SHARE = 0.95
 """A signal that at least this share of rows has is required; rows without it are dropped."""
+NEVER_REQUIRED = "retrieval_"
+"""How retrieval signals' names begin: one passage alone, or a retriever without scores, must not leave an answer
+uncalibrated, so their average always stands in for them."""
 USABLE_SHARE = 0.50
 """A signal that fewer rows have is not used; between the two it is optional, its average standing in for it."""
 
@@ -106,7 +109,11 @@ def _usable(labels: Labels, method: str) -> dict[str, bool]:
     """Return the signals that can be used, and whether each is required."""
     share = dict(zip(labels.names, np.isfinite(labels.signals).mean(axis=0), strict=True))
     spread = {n: len(np.unique(c[np.isfinite(c)])) > 1 for n, c in zip(labels.names, labels.signals.T, strict=True)}
-    usable = {n: bool(s >= REQUIRED_SHARE) for n, s in share.items() if s >= USABLE_SHARE and spread[n]}
+    usable = {
+        n: bool(s >= REQUIRED_SHARE) and not n.startswith(NEVER_REQUIRED)
+        for n, s in share.items()
+        if s >= USABLE_SHARE and spread[n]
+    }
     if method == "fused":
         if not usable:
             raise SignalUnavailableError("fused", "finds no signal that half of the rows have", labels.names)
