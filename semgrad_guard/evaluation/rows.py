@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from semgrad_guard.flow import Json, Prompt
 
+_FINGERPRINT: TypeAdapter[Fingerprint | None] = TypeAdapter(Fingerprint | None)
 FORM = 'each line is one object such as {"prompt": "...", "answer": "..."}'
 
 
@@ -149,7 +150,7 @@ def parse_row(line: str | bytes, path: Path | str, number: int) -> Row:
         raise DataFileError(path, number, f"holds a {type(said).__name__}, not an object", FORM)
     try:
         form = _Form.model_validate(said)
-        fingerprint = TypeAdapter(Fingerprint | None).validate_python(said.get("fingerprint"))
+        fingerprint = _FINGERPRINT.validate_python(said.get("fingerprint"))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
