@@ -68,7 +68,7 @@ def fit(labels: Labels, plan: Plan) -> Fitted:
     if margins is None:
         margins = model.margins(rows.signals)
     curve = fit_curve(margins, rows.correct, rows.groups, calibrator=plan.calibrator, seed=plan.seed)
-    return Fitted(model, curve, edge(len(rows)))
+    return Fitted(model.pruned(), curve, edge(len(rows)))
 
 
 def out_of_fold(labels: Labels, plan: Plan) -> NDArray[np.float64]:

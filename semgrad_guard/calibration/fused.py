@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 Z_LIMIT = 4.0
 """Standardised values are cut off here, so that one outlier cannot decide alone."""
 
+NEGLIGIBLE = 1e-4
+"""Weights up to this change of the log-odds per standard deviation count as none."""
+
 
 class SignalColumn(Frozen):
     """How one raw signal becomes a standardised column, and its coefficient."""
@@ -57,6 +60,11 @@ class FusedModel(Frozen):
     def names(self) -> tuple[str, ...]:
         """Names of the signals it reads."""
         return tuple(column.name for column in self.columns)
+
+    def pruned(self) -> FusedModel:
+        """Return the same model without the signals that it gives no weight, so that nobody needs to have them."""
+        kept = tuple(column for column in self.columns if abs(column.weight) > NEGLIGIBLE)
+        return FusedModel(columns=kept or self.columns[:1], intercept=self.intercept)
 
     def missing(self, signals: Mapping[str, float]) -> tuple[str, ...]:
         """Return the names of required signals that are absent, NaN or infinite."""

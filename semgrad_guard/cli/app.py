@@ -27,7 +27,7 @@ app = typer.Typer(
 )
 app.command(epilog=demo.EXAMPLES)(demo.demo)
 app.command(epilog=score.EXAMPLES)(score.score)
-app.command()(calibrate.calibrate)
+app.command(epilog=calibrate.EXAMPLES)(calibrate.calibrate)
 app.add_typer(policy.app, name="policy")
 app.add_typer(profile.app, name="profile")
 app.add_typer(review.app, name="review")

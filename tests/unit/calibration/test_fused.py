@@ -35,6 +35,13 @@ def test_the_average_answer_has_the_intercept() -> None:
     assert MODEL.parts({"nll": 1.0, "grounding": 1.0}) == pytest.approx([0, 0])
 
 
+def test_signals_without_weight_are_not_needed() -> None:
+    """An answer that lacks a signal that says nothing can still be judged; one column always stays."""
+    model = FusedModel(columns=(*MODEL.columns, column("idle", 0.0)), intercept=0.5)
+    assert model.pruned() == MODEL
+    assert FusedModel(columns=(column("idle", 0.0),), intercept=0.5).pruned().names == ("idle",)
+
+
 def test_an_outlier_is_cut_off() -> None:
     """One absurd value cannot drown the others."""
     assert MODEL.margin({"nll": 1e9, "grounding": 1.0}) == pytest.approx(0.5 - 2.0 * Z_LIMIT)

@@ -72,17 +72,15 @@ def test_coefficients_keep_their_directions(rows) -> None:
     """Even where the labels say the opposite, uncertainty never raises confidence, and grounding never lowers it."""
     upside_down = [replace(row, correct=not row.correct) for row in rows(300)]
     weights = {column.name: column.weight for column in quick(upside_down).model.columns}
-    assert weights["semgrad"] <= 0
-    assert weights["mean_nll"] <= 0
-    assert weights["grounding"] >= 0
+    assert not {"semgrad", "mean_nll", "grounding"} & set(weights)
 
 
 def test_the_callers_directions_come_first(rows) -> None:
     """A signal of one's own can be given a direction, and a known one another."""
     profile = quick(rows(300), directions={"grounding": -1, "length": 1})
     weights = {column.name: column.weight for column in profile.model.columns}
-    assert weights["grounding"] == 0
-    assert weights["length"] >= 0
+    assert "grounding" not in weights
+    assert weights.get("length", 0) >= 0
 
 
 def test_equal_input_and_seed_give_an_equal_profile(rows) -> None:
