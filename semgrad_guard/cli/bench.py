@@ -1,0 +1,62 @@
+"""`semgrad-guard bench`: what scoring costs beside writing the answer, on this machine."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from semgrad_guard.cli.progress import bar
+
+EXAMPLES = """[bold]Examples[/bold]
+
+  semgrad-guard bench --quick
+
+  semgrad-guard bench --json cost.json
+
+  semgrad-guard bench --model Qwen/Qwen3-0.6B --context 512 --answer 32 --answer 128
+
+Compared are: the plain definition (full autograd and the whole head gradient, which is what the method's published
+code does), scoring with a prefill of its own (cold), scoring behind the writing of the answer (single pass), and
+writing five more answers, as sampling methods do.
+"""
+
+
+def bench(
+    model: Annotated[str, typer.Option(help="Model: name, Hugging Face id, folder or .gguf.")] = "smollm2-135m",
+    context: Annotated[list[int] | None, typer.Option(min=8, help="Prompt tokens; may be repeated.")] = None,
+    answer: Annotated[list[int] | None, typer.Option(min=1, help="Answer tokens; may be repeated.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Only 512 + 32 tokens.")] = False,
+    repeats: Annotated[int, typer.Option(min=1, help="Runs of each short measurement; the best counts.")] = 3,
+    dtype: Annotated[str, typer.Option(help="Number type of the weights.")] = "float32",
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, ...", show_default=False)] = None,
+    out: Annotated[Path | None, typer.Option("--json", help="Also write the numbers here.", show_default=False)] = None,
+) -> None:
+    """Measure the cost of scoring beside that of writing the answer, every way of doing it in one run."""
+    from semgrad_guard.evaluation.cost import ANSWERS, CONTEXTS, measure_cost, n_steps  # noqa: PLC0415 - loads torch
+    from semgrad_guard.models import load_model  # noqa: PLC0415 - loads torch
+
+    console = Console(stderr=True)
+    contexts = tuple(context or ((512,) if quick else CONTEXTS))
+    answers = tuple(answer or ((32,) if quick else ANSWERS))
+    with console.status(f"Loading {model}"):
+        local = load_model(model, dtype=dtype, device=device)
+    with bar(console) as progress:
+        task = progress.add_task("measuring", total=n_steps(contexts, answers))
+        report = measure_cost(
+            local,
+            contexts,
+            answers,
+            repeats=repeats,
+            advance=lambda what: progress.update(task, advance=1, description=what),
+        )
+    Console().print(report.table())
+    together = report.batch
+    Console().print(f"{together.n} short exchanges together: {together.speedup:.1f} times the throughput of one by one")
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(report.to_json(), indent=2), encoding="utf-8")
+        console.print(f"numbers: {out}", markup=False)

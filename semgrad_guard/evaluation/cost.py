@@ -1,0 +1,154 @@
+"""What scoring costs beside writing the answer: every way of doing it, measured in one run on one machine."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch  # noqa: TID253 - this module is reached only to measure a model
+from typing_extensions import override
+
+from semgrad_guard.evaluation.cost_report import BatchCost, CostReport, CostRow
+from semgrad_guard.evaluation.peak_memory import peak_memory
+from semgrad_guard.evaluation.plain_scoring import plain_score
+from semgrad_guard.flow import Exchange
+from semgrad_guard.models import LocalModel
+from semgrad_guard.scoring import SemGradScorer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from semgrad_guard.evaluation.cost_report import Way
+
+CONTEXTS = (64, 512, 2048)
+ANSWERS = (8, 32, 128)
+N_SAMPLES = 5
+N_TOGETHER = 16
+_SHORT = range(32, 32 + N_TOGETHER)
+"""Prompt lengths of the short exchanges that are scored together; their answers have 8 tokens."""
+_WAYS_A_CASE = 6
+
+
+@dataclass(frozen=True, slots=True)
+class _Case:
+    """One length of prompt and answer."""
+
+    prompt: tuple[int, ...]
+    n_answer: int
+
+
+class _Endless(LocalModel):
+    """A model that never ends its turn, so that every answer gets its full length."""
+
+    @property
+    @override
+    def end_ids(self) -> frozenset[int]:
+        return frozenset()
+
+
+class _Bench:
+    """Measures one case after the other."""
+
+    def __init__(self, model: LocalModel, repeats: int, advance: Callable[[str], None]) -> None:
+        self.local = _Endless(model.model, model.tokenizer, model.name)
+        self.scorer = SemGradScorer(self.local)
+        self.repeats, self.advance = repeats, advance
+
+    def case(self, case: _Case) -> list[CostRow]:
+        """Return all ways of one case; they share the answer that is written first."""
+        local, scorer, n = self.local, self.scorer, case.n_answer
+        timed: list[tuple[Way, float, float | None]] = []
+
+        def add(way: Way, work: Callable[[], object], repeats: int = 1) -> None:
+            timed.append((way, *self._measure(way, case, work, repeats)))
+
+        written = local.generate(prompt_ids=case.prompt, max_new_tokens=n, states_of=scorer.entry)
+        exchange = Exchange(prompt_ids=written.prompt_ids, answer_ids=written.answer_ids, on_policy=True)
+        text = torch.tensor([case.prompt + written.answer_ids], device=local.device)
+        add("generation", lambda: local.generate(prompt_ids=case.prompt, max_new_tokens=n, states_of=scorer.entry))
+        add("single pass", lambda: scorer.score_generated(written), self.repeats)
+        add("forward", lambda: _forward(local, text), self.repeats)
+        add("cold", lambda: scorer.score(exchange), self.repeats)
+        add("plain", lambda: plain_score(local, case.prompt, exchange.answer_ids or (), scorer.position))
+        prompts = [case.prompt] * N_SAMPLES
+        add(
+            "five samples",
+            lambda: local.generate_batch(prompt_ids=prompts, max_new_tokens=n, temperature=1.0, seed=0),
+        )
+        whole = timed[0][1]
+        return [CostRow(len(case.prompt), n, way, s, s / whole, extra) for way, s, extra in timed]
+
+    def together(self) -> BatchCost:
+        """Return what short exchanges cost one by one and in one batch."""
+        exchanges = [
+            Exchange(prompt_ids=_ids(self.local, length, seed), answer_ids=_ids(self.local, 8, -seed), on_policy=True)
+            for seed, length in enumerate(_SHORT, start=1)
+        ]
+        one_by_one, _ = self._time(lambda: [self.scorer.score(exchange) for exchange in exchanges], self.repeats)
+        together, _ = self._time(lambda: self.scorer.score_batch(exchanges), self.repeats)
+        self.advance("batch")
+        return BatchCost(len(exchanges), one_by_one, together)
+
+    def _measure(self, way: Way, case: _Case, work: Callable[[], object], repeats: int) -> tuple[float, float | None]:
+        measured = self._time(work, repeats)
+        self.advance(f"{len(case.prompt)} + {case.n_answer}: {way}")
+        return measured
+
+    @staticmethod
+    def _time(work: Callable[[], object], repeats: int) -> tuple[float, float | None]:
+        """Return the best time and the peak memory of the first run."""
+        times = list[float]()
+        extra_mb = None
+        for number in range(repeats):
+            with peak_memory() as peak:
+                started = time.perf_counter()
+                work()
+                times.append(time.perf_counter() - started)
+            extra_mb = peak.extra_mb if number == 0 else extra_mb
+        return min(times), extra_mb
+
+
+def n_steps(contexts: Sequence[int] = CONTEXTS, answers: Sequence[int] = ANSWERS) -> int:
+    """Return how often `measure_cost` reports progress."""
+    return len(contexts) * len(answers) * _WAYS_A_CASE + 1
+
+
+def measure_cost(
+    model: LocalModel,
+    contexts: Sequence[int] = CONTEXTS,
+    answers: Sequence[int] = ANSWERS,
+    *,
+    repeats: int = 3,
+    advance: Callable[[str], None] = lambda _: None,
+) -> CostReport:
+    """Return the cost of every way of scoring beside that of writing the answer.
+
+    Prompts are random tokens; answers are written to their full length.
+
+    Args:
+        model: the model.
+        contexts: prompt lengths in tokens.
+        answers: answer lengths in tokens.
+        repeats: how often the short measurements are taken; the best counts.
+        advance: told what was measured, after each measurement.
+    """
+    bench = _Bench(model, repeats, advance)
+    cases = [_Case(_ids(model, context, context), answer) for context in contexts for answer in answers]
+    rows = [row for case in cases for row in bench.case(case)]
+    threads = torch.get_num_threads()
+    return CostReport(model.name, model.dtype, threads, str(torch.__version__), tuple(rows), bench.together())
+
+
+def _ids(model: LocalModel, n: int, seed: int) -> tuple[int, ...]:
+    """Return random ordinary token ids."""
+    n_vocabulary: int = model.model.config.get_text_config(decoder=True).vocab_size
+    generator = torch.Generator().manual_seed(seed % 2**32)
+    special = set(model.tokenizer.all_special_ids)
+    drawn = torch.randint(n_vocabulary, (2 * n + 8,), generator=generator).tolist()
+    return tuple(token for token in drawn if token not in special)[:n]
+
+
+def _forward(local: LocalModel, ids: torch.Tensor) -> None:
+    with local.lock, torch.no_grad():
+        local.model(input_ids=ids, use_cache=False, logits_to_keep=1)
