@@ -11,7 +11,10 @@ from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import langsmith
+from langchain_core.documents import Document
 from langchain_core.prompts import ChatPromptTemplate
+from langchain_core.retrievers import BaseRetriever
+from langchain_core.runnables import RunnablePassthrough
 from langchain_core.tracers import LangChainTracer
 from loopback_langsmith import LoopbackLangSmith
 
@@ -36,16 +39,24 @@ PASSAGE = "Helium was named after the Greek word for the sun, where it was first
 QUESTIONS = ("What was helium named after?", "Who was the first to make liquid helium?")
 
 
+class OnePassage(BaseRetriever):
+    """Stands for your retriever; the guard sees what it finds."""
+
+    def _get_relevant_documents(self, query: str, *, run_manager: Any) -> list[Document]:  # noqa: ARG002 - the interface
+        return [Document(PASSAGE)]
+
+
 def main(server: LoopbackLangSmith | None) -> None:
     """Answer two questions in a traced chain, then post what a reviewer said about the first."""
     client = langsmith.Client(api_url=server.url, api_key="none needed") if server else langsmith.Client()
     llm = SemGradChatModel(model="smollm2-135m", max_tokens=24)
     guard = SemGradGuard(llm, policy=POLICY, output="result")
-    prompt = ChatPromptTemplate.from_template(f"{PASSAGE}\n\nAnswer in a few words. {{question}}")
-    chain = prompt | llm | guard
+    prompt = ChatPromptTemplate.from_template("{passage}\n\nAnswer in a few words. {question}")
+    found: Any = OnePassage() | (lambda documents: documents[0].page_content)
+    chain: Any = {"passage": found, "question": RunnablePassthrough()} | prompt | llm | guard
 
     traced: Any = {"callbacks": [LangChainTracer(client=client, project_name=PROJECT)]}
-    answers: list[GuardedAnswer] = [chain.invoke({"question": question}, traced) for question in QUESTIONS]
+    answers: list[GuardedAnswer] = [chain.invoke(question, traced) for question in QUESTIONS]
     for question, answer in zip(QUESTIONS, answers, strict=True):
         print(f"{question}\n  {answer.text}\n  confidence {answer.confidence}, {answer.status}")
 

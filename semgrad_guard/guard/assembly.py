@@ -49,7 +49,7 @@ def assemble(
     if reload and isinstance(source, str | Path):
         return FollowedParts(PolicyWatcher(source), model=model, scorer=scorer).current
     policy = policy_from(source)
-    return parts_of(policy, scorer or scorer_of(policy.scorer, model))
+    return parts_of(policy, scorer or _scorer(policy, model))
 
 
 def parts_of(policy: Policy, scorer: Scorer) -> Parts:
@@ -69,12 +69,13 @@ def parts_of(policy: Policy, scorer: Scorer) -> Parts:
     )
 
 
-def scorer_of(settings: ScorerSettings, model: object | None = None) -> LazyScorer:
+def scorer_of(settings: ScorerSettings, model: object | None = None, profile: Profile | None = None) -> LazyScorer:
     """Return the scorer that a policy names; its model is loaded when the first answer is scored.
 
     Args:
         settings: the policy's `scorer` section.
         model: scoring model in place of the policy's: anything that `load_model` takes.
+        profile: where position and band come from that the section leaves out, if it is this model's.
     """
     source = settings.model if model is None else model
 
@@ -84,11 +85,14 @@ def scorer_of(settings: ScorerSettings, model: object | None = None) -> LazyScor
         from semgrad_guard.scoring.signals import FREE  # noqa: PLC0415 - beside the scorer
 
         _log.info("loading scoring model %s", settings.model if model is None else type(model).__name__)
+        local = load_model(source, dtype=settings.dtype, device=settings.device)
+        own = profile if profile is not None and profile.fingerprint.model == local.weights_digest else None
+        band = settings.band or (own.band if own else None)
         return SemGradScorer(
-            load_model(source, dtype=settings.dtype, device=settings.device),
+            local,
             method=SHOWN_BESIDE_FUSED if settings.method == FUSED else settings.method,
-            position=settings.position,
-            band=(settings.band[0], settings.band[1] + 1) if settings.band else None,
+            position=settings.position or (own.position if own else None),
+            band=(band[0], band[1] + 1) if band else None,
             granularity=settings.granularity,
             signals=(*FREE, *settings.signals),
         )
@@ -104,7 +108,7 @@ class FollowedParts:
         self._watcher, self._model, self._given = watcher, model, scorer
         self._lock = threading.Lock()
         self._policy = watcher.current()
-        self._parts = parts_of(self._policy, scorer or scorer_of(self._policy.scorer, model))
+        self._parts = parts_of(self._policy, scorer or _scorer(self._policy, model))
 
     def current(self) -> Parts:
         """Return the present stages; while the changed policy can't be built, the last good ones."""
@@ -117,7 +121,7 @@ class FollowedParts:
 
     def _rebuild(self, policy: Policy, *, keep_scorer: bool) -> None:
         try:
-            scorer = self._given or (self._parts.scorer if keep_scorer else scorer_of(policy.scorer, self._model))
+            scorer = self._given or (self._parts.scorer if keep_scorer else _scorer(policy, self._model))
             parts = parts_of(policy, scorer)
         except Exception as error:  # noqa: BLE001 - a broken change must not take the guard down
             _log.warning("the changed policy can't be used; the last good one stays in force: %s", error)
@@ -125,6 +129,10 @@ class FollowedParts:
         replaced, self._parts = self._parts.sink, parts
         if replaced is not None:  # closing may wait for a slow server, and an answer waits for us
             threading.Thread(target=replaced.close, name="semgrad-close", daemon=True).start()
+
+
+def _scorer(policy: Policy, model: object | None) -> LazyScorer:
+    return scorer_of(policy.scorer, model, profile_of(policy))
 
 
 class NoCalibrator:
