@@ -15,7 +15,6 @@ from pydantic import Field, PrivateAttr
 from typing_extensions import override
 
 from langchain_semgrad.convert import SCORE_KEY, to_prompt
-from semgrad_guard.errors import ScoringError
 from semgrad_guard.guard.lazy import Lazy
 
 if TYPE_CHECKING:
@@ -171,8 +170,8 @@ class SemGradChatModel(BaseChatModel):
         if self.scoring and written.answer_ids:
             try:
                 said[SCORE_KEY] = self._scorer.get().score_generated(written).to_json()
-            except ScoringError as error:  # the answer is worth more than its score; a guard scores it from outside
-                _log.warning("an answer could not be scored while it was written: %s", error)
+            except Exception as error:  # noqa: BLE001 - the answer is worth more than its score: a guard takes it again
+                _log.warning("an answer could not be scored as it was written: %s: %s", type(error).__name__, error)
         return said
 
     def _load(self) -> LocalModel:
