@@ -135,7 +135,9 @@ class _Probe:
             self.logits = model(input_ids=ids, use_cache=False).logits[0, -1]
 
     def _at_head(self, _module: nn.Module, _args: object, output: Tensor) -> Tensor:
-        self.put_in = probe_values(output.shape[-1], output.dtype).to(output.device)
+        # at least float32 also in a half-precision model: rounded values would not tell a cap from a scale
+        dtype = torch.promote_types(output.dtype, torch.float32)
+        self.put_in = probe_values(output.shape[-1], dtype).to(output.device)
         return self.put_in.expand(output.shape).clone()
 
     def _at_block(self, _block: nn.Module, _args: object, output: object) -> None:

@@ -49,7 +49,7 @@ def fit_logit_map(raw: Tensor, logits: Tensor) -> LogitMap | None:
         raw: what `probe_values` gave, shape ``(vocabulary,)``.
         logits: the model's logits for them, same shape.
     """
-    tolerance = 1e-2 if torch.finfo(logits.dtype).bits == 16 or torch.finfo(raw.dtype).bits == 16 else 1e-5
+    tolerance = 1e-5 if torch.finfo(logits.dtype).bits > 16 else 1e-2
     raw, logits = raw.double(), logits.double()
     linear = LogitMap(_rounded(float((raw @ logits) / (raw @ raw)), tolerance))
     for candidate in (linear, _soft_cap(logits, tolerance)):
