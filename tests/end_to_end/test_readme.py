@@ -7,19 +7,30 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from langchain.agents import create_agent
 from langchain_core.documents import Document
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.runnables import RunnableLambda, RunnablePassthrough
 from langchain_core.vectorstores import InMemoryVectorStore
+from llama_index.core import Document as LlamaDocument
+from llama_index.core import MockEmbedding, VectorStoreIndex
+from pydantic import BaseModel
 
 from langchain_semgrad.chat_model import SemGradChatModel
 from langchain_semgrad.demo import MiniLmEmbeddings
+from llama_index_semgrad import SemGradLLM
 from semgrad_guard.policy import explain, parse_policy
 
 README = Path(__file__).resolve().parents[2] / "README.md"
 BLOCKS = dict(re.findall(r"<!-- test: (\w+) -->\n```\w+\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL))
 
 pytestmark = [pytest.mark.end_to_end, pytest.mark.xdist_group("demo-model")]
+
+
+class Answer(BaseModel):
+    """What a reader's chain parses into."""
+
+    city: str
 
 
 @pytest.fixture(name="names")
@@ -56,6 +67,23 @@ def test_wrapping_a_chain_routes_it(names: dict[str, Any]) -> None:
     names["chain"] = names["rag"]
     exec("from langchain_semgrad import SemGradGuard\n" + BLOCKS["wrap"], names)  # noqa: S102 - our own README
     assert names["guarded"]
+
+
+def test_the_other_forms_work(names: dict[str, Any]) -> None:
+    """Watching, parsing and agents."""
+    names |= {"chain": names["rag"], "Answer": Answer, "create_agent": create_agent, "tools": []}
+    exec(compile(BLOCKS["forms"], "README", "exec"), names)  # noqa: S102 - our own README
+    said = names["agent"].invoke({"messages": [("user", "What is the capital of France?")]})
+    assert said["messages"][-1].content
+
+
+def test_a_query_engine_is_guarded(names: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    """The same for LlamaIndex."""
+    documents = [LlamaDocument(text="Paris is the capital of France.")]
+    names["index"] = VectorStoreIndex.from_documents(documents, embed_model=MockEmbedding(embed_dim=4))
+    names["llm"] = SemGradLLM(model=names["llm"].local_model, max_tokens=8)
+    exec(compile(BLOCKS["llama"], "README", "exec"), names)  # noqa: S102 - our own README
+    assert capsys.readouterr().out.strip()
 
 
 def test_the_core_works_without_a_framework(names: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
