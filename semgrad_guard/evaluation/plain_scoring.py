@@ -1,6 +1,7 @@
-"""The score as its definition reads: one full forward pass, autograd over everything, the whole head gradient.
+"""The score as its definition reads: full forward pass, autograd over everything, the whole head gradient.
 
-It is what the method's published code does, and the yardstick for the cost of scoring; nothing else uses it.
+It takes the steps that the method's published code takes, and is the yardstick for the cost of scoring; nothing else
+uses it.
 """
 
 from __future__ import annotations
@@ -29,25 +30,32 @@ def plain_score(local: LocalModel, prompt: Sequence[int], answer: Sequence[int],
         position: t*, counted from the prompt's end.
     """
     model: Any = local.model
-    weight = model.get_output_embeddings().weight
-    before = weight.requires_grad
+    frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
     with local.lock, evaluating(model), torch.enable_grad():
-        weight.requires_grad_(True)  # noqa: FBT003 - torch's own signature
+        model.requires_grad_(True)  # noqa: FBT003 - torch's own signature
         try:
-            return _score(model, weight, [*prompt], [*answer], len(prompt) + position)
+            return _score(model, [*prompt], [*answer], position)
         finally:
-            weight.requires_grad_(before)
+            for parameter in frozen:
+                parameter.requires_grad_(False)  # noqa: FBT003
 
 
-def _score(model: Any, weight: torch.Tensor, prompt: list[int], answer: list[int], place: int) -> tuple[float, float]:
+def _score(model: Any, prompt: list[int], answer: list[int], position: int) -> tuple[float, float]:
+    weight = model.get_output_embeddings().weight
     ids = torch.tensor([prompt + answer], device=weight.device)
-    output = model(input_ids=ids, output_hidden_states=True, use_cache=False)
-    first = len(prompt) - 1
-    log_p = torch.log_softmax(output.logits[0, first:-1].float(), dim=-1)
+    output = model(input_ids=ids, output_hidden_states=True)
+    loss = _objective(output.logits[0, :-1], ids[0, 1:], len(answer))
+    states = output.hidden_states[:-1]
+    by_states = torch.autograd.grad(loss, states, retain_graph=True)
+    (by_weight,) = torch.autograd.grad(loss, weight)
+    upper_half = by_states[len(states) - len(states) // 2 :]
+    at_position = torch.stack([gradient[0, len(prompt) + position] for gradient in upper_half])
+    return float(at_position.double().abs().mean()), float(by_weight.abs().mean(dtype=torch.float64))
+
+
+def _objective(logits: torch.Tensor, targets: torch.Tensor, n_answer: int) -> torch.Tensor:
+    """Return the mean of entropy times negative log-likelihood over the answer, from the logits of the whole text."""
+    log_p = torch.log_softmax(logits.float(), dim=-1)
     entropy = -(log_p.exp() * log_p).sum(dim=-1).detach()
-    loss = -(entropy * log_p.gather(1, ids[0, first + 1 :, None])[:, 0]).mean()
-    n_blocks = len(output.hidden_states) - 1
-    states = output.hidden_states[n_blocks - n_blocks // 2 : n_blocks]
-    *by_states, by_weight = torch.autograd.grad(loss, [*states, weight])
-    semgrad = torch.stack([gradient[0, place] for gradient in by_states]).double().abs().mean()
-    return float(semgrad), float(by_weight.abs().mean(dtype=torch.float64))
+    nll = -log_p.gather(1, targets[:, None])[:, 0]
+    return (entropy * nll)[-n_answer:].mean()
