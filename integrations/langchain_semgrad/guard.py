@@ -18,7 +18,7 @@ from langchain_semgrad.guarded_chain import GuardedChain
 from langchain_semgrad.judging import Work, annotation, judge_all, one_or_raise
 from langchain_semgrad.retrievers import GuardedRetriever, RetrieverLike, WithTopK
 from langchain_semgrad.rewiring import refuse_memory, with_guarded_retriever
-from langchain_semgrad.settings import OnWithheld, Output, Settings, StreamMode, build_guard, can_withhold
+from langchain_semgrad.settings import OnWithheld, Output, Settings, StreamMode, build_guard, may_change
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Mapping
@@ -48,7 +48,8 @@ class SemGradGuard(Runnable[Any, Any]):
         output: `"same"` keeps the value's type; `"result"` gives a `GuardedAnswer`.
         stream: `"buffer"` holds a stream back until it is judged; `"annotate"` passes its tokens on and ends with a
             chunk that holds the findings, so it cannot hold anything back. `None` buffers whenever the policy can
-            refuse.
+            refuse, ask a person or put a warning before the answer. Callbacks and `astream_events` see the tokens of
+            the model's own run in either case.
         on_withheld: `"message"` gives the policy's message in the answer's place; `"raise"` raises
             `LowConfidenceError`, on which `with_fallbacks` acts.
         answer_key: key of the answer in a mapping; `answer`, `output`, `result` and `response` are found by themselves.
@@ -238,7 +239,7 @@ class SemGradGuard(Runnable[Any, Any]):
 
     @property
     def _annotates(self) -> bool:
-        return self._settings.stream == "annotate" or (self._settings.stream is None and not can_withhold(self._guard))
+        return self._settings.stream == "annotate" or (self._settings.stream is None and not may_change(self._guard))
 
     def _transform(self, chunks: Iterator[Any], run_manager: BaseRunManager) -> Iterator[Any]:
         whole, annotates = None, self._annotates

@@ -110,8 +110,7 @@ def _say_default() -> None:
         )
 
 
-def can_withhold(guard: Guard) -> bool:
-    """Tell whether the policy can hold an answer back; an unknown one is taken to."""
+def may_change(guard: Guard) -> bool:
+    """Tell whether the policy can give anything but the model's own words; an unknown kind of policy is taken to."""
     decider: Any = guard.parts.decider
-    said = getattr(decider, "can_withhold", True)
-    return bool(said() if callable(said) else said)
+    return bool(getattr(decider, "can_change_answers", True))

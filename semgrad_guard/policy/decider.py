@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
     from semgrad_guard.flow import Confidence, Decision, Exchange, Progress, Score, Step
     from semgrad_guard.policy.ladder import Choice
-    from semgrad_guard.policy.model import Policy
+    from semgrad_guard.policy.model import Override, Policy
     from semgrad_guard.policy.rules import Rules
 
     Thresholds = Callable[[RiskTarget, frozenset[str]], float]
@@ -70,6 +70,20 @@ class PolicyDecider:
         self.policy = policy
         self._thresholds = thresholds
         self._computed: dict[tuple[RiskTarget, frozenset[str]], float] = {}
+
+    @property
+    def can_change_answers(self) -> bool:
+        """Whether the caller may get anything but the model's own words: a refusal, a person's words or a warning.
+
+        Adapters may pass the tokens of an answer on before it is judged only where this is false.
+        """
+        policy = self.policy
+        said: list[Policy | Override] = [policy, *policy.overrides]
+        ends = {end for rules in said for end in (rules.otherwise, rules.on_error, rules.on_uncalibrated)} - {None}
+        people = any(rung.human_review is not None for _, rung in policy.ladders())
+        texts = [rules.messages for rules in said if rules.messages is not None]
+        warned = any(messages.warning or messages.unchecked for messages in texts)
+        return bool(ends - {"answer_with_warning", "warn"}) or people or warned
 
     def compute_thresholds(self) -> dict[str, float]:
         """Return the confidence that each `accept` needs, by rule; error rates are computed now, not at first use.

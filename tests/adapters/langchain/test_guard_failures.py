@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from langchain_core.documents import Document
-from langchain_core.messages import AIMessage
+from langchain_core.language_models.fake_chat_models import FakeListChatModel, GenericFakeChatModel
+from langchain_core.messages import AIMessage, AIMessageChunk
 from langchain_core.output_parsers import JsonOutputParser, StrOutputParser
+from langchain_core.outputs import ChatGenerationChunk
 from langchain_core.runnables import RunnableLambda, RunnablePassthrough
 from langchain_core.vectorstores import InMemoryVectorStore
 
@@ -23,6 +26,7 @@ from semgrad_guard.errors import (
 )
 from semgrad_guard.flow import AnswerWithWarning, HumanReview, Status
 from semgrad_guard.guard import Guard
+from semgrad_guard.policy import PolicyDecider, policy_from
 from tests.adapters.langchain.chains import LYON, PROMPT, REFUSAL, asked, model_of, seen_by
 from tests.fakes import LadderDecider, MemoryQueue, MemorySink, guard_of
 
@@ -98,6 +102,17 @@ def test_a_parsed_object_is_judged_by_the_models_text_and_raises_when_held_back(
         chain.invoke({"question": "?"})
     assert raised.value.outcome is not None
     assert raised.value.outcome.exchange.answer == LYON
+
+
+def test_a_parsed_object_is_not_judged_by_a_request_for_tools(guard: Guard) -> None:
+    """The last call of a model need not have written the answer."""
+    call = AIMessage("", tool_calls=[{"name": "search", "args": {}, "id": "1"}])
+    asking = GenericFakeChatModel(messages=iter([call]))
+    chain = RunnablePassthrough.assign(a=PROMPT | model_of("Paris")).assign(b=PROMPT | asking) | RunnableLambda(
+        lambda _: [1]
+    )
+    assert (chain | SemGradGuard(guard=guard)).invoke({"question": "?"}) == [1]
+    assert seen_by(guard)[0].answer == "Paris"
 
 
 def test_beyond_its_bound_the_store_forgets_the_oldest_call() -> None:
@@ -265,3 +280,55 @@ def test_a_stray_json_parser_is_fine(guard: Guard) -> None:
     """A guard may stand before any parser."""
     chain = PROMPT | model_of('{"a": 1}') | SemGradGuard(guard=guard) | JsonOutputParser()
     assert chain.invoke({"question": "?"}) == {"a": 1}
+
+
+# --- how streams are treated by default -------------------------------------------------------------------------------
+
+PASSING: dict[str, Any] = {
+    "version": 1,
+    "accept": 0.5,
+    "otherwise": "answer_with_warning",
+    "on_error": "answer_with_warning",
+    "on_uncalibrated": "warn",
+    "messages": {"warning": "", "unchecked": ""},
+}
+"""A policy by which every answer is given word by word."""
+
+
+@pytest.mark.parametrize(
+    ("changes", "buffered"),
+    [
+        ({}, False),
+        ({"otherwise": "abstain"}, True),
+        ({"on_error": "abstain"}, True),
+        ({"on_uncalibrated": "error"}, True),
+        ({"escalate": ["human_review"]}, True),
+        ({"messages": {"warning": "Doubtful.", "unchecked": ""}}, True),
+        ({"overrides": [{"match": {"tags": ["medical"]}, "otherwise": "abstain"}]}, True),
+        ({"overrides": [{"match": {"tags": ["medical"]}, "escalate": ["human_review"]}]}, True),
+    ],
+    ids=str,
+)
+def test_streams_are_buffered_whenever_the_policy_can_change_an_answer(changes: dict[str, Any], buffered: bool) -> None:
+    """Nobody should have to think of it; a policy that only marks answers may let them pass."""
+    decider = PolicyDecider(policy_from({**PASSING, **changes}))
+    guard = Guard(replace(guard_of(default=0.1).parts, decider=decider))
+    chunks = list((PROMPT | model_of("Paris") | SemGradGuard(guard=guard)).stream({"question": "?"}))
+    assert (len(chunks) == 1) is buffered
+    assert sum(chunks[1:], chunks[0]).response_metadata["semgrad"]["status"] == "answered"
+
+
+def test_a_stream_that_dies_halfway_gives_nothing(guard: Guard) -> None:
+    """Half an answer cannot be judged."""
+
+    class Dying(FakeListChatModel):
+        def _stream(self, *_: Any, **__: Any) -> Any:
+            yield ChatGenerationChunk(message=AIMessageChunk(content="Par"))
+            msg = "connection lost"
+            raise ConnectionError(msg)
+
+    got: list[object] = []
+    with pytest.raises(ConnectionError):
+        got.extend((PROMPT | Dying(responses=[]) | SemGradGuard(guard=guard)).stream({"question": "?"}))
+    assert got == []
+    assert seen_by(guard) == []

@@ -218,6 +218,24 @@ def test_of_several_model_calls_the_one_whose_text_came_is_judged_and_named(guar
     assert seen_by(guard)[0].metadata["llm_run_name"] == "writer"
 
 
+def test_of_two_calls_with_the_same_words_the_messages_own_is_judged(guard: Guard) -> None:
+    """Short answers repeat; the message knows which call it comes from."""
+    first = ChatPromptTemplate.from_template("First {question}") | model_of("yes")
+    last = ChatPromptTemplate.from_template("Last {question}") | model_of("yes")
+    chain = RunnablePassthrough.assign(a=first).assign(b=last) | RunnableLambda(lambda d: d["a"])
+    (chain | SemGradGuard(guard=guard)).invoke({"question": "?"})
+    assert asked(seen_by(guard)[0]) == "First ?"
+
+
+def test_the_same_words_beat_a_text_that_holds_them(guard: Guard) -> None:
+    """A later call may quote the answer."""
+    first = ChatPromptTemplate.from_template("First {question}") | model_of("Paris")
+    last = ChatPromptTemplate.from_template("Last {question}") | model_of("Why Paris?")
+    chain = RunnablePassthrough.assign(a=first).assign(b=last) | RunnableLambda(lambda d: d["a"].text)
+    (chain | SemGradGuard(guard=guard)).invoke({"question": "?"})
+    assert asked(seen_by(guard)[0]) == "First ?"
+
+
 def test_a_text_cut_out_of_the_models_is_found_by_containment(guard: Guard) -> None:
     """Chains often take the answer out of JSON."""
     first = ChatPromptTemplate.from_template("First {question}") | model_of('{"answer": "Paris"}')

@@ -121,6 +121,40 @@ def test_the_same_passages_end_the_retrying_without_another_answer() -> None:
     assert "same passages" in answer.response_metadata["semgrad"]["error"]
 
 
+def test_a_retriever_that_finds_nothing_ends_the_retrying() -> None:
+    """There is nothing to answer from; the first answer is not lost."""
+    facts, model = Facts(), Reader()
+    guard = policy(RetryRetrieval(retriever="empty"))
+    guarded = SemGradGuard(guard=guard).wrap(rag(facts, model), retriever=facts, retrievers={"empty": lambda _, __: []})
+    answer = guarded.invoke("q")
+    assert len(model.prompts) == 1
+    assert "no passages" in answer.response_metadata["semgrad"]["error"]
+
+
+def test_a_chain_whose_first_retrieval_finds_nothing_is_asked_again() -> None:
+    """The retry may find more."""
+    facts, model = Facts(k=0), Reader()
+    guarded = SemGradGuard(guard=policy(RetryRetrieval(top_k=8))).wrap(rag(facts, model), retriever=facts)
+    assert guarded.invoke("q").content == "8 facts"
+
+
+def test_a_history_around_the_guarded_chain_remembers_only_what_was_given() -> None:
+    """The withheld answer must not be read in the next turn."""
+    with pytest.warns(LangChainDeprecationWarning):
+        history = InMemoryChatMessageHistory()
+    chat = ChatPromptTemplate.from_messages([("placeholder", "{history}"), ("human", "{question}")]) | Reader(
+        reply="wrong"
+    )
+    guarded = SemGradGuard(guard=policy()).wrap(chat)
+    with pytest.warns(LangChainDeprecationWarning):
+        remembering = RunnableWithMessageHistory(
+            guarded, lambda _: history, input_messages_key="question", history_messages_key="history"
+        )
+    given = remembering.invoke({"question": "q"}, {"configurable": {"session_id": "1"}})
+    assert given.content == REFUSAL
+    assert [m.content for m in history.messages] == ["q", REFUSAL]
+
+
 def test_a_retriever_that_fails_counts_as_a_failed_step() -> None:
     """The ladder goes on; the first answer is not lost."""
     broken = RunnableLambda(lambda _: 1 / 0)
