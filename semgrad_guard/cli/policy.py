@@ -1,4 +1,4 @@
-"""`semgrad-guard policy`: explain, describe and start policy files."""
+"""`semgrad-guard policy`: explain, describe, start and try policy files."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from typing import Annotated
 
 import typer
 
+from semgrad_guard.cli import policy_simulate
 from semgrad_guard.errors import PolicyError
 from semgrad_guard.policy import default_text, explain, load_policy, policy_schema
 
-app = typer.Typer(name="policy", no_args_is_help=True, help="Check, describe and start policy files.")
+app = typer.Typer(name="policy", no_args_is_help=True, help="Check, describe, start and try policy files.")
+app.command(epilog=policy_simulate.EXAMPLES)(policy_simulate.simulate)
 
 DEFAULT_PATH = Path("policy.yaml")
 

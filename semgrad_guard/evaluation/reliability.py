@@ -34,7 +34,7 @@ def wilson(share: NDArray[np.float64], n: NDArray[np.float64]) -> tuple[NDArray[
     """Return the 95 % interval of a share of n answers (Wilson 1927); inside [0, 1] also at shares of 0 and 1."""
     centre = (share + Z**2 / (2 * n)) / (1 + Z**2 / n)
     half = Z / (1 + Z**2 / n) * np.sqrt(share * (1 - share) / n + Z**2 / (4 * n**2))
-    return np.minimum(centre - half, share), np.maximum(centre + half, share)
+    return np.clip(centre - half, 0, share), np.clip(centre + half, share, 1)  # rounding must not leave [0, 1]
 
 
 def save_reliability_plot(
