@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import shutil
-import threading
-from contextlib import closing, contextmanager
+from contextlib import closing
 
 import pytest
-import uvicorn
 
 from semgrad_guard.flow import Attempt, Confidence, Contribution, Decision, Fingerprint, HumanReview, Score, SpanScore
 from semgrad_guard.review import State, open_queue
-from semgrad_guard.review.accounts import Role
-from semgrad_guard.review.web.app import create_app
-from semgrad_guard.review.web.desk import WebSettings
 from tests.review_queues import doubtful, exchange, submit
-from tests.unit.review.web.conftest import HASHER, PASSWORD
+from tests.review_site import PASSWORD, serving, site_of
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs a browser driver")
 axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs the accessibility checker")
@@ -44,27 +39,9 @@ def _queue(tmp_path):
         yield queue
 
 
-@contextmanager
-def serving(queue):
-    """Serve the page on a free port; give its address."""
-    app = create_app(queue, WebSettings(), HASHER)
-    app.state.desk.accounts.add("ann", PASSWORD)
-    app.state.desk.accounts.add("root", PASSWORD, Role.ADMIN)
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        assert thread.is_alive()
-    try:
-        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        thread.join()
-
-
 @pytest.fixture(name="site")
 def _site(queue):
-    with serving(queue) as url:
+    with serving(site_of(queue)) as url:
         yield url
 
 

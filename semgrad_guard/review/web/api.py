@@ -35,6 +35,8 @@ class Problem(BaseModel):
 
     error: str
     message: str
+    details: dict[str, Any]
+    """Data of the error by name."""
 
 
 class _Body(BaseModel):

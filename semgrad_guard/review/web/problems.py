@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from http import HTTPStatus
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
@@ -54,6 +55,16 @@ class RefusedError(ReviewError):
         super().__init__(message)
 
 
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What an answer says about an error."""
+
+    status: HTTPStatus
+    kind: str
+    message: str
+    details: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+
 def status_of(error: SemGradGuardError) -> HTTPStatus:
     """Return the HTTP status that says what an error says."""
     if isinstance(error, RefusedError):
@@ -68,33 +79,42 @@ def install(app: FastAPI) -> None:
         if not isinstance(error, SemGradGuardError):  # registered for this class only
             raise error
         headers = error.headers if isinstance(error, RefusedError) else {}
-        return await _answer(request, status_of(error), str(error), type(error).__name__, headers)
+        told = Told(status_of(error), type(error).__name__, str(error), _details(error))
+        return await _answer(request, told, headers)
 
     async def http(request: Request, error: Exception) -> Response:
         if not isinstance(error, HTTPException):
             raise error
         status = HTTPStatus(error.status_code)
-        return await _answer(request, status, str(error.detail), status.phrase.replace(" ", ""), error.headers or {})
+        return await _answer(request, Told(status, status.phrase.replace(" ", ""), str(error.detail)), error.headers)
 
     async def invalid(request: Request, error: Exception) -> Response:
         if not isinstance(error, RequestValidationError):
             raise error
-        told = "; ".join(f"{'.'.join(str(part) for part in each['loc'])}: {each['msg']}" for each in error.errors())
-        return await _answer(request, HTTPStatus.UNPROCESSABLE_ENTITY, told, "InvalidRequest", {})
+        why = "; ".join(f"{'.'.join(str(part) for part in each['loc'])}: {each['msg']}" for each in error.errors())
+        return await _answer(request, Told(HTTPStatus.UNPROCESSABLE_ENTITY, "InvalidRequest", why), None)
 
     app.add_exception_handler(SemGradGuardError, known)
     app.add_exception_handler(HTTPException, http)
     app.add_exception_handler(RequestValidationError, invalid)
 
 
-async def _answer(
-    request: Request, status: HTTPStatus, message: str, kind: str, headers: Mapping[str, str]
-) -> Response:
+def _details(error: SemGradGuardError) -> dict[str, Any]:
+    """Return the data of an error, so that a client can make the same error of it."""
+    if isinstance(error, RefusedError | QueueUnavailableError):
+        return {}
+    return {key: each for key, each in vars(error).items() if isinstance(each, str | int | float | tuple)}
+
+
+async def _answer(request: Request, told: Told, headers: Mapping[str, str] | None) -> Response:
     if request.url.path.startswith(API_ROOT):
-        return JSONResponse({"error": kind, "message": message}, status_code=status, headers=headers)
+        body = {"error": told.kind, "message": told.message, "details": told.details}
+        return JSONResponse(body, status_code=told.status, headers=headers)
     typed = await _typed(request)
-    page = render(request, "problem.html", status=status, message=message, typed=typed, status_code=status)
-    page.headers.update(headers)
+    page = render(
+        request, "problem.html", status=told.status, message=told.message, typed=typed, status_code=told.status
+    )
+    page.headers.update(headers or {})
     return page
 
 

@@ -210,3 +210,51 @@ def test_stats_show_agreement(queue):
     for part in ("1 pending", "1 approved", "0.6 to 0.7", "100%"):
         assert part in shown
     assert json.loads(run("stats", "--json"))["bands"][0]["n"] == 1
+
+
+def test_accounts_are_made_and_changed(url):
+    """Passwords come from a prompt or a pipe, never from the command line."""
+    run("user", "add", "ann", "--role", "admin", "--password-stdin", stdin="correct horse battery\n")
+    run("user", "add", "bob", stdin="correct horse battery\ncorrect horse battery\n")
+    shown = run("user", "list")
+    assert "ann" in shown
+    assert "admin" in shown
+    run("user", "role", "bob", "admin")
+    run("user", "password", "bob", "--password-stdin", stdin="another long password\n")
+    run("user", "close", "bob")
+    assert "no" in run("user", "list")
+    run("user", "reopen", "bob")
+    with pytest.raises(ReviewError, match="12 to 1024"):
+        run("user", "add", "cy", "--password-stdin", stdin="short\n")
+
+
+def test_tokens_are_printed_once(url):
+    """The list shows what a token may do, not the token."""
+    run("user", "add", "ann", "--password-stdin", stdin="correct horse battery\n")
+    result = CliRunner().invoke(app, ["token", "add", "guard", "--user", "ann", "--scope", "submit", "--days", "1"])
+    secret = result.stdout.strip()
+    assert secret.startswith("sgr_")
+    shown = run("token", "list")
+    assert secret not in shown
+    assert "submit" in shown
+    run("token", "revoke", shown.splitlines()[-1].split()[0])
+    with pytest.raises(ReviewError, match="no account 'eve'"):
+        run("token", "add", "x", "--user", "eve", "--scope", "read")
+
+
+def test_webhooks_are_added_listed_and_removed(url):
+    """The secret is printed once, the address without what may be secret in it."""
+    result = CliRunner().invoke(app, ["webhook", "add", "chat", "https://example.com/h?k=v", "--event", "submit"])
+    secret = result.stdout.strip()
+    shown = run("webhook", "list")
+    assert "https://example.com/h" in shown
+    assert "k=v" not in shown
+    assert secret not in shown
+    run("webhook", "remove", "chat")
+    assert "chat" not in run("webhook", "list")
+
+
+def test_serving_in_the_clear_beyond_this_machine_is_refused(url):
+    """Before anything is opened."""
+    with pytest.raises(ReviewError, match="--tls-cert"):
+        run("serve", "--host", "10.1.2.3")

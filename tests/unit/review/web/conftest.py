@@ -7,18 +7,12 @@ from dataclasses import dataclass
 from html import unescape
 
 import pytest
-from argon2 import PasswordHasher
 from starlette.testclient import TestClient
 
-from semgrad_guard.review.accounts import Role
 from semgrad_guard.review.throttle import Limits
 from semgrad_guard.review.tokens import Scope
-from semgrad_guard.review.web.app import create_app
 from semgrad_guard.review.web.desk import WebSettings
-
-PASSWORD = "correct horse battery"  # noqa: S105 - of accounts that live in memory
-HASHER = PasswordHasher(time_cost=1, memory_cost=8, parallelism=1)
-"""Quick, and weak: for tests only."""
+from tests.review_site import PASSWORD, site_of
 
 
 @dataclass
@@ -66,12 +60,7 @@ def _settings() -> WebSettings:
 
 @pytest.fixture(name="app")
 def _app(memory_queue, settings):
-    app = create_app(memory_queue, settings, HASHER)
-    desk = app.state.desk
-    desk.accounts.add("ann", PASSWORD)
-    desk.accounts.add("bob", PASSWORD)
-    desk.accounts.add("root", PASSWORD, Role.ADMIN)
-    return app
+    return site_of(memory_queue, settings)
 
 
 @pytest.fixture(name="desk")

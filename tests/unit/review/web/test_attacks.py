@@ -18,7 +18,8 @@ from semgrad_guard.review.tokens import Scope
 from semgrad_guard.review.web.app import create_app
 from semgrad_guard.review.web.desk import WebSettings
 from tests.review_queues import doubtful, exchange, submit
-from tests.unit.review.web.conftest import HASHER, PASSWORD, Browser
+from tests.review_site import HASHER, PASSWORD
+from tests.unit.review.web.conftest import Browser
 
 PAYLOADS = [
     "<script>alert(1)</script>",

@@ -1,0 +1,248 @@
+"""The queue of another machine, used through its API by the same names."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from pydantic import BaseModel, TypeAdapter, ValidationError
+from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
+
+from semgrad_guard.errors import (
+    AlreadyClaimedError,
+    EmptyTextError,
+    IllegalMoveError,
+    ItemNotFoundError,
+    QueueUnavailableError,
+    ReviewError,
+    UndoRefusedError,
+)
+from semgrad_guard.extras import require
+from semgrad_guard.flow import ReviewId, Ruling
+from semgrad_guard.review.document import document_of
+from semgrad_guard.review.items import OPEN_ITEMS, Filters, Sort
+from semgrad_guard.review.wire import AuditView, DetailView, InsightView, ItemView, PageView, RulingView
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    import httpx
+
+    from semgrad_guard.flow import Decision, Exchange
+    from semgrad_guard.review.document import AttemptsLike
+
+T = TypeVar("T", bound=BaseModel)
+
+_KNOWN: dict[str, type[ReviewError]] = {
+    each.__name__: each for each in (AlreadyClaimedError, IllegalMoveError, ItemNotFoundError, UndoRefusedError)
+}
+_LONGEST_POLL_S = 30.0
+_UNAVAILABLE = frozenset({502, 503, 504})
+
+
+class ReviewClient:
+    """A review queue behind `semgrad-guard review serve`. It is safe to share between threads."""
+
+    def __init__(
+        self,
+        url: str,
+        token: str,
+        *,
+        timeout_s: float = 10.0,
+        retry_s: float = 5.0,
+        sleep: Callable[[float], None] = time.sleep,
+        client: httpx.Client | None = None,
+    ) -> None:
+        """Keep where the queue is.
+
+        Args:
+            url: address of the site, for example `https://review.example.com`.
+            token: from `semgrad-guard review token add`.
+            timeout_s: seconds for one request.
+            retry_s: seconds for which an unreachable site is tried again.
+            sleep: waits, in seconds.
+            client: sends the requests, in place of one of its own.
+        """
+        library = require("httpx", extra="review")
+        self._base = url.rstrip("/") + "/api/v1"
+        self._headers = {"Authorization": f"Bearer {token}"}
+        self._client: httpx.Client = client or library.Client(follow_redirects=False)
+        self._timeout_s, self._retry_s, self._sleep = timeout_s, retry_s, sleep
+        self._broken: type[Exception] = library.TransportError
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._client.close()
+
+    # --- submitting and waiting ---------------------------------------------------------------------------------------
+
+    def submit(
+        self,
+        exchange: Exchange,
+        decision: Decision,
+        attempts: AttemptsLike | None = None,
+        *,
+        deadline_s: float | None = None,
+    ) -> ReviewId:
+        """Store an answer for review; the same exchange again gives the same id.
+
+        Raises:
+            QueueUnavailableError: the site could not be reached or could not store it.
+            ReviewError: the token does not allow it.
+        """
+        body = {"document": document_of(exchange, decision, attempts).model_dump(mode="json"), "deadline_s": deadline_s}
+        return ReviewId(self._send("POST", "/items", json=body)["id"])
+
+    def wait(self, review_id: ReviewId, timeout_s: float) -> Ruling | None:
+        """Return the verdict, or `None` when there is none after `timeout_s` seconds; 0 looks once."""
+        end = time.monotonic() + timeout_s
+        while True:
+            left = max(0.0, end - time.monotonic())
+            span = min(left, _LONGEST_POLL_S)
+            answer = self._send("GET", f"/items/{review_id}/ruling", params={"wait_s": span}, extra_s=span)
+            if answer["ruling"] is not None:
+                return _ruling(RulingView.model_validate(answer["ruling"]))
+            if end - time.monotonic() <= 0:
+                return None
+
+    # --- looking ------------------------------------------------------------------------------------------------------
+
+    def get(self, review_id: ReviewId) -> DetailView:
+        """Return an item with all that a reviewer reads; the reading is put on record."""
+        return self._read(DetailView, f"/items/{review_id}")
+
+    def list(
+        self, filters: Filters = OPEN_ITEMS, *, sort: Sort = Sort.RISK, cursor: str | None = None, limit: int = 50
+    ) -> PageView:
+        """Return one page of items. `holder`, `rule` and `created_before` can't be asked for through the API."""
+        params: dict[str, Any] = {
+            "state": sorted(filters.states),
+            "tag": sorted(filters.tags),
+            "assignee": filters.assignee,
+            "text": filters.text,
+            "min_confidence": filters.min_confidence,
+            "max_confidence": filters.max_confidence,
+            "created_after": filters.created_after.isoformat() if filters.created_after else None,
+            "sort": sort,
+            "cursor": cursor,
+            "limit": limit,
+        }
+        return self._read(PageView, "/items", params={key: each for key, each in params.items() if each is not None})
+
+    def each(self, filters: Filters = OPEN_ITEMS, *, sort: Sort = Sort.RISK) -> Iterator[ItemView]:
+        """Give all items that pass the filters, page by page."""
+        cursor, more = None, True
+        while more:
+            page = self.list(filters, sort=sort, cursor=cursor, limit=200)
+            yield from page.items
+            cursor, more = page.next_cursor, page.next_cursor is not None
+
+    def audit(self, review_id: ReviewId) -> tuple[AuditView, ...]:
+        """Return everything that happened to an item, oldest first."""
+        rows = self._send("GET", f"/items/{review_id}/audit")
+        return tuple(TypeAdapter(list[AuditView]).validate_python(rows))
+
+    def insight(self) -> InsightView:
+        """Return the queue in numbers."""
+        return self._read(InsightView, "/stats")
+
+    # --- deciding -----------------------------------------------------------------------------------------------------
+
+    def claim(self) -> ItemView | None:
+        """Claim the riskiest free item, or return `None`."""
+        answer = self._send("POST", "/items/claim-next")
+        return None if answer is None else ItemView.model_validate(answer)
+
+    def claim_item(self, review_id: ReviewId) -> ItemView:
+        """Claim this item, or renew the claim."""
+        return self._move(review_id, "claim")
+
+    def release(self, review_id: ReviewId) -> ItemView:
+        """Put a claimed item back."""
+        return self._move(review_id, "release")
+
+    def approve(self, review_id: ReviewId) -> ItemView:
+        """Let the answer out as it is."""
+        return self._move(review_id, "approve")
+
+    def edit(self, review_id: ReviewId, text: str, *, was_correct: bool = False) -> ItemView:
+        """Let out a text in place of the answer."""
+        return self._move(review_id, "edit", {"text": text, "was_correct": was_correct})
+
+    def reject(self, review_id: ReviewId, reason: str = "") -> ItemView:
+        """Hold the answer back for good."""
+        return self._move(review_id, "reject", {"reason": reason})
+
+    def undo(self, review_id: ReviewId) -> ItemView:
+        """Take back a verdict of this client's own."""
+        return self._move(review_id, "undo")
+
+    def assign(self, review_id: ReviewId, assignee: str | None) -> ItemView:
+        """Say who is to judge an item; `None` leaves it to anybody."""
+        return self._move(review_id, "assign", {"assignee": assignee})
+
+    def comment(self, review_id: ReviewId, text: str) -> None:
+        """Note something beside an item."""
+        self._send("POST", f"/items/{review_id}/comments", json={"text": text})
+
+    # --- sending ------------------------------------------------------------------------------------------------------
+
+    def _move(self, review_id: ReviewId, name: str, body: dict[str, Any] | None = None) -> ItemView:
+        headers = {"Idempotency-Key": secrets.token_hex(16)}
+        answer = self._send("POST", f"/items/{review_id}/{name}", json=body, headers=headers)
+        return ItemView.model_validate(answer)
+
+    def _read(self, kind: type[T], path: str, params: dict[str, Any] | None = None) -> T:
+        try:
+            return kind.model_validate(self._send("GET", path, params=params))
+        except ValidationError as error:
+            msg = f"{self._base}{path} did not answer as this version expects: use the same version on both sides"
+            raise ReviewError(msg) from error
+
+    def _send(
+        self, method: str, path: str, *, headers: dict[str, str] | None = None, extra_s: float = 0.0, **content: Any
+    ) -> Any:
+        """Return what the site answers, trying again while it can't be reached."""
+        retrying = Retrying(
+            stop=stop_after_delay(self._retry_s),
+            wait=wait_random_exponential(multiplier=0.1, max=1.0),
+            retry=retry_if_exception_type(QueueUnavailableError),
+            sleep=self._sleep,
+            reraise=True,
+        )
+        sent = {**self._headers, **(headers or {})}
+        return retrying(self._once, method, path, headers=sent, timeout=self._timeout_s + extra_s, **content)
+
+    def _once(self, method: str, path: str, **content: Any) -> Any:
+        try:
+            response = self._client.request(method, self._base + path, **content)
+        except self._broken as error:
+            msg = f"the review site at {self._base} cannot be reached: {type(error).__name__}; check the address"
+            raise QueueUnavailableError(msg) from error
+        if response.status_code in _UNAVAILABLE:
+            msg = f"the review site at {self._base} is not available: it answered {response.status_code}"
+            raise QueueUnavailableError(msg)
+        if not response.is_success:
+            raise _error_of(response)
+        return response.json() if response.content else None
+
+
+def _error_of(response: httpx.Response) -> ReviewError:
+    """Return the error that the site told of, as the type it had there."""
+    try:
+        told = response.json()
+        kind, message, details = told["error"], told["message"], told.get("details", {})
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return ReviewError(f"the review site answered {response.status_code}: is this its address?")
+    if kind == EmptyTextError.__name__:
+        return EmptyTextError(message)
+    known = _KNOWN.get(kind)
+    try:
+        return ReviewError(message) if known is None else known(**details)
+    except TypeError:
+        return ReviewError(message)
+
+
+def _ruling(view: RulingView) -> Ruling:
+    return Ruling(review_id=ReviewId(view.review_id), verdict=view.verdict, text=view.text, by=view.by, at=view.at)
