@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from langchain_core.messages import HumanMessage
+from langchain_core.messages import BaseMessage, HumanMessage
 from langchain_core.runnables import Runnable, RunnableLambda
 from langchain_core.runnables.config import patch_config
 from typing_extensions import override
@@ -15,6 +15,7 @@ from langchain_semgrad.calling import Tracked
 from langchain_semgrad.convert import asks_for_tools, from_prompt, text_of
 from langchain_semgrad.exchanges import Setting, jobs_in
 from langchain_semgrad.retrievers import hand
+from langchain_semgrad.values import Slot, waits_for_tools
 from semgrad_guard.errors import FallbackFailedError, RetrievalFailedError, StepUnavailableError
 from semgrad_guard.flow import RUN_KEY
 from semgrad_guard.ports import AnswerModel
@@ -146,7 +147,7 @@ class Attempts:
     def _noted(self, exchange: Exchange, value: Any, tracked: Tracked) -> Exchange:
         """Return the exchange of the value that an attempt gave, and note it."""
         _, before = self.made[exchange.id]
-        if asks_for_tools(value) or tracked.run_id is None:
+        if waits_for_tools(value, self.plan.key) or tracked.run_id is None:
             msg = "answering again ended in a request for tools, not in an answer"
             raise RetrievalFailedError(msg)
         setting = Setting(
@@ -214,7 +215,7 @@ class _Fallback:
             prompt=exchange.prompt, answer=text, passages=exchange.passages, author=self.name
         )
         following = replace(following, metadata=self._metadata(exchange, said, tracked))
-        attempts.made[following.id] = (value, job)
+        attempts.made[following.id] = _in_place(value, job, said, following)
         return following
 
     def _metadata(self, exchange: Exchange, said: Any, tracked: Tracked) -> dict[str, Any]:
@@ -223,3 +224,10 @@ class _Fallback:
         found = jobs_in(said, setting)[0].exchange.metadata
         kept = {key: v for key, v in exchange.metadata.items() if key not in {RUN_KEY, "llm_run_id", "llm_run_name"}}
         return {**kept, **found}
+
+
+def _in_place(value: Any, job: Job, said: Any, following: Exchange) -> tuple[Any, Job]:
+    """Return what a fallback's answer makes of the chain's value: its own message, where the value is one."""
+    if not isinstance(said, BaseMessage) or job.slot is None or job.slot.message is None or job.slot.path:
+        return value, job
+    return said, replace(job, slot=Slot((), following.answer, said), exchange=following)

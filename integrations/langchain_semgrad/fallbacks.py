@@ -15,7 +15,7 @@ class FallbackModels(Mapping[str, Any]):
     """Models by name; one like `openai:gpt-4o-mini` is made by LangChain's `init_chat_model` when it is first needed.
 
     Args:
-        given: models from code; they come first.
+        given: models from code; they come first. Each may be such a name itself.
     """
 
     def __init__(self, given: Mapping[str, Any] | None = None) -> None:
@@ -26,14 +26,15 @@ class FallbackModels(Mapping[str, Any]):
 
     @override
     def __getitem__(self, name: str) -> Any:
-        if name in self._given:
-            return self._given[name]
-        if ":" not in name:
+        given = self._given.get(name, name)
+        if not isinstance(given, str):
+            return given
+        if ":" not in given:
             raise KeyError(name)
         with self._lock:
-            if name not in self._made:
-                self._made[name] = require("langchain.chat_models", extra="agents").init_chat_model(name)
-            return self._made[name]
+            if given not in self._made:
+                self._made[given] = require("langchain.chat_models", extra="agents").init_chat_model(given)
+            return self._made[given]
 
     @override
     def __iter__(self) -> Iterator[str]:

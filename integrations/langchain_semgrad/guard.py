@@ -6,11 +6,11 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 from langchain_core.runnables import Runnable, RunnableConfig
+from langchain_core.runnables.base import coerce_to_runnable
 from typing_extensions import override
 
 from langchain_semgrad.attempts import Plan
 from langchain_semgrad.chunks import add_chunk
-from langchain_semgrad.convert import asks_for_tools
 from langchain_semgrad.exchanges import Setting, jobs_in
 from langchain_semgrad.fallbacks import FallbackModels
 from langchain_semgrad.finding import Finder
@@ -19,6 +19,7 @@ from langchain_semgrad.judging import Work, annotation, judge_all, one_or_raise
 from langchain_semgrad.retrievers import GuardedRetriever, RetrieverLike, WithTopK
 from langchain_semgrad.rewiring import refuse_memory, with_guarded_retriever
 from langchain_semgrad.settings import OnWithheld, Output, Settings, StreamMode, build_guard, may_change
+from langchain_semgrad.values import waits_for_tools
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Mapping
@@ -120,6 +121,7 @@ class SemGradGuard(Runnable[Any, Any]):
         Raises:
             NotGuardableError: the chain does not hold the retriever where it can be found, or remembers its answers.
         """
+        chain = coerce_to_runnable(chain)
         if retriever is not None and answer is None:
             chain = with_guarded_retriever(chain, retriever)
         else:
@@ -169,7 +171,7 @@ class SemGradGuard(Runnable[Any, Any]):
         return await asyncio.to_thread(self._invoke, value, run_manager)
 
     def _work(self, value: Any, run_manager: BaseRunManager) -> Work:
-        if asks_for_tools(value):
+        if waits_for_tools(value, self._settings.answer_key):
             return Work(value, ())
         setting = Setting(run_manager.run_id, run_manager, key=self._settings.answer_key, own_model=self._own_model)
         return Work(value, jobs_in(value, setting), manager=run_manager)

@@ -12,9 +12,10 @@ from typing_extensions import override
 from langchain_semgrad.attempts import Attempts
 from langchain_semgrad.calling import call_here, on_this_loop
 from langchain_semgrad.chunks import add_chunk
-from langchain_semgrad.convert import asks_for_tools, question_in
+from langchain_semgrad.convert import question_in
 from langchain_semgrad.exchanges import Setting, jobs_in
 from langchain_semgrad.judging import Work, annotation, judge_all, one_or_raise
+from langchain_semgrad.values import waits_for_tools
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -68,7 +69,7 @@ class GuardedChain(Runnable[Any, Any]):
         return judge_all(self._guard, works, self._settings)
 
     def _work(self, value: Any, given: Any, run_manager: BaseRunManager, config: RunnableConfig, call: Caller) -> Work:
-        if asks_for_tools(given):
+        if waits_for_tools(given, self._settings.answer_key):
             return Work(given, ())
         attempts = Attempts(self._plan, value, config, call, run_manager)
         return Work(given, jobs_in(given, self._setting(value, run_manager)), attempts, run_manager)
@@ -181,7 +182,11 @@ class GuardedChain(Runnable[Any, Any]):
                 yield last
 
     def _annotation(self, value: Any, given: Any, run_manager: BaseRunManager) -> Any:
-        jobs = () if asks_for_tools(given) else jobs_in(given, self._setting(value, run_manager))
+        jobs = (
+            ()
+            if waits_for_tools(given, self._settings.answer_key)
+            else jobs_in(given, self._setting(value, run_manager))
+        )
         return annotation(Work(given, jobs), self._guard, self._settings)
 
 

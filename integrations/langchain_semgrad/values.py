@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from langchain_core.messages import AIMessage, BaseMessage
 from pydantic import BaseModel
 
-from langchain_semgrad.convert import text_of
+from langchain_semgrad.convert import asks_for_tools, text_of
 
 if TYPE_CHECKING:
     from semgrad_guard.flow import Json
@@ -74,8 +74,23 @@ def _under_keys(value: Mapping[Any, Any], keys: Sequence[str]) -> tuple[Slot, ..
 
 
 def _slot(path: tuple[str | int, ...], part: object) -> list[Slot]:
-    text = text_of(part)
+    text = None if asks_for_tools(part) else text_of(part)
     return [] if text is None else [Slot(path, text, part if isinstance(part, BaseMessage) else None)]
+
+
+def waits_for_tools(value: Any, key: str | None = None) -> bool:
+    """Tell whether a value is no answer yet, because its message, or its last one, asks for tools.
+
+    Args:
+        value: what the chain gave.
+        key: the answer's key in a mapping.
+    """
+    if isinstance(value, Mapping):
+        named = [value[k] for k in ((key,) if key else ANSWER_KEYS) if k in value]
+        value = named[0] if named else value.get("messages")
+    if isinstance(value, list | tuple) and value:
+        value = value[-1]
+    return asks_for_tools(value)
 
 
 def with_answer(value: Any, slot: Slot, text: str, found: dict[str, Json], name: str | None = None) -> Any:

@@ -336,6 +336,14 @@ def test_a_request_for_tools_passes_untouched(guard: Guard) -> None:
     assert seen_by(guard) == []
 
 
+def test_a_conversation_that_ends_in_a_request_for_tools_passes_untouched(guard: Guard) -> None:
+    """The graph goes on with it."""
+    call = AIMessage("", tool_calls=[{"name": "search", "args": {}, "id": "1"}])
+    for value in ({"messages": [HumanMessage("?"), call]}, [HumanMessage("?"), call], {"answer": call}):
+        assert (RunnableLambda(lambda _, value=value: value) | SemGradGuard(guard=guard)).invoke("?") is value
+    assert seen_by(guard) == []
+
+
 def test_a_system_message_in_the_prompt_keeps_its_role(guard: Guard) -> None:
     """Roles change what a chat template makes of a prompt."""
     chain = (

@@ -315,6 +315,17 @@ def test_a_fallback_model_reads_the_very_same_prompt_and_is_judged() -> None:
     assert answer.response_metadata["semgrad"]["llm_run_id"] == runs[1]
 
 
+def test_a_fallbacks_message_is_its_own() -> None:
+    """Token counts and the model's name are those of the model that answered."""
+    big = model_of("8 facts") | RunnableLambda(
+        lambda m: m.model_copy(update={"response_metadata": {"model_name": "big"}})
+    )
+    guarded = SemGradGuard(guard=policy(FallbackModel(name="big"))).wrap(rag(Facts(), Reader()), fallbacks={"big": big})
+    answer = guarded.invoke("q")
+    assert (answer.content, answer.response_metadata["model_name"]) == ("8 facts", "big")
+    assert answer.response_metadata["semgrad"]["n_attempts"] == 2
+
+
 def test_a_fallback_after_a_retry_reads_the_retrys_prompt() -> None:
     """It gets the best passages found so far."""
     facts, big = Facts(), Reader(reply="big {n}")
@@ -343,6 +354,11 @@ def test_a_provider_string_makes_the_model(monkeypatch: pytest.MonkeyPatch) -> N
     guarded = SemGradGuard(guard=policy(FallbackModel(name="acme:large"))).wrap(rag(Facts(), Reader()))
     assert [guarded.invoke("q").content, guarded.invoke("q").content] == ["8 facts", "8 facts"]
     assert made == ["acme:large"]
+    by_name = SemGradGuard(guard=policy(FallbackModel(name="big"))).wrap(
+        rag(Facts(), Reader()), fallbacks={"big": "acme:small"}
+    )
+    assert by_name.invoke("q").content == "8 facts"
+    assert made == ["acme:large", "acme:small"]
 
 
 def test_a_fallback_that_is_too_slow_is_a_failed_step() -> None:
