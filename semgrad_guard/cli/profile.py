@@ -1,4 +1,4 @@
-"""`semgrad-guard profile`: look at calibration profiles."""
+"""`semgrad-guard profile`: look at calibration profiles, and find a model's position for a new one."""
 
 from __future__ import annotations
 
@@ -9,13 +9,19 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from semgrad_guard.cli import profile_find
 from semgrad_guard.cli.profile_tables import describe, evidence_table
 from semgrad_guard.flow import utc_now
 
 if TYPE_CHECKING:
     from semgrad_guard.calibration import DriftMonitor, Profile
 
-app = typer.Typer(name="profile", no_args_is_help=True, help="Look at calibration profiles.")
+app = typer.Typer(
+    name="profile",
+    no_args_is_help=True,
+    help="Look at calibration profiles, and `find MODEL`: where a model's states carry the meaning of the question.",
+)
+app.command(epilog=profile_find.EXAMPLES)(profile_find.find)
 
 NOT_FIT = 1
 """Exit code of `status` when the profile expired or drifted."""
