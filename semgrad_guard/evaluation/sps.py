@@ -111,7 +111,7 @@ class SpsMap:
 def ratio(part: Array, whole: Array) -> Array:
     """Return part / whole, NaN where the whole is 0."""
     part, whole = np.broadcast_arrays(part, whole)
-    return np.divide(part, whole, out=np.full(part.shape, np.nan), where=whole != 0)
+    return np.asarray(np.divide(part, whole, out=np.full(part.shape, np.nan), where=whole != 0))
 
 
 def scan(states: States) -> SpsMap:
@@ -127,7 +127,7 @@ def scan(states: States) -> SpsMap:
         for layer in range(shape[0]):
             cosine = _cosines(states.hidden[layer, :, position])
             closer = cosine[pairs.anchor, pairs.mate][:, np.newaxis] - cosine[pairs.anchor]
-            won = (closer > states.tie) + 0.5 * (np.abs(closer) <= states.tie)
+            won = np.where(np.abs(closer) <= states.tie, 0.5, closer > 0).astype(np.float64)
             wins[layer, position] = pairs.by_question(won * comparable)
             strange = float(cosine[pairs.strange].mean())
             raw[layer, position] = cosine[pairs.anchor_all, pairs.mate_all].mean() - strange
@@ -181,9 +181,18 @@ class _Pairs:
         same = questions[:, np.newaxis] == questions
         same_ending = endings[:, np.newaxis] == endings
         mates = same & ~np.eye(len(questions), dtype=bool)
-        kept, every = np.nonzero(mates & ~same_ending), np.nonzero(mates)
+        anchor, mate = np.nonzero(mates & ~same_ending)
+        anchor_all, mate_all = np.nonzero(mates)
         belongs = (questions[:, np.newaxis] == np.arange(questions.max() + 1)).astype(np.float64)
-        return cls(*kept, *every, ~same, ~same & ~same_ending, belongs)
+        return cls(
+            anchor=anchor.astype(np.int64),
+            mate=mate.astype(np.int64),
+            anchor_all=anchor_all.astype(np.int64),
+            mate_all=mate_all.astype(np.int64),
+            strange=~same,
+            may_compare=~same & ~same_ending,
+            belongs=belongs,
+        )
 
     @property
     def n_questions(self) -> int:

@@ -51,9 +51,11 @@ class Estimate:
         low, high = np.quantile(defined, [0.025, 0.975])
         return cls(float(value), float(low), float(high))
 
-    def text(self) -> str:
+    def text(self, digits: int = 3) -> str:
         """Return value and interval in words."""
-        return "undefined" if np.isnan(self.value) else f"{self.value:.3f} ({self.low:.3f} to {self.high:.3f})"
+        if np.isnan(self.value):
+            return "undefined"
+        return f"{self.value:.{digits}f} ({self.low:.{digits}f} to {self.high:.{digits}f})"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

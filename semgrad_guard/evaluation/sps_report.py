@@ -10,6 +10,7 @@ import numpy as np
 from rich.table import Table
 
 from semgrad_guard.evaluation.sps_choice import SURE_HALVES, SURE_SHARE
+from semgrad_guard.scoring.positions import LAST_TOKEN
 
 if TYPE_CHECKING:
     from semgrad_guard.evaluation.sps import SpsMap
@@ -67,6 +68,11 @@ class SpsReport:
                 f"best question token: {choice.best_question_position}, AUC {choice.aucs[at].text()}; "
                 "not used, other questions have other words there"
             )
+        if choice.found == LAST_TOKEN:
+            lines.append(
+                "the last token's state also predicts the answer's first token, which paraphrases share: "
+                "confirm it with --labels"
+            )
         return [*lines, self._about_band()]
 
     def _about_band(self) -> str:
@@ -94,21 +100,20 @@ class SpsReport:
 
     def table(self) -> Table:
         """Return one row a position, the prompt's last token first."""
-        table = Table(title=f"Positions of {self.model}, mean over the band", title_justify="left")
+        table = Table(title=f"Positions of {self.model}, mean over the band", title_justify="left", box=None)
         table.add_column("t", justify="right")
         table.add_column("token")
-        headings = ["SPS", "controlled", "distance", "AUC (95 % interval)", "draws"]
+        headings = ["SPS", "distance", "AUC (95 % interval)", "draws"]
         for heading in [*headings, "AUROC of labels"] if self.labels else headings:
-            table.add_column(heading, justify="right")
+            table.add_column(heading, justify="right", no_wrap=True)
         table.add_column("")
         first, last = self.choice.band
         for place in reversed(range(len(self.tokens))):
             at = self.sps.positions[place]
-            means = [
-                float(values[first : last + 1, place].mean())
-                for values in (self.sps.raw, self.sps.difference, self.sps.distance)
-            ]
-            cells = [f"{means[0]:+.4f}", f"{means[1]:+.4f}", f"{means[2]:.4f}", self.choice.aucs[place].text()]
+            raw, distance = (
+                float(values[first : last + 1, place].mean()) for values in (self.sps.raw, self.sps.distance)
+            )
+            cells = [f"{raw:+.4f}", f"{distance:.4f}", self.choice.aucs[place].text(digits=2)]
             cells.append(f"{self.choice.shares[place]:.0%}" if self.choice.shares[place] else "")
             if self.labels:
                 cells.append(self.labels.aurocs[at].text() if at in self.labels.aurocs else "")
