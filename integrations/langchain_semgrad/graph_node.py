@@ -102,7 +102,8 @@ class SemGradNode(Runnable[Any, Any]):
         check_option("review", review, REVIEWS)
         self.name = "semgrad_node"
         self._guard, own_model = build_guard(llm, policy=policy, model=model, scorer=scorer, guard=guard)
-        self._answer_key, self._question_key, self._review = answer_key, question_key, review
+        self._answer_key, self._question_key = answer_key, question_key
+        self._review: Review | None = review
         self._plan = Plan(
             chain=RunnableLambda(_cannot_answer),
             finder=Finder(retriever=retriever, retrievers=dict(retrievers or {})),

@@ -111,7 +111,7 @@ class SemGradMiddleware(AgentMiddleware[SemGradState, Any, Any]):
     ) -> None:
         super().__init__()
         check_option("review", review, REVIEWS)
-        self._review = review
+        self._review: Review | None = review
         self._settings = Settings(stream=stream, on_withheld=on_withheld)
         self._guard, own_model = build_guard(llm, policy=policy, model=model, scorer=scorer, guard=guard)
         self._plan = AgentPlan(
