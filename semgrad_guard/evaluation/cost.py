@@ -63,10 +63,12 @@ class _Bench:
         def add(way: Way, work: Callable[[], object], repeats: int = 1) -> None:
             timed.append((way, *self._measure(way, case, work, repeats)))
 
-        written = local.generate(prompt_ids=case.prompt, max_new_tokens=n, states_of=scorer.entry)
+        written = local.generate(prompt_ids=case.prompt, max_new_tokens=n, states_of=scorer.band_blocks)
         exchange = Exchange(prompt_ids=written.prompt_ids, answer_ids=written.answer_ids, on_policy=True)
         text = torch.tensor([case.prompt + written.answer_ids], device=local.device)
-        add("generation", lambda: local.generate(prompt_ids=case.prompt, max_new_tokens=n, states_of=scorer.entry))
+        add(
+            "generation", lambda: local.generate(prompt_ids=case.prompt, max_new_tokens=n, states_of=scorer.band_blocks)
+        )
         add("single pass", lambda: scorer.score_generated(written), self.repeats)
         add("forward", lambda: _forward(local, text), self.repeats)
         add("cold", lambda: scorer.score(exchange), self.repeats)

@@ -19,10 +19,11 @@ from semgrad_guard.models.watch import AnswerWatch, first_stop
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from torch import Tensor, nn
+    from torch import nn
     from transformers.cache_utils import Cache
 
     from semgrad_guard.models.local import LocalModel
+    from semgrad_guard.models.states import Recorded
 
 FinishReason = Literal["stop", "length", "stop_sequence", "cancelled"]
 """Why an answer ended: the model ended its turn, token limit, stop sequence, cancelled or out of time."""
@@ -52,9 +53,9 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Keep:
-    """Keep the KV cache, and the states that enter a block where one is named."""
+    """Keep the KV cache, and the states that enter the blocks that are named."""
 
-    states_of: nn.Module | None = None
+    states_of: tuple[nn.Module, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,7 +115,7 @@ def generate(
         cache = full_cache(local.model) if keep and _takes_cache(local) else None
         config = _config(local, ends.ids, max_new_tokens=min(settings.max_new_tokens, room))
         pickers = _pickers(settings, [row.number for row in rows])
-        with recorded(keep.states_of if keep else None) as states:
+        with recorded(keep.states_of if keep else ()) as states:
             output = _run(local, prompts, config, pickers, watch, cache)
     answers = [
         _answer(local, ids, _written(row[longest:], watch.n_written(n), ends.ids), ends, ended_early=watch.ended_early)
@@ -123,7 +124,7 @@ def generate(
     watch.finish(answers[0].text)
     if cache is None:
         return answers
-    kept = _kept(output[0], cache, states, keep.states_of if keep else None)
+    kept = _kept(output[0], cache, states, keep.states_of if keep else ())
     return [replace(answers[0], kept=kept)]
 
 
@@ -176,7 +177,6 @@ def _config(local: LocalModel, end_ids: frozenset[int], *, max_new_tokens: int) 
         top_p=1.0,
         repetition_penalty=1.0,
         no_repeat_ngram_size=0,
-        min_length=0,
         min_new_tokens=0,
         use_cache=True,
         return_dict_in_generate=False,
@@ -250,9 +250,9 @@ def _holding(local: LocalModel, ids: tuple[int, ...], text: str) -> tuple[int, .
     return ids[:n]
 
 
-def _kept(row: list[int], cache: Cache, states: Sequence[Tensor], states_of: nn.Module | None) -> KeptCache:
+def _kept(row: list[int], cache: Cache, seen: Sequence[Recorded], states_of: tuple[nn.Module, ...]) -> KeptCache:
     """Return the cache of what was read and written, as far as it really reaches."""
     n_tokens = cache.get_seq_length()
-    if not states:
-        return KeptCache(cache, tuple(row[:n_tokens]))
-    return KeptCache(cache, tuple(row[:n_tokens]), states=torch.cat(list(states), dim=1), states_of=states_of)
+    by_block = [one.states() for one in seen]
+    states = torch.cat([one.to(by_block[0].device) for one in by_block]) if by_block else None
+    return KeptCache(cache, tuple(row[:n_tokens]), states=states, states_of=states_of)

@@ -27,9 +27,9 @@ class KeptCache:
     supports_crop: bool = True
     """True when every layer remembers every token, so that the state after any earlier token can be had."""
     states: Tensor | None = None
-    """Hidden states that entered one block, ``(1, token, hidden)``, of the last tokens that are covered."""
-    states_of: nn.Module | None = None
-    """The block that they entered."""
+    """Hidden states that entered some blocks, ``(block, token, hidden)``, of the last tokens that are covered."""
+    states_of: tuple[nn.Module, ...] = ()
+    """The blocks that they entered."""
 
     @property
     def n_tokens(self) -> int:

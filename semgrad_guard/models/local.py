@@ -139,7 +139,7 @@ class LocalModel:
         seed: int | None = None,
         on_text: Callable[[str], None] | None = None,
         keep: bool = True,
-        states_of: nn.Module | None = None,
+        states_of: Sequence[nn.Module] = (),
         max_time_s: float | None = None,
         cancel: threading.Event | None = None,
     ) -> Generated:
@@ -155,8 +155,8 @@ class LocalModel:
             seed: makes drawing repeatable; without it torch's global random state decides.
             on_text: gets the answer piece by piece while it is written.
             keep: keep the KV cache for scoring.
-            states_of: a decoder block; the states that enter it are kept with the cache, for the last
-                `N_PROMPT_STATES` tokens of the prompt and the answer. What lies below it need not run again.
+            states_of: decoder blocks; the states that enter them are kept with the cache, for the last
+                `N_PROMPT_STATES` tokens of the prompt and the answer. What lies below them need not run again.
             max_time_s: end the answer after this many seconds, as if cancelled.
             cancel: end the answer when this event is set; what was written so far comes back.
 
@@ -170,7 +170,7 @@ class LocalModel:
         )
         ids = tuple(prompt_ids) if prompt_ids is not None else self.encode_prompt(prompt or "")
         should_end = ending(cancel, max_time_s)
-        kept = Keep(states_of) if keep else None
+        kept = Keep(tuple(states_of)) if keep else None
         return generate(self, [Row(0, ids)], settings, on_text=on_text, should_end=should_end, keep=kept)[0]
 
     def generate_batch(  # noqa: PLR0913 - as `generate`

@@ -1,14 +1,14 @@
-"""The hidden states that enter one block while an answer is written."""
+"""The hidden states that enter some blocks while an answer is written."""
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Generator, Sequence
 
     from torch import Tensor, nn
 
@@ -16,20 +16,28 @@ N_PROMPT_STATES = 16
 """How many of the last prompt tokens are kept: scoring looks at the end of the prompt, and a long prompt is large."""
 
 
-@contextmanager
-def recorded(block: nn.Module | None) -> Generator[list[Tensor]]:
-    """Give a list that fills with the states entering a block, ``(1, token, hidden)`` for each forward pass."""
-    seen = list[torch.Tensor]()
-    if block is None:
-        yield seen
-        return
+class Recorded:
+    """What enters one block, forward pass by forward pass."""
 
-    def keep(_block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def __init__(self) -> None:
+        """Begin with nothing."""
+        self._seen = list[torch.Tensor]()
+
+    def keep(self, _block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Keep the states that enter the block: a hook to be called before it runs."""
         state: Tensor = args[0] if args else kwargs["hidden_states"]
-        seen.append(state[:, -N_PROMPT_STATES:].clone())
+        self._seen.append(state[:, -N_PROMPT_STATES:].clone())
 
-    handle = block.register_forward_pre_hook(keep, with_kwargs=True)
-    try:
+    def states(self) -> Tensor:
+        """Return all of them, ``(1, token, hidden)``."""
+        return torch.cat(self._seen, dim=1)
+
+
+@contextmanager
+def recorded(blocks: Sequence[nn.Module]) -> Generator[list[Recorded]]:
+    """Give, for each block, what fills with the states that enter it."""
+    seen = [Recorded() for _ in blocks]
+    with ExitStack() as undo:
+        for block, one in zip(blocks, seen, strict=True):
+            undo.callback(block.register_forward_pre_hook(one.keep, with_kwargs=True).remove)
         yield seen
-    finally:
-        handle.remove()

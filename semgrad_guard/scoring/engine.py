@@ -10,6 +10,7 @@ import torch
 
 from semgrad_guard.models.kept import full_cache
 from semgrad_guard.scoring.anatomy import anatomy_of
+from semgrad_guard.scoring.behind import record_behind
 from semgrad_guard.scoring.borrow import borrowed
 from semgrad_guard.scoring.gradients import record, run_blind, state_norms
 from semgrad_guard.scoring.head import STORED_ENTRIES, run_head
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from semgrad_guard.flow import ScorePath
     from semgrad_guard.models.kept import KeptCache
     from semgrad_guard.scoring.anatomy import Anatomy
-    from semgrad_guard.scoring.gradients import Band, Recording
+    from semgrad_guard.scoring.gradients import Band, Recorded, Recording
     from semgrad_guard.scoring.head import HeadPass
     from semgrad_guard.scoring.layout import Layout, Tokens
 
@@ -90,38 +91,29 @@ def measure(
     anatomy = anatomy_of(model)
     wanted = [[slice(0, len(t.answer)), *own] for t, own in zip(batch, parts or [()] * len(batch), strict=True)]
     with borrowed(model):
-        recording, layout, path = _run(model, anatomy, batch, reading, kept)
+        layout = lay_out(batch, reading.n_recorded, anatomy.device, split=anatomy.has_cache)
+        behind = None
+        if kept is not None:
+            once = len(wanted[0]) == 1
+            behind = record_behind(model, layout, batch[0].read, reading.band, kept, once=once)
+        recording = behind or _record_cold(model, anatomy, layout, reading.band)
         heads = list(_heads(anatomy, recording.z, batch, layout, wanted))
         norms = _state_norms(recording, layout, heads, batch, wanted)
+    path: ScorePath = "reused" if behind else "cold" if anatomy.has_cache else "full"
     return [
         _measure(head, own, by_part, n_prompt=len(tokens.prompt), path=path)
         for tokens, head, own, by_part in zip(batch, heads, wanted, norms, strict=True)
     ]
 
 
-def _run(
-    model: PreTrainedModel, anatomy: Anatomy, batch: Sequence[Tokens], reading: Reading, kept: KeptCache | None
-) -> tuple[Recording, Layout, ScorePath]:
-    """Run the prefix without gradients, unless a cache holds it, and the rest with."""
-    layout = lay_out(batch, reading.n_recorded, anatomy.device, split=anatomy.has_cache)
-    start = layout.starts[0]
-    if kept is not None and anatomy.has_cache and kept.supports_crop and kept.ids[:start] == batch[0].read[:start]:
-        entering = _entering(anatomy, kept, batch[0].read, start, reading.band)
-        recording = record(model, anatomy, layout.rest, kept.prefix(start), reading.band, entering)
-        return recording, layout, "reused"
+def _record_cold(model: PreTrainedModel, anatomy: Anatomy, layout: Layout, band: Band) -> Recording:
+    """Run the prefix without gradients, and record the rest behind it."""
     cache = full_cache(model) if layout.prefix else None
     if layout.prefix:
         run_blind(model, anatomy, layout.prefix, cache)
-        if cache is not None and len(layout.prefix.ids) < len(batch):
-            cache.batch_repeat_interleave(len(batch))
-    recording = record(model, anatomy, layout.rest, cache, reading.band)
-    return recording, layout, "cold" if anatomy.has_cache else "full"
-
-
-def _entering(anatomy: Anatomy, kept: KeptCache, read: tuple[int, ...], start: int, band: Band) -> Tensor | None:
-    """Return the states that entered the band from a token on, if the writing kept them."""
-    fits = kept.states_of is anatomy.blocks[band.first] and anatomy.plain_blocks and kept.ids[: len(read)] == read
-    return kept.crop(len(read)).states_from(start) if fits else None
+        if cache is not None and len(layout.prefix.ids) < len(layout.rest.ids):
+            cache.batch_repeat_interleave(len(layout.rest.ids))
+    return record(model, anatomy, layout.rest, cache, band)
 
 
 def _heads(
@@ -151,7 +143,7 @@ def _heads(
 
 
 def _state_norms(
-    recording: Recording,
+    recording: Recorded,
     layout: Layout,
     heads: Sequence[HeadPass],
     batch: Sequence[Tokens],

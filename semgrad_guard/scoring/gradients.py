@@ -8,7 +8,7 @@ recorded position on, and only the blocks from the band's first on, are recorded
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
@@ -45,13 +45,35 @@ def upper_half(n_blocks: int) -> Band:
     return Band(n_blocks - max(1, n_blocks // 2), n_blocks - 1)
 
 
+class Recorded(Protocol):
+    """What a recorded forward pass leaves: enough for the gradients by the band's states."""
+
+    @property
+    def z(self) -> Tensor:
+        """The input of the output head."""
+        ...
+
+    def gradients(self, at_head: Tensor, *, keep: bool = False) -> tuple[Tensor, ...]:
+        """Return the gradients by the states of the band, one for each block.
+
+        Args:
+            at_head: gradient by `z`.
+            keep: leave it usable for another call.
+        """
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Recording:
-    """What a recorded forward pass leaves."""
+    """A forward pass whose whole band is recorded."""
 
     states: tuple[Tensor, ...]
     """`h[l]` for each block of the band."""
     z: Tensor
+
+    def gradients(self, at_head: Tensor, *, keep: bool = False) -> tuple[Tensor, ...]:
+        """Return the gradients by the states."""
+        return torch.autograd.grad(self.z, self.states, at_head, retain_graph=keep)
 
 
 def run_blind(model: PreTrainedModel, anatomy: Anatomy, segment: Segment, cache: Cache | None) -> Tensor:
@@ -98,7 +120,7 @@ def record(
     return Recording(tuple(watch.states), watch.z)
 
 
-def state_norms(recording: Recording, at_head: Tensor, places: Tensor, *, keep: bool) -> Tensor:
+def state_norms(recording: Recorded, at_head: Tensor, places: Tensor, *, keep: bool) -> Tensor:
     """Return mean absolute gradients by the band's states, ``(exchange, place)``, float64.
 
     Args:
@@ -114,7 +136,7 @@ def state_norms(recording: Recording, at_head: Tensor, places: Tensor, *, keep: 
     peak = float(at_head.abs().max())
     scale = 2.0 ** -torch.frexp(torch.tensor(peak)).exponent.item() if peak else 1.0
     seed = (at_head * scale).to(recording.z.dtype)
-    gradients = torch.autograd.grad(recording.z, recording.states, seed, retain_graph=keep)
+    gradients = recording.gradients(seed, keep=keep)
     sums = torch.stack([_sum(gradient, places) for gradient in gradients]).sum(dim=0)
     if not bool(torch.isfinite(sums).all()):
         where = "the gradient by the hidden states"

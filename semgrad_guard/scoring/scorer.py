@@ -102,10 +102,11 @@ class SemGradScorer:
         return self._position
 
     @property
-    def entry(self) -> nn.Module:
-        """First block of the band: `generate(states_of=scorer.entry)` keeps what entered it, and scoring is faster."""
+    def band_blocks(self) -> tuple[nn.Module, ...]:
+        """The blocks of the band: `generate(states_of=scorer.band_blocks)` makes `score_generated` cheapest."""
+        band = self._reading.band
         with self._model.lock:
-            return anatomy_of(self._model.model).blocks[self._reading.band.first]
+            return anatomy_of(self._model.model).blocks[band.first : band.last + 1]
 
     def fingerprint(self, *, proxy: bool = False) -> Fingerprint:
         """Return what its scores depend on beside the exchange."""

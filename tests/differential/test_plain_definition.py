@@ -65,13 +65,15 @@ def test_one_and_many_exchanges_equal_the_plain_definition(arch):
 
 
 @pytest.mark.parametrize("arch", CACHED)
-def test_the_cache_of_the_writing_gives_the_cold_numbers(arch):
-    """Scoring behind a generation crops its cache and skips the blocks below the band: neither may show."""
+@pytest.mark.parametrize("n_kept", [0, 1, 2])
+def test_the_cache_of_the_writing_gives_the_cold_numbers(arch, n_kept):
+    """Behind a generation the cache is cropped, blocks below the band are skipped, the others run one by one."""
     model = build(arch, vocab_size=N_BYTE_TOKENS)
     blocks = anatomy_of(model).blocks
     reading = Reading(upper_half(len(blocks)), 5)
     local = LocalModel(model, byte_tokenizer(), arch)
-    written = local.generate(prompt_ids=range(3, 33), max_new_tokens=9, states_of=blocks[reading.band.first])
+    kept_blocks = blocks[reading.band.first :][:n_kept]
+    written = local.generate(prompt_ids=range(3, 33), max_new_tokens=9, states_of=kept_blocks)
     tokens = Tokens(written.prompt_ids, written.answer_ids)
     (reused,) = measure(model, [tokens], reading, kept=written.kept)
     (cold,) = measure(model, [tokens], reading)

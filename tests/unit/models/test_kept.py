@@ -100,7 +100,7 @@ def test_the_states_entering_a_block_are_those_of_one_whole_pass(arch: str) -> N
     """Scoring starts from them instead of running the lower blocks again."""
     local = LocalModel(make_model(arch), make_tokenizer(), arch)
     blocks = next(module for module in local.model.modules() if isinstance(module, torch.nn.ModuleList))
-    answer = local.generate(PROMPT, max_new_tokens=6, states_of=blocks[1])
+    answer = local.generate(PROMPT, max_new_tokens=6, states_of=[blocks[1]])
     assert answer.kept is not None
     with torch.no_grad():
         whole = local.model(torch.tensor([answer.kept.ids]), output_hidden_states=True).hidden_states[1]
@@ -112,7 +112,7 @@ def test_the_states_entering_a_block_are_those_of_one_whole_pass(arch: str) -> N
 
 def test_states_reach_back_a_few_prompt_tokens_only(local: LocalModel) -> None:
     """A long prompt's states would be large, and scoring looks at its end."""
-    kept = local.generate(PROMPT * 2, max_new_tokens=4, states_of=local.model.model.layers[1]).kept
+    kept = local.generate(PROMPT * 2, max_new_tokens=4, states_of=[local.model.model.layers[1]]).kept
     assert kept is not None
     reach = len(kept.ids) - 3 - N_PROMPT_STATES
     assert kept.states_from(reach) is not None
@@ -122,7 +122,7 @@ def test_states_reach_back_a_few_prompt_tokens_only(local: LocalModel) -> None:
 
 def test_cropping_takes_the_states_along(local: LocalModel) -> None:
     """They stay those of the last tokens that are covered."""
-    kept = local.generate(PROMPT, max_new_tokens=6, states_of=local.model.model.layers[1]).kept
+    kept = local.generate(PROMPT, max_new_tokens=6, states_of=[local.model.model.layers[1]]).kept
     assert kept is not None
     start, end = kept.n_tokens - 4, kept.n_tokens - 2
     whole, part = kept.states_from(start), kept.crop(end).states_from(start)
