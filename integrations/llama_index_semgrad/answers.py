@@ -34,6 +34,8 @@ MAX_STREAMS = 256
 """Streams kept in mind until somebody drains them."""
 
 _ASKING = frozenset({"query", "aquery", "chat", "achat", "stream_chat", "astream_chat"})
+_WRITING = frozenset({"write_response_to_history", "awrite_response_to_history"})
+"""Methods that drain a chat engine's stream, in a thread or task of LlamaIndex' own."""
 _STREAMING = (StreamingResponse, AsyncStreamingResponse, StreamingAgentChatResponse)
 
 
@@ -80,6 +82,10 @@ class _Asked:
     calls: list[ModelCall] = field(default_factory=list["ModelCall"])
     stream: object | None = None
     """The streaming response that was returned and is being drained."""
+    spans: set[str] = field(default_factory=set[str])
+    """Spans inside it that are open, or whose model call has not ended."""
+    is_written: bool = False
+    """A chat engine's stream is drained; that may be so before the engine has returned it."""
 
 
 class Answers:
@@ -100,42 +106,69 @@ class Answers:
                 asked = _Asked(span_id, _question(arguments))
             if asked is not None:
                 self._open[span_id] = asked
+                asked.spans.add(span_id)
                 if len(self._open) > MAX_SPANS:
                     self._open.popitem(last=False)
 
-    def span_left(self, span_id: str, result: object) -> None:
+    def span_left(self, span_id: str, result: object, *, raised: bool = False) -> None:
         """End a question, or wait for its stream."""
         with self._lock:
             asked = self._open.get(span_id)
             if asked is None:
                 return
-            streams = asked.root == span_id and isinstance(result, _STREAMING)
-            if not streams and not (asked.root != span_id and method_of(span_id) in CALL_METHODS):
-                self._open.pop(span_id)
-            if asked.root != span_id or result is None or is_guarded(result):
-                return
-            if streams:
-                asked.stream = result
-                self._streams.append(asked)
-                return
-        _say(asked.question, Reply(result, _text(result)), asked.calls)
+            if asked.root == span_id:
+                finished = self._root_left(asked, result)
+            else:
+                finished = self._part_left(asked, span_id, raised=raised)
+        if finished:
+            stream = asked.stream
+            _say(asked.question, Reply(stream, _text(stream)), asked.calls)
 
     def call_ended(self, span_id: str | None, call: ModelCall) -> None:
         """Add a model call to its question, or end the stream that it fed."""
         with self._lock:
             asked = self._open.pop(span_id or "", None)
-            if asked is not None and asked.stream is None:
+            if asked is not None and (asked.stream is None or isinstance(asked.stream, StreamingAgentChatResponse)):
                 asked.calls.append(call)
                 return
             if asked is None:
                 asked = next((a for a in reversed(self._streams) if _fed(a, call)), None)
-            if asked is not None and asked in self._streams:
-                self._streams.remove(asked)
-                self._open.pop(asked.root, None)
+            if asked is not None:
+                self._finish(asked)
         if asked is None:
             _say(None, Reply(None, call.text), [call])
         else:
             _say(asked.question, Reply(asked.stream, call.text), [*asked.calls, call])
+
+    def _root_left(self, asked: _Asked, result: object) -> bool:
+        """Return whether the question has its answer; a stream must be drained first."""
+        asked.stream = result
+        if result is None or is_guarded(result) or not isinstance(result, _STREAMING) or asked.is_written:
+            self._finish(asked)
+            return result is not None and not is_guarded(result) and not _died(result)
+        self._streams.append(asked)
+        return False
+
+    def _part_left(self, asked: _Asked, span_id: str, *, raised: bool) -> bool:
+        """Return whether this was what the question's answer waited for."""
+        method = method_of(span_id)
+        if raised or method not in CALL_METHODS:  # a model call is kept until its answer ends, which may be later
+            self._open.pop(span_id, None)
+            asked.spans.discard(span_id)
+        if method not in _WRITING:
+            return False
+        asked.is_written = True
+        if asked.stream is None:
+            return False
+        self._finish(asked)
+        return not _died(asked.stream)
+
+    def _finish(self, asked: _Asked) -> None:
+        """Forget a question."""
+        for span_id in asked.spans:
+            self._open.pop(span_id, None)
+        if asked in self._streams:
+            self._streams.remove(asked)
 
 
 def follow() -> None:
@@ -154,10 +187,16 @@ def _question(arguments: dict[str, Any]) -> str | None:
     return asked.query_str if isinstance(asked, QueryBundle) else (asked if isinstance(asked, str) else None)
 
 
+def _died(result: object) -> bool:
+    return isinstance(result, StreamingAgentChatResponse) and result.exception is not None
+
+
 def _text(result: object) -> str:
     if isinstance(result, PydanticResponse):
         return result.response.model_dump_json() if result.response else ""
-    return result.response or "" if isinstance(result, Response | AgentChatResponse) else str(result)
+    if isinstance(result, Response | AgentChatResponse | StreamingAgentChatResponse):
+        return result.response or ""
+    return str(result)
 
 
 def _fed(asked: _Asked, call: ModelCall) -> bool:

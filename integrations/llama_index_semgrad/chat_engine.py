@@ -18,7 +18,7 @@ from llama_index_semgrad.convert import METADATA_KEY, outcome_metadata
 from llama_index_semgrad.engines import with_memory
 from llama_index_semgrad.memory import DraftMemory, settled
 from llama_index_semgrad.observing import recording_faults
-from llama_index_semgrad.responses import Reply
+from llama_index_semgrad.responses import Reply, mark
 from llama_index_semgrad.responses import read as read_response
 from llama_index_semgrad.watcher import capturing
 from semgrad_guard.errors import NotGuardableError
@@ -197,7 +197,7 @@ def _chat_response(reply: Reply, outcome: Outcome) -> AgentChatResponse:
     sources: list[ToolOutput] = list(getattr(native, "sources", None) or ()) if given else []
     response = AgentChatResponse(response=outcome.text, sources=sources, metadata=metadata)
     response.source_nodes = reply.nodes
-    return response
+    return mark(response)
 
 
 def _replayed(response: AgentChatResponse) -> GuardedStreamingChatResponse:
@@ -210,7 +210,7 @@ def _replayed(response: AgentChatResponse) -> GuardedStreamingChatResponse:
     async def astream() -> AsyncGenerator[ChatResponse, None]:
         yield _chunk(text, text)
 
-    return GuardedStreamingChatResponse(
+    streaming = GuardedStreamingChatResponse(
         response=text,
         sources=response.sources,
         source_nodes=response.source_nodes,
@@ -219,12 +219,14 @@ def _replayed(response: AgentChatResponse) -> GuardedStreamingChatResponse:
         is_writing_to_memory=False,
         metadata=response.metadata or {},
     )
+    return mark(streaming)
 
 
 def _passing(first: StreamingAgentChatResponse) -> GuardedStreamingChatResponse:
-    return GuardedStreamingChatResponse(
+    streaming = GuardedStreamingChatResponse(
         sources=first.sources, source_nodes=first.source_nodes, is_writing_to_memory=False
     )
+    return mark(streaming)
 
 
 def _chunk(text: str, piece: str) -> ChatResponse:

@@ -66,7 +66,7 @@ class SemGradGuard:
         policy: a policy file or its content; `None` takes the one that ships with the package.
         model: another scoring model: anything `semgrad_guard.models.load_model` takes.
         scorer: a ready scorer.
-        guard: a ready guard, in place of all of the above but `llm`.
+        guard: a ready guard, in place of all of the above; with `llm` beside it you say that it scores with that model.
         stream: `buffer` holds a stream back until its answer was judged; `annotate` lets it pass and judges its end,
             so the policy can hold nothing back.
 
@@ -91,10 +91,11 @@ class SemGradGuard:
         Raises:
             OptionError: options that exclude each other, or an unknown one.
         """
-        given = [name for name, value in {"model": model, "scorer": scorer}.items() if value is not None]
+        naming = {"llm": llm, "model": model, "scorer": scorer}
+        given = [name for name, value in naming.items() if value is not None]
         if len(given) > 1:
             raise OptionError("+".join(given), "given together", "one of them: each names the scoring model")
-        if guard is not None and (given or policy is not None):
+        if guard is not None and (model is not None or scorer is not None or policy is not None):
             raise OptionError("guard", guard, "alone or with llm: policy, model and scorer are part of the guard")
         if stream not in get_args(StreamMode):
             raise OptionError("stream", stream, ", ".join(map(repr, get_args(StreamMode))))
@@ -145,8 +146,8 @@ class SemGradGuard:
 
     def _guard_for(self, llm: object | None) -> tuple[Guard, object | None]:
         """Return the guard for an LLM's answers, and the live model that scores them where it is known."""
-        if self._given is not None:
-            return self._given, weights_of(llm) if is_local(llm) else None
+        if self._given is not None:  # which model it scores with only the caller knows
+            return self._given, weights_of(self._llm) if is_local(self._llm) else None
         if self._scorer is not None or self._model is not None:
             source, weights = self._model, weights_of(self._model)
         else:

@@ -6,7 +6,7 @@ calls the sync method. Who gets it:
 - `capturing()` collects the calls made in its block, also those in tasks and threads that LlamaIndex starts there;
 - `last_calls()` gives the latest calls of the present thread or task;
 - `find_recent()` looks the exact prompt of an answer up by its content;
-- listeners get every call, for handlers that only observe.
+- listeners get every call that no guard captured, for handlers that only observe.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Listener(Protocol):
         """A method of a LlamaIndex object begins."""
         ...
 
-    def span_left(self, span_id: str, result: object) -> None:
+    def span_left(self, span_id: str, result: object, *, raised: bool = False) -> None:
         """It ends; `result` is `None` when it raised."""
         ...
 
@@ -157,7 +157,7 @@ class Watcher:
         call = call_of(event, llm)
         if call is None:
             return
-        capture = _capture.get()
+        guarding = capture = _capture.get()
         while capture is not None:
             capture.calls.append(call)
             capture = capture.outer
@@ -166,7 +166,7 @@ class Watcher:
         if self.remember_recent:
             with self._lock:
                 self._recent.append(call)
-        for listener in self.listeners:
+        for listener in self.listeners if guarding is None else ():  # a guard records its own calls
             listener.call_ended(event.span_id, call)
 
     def _close(self, span_id: str | None) -> tuple[object | None, bool]:
@@ -235,7 +235,7 @@ class _Spans(NullSpanHandler):
         with _logged():
             WATCHER.forget(id_)
             for listener in WATCHER.listeners:
-                listener.span_left(id_, None)
+                listener.span_left(id_, None, raised=True)
 
 
 class _Events(BaseEventHandler):
@@ -261,6 +261,7 @@ def install() -> None:
     with _installing:
         if not any(isinstance(handler, _Events) for handler in root.event_handlers):
             root.add_event_handler(_Events())
+        if not any(isinstance(handler, _Spans) for handler in root.span_handlers):
             root.add_span_handler(_Spans())
 
 

@@ -1,1 +1,1 @@
-"""evaluation"""
+"""Data -> answers -> graded scores -> tables and reports."""

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 GOOD = "Marie Curie."
+own_loop = world._own_loop
 
 
 @pytest.fixture(name="server")

@@ -14,17 +14,19 @@ from llama_index_semgrad import SemGradGuard, SemGradLLM
 from semgrad_guard.flow import Exchange
 from semgrad_guard.models import load_model
 from semgrad_guard.scoring import SemGradScorer
-from tests.adapters.llama_index.world import QUESTION, index
+from tests.adapters.llama_index.world import QUESTION, _own_loop, index
 
 if TYPE_CHECKING:
     from semgrad_guard.models import LocalModel
 
+__all__ = ["_own_loop"]
+
 pytestmark = [pytest.mark.end_to_end, pytest.mark.xdist_group("demo-model")]
 
 QUIET: dict[str, Any] = {"review": {"url": "sqlite:///:memory:"}, "telemetry": {"langsmith": False, "otel": False}}
-GIVE = {"version": 1, "accept": 0.5, "scorer": {"model": "smollm2-135m"}, "otherwise": "answer_with_warning", **QUIET}
-"""Without a profile there is no confidence: every answer is doubtful, and is given with a warning."""
-RETRY = {**GIVE, "escalate": [{"retry_retrieval": {"top_k": 4}}]}
+SCORER = {"model": "smollm2-135m", "profile": "smollm2-135m-demo"}
+GIVE = {"version": 1, "accept": 0.0, "scorer": SCORER, **QUIET}
+RETRY = {**GIVE, "accept": 1.0, "escalate": [{"retry_retrieval": {"top_k": 4}}], "otherwise": "answer_with_warning"}
 
 
 @pytest.fixture(name="demo", scope="module")
@@ -66,7 +68,8 @@ def test_the_llm_scores_itself_from_its_own_tokens(hf: HuggingFaceLLM, demo: Loc
     assert exchange.prompt_ids == demo.encode_prompt(exchange.prompt)
     assert exchange.answer_ids[-1] in demo.end_ids
     found = response.metadata["semgrad"]
-    assert (found["proxy"], found["scorer"]) == (False, demo.name)
+    assert (found["proxy"], found["status"]) == (False, "answered")
+    assert 0 < found["confidence"] < 1
     assert found["score"] == pytest.approx(SemGradScorer(demo).score(exchange).value, rel=2e-4)
 
 

@@ -7,13 +7,13 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from llama_index.core.chat_engine import CondensePlusContextChatEngine, SimpleChatEngine
+from llama_index.core.chat_engine import CondensePlusContextChatEngine, ContextChatEngine, SimpleChatEngine
 from llama_index.core.instrumentation import get_dispatcher
 from llama_index.core.memory import ChatMemoryBuffer
 
 from llama_index_semgrad import SemGradEventHandler, SemGradGuard
 from llama_index_semgrad.answers import Answers
-from llama_index_semgrad.watcher import WATCHER
+from llama_index_semgrad.watcher import WATCHER, install
 from semgrad_guard.errors import NonFiniteScoreError
 from semgrad_guard.flow import Status
 from tests.adapters.llama_index.world import PASSAGES, QUESTION, index, llm
@@ -136,6 +136,44 @@ def test_what_a_guard_decided_is_not_judged_again(listen: Any) -> None:
     assert sink.records == []
 
 
+@pytest.mark.parametrize("stream", ["buffer", "annotate"])
+def test_what_a_guarded_chat_decided_is_not_judged_again(listen: Any, stream: Any) -> None:
+    """Nor what its stream let pass."""
+    sink, _ = listen()
+    inner = SimpleChatEngine.from_defaults(llm=llm(GOOD, is_chat=True), memory=memory())
+    own = MemorySink()
+    engine = SemGradGuard(guard=guard_of(scores=SCORES, sink=own), stream=stream).wrap(inner)
+    engine.chat(QUESTION)
+    assert "".join(engine.stream_chat(QUESTION).response_gen) == GOOD
+    assert sink.records == []
+    assert len(own.records) == 2
+
+
+@pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnhandledThreadExceptionWarning"
+)  # LlamaIndex' writer thread raises too
+def test_a_stream_that_dies_is_no_answer(listen: Any) -> None:
+    """Half an answer was never given as one, and nothing of it is kept."""
+    sink, _ = listen()
+    dying = llm(GOOD, is_chat=True, dies_after=1)
+    engine = SimpleChatEngine.from_defaults(llm=dying, memory=memory())
+    with pytest.raises(ConnectionResetError):
+        "".join(engine.stream_chat(QUESTION).response_gen)
+    assert sink.records == []
+    (answers,) = (one for one in WATCHER.listeners if isinstance(one, Answers))
+    assert (len(answers._open), len(answers._streams)) == (0, 0)
+
+
+async def test_an_async_chat_stream_is_one_answer(listen: Any) -> None:
+    """It is written by a task of LlamaIndex' own."""
+    sink, _ = listen()
+    engine = ContextChatEngine.from_defaults(index().as_retriever(), llm=llm(GOOD, is_chat=True), memory=memory())
+    response = await engine.astream_chat(QUESTION)
+    assert "".join([piece async for piece in response.async_response_gen()]) == GOOD
+    (record,) = sink.records
+    assert (record.text, record.attempts[0].exchange.question) == (GOOD, QUESTION)
+
+
 def test_its_own_errors_are_logged_and_reach_nobody(listen: Any, caplog: Any) -> None:
     """The dispatcher would swallow them without a word."""
     sink, handler = listen(scores={GOOD: NonFiniteScoreError("logits")}, on_outcome=lambda _: 1 / 0)
@@ -178,6 +216,17 @@ async def test_queries_at_the_same_time_never_mix(listen: Any) -> None:
         exchange = record.attempts[0].exchange
         assert f"item {exchange.answer.split()[1]}?" in exchange.prompt
         assert exchange.question in exchange.prompt
+
+
+def test_the_handlers_are_installed_once_even_when_some_were_removed() -> None:
+    """An application may clear one list of the dispatcher; spans must not be told twice after that."""
+    root = get_dispatcher()
+    install()
+    spans, events = list(root.span_handlers), list(root.event_handlers)
+    root.event_handlers[:] = [h for h in events if h.class_name() != "SemGradEvents"]
+    install()
+    assert len(root.span_handlers) == len(spans)
+    assert [h.class_name() for h in root.event_handlers].count("SemGradEvents") == 1
 
 
 def test_nothing_is_kept_of_finished_answers(listen: Any) -> None:

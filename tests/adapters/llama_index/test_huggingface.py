@@ -15,10 +15,12 @@ from llama_index_semgrad import SemGradGuard
 from llama_index_semgrad.calls import call_of
 from llama_index_semgrad.watcher import capturing
 from semgrad_guard import models
+from semgrad_guard.errors import OptionError
 from semgrad_guard.flow import Exchange
 from semgrad_guard.models import LocalModel
 from semgrad_guard.scoring import SemGradScorer
 from tests.adapters.llama_index.world import QUESTION, index, llm
+from tests.fakes import guard_of
 from tests.unit.models.conftest import make_model, make_tokenizer
 
 if TYPE_CHECKING:
@@ -100,6 +102,27 @@ def test_an_answer_of_another_model_is_a_proxy(make: Any) -> None:
     response = guard.wrap(index().as_query_engine(llm=llm("Marie Curie."), similarity_top_k=1)).query(QUESTION)
     assert response.metadata["semgrad"]["proxy"] is True
     assert response.metadata["semgrad"]["author"] == exchange_author
+
+
+def test_a_ready_guard_is_not_taken_to_score_with_the_engines_model(make: Any) -> None:
+    """Another model's tokens in its place would be scored as if they were its own."""
+    hf = make()
+    for chosen, on_policy in ((SemGradGuard(guard=guard_of(default=0.1)), False), (None, True)):
+        guard = chosen or SemGradGuard(hf, guard=guard_of(default=0.1))
+        guard.wrap(index().as_query_engine(llm=hf, similarity_top_k=1)).query(QUESTION)
+        (exchange,) = guard.guard.parts.scorer.seen
+        assert exchange.on_policy is on_policy
+        assert (exchange.prompt_ids is not None) is on_policy
+
+
+def test_only_one_thing_names_the_scoring_model(make: Any) -> None:
+    """Two would leave it open whose answer is whose."""
+    with pytest.raises(OptionError, match="each names the scoring model"):
+        SemGradGuard(make(), model="smollm2-135m")
+    with pytest.raises(OptionError, match="alone or with llm"):
+        SemGradGuard(guard=guard_of(), policy=POLICY)
+    with pytest.raises(OptionError, match="'buffer', 'annotate'"):
+        SemGradGuard(stream="live")  # type: ignore[arg-type]
 
 
 def test_a_prompt_that_the_llm_wraps_is_found_in_its_tokens(make: Any) -> None:

@@ -224,6 +224,20 @@ def test_a_batch_answers_as_one_by_one(arch: str) -> None:
     assert local.generate_batch(QUESTIONS, max_new_tokens=8, batch_size=3) == alone
 
 
+def test_a_recurrent_model_writes_one_answer_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not every recurrent layer can be kept from reading the padding."""
+    local = LocalModel(make_model("mamba", num_attention_heads=None), make_tokenizer(), "mamba")
+    real, n_rows = local.model.generate, list[int]()
+
+    def counted(**arguments: torch.Tensor) -> object:
+        n_rows.append(len(arguments["input_ids"]))
+        return real(**arguments)
+
+    monkeypatch.setattr(local.model, "generate", counted)
+    local.generate_batch(QUESTIONS, max_new_tokens=2)
+    assert n_rows == [1] * len(QUESTIONS)
+
+
 def test_rows_of_a_batch_end_each_at_its_own_place(local: LocalModel) -> None:
     """A row that met its stop sequence is padded while the others go on."""
     scripts = {"a": "red. green", "the question": "blue and more. red"}
@@ -329,6 +343,21 @@ def test_the_cache_can_take_part_in_a_backward_pass_whatever_mode_the_caller_is_
         kept = local.generate(PROMPT, max_new_tokens=4).kept
     assert kept is not None
     assert not any(layer.keys.is_inference() for layer in kept.cache.layers)
+
+
+def test_the_lock_is_held_while_writing(writes: Writes) -> None:
+    """Whoever scores with the model has to wait."""
+    local, free = writes("the answer"), list[bool]()
+    local.generate(PROMPT, on_text=lambda _: free.append(_is_free(local)))
+    assert set(free) == {False}
+    assert _is_free(local)
+
+
+def test_nothing_is_printed(local: LocalModel, capfd: pytest.CaptureFixture[str]) -> None:
+    """A server's log must not fill up with remarks about settings that nobody chose."""
+    local.generate(PROMPT, max_new_tokens=2)
+    local.generate_batch(["a", "the question"], max_new_tokens=2, temperature=0.5)
+    assert capfd.readouterr() == ("", "")
 
 
 def test_threads_on_one_model_write_as_one(local: LocalModel) -> None:

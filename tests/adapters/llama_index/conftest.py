@@ -1,0 +1,7 @@
+"""Fixtures of the LlamaIndex adapter's tests."""
+
+from __future__ import annotations
+
+from tests.adapters.llama_index.world import _own_loop
+
+__all__ = ["_own_loop"]
