@@ -36,9 +36,14 @@ def _config_text(model: PreTrainedModel) -> str:
 
 
 def _sample(weight: object) -> bytes:
-    """Return a few entries of a weight as bytes; nothing for one that holds no numbers here (offloaded, packed)."""
+    """Return a few entries of a weight as bytes; nothing for one that holds no numbers here (offloaded)."""
     if not isinstance(weight, torch.Tensor) or weight.is_meta or not weight.numel():
         return b""
-    flat = weight.detach().reshape(-1)
+    flat = _unpacked(weight.detach()).reshape(-1)
     places = torch.linspace(0, flat.numel() - 1, min(_SAMPLES, flat.numel()), dtype=torch.float64).long()
     return flat[places.to(flat.device)].to("cpu", torch.float32).numpy().tobytes()
+
+
+def _unpacked(weight: torch.Tensor) -> torch.Tensor:
+    """Return a weight as plain numbers; quantised ones of torchao are tensors that can't be indexed."""
+    return weight if type(weight) in {torch.Tensor, torch.nn.Parameter} else weight.dequantize()

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import BitsAndBytesConfig
 from transformers.utils import logging as transformers_logging
 
 from semgrad_guard.errors import ModelError, ModelFilesError, ModelNotFoundError, ModelSettingError
@@ -168,6 +170,13 @@ def test_a_name_that_is_nowhere_says_where_it_was_looked_for(name: str) -> None:
         load_model(name)
     assert caught.value.name == name
     assert any("Hugging Face" in place for place in caught.value.looked)
+
+
+@pytest.mark.skipif(find_spec("bitsandbytes") is not None, reason="the package that is missing here is installed")
+def test_a_quantisation_without_its_package_says_what_to_install(saved: Path) -> None:
+    """The config passes through to transformers, which needs another package for it."""
+    with pytest.raises(ModelError, match=r"pip install.*bitsandbytes"):
+        load_model(saved, quantization_config=BitsAndBytesConfig(load_in_8bit=True))
 
 
 def test_progress_bars_are_put_back(saved: Path) -> None:

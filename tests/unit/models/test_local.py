@@ -78,6 +78,33 @@ def test_weights_that_are_elsewhere_do_not_stop_the_digest() -> None:
     assert weights_digest(make_model().to("meta"))
 
 
+class Packed(torch.Tensor):
+    """A weight that can't be indexed before it is unpacked, as the quantised ones of torchao."""
+
+    @classmethod
+    def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Refuse what needs plain numbers."""
+        if function in {torch.Tensor.reshape, torch.Tensor.__getitem__}:
+            raise NotImplementedError
+        return super().__torch_function__(function, types, args, kwargs or {})
+
+    def dequantize(self) -> torch.Tensor:
+        """Return the plain numbers."""
+        return self.as_subclass(torch.Tensor)
+
+
+def test_packed_weights_are_unpacked_for_the_digest() -> None:
+    """A quantised model needs a digest as any other."""
+    model, other = make_model(), make_model()
+    for packed in (model, other):
+        weight = packed.model.layers[0].mlp.up_proj.weight
+        packed.model.layers[0].mlp.up_proj.weight = torch.nn.Parameter(weight.data.as_subclass(Packed))
+    assert weights_digest(model) == weights_digest(other) == weights_digest(make_model())
+    with torch.no_grad():
+        other.model.layers[0].mlp.up_proj.weight.mul_(1.01)
+    assert weights_digest(model) != weights_digest(other)
+
+
 def test_the_template_has_a_digest_of_its_own() -> None:
     """Scores under another template are other scores."""
     model = make_model()
