@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -68,12 +69,20 @@ def full_cache(model: PreTrainedModel) -> Cache | None:
     asked: Any = model
     if getattr(asked, "_is_stateful", False) or not asked._supports_default_dynamic_cache():  # noqa: SLF001 - no public way to ask
         return None
+    if not _takes_cache(model):
+        return None
     cache = DynamicCache(config=model.config.get_text_config(decoder=True))
     layers = [_new_layer() if type(layer) is DynamicSlidingWindowLayer else layer for layer in cache.layers]
     if not all(type(layer).__name__ in _CROPPABLE for layer in layers):
         return None
     cache.layers = layers
     return cache
+
+
+def _takes_cache(model: PreTrainedModel) -> bool:
+    """Tell whether a model's forward takes a cache; a wrapper that passes everything on does if what it wraps does."""
+    takes = inspect.signature(model.forward).parameters
+    return "past_key_values" in takes or any(one.kind is one.VAR_POSITIONAL for one in takes.values())
 
 
 _CROPPABLE = {"DynamicLayer", "DummyLayer"}

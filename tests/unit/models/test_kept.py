@@ -78,6 +78,14 @@ def test_a_recurrent_model_keeps_nothing() -> None:
     assert local.generate(PROMPT, max_new_tokens=3).kept is None
 
 
+def test_a_model_without_any_cache_still_writes() -> None:
+    """The first GPT reads everything anew for each token."""
+    local = LocalModel(make_model("openai-gpt", hidden_size=32), make_tokenizer(), "gpt")
+    answer = local.generate(PROMPT, max_new_tokens=3)
+    assert len(answer.answer_ids) == 3
+    assert answer.kept is None
+
+
 def test_a_caller_who_chose_a_static_cache_keeps_it(local: LocalModel) -> None:
     """It can't be cropped, so nothing is kept, and the answer is the same."""
     expected = local.generate(PROMPT, max_new_tokens=3)
