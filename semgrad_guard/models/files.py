@@ -6,11 +6,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from safetensors import SafetensorError
+import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from semgrad_guard.errors import ModelError, ModelFilesError, ModelNotFoundError
+from semgrad_guard.models.packaged import PACKAGED
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -21,8 +22,7 @@ if TYPE_CHECKING:
 
 Loaded = tuple["PreTrainedModel", "PreTrainedTokenizerBase"]
 
-_UNUSABLE = (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError)
-"""What transformers raises for files that are missing, damaged or of a kind that it does not know."""
+NO_FAULT_OF_THE_FILES = (MemoryError, torch.OutOfMemoryError)
 
 
 def from_folder(folder: Path, options: LoadOptions) -> Loaded:
@@ -45,13 +45,17 @@ def from_hub(name: str, options: LoadOptions) -> Loaded:
     try:
         AutoConfig.from_pretrained(name, **options.for_files())
     except OSError as error:
-        looked = ["the built-in names", f"the path {Path(name).absolute()}", "the Hugging Face cache and hub"]
+        looked = [
+            f"the built-in names {', '.join(PACKAGED)}",
+            f"the path {Path(name).absolute()}",
+            "the Hugging Face cache and hub",
+        ]
         advice = (
             "check the spelling, download it first, or give the path of a folder or .gguf file "
             "(HF_HUB_OFFLINE=1 and a closed network forbid downloads)"
         )
         raise ModelNotFoundError(name, looked, advice) from error
-    except _UNUSABLE as error:
+    except Exception as error:  # readers of config, tokenizer and weights raise whatever they like
         raise _unusable(name, error) from error
     return _load(name, options)
 
@@ -92,17 +96,19 @@ def _load(source: str, options: LoadOptions) -> Loaded:
     try:
         with quiet():
             tokenizer = AutoTokenizer.from_pretrained(source, **options.for_files())
-    except (*_UNUSABLE, ImportError) as error:
+    except Exception as error:  # the tokenizers library raises bare ones
         raise ModelFilesError(
             source, f"no usable tokenizer ({_short(error)})", "save the tokenizer beside the weights"
         ) from error
     try:
         with quiet():
             found = AutoModelForCausalLM.from_pretrained(source, output_loading_info=True, **options.for_model())
+    except NO_FAULT_OF_THE_FILES:
+        raise
     except ImportError as error:
         msg = f"{source} needs a package that is not installed: {_short(error)}"
         raise ModelError(msg) from error
-    except _UNUSABLE as error:
+    except Exception as error:  # as above
         raise _unusable(source, error) from error
     model, report = cast("tuple[PreTrainedModel, dict[str, Any]]", found)
     lacking = sorted(map(str, report.get("missing_keys", ())))

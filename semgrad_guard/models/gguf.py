@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from semgrad_guard.errors import ModelError, ModelFilesError
 from semgrad_guard.models.converted import CacheEntry, cache_root
-from semgrad_guard.models.files import Loaded, from_folder, quiet
+from semgrad_guard.models.files import NO_FAULT_OF_THE_FILES, Loaded, from_folder, quiet
 from semgrad_guard.models.files_digest import files_digest
 
 if TYPE_CHECKING:
@@ -85,6 +85,8 @@ def convert(parts: Sequence[Path], dtype: torch.dtype, scratch: Path) -> Loaded:
         with quiet():
             model: Any = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=dtype)
             tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    except NO_FAULT_OF_THE_FILES:
+        raise
     except Exception as error:  # the reader fails in many ways on a damaged file, none of them typed
         advice = "download it again, whole, or load the model from safetensors"
         raise ModelFilesError(parts[0], f"its weights cannot be read ({error})", advice) from error

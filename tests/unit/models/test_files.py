@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import BitsAndBytesConfig
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from transformers.utils import logging as transformers_logging
 
 from semgrad_guard.errors import ModelError, ModelFilesError, ModelNotFoundError, ModelSettingError
@@ -131,6 +131,33 @@ def test_tied_weights_are_not_missing(folder: Path) -> None:
     assert load_model(folder).generate("a", max_new_tokens=2).answer_ids
 
 
+@pytest.mark.parametrize("text", ["{", "{}", '{"model": {"type": "of_tomorrow"}}', "[]"])
+def test_a_damaged_tokenizer_is_refused(folder: Path, text: str) -> None:
+    """Its reader raises bare exceptions, which would end in a traceback."""
+    (folder / "tokenizer.json").write_text(text)
+    with pytest.raises(ModelFilesError, match="tokenizer"):
+        load_model(folder)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"model_type": "llama", "hidden_size": "wide"}'])
+def test_a_damaged_config_is_refused(folder: Path, text: str) -> None:
+    """A config that can't be read, or holds nonsense."""
+    (folder / "config.json").write_text(text)
+    with pytest.raises(ModelFilesError):
+        load_model(folder)
+
+
+def test_running_out_of_memory_is_not_blamed_on_the_files(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Copying the files again would not help."""
+
+    def full(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        load_model(saved)
+
+
 def test_a_folder_without_tokenizer_is_refused(folder: Path) -> None:
     """Ids can't be guessed."""
     for file in folder.glob("tokenizer*"):
@@ -170,6 +197,7 @@ def test_a_name_that_is_nowhere_says_where_it_was_looked_for(name: str) -> None:
         load_model(name)
     assert caught.value.name == name
     assert any("Hugging Face" in place for place in caught.value.looked)
+    assert any("smollm2-135m" in place for place in caught.value.looked)
 
 
 @pytest.mark.skipif(find_spec("bitsandbytes") is not None, reason="the package that is missing here is installed")
