@@ -149,7 +149,7 @@ def test_the_count_follows_the_queue(queue, open_page):
     assert page.inner_text("#waiting") == "0"
     submit(queue)
     page.clock.fast_forward(5_500)
-    page.wait_for_function("document.getElementById('waiting').textContent === '1'")
+    playwright.expect(page.locator("#waiting")).to_have_text("1")  # the page's security policy forbids evaluating text
 
 
 def test_everything_works_without_scripts(queue, open_page):

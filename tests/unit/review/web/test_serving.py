@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from contextlib import closing
 from pathlib import Path
 
@@ -59,21 +60,29 @@ def test_upkeep_ends_leases_and_deadlines_and_survives_trouble(clock, caplog):
     with closing(open_queue("sqlite://", settings=settings, clock=clock, sleep=clock.sleep)) as queue:
         held, late = submit(queue, 1), submit(queue, 2)
         queue.claim_item(held, "ann")
-        real, failed = queue.expire_leases, []
+        leases, deadlines, failed, rounds = queue.expire_leases, queue.expire_deadlines, [], threading.Semaphore(0)
 
         def expire_leases():
             if not failed:
                 failed.append(True)
                 msg = "trouble"
                 raise RuntimeError(msg)
-            return real()
+            return leases()
 
-        queue.expire_leases = expire_leases
+        def expire_deadlines():
+            n = deadlines()
+            rounds.release()
+            return n
+
+        def wait_for(review_id, state):
+            # Asked once a round: this queue has one connection, and asking all the time would keep it from the thread.
+            while queue.item(review_id).state is not state:
+                assert rounds.acquire(timeout=30)
+
+        queue.expire_leases, queue.expire_deadlines = expire_leases, expire_deadlines
         clock.advance(11)
         with serving.upkeep(queue, every_s=0.01):
-            while queue.item(held).state is not State.PENDING:
-                pass
+            wait_for(held, State.PENDING)
             clock.advance(90)
-            while queue.item(late).state is not State.EXPIRED:
-                pass
+            wait_for(late, State.EXPIRED)
     assert "upkeep of the review queue failed" in caplog.text
