@@ -8,7 +8,7 @@ import time
 import uuid
 from dataclasses import replace
 from statistics import median
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from urllib3 import Retry
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 langsmith = pytest.importorskip("langsmith")
 
 AT_ONCE = Timing(first_s=0.0, again_s=0.001)
+WHEN_CLOSED = Timing(first_s=3600.0)
+"""For feedback on runs that the client sends in its own time: they are there when the sink is closed."""
 NO_RETRY = Retry(0, raise_on_status=False)
 HANDSHAKE = ("GET", "/info", b"")
 """What a client asks by itself when it is made: it says nothing."""
@@ -54,6 +56,14 @@ def _sink(client: langsmith.Client) -> Iterator[LangSmithSink]:
     sink.close(0.0)
 
 
+@pytest.fixture(name="late_sink")
+def _late_sink(client: langsmith.Client) -> Iterator[LangSmithSink]:
+    """A sink that sends when it is closed."""
+    sink = LangSmithSink(client, timing=WHEN_CLOSED)
+    yield sink
+    sink.close(0.0)
+
+
 def record_of(run: object, name: str = "a1") -> Record:
     """Record of one attempt whose metadata says this about its run."""
     attempt = make_attempt(name, text=SECRET)
@@ -77,10 +87,10 @@ def traced(
 
 
 def test_the_guards_run_carries_decision_and_raw_scores(
-    server: LoopbackLangSmith, client: langsmith.Client, sink: LangSmithSink
+    server: LoopbackLangSmith, client: langsmith.Client, late_sink: LangSmithSink
 ) -> None:
     """People read traces before they read logs."""
-    _, guard = traced(server, client, sink)
+    _, guard = traced(server, client, late_sink)
     said = server.runs[guard]["extra"]["metadata"]
     assert said["semgrad_confidence"] == 0.9
     assert said["semgrad_action"] == "accept"
@@ -92,11 +102,11 @@ def test_the_guards_run_carries_decision_and_raw_scores(
 
 
 def test_the_answers_run_gets_the_confidence_as_feedback(
-    server: LoopbackLangSmith, client: langsmith.Client, sink: LangSmithSink
+    server: LoopbackLangSmith, client: langsmith.Client, late_sink: LangSmithSink
 ) -> None:
     """The confidence belongs to the model call, where its evaluations are."""
-    answer, guard = traced(server, client, sink)
-    assert server.wait_for(lambda: server.feedback)
+    answer, guard = traced(server, client, late_sink)
+    late_sink.close(20)
     (said,) = server.feedback.values()
     assert (said["key"], said["score"], said["run_id"]) == ("semgrad_confidence", 0.9, answer)
     assert said["trace_id"] == server.runs[answer]["trace_id"] != answer
@@ -161,27 +171,39 @@ def test_where_tracing_is_off_nothing_is_sent(server: LoopbackLangSmith, sink: L
 
 def test_without_log_text_no_request_holds_the_text(server: LoopbackLangSmith, client: langsmith.Client) -> None:
     """`log_text: false` holds for everything that this package sends."""
-    sink = LangSmithSink(client, log_text=False, timing=AT_ONCE)
+    sink = LangSmithSink(client, log_text=False, timing=WHEN_CLOSED)
     traced(server, client, sink)
     with langsmith.tracing_context(enabled=True):
         sink.emit(replace(record_of(None, "b"), id=ExchangeId("b")))
-    assert sink.drain(20)
-    sink.emit_verdict(_ruling(Verdict.EDITED), record_of({"run_id": str(uuid.uuid4())}).attempts[0].exchange)
-    assert sink.drain(20)
-    sink.close(0)
+    exchange = record_of({"run_id": str(uuid.uuid4()), "session_name": "shop"}).attempts[0].exchange
+    sink.emit_verdict(_ruling(Verdict.EDITED), exchange)
+    sink.close(20)
     assert len(server.feedback) == 3
     assert not [body for _, _, body in server.requests if SECRET.encode() in body]
 
 
-def test_an_unknown_run_is_tried_again(server: LoopbackLangSmith, sink: LangSmithSink) -> None:
+@pytest.mark.parametrize("refused", [1, TRIES - 1])
+def test_an_unknown_run_is_tried_again(refused: int) -> None:
     """Runs arrive in batches, often after the feedback on them."""
-    server.status = 404
-    sink.emit(record_of({"run_id": str(uuid.uuid4()), "session_name": "shop"}))
-    assert server.wait_for(lambda: server.requests)
-    server.runs["x"] = {"session_name": "shop"}
-    server.status = 200
-    assert sink.drain(20)
-    assert (len(server.feedback), sink.failed) == (1, 0)
+
+    class Late(LoopbackLangSmith):
+        left = refused
+
+        def answer(self, method: str, path: str, *sent: Any) -> tuple[int, object]:
+            if path != "/feedback":
+                return super().answer(method, path, *sent)
+            self.status, self.left = (404, self.left - 1) if self.left else (200, 0)
+            return super().answer(method, path, *sent)
+
+    with Late() as server:
+        server.runs["x"] = {"session_name": "shop"}
+        client = langsmith.Client(api_url=server.url, api_key="key", retry_config=NO_RETRY)
+        sink = LangSmithSink(client, timing=AT_ONCE)
+        sink.emit(record_of({"run_id": str(uuid.uuid4()), "session_name": "shop"}))
+        assert sink.drain(20)
+        sink.close(0)
+        client.close(timeout=0)
+    assert (len(server.feedback), sink.failed, server.left) == (1, 0, 0)
 
 
 @pytest.mark.parametrize("status", [429, 500, 503])
@@ -275,7 +297,7 @@ def test_a_client_that_breaks_costs_the_feedback_only(caplog: pytest.LogCaptureF
 
 
 def test_several_questions_of_one_call_are_told_apart(
-    server: LoopbackLangSmith, client: langsmith.Client, sink: LangSmithSink
+    server: LoopbackLangSmith, client: langsmith.Client, late_sink: LangSmithSink
 ) -> None:
     """A batch is judged in one go, but each of its inputs has a run of its own."""
     trees = {
@@ -286,12 +308,12 @@ def test_several_questions_of_one_call_are_told_apart(
         tree.post()
     with judged_within(trees):
         for name in "ab":
-            sink.emit(record_of(None, name))
+            late_sink.emit(record_of(None, name))
     for tree in trees.values():
         tree.end()
         tree.patch()
     client.flush()
-    assert sink.drain(20)
+    late_sink.close(20)
     assert {f["run_id"] for f in server.feedback.values()} == {str(tree.id) for tree in trees.values()}
     assert [server.runs[str(t.id)]["extra"]["metadata"]["semgrad_confidence"] for t in trees.values()] == [0.9, 0.9]
 

@@ -97,10 +97,16 @@ def _client(server: LoopbackLangSmith) -> Iterator[langsmith.Client]:
 
 @pytest.fixture(name="sink")
 def _sink() -> Iterator[LangSmithSink]:
-    """A sink that finds the client by itself."""
-    sink = LangSmithSink(timing=Timing(first_s=0.0, again_s=0.05))
+    """A sink that finds the client by itself; it sends when it is closed, and by then the runs are there."""
+    sink = LangSmithSink(timing=Timing(first_s=3600.0))
     yield sink
     sink.close(0)
+
+
+def send(sink: LangSmithSink) -> None:
+    """Post what waits; all of it must be taken."""
+    sink.close(20)
+    assert (sink.dropped, sink.failed) == (0, 0)
 
 
 @pytest.mark.parametrize("use", USES)
@@ -112,7 +118,7 @@ def test_guard_and_model_runs_say_the_confidence_however_the_chain_is_called(
     chain = shape(guard_of(scores={"Paris": 0.05, "Lyon": 0.1, "Rome": 0.15}, sink=sink))
     USES[use](chain, {"callbacks": [tracers.LangChainTracer(client=client, project_name="shop")]})
     client.flush()
-    assert sink.drain(20)
+    send(sink)
     runs = list(server.runs.values())
     guards = {run["id"]: run for run in runs if is_guard(run)}
     models = {run["id"]: run for run in runs if run["name"] == "FakeListChatModel"}
@@ -145,7 +151,7 @@ def test_each_model_call_of_a_retry_gets_its_own_confidence(
     guarded = adapter.SemGradGuard(guard=guard).wrap(chain, retriever=retriever)
     guarded.invoke("q", {"callbacks": [tracers.LangChainTracer(client=client, project_name="shop")]})
     client.flush()
-    assert sink.drain(20)
+    send(sink)
     models = {run["id"]: run for run in server.runs.values() if run["name"] == "FakeListChatModel"}
     said = {f["run_id"]: f["score"] for f in server.feedback.values()}
     assert said.keys() == models.keys()
@@ -178,7 +184,7 @@ def test_environment_variables_alone_are_enough(server: LoopbackLangSmith, sink:
     """No client, no tracer, no handler in the user's code."""
     bare(guard_of(default=0.1, sink=sink)).invoke(ASKED)
     langsmith.run_trees.get_cached_client().flush()
-    assert sink.drain(20)
+    send(sink)
     (run,) = filter(is_guard, server.runs.values())
     (feedback,) = server.feedback.values()
     assert server.runs[feedback["run_id"]]["name"] == "FakeListChatModel"
@@ -196,7 +202,7 @@ def test_an_observed_model_call_gets_its_confidence(
     model("alone").invoke("q", {"callbacks": [handler]})
     assert handler.flush(20)
     langsmith.run_trees.get_cached_client().flush()
-    assert sink.drain(20)
+    send(sink)
     models = {run["id"] for run in server.runs.values() if run["name"] == "FakeListChatModel"}
     assert len(models) == 2
     assert {f["run_id"] for f in server.feedback.values()} == models
@@ -215,7 +221,7 @@ def test_an_agents_final_answer_gets_its_confidence(
     config = {"callbacks": [tracers.LangChainTracer(client=client, project_name="shop")]}
     assert (agent.invoke(asked, config) if use == "invoke" else asyncio.run(agent.ainvoke(asked, config)))["messages"]
     client.flush()
-    assert sink.drain(20)
+    send(sink)
     (answer,) = (run for run in server.runs.values() if run["name"] == "FakeListChatModel")
     (guarding,) = filter(is_guard, server.runs.values())
     (feedback,) = server.feedback.values()
@@ -240,7 +246,7 @@ def test_a_traced_function_around_the_model_hides_nothing(server: LoopbackLangSm
     guard = guard_of(default=0.1, sink=sink)
     (PROMPT | runnables.RunnableLambda(outer) | adapter.SemGradGuard(guard=guard)).invoke(ASKED)
     langsmith.run_trees.get_cached_client().flush()
-    assert sink.drain(20)
+    send(sink)
     (seen,) = guard.parts.scorer.seen
     assert "Answer briefly. Capital of France?" in str(seen.prompt)
     (answer,) = (run for run in server.runs.values() if run["name"] == "FakeListChatModel")

@@ -41,8 +41,8 @@ def _client(server: LoopbackLangSmith) -> Iterator[Any]:
 
 @pytest.fixture(name="sink")
 def _sink(client: Any) -> Iterator[LangSmithSink]:
-    """A sink on that client."""
-    sink = LangSmithSink(client=client, project="shop", timing=Timing(first_s=0.0, again_s=0.05))
+    """A sink on that client; it sends when it is closed, and by then the runs are there."""
+    sink = LangSmithSink(client=client, project="shop", timing=Timing(first_s=3600.0))
     yield sink
     sink.close(0)
 
@@ -57,7 +57,8 @@ def engine(sink: LangSmithSink) -> Any:
 def check(server: LoopbackLangSmith, client: Any, sink: LangSmithSink) -> None:
     """Check that one run says the confidence, and that feedback was posted on it."""
     client.flush()
-    assert sink.drain(20)
+    sink.close(20)
+    assert (sink.dropped, sink.failed) == (0, 0)
     (run,) = server.runs.values()
     said = run["extra"]["metadata"]
     assert (said["semgrad_status"], said["semgrad_rule"]) == ("answered", "accept")
@@ -99,7 +100,8 @@ def test_a_query_without_a_traced_function(server: LoopbackLangSmith, client: An
     with langsmith.tracing_context(enabled=True):
         assert str(engine(sink).query(world.QUESTION)) == GOOD
     client.flush()
-    assert sink.drain(20)
+    sink.close(20)
+    assert (sink.dropped, sink.failed) == (0, 0)
     (run,) = server.runs.values()
     assert run["extra"]["metadata"]["semgrad_confidence"] == pytest.approx(0.9)
 
