@@ -11,6 +11,7 @@ from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteria
 from semgrad_guard.errors import ContextTooLongError, EmptyPromptError, ModelSettingError
 from semgrad_guard.models.borrow import evaluating, plain_tensors
 from semgrad_guard.models.kept import KeptCache, full_cache
+from semgrad_guard.models.prompt_cache import pad_left, prompt_cache
 from semgrad_guard.models.sampling import Sampler
 from semgrad_guard.models.special import special_tokens
 from semgrad_guard.models.states import recorded
@@ -88,9 +89,9 @@ def generate(
     *,
     on_text: Callable[[str], None] | None = None,
     should_end: Callable[[], bool] = lambda: False,
-    keep: Keep | None = None,
+    memory: Keep | KeptCache | None = None,
 ) -> list[Generated]:
-    """Return one answer for each prompt, written together as one batch.
+    """Return one answer for each prompt, written together as one batch; equal prompts are read once.
 
     Args:
         local: the model; its lock is held for the whole time.
@@ -98,7 +99,8 @@ def generate(
         settings: how to write.
         on_text: gets the text piece by piece; for a single prompt only.
         should_end: asked after each token; True ends the writing.
-        keep: what to keep for scoring; for a single prompt only.
+        memory: what to keep for scoring, for a single prompt only; or what the writing of an earlier answer left, so
+            that a prompt that it covers is not read again.
 
     Raises:
         EmptyPromptError: a prompt has no tokens.
@@ -111,21 +113,21 @@ def generate(
     watch = AnswerWatch(local.decode, n_prompt=longest, stop=ends.texts, on_text=on_text, should_end=should_end)
     if should_end():
         return [Generated(prompt_ids=ids, answer_ids=(), text="", finish_reason="cancelled") for ids in prompts]
+    states_of = memory.states_of if isinstance(memory, Keep) else ()
     with local.lock, evaluating(local.model), plain_tensors():
-        cache = full_cache(local.model) if keep and _takes_cache(local) else None
+        cache = _cache(local, prompts, memory) if _takes_cache(local) else None
         config = _config(local, ends.ids, max_new_tokens=min(settings.max_new_tokens, room))
         pickers = _pickers(settings, [row.number for row in rows])
-        with recorded(keep.states_of if keep else ()) as states:
+        with recorded(states_of) as states:
             output = _run(local, prompts, config, pickers, watch, cache)
     answers = [
         _answer(local, ids, _written(row[longest:], watch.n_written(n), ends.ids), ends, ended_early=watch.ended_early)
         for n, (ids, row) in enumerate(zip(prompts, output, strict=True))
     ]
     watch.finish(answers[0].text)
-    if cache is None:
+    if cache is None or not isinstance(memory, Keep):
         return answers
-    kept = _kept(output[0], cache, states, keep.states_of if keep else ())
-    return [replace(answers[0], kept=kept)]
+    return [replace(answers[0], kept=_kept(output[0], cache, states, states_of))]
 
 
 def _room(local: LocalModel, prompts: Sequence[tuple[int, ...]]) -> int:
@@ -160,6 +162,10 @@ def _takes_cache(local: LocalModel) -> bool:
     """Tell whether the caller left the kind of cache open; a static one, say, excludes ours."""
     settings = getattr(local.model, "generation_config", None)
     return getattr(settings, "cache_implementation", None) in {None, "hybrid"}  # an old default that means nothing now
+
+
+def _cache(local: LocalModel, prompts: Sequence[tuple[int, ...]], memory: Keep | KeptCache | None) -> Cache | None:
+    return full_cache(local.model) if isinstance(memory, Keep) else prompt_cache(local, prompts, memory)
 
 
 def _config(local: LocalModel, end_ids: frozenset[int], *, max_new_tokens: int) -> GenerationConfig:
@@ -201,14 +207,11 @@ def _run(
     cache: Cache | None,
 ) -> list[list[int]]:
     """Return the ids of padded prompt and answer of each row."""
-    longest = max(len(ids) for ids in prompts)
-    padded = [[local.pad_id] * (longest - len(ids)) + list(ids) for ids in prompts]
-    mask = [[0] * (longest - len(ids)) + [1] * len(ids) for ids in prompts]
-    device = local.device
+    ids, mask = pad_left(prompts, local.pad_id, local.device)
     model: Any = local.model
     output = model.generate(
-        input_ids=torch.tensor(padded, device=device),
-        attention_mask=torch.tensor(mask, device=device),
+        input_ids=ids,
+        attention_mask=mask,
         generation_config=config,
         logits_processor=pickers,
         stopping_criteria=StoppingCriteriaList([watch]),

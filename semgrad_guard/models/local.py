@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from semgrad_guard.flow import Prompt
+    from semgrad_guard.models.kept import KeptCache
 
 _LIMIT_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length", "seq_length")
 
@@ -171,7 +172,7 @@ class LocalModel:
         ids = tuple(prompt_ids) if prompt_ids is not None else self.encode_prompt(prompt or "")
         should_end = ending(cancel, max_time_s)
         kept = Keep(tuple(states_of)) if keep else None
-        return generate(self, [Row(0, ids)], settings, on_text=on_text, should_end=should_end, keep=kept)[0]
+        return generate(self, [Row(0, ids)], settings, on_text=on_text, should_end=should_end, memory=kept)[0]
 
     def generate_batch(  # noqa: PLR0913 - as `generate`
         self,
@@ -186,8 +187,12 @@ class LocalModel:
         max_time_s: float | None = None,
         cancel: threading.Event | None = None,
         batch_size: int = 16,
+        kept: KeptCache | None = None,
     ) -> list[Generated]:
         """Return the answers to several prompts, in order; no KV cache is kept.
+
+        Equal prompts of a batch are read once, so `generate_batch([prompt] * 5, temperature=1.0)` is the cheap way to
+        draw several answers to one prompt.
 
         Args:
             prompts: texts or messages.
@@ -200,6 +205,8 @@ class LocalModel:
             max_time_s: for all answers together.
             cancel: ends all answers.
             batch_size: how many answers are written together.
+            kept: `Generated.kept` of an earlier answer; where all prompts are the one that it answered, the prompt is
+                not read again.
 
         Raises:
             EmptyPromptError: a prompt has no tokens.
@@ -214,7 +221,7 @@ class LocalModel:
         ids = prompt_ids if prompt_ids is not None else [self.encode_prompt(prompt) for prompt in prompts]
         should_end = ending(cancel, max_time_s)
         rows = [tuple(row) for row in ids]
-        return generate_batches(self, rows, settings, batch_size=batch_size, should_end=should_end)
+        return generate_batches(self, rows, settings, batch_size=batch_size, should_end=should_end, kept=kept)
 
     def _as_chat(self, prompt: Prompt) -> Prompt:
         """Return plain text as one user message, where the model has a template and the text was not rendered."""

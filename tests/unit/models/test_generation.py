@@ -216,6 +216,13 @@ def test_drawing_from_nan_is_an_error(local: LocalModel) -> None:
 QUESTIONS = ["a", "the question", "red, green, blue: what is the answer to the question in the passage", "an"]
 
 
+_SMALL = {
+    "mistral": {"sliding_window": 4},
+    "gemma3_text": {"sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"]},
+    "gpt_neo": {"attention_types": [[["global", "local"], 1]], "num_layers": 2, "window_size": 4},
+}
+
+
 @pytest.mark.parametrize("arch", ["llama", "gpt2", "gpt_neox", "gemma3_text", "mamba"])
 def test_a_batch_answers_as_one_by_one(arch: str) -> None:
     """Padding and neighbours must not change an answer, nor its order."""
@@ -263,6 +270,42 @@ def test_equal_prompts_of_a_batch_get_different_draws_that_do_not_depend_on_the_
     three = local.generate_batch(["a"] * 3, temperature=1.0, seed=1, max_new_tokens=12)
     assert len({answer.answer_ids for answer in three}) == 3
     assert local.generate_batch(["a"] * 3, temperature=1.0, seed=1, max_new_tokens=12, batch_size=2) == three
+
+
+@pytest.mark.parametrize("arch", ["llama", "gpt2", "gpt_neox", "bloom", "mistral", "gemma3_text", "gpt_neo", "mamba"])
+def test_drawing_several_answers_reads_the_prompt_once_and_draws_as_before(arch: str) -> None:
+    """Where memory of a prompt can be repeated, several answers cost one reading; without, nothing else changes."""
+    mamba = {"num_attention_heads": None}
+    local = LocalModel(make_model(arch, **(mamba if arch == "mamba" else _SMALL.get(arch, {}))), make_tokenizer(), arch)
+    prompts = ["the question"] * 3 + ["red, green, blue"] + ["a passage about colours"] * 2
+    read = list[tuple[int, ...]]()
+    hook = local.model.get_input_embeddings().register_forward_pre_hook(lambda _m, args: read.append(args[0].shape))
+    greedy = local.generate_batch(prompts, max_new_tokens=6)
+    hook.remove()
+    alone = [local.generate(prompt, max_new_tokens=6, keep=False) for prompt in prompts]
+    assert greedy == alone
+    longest = max(len(local.encode_prompt(prompt)) for prompt in prompts)
+    if arch != "mamba":
+        assert read[:2] == [(3, longest - 1), (6, 1)]
+    drawn = local.generate_batch(prompts, temperature=1.0, seed=3, max_new_tokens=6)
+    assert drawn == local.generate_batch(prompts, temperature=1.0, seed=3, max_new_tokens=6, batch_size=1)
+    assert len({answer.answer_ids for answer in drawn[:3]}) == 3
+
+
+def test_drawing_behind_an_answer_does_not_read_the_prompt_again(local: LocalModel) -> None:
+    """The answer's KV cache is left as it was: its score is still to come."""
+    answer = local.generate(PROMPT, max_new_tokens=6)
+    assert answer.kept is not None
+    before = [layer.keys.clone() for layer in answer.kept.cache.layers]
+    read = list[int]()
+    hook = local.model.get_input_embeddings().register_forward_pre_hook(lambda _m, args: read.append(args[0].shape[1]))
+    again = local.generate_batch([PROMPT] * 2, max_new_tokens=6, kept=answer.kept)
+    other = local.generate_batch([QUESTIONS[0]], max_new_tokens=2, kept=answer.kept)
+    hook.remove()
+    assert [one.answer_ids for one in again] == [answer.answer_ids] * 2
+    assert set(read[: len(answer.answer_ids)]) == {1}
+    assert other == [local.generate(QUESTIONS[0], max_new_tokens=2, keep=False)]
+    assert all(torch.equal(layer.keys, keys) for layer, keys in zip(answer.kept.cache.layers, before, strict=True))
 
 
 def test_a_batch_that_does_not_fit_is_halved(local: LocalModel) -> None:
