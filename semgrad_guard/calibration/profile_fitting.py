@@ -105,20 +105,25 @@ def fit_profile(  # noqa: PLR0913 - the options of the command, each with a defa
     )
 
 
-def _usable(labels: Labels, method: str) -> dict[str, bool]:
-    """Return the signals that can be used, and whether each is required."""
+def usable_signals(labels: Labels) -> dict[str, bool]:
+    """Return the signals that a fusion can use, and whether each is required."""
     share = dict(zip(labels.names, np.isfinite(labels.signals).mean(axis=0), strict=True))
     spread = {n: len(np.unique(c[np.isfinite(c)])) > 1 for n, c in zip(labels.names, labels.signals.T, strict=True)}
-    usable = {
+    return {
         n: bool(s >= REQUIRED_SHARE) and not n.startswith(NEVER_REQUIRED)
         for n, s in share.items()
         if s >= USABLE_SHARE and spread[n]
     }
+
+
+def _usable(labels: Labels, method: str) -> dict[str, bool]:
+    """Return the usable signals for a method, and whether each is required."""
+    usable = usable_signals(labels)
     if method == "fused":
         if not usable:
             raise SignalUnavailableError("fused", "finds no signal that half of the rows have", labels.names)
         return usable
-    if method not in share:
+    if method not in labels.names:
         raise SignalUnavailableError(method, "is not in the rows", [*usable, "fused"])
     if method not in usable:
         raise SignalUnavailableError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
@@ -40,6 +40,8 @@ class Generated:
     text: str
     """Without special tokens and without the stop sequence."""
     finish_reason: FinishReason
+    nlls: tuple[float, ...] | None = field(default=None, compare=False)
+    """Negative log-likelihood of each answer token in nats, where tokens were drawn at random; rounding may differ."""
     kept: KeptCache | None = None
     """`None` when it was not asked for, or when the model has no cache that can be cropped."""
 
@@ -125,6 +127,8 @@ def generate(
         for n, (ids, row) in enumerate(zip(prompts, output, strict=True))
     ]
     watch.finish(answers[0].text)
+    for sampler in pickers:
+        answers = [replace(one, nlls=sampler.nlls(n, len(one.answer_ids))) for n, one in enumerate(answers)]
     if cache is None or not isinstance(memory, Keep):
         return answers
     return [replace(answers[0], kept=_kept(output[0], cache, states, states_of))]
@@ -192,17 +196,17 @@ def _config(local: LocalModel, end_ids: frozenset[int], *, max_new_tokens: int) 
     return made
 
 
-def _pickers(settings: GenerationSettings, numbers: Sequence[int]) -> LogitsProcessorList:
+def _pickers(settings: GenerationSettings, numbers: Sequence[int]) -> list[Sampler]:
     if settings.temperature == 0:
-        return LogitsProcessorList()
-    return LogitsProcessorList([Sampler(settings.temperature, settings.top_p, settings.seed, numbers)])
+        return []
+    return [Sampler(settings.temperature, settings.top_p, settings.seed, numbers)]
 
 
 def _run(
     local: LocalModel,
     prompts: Sequence[tuple[int, ...]],
     config: GenerationConfig,
-    pickers: LogitsProcessorList,
+    pickers: Sequence[Sampler],
     watch: AnswerWatch,
     cache: Cache | None,
 ) -> list[list[int]]:
@@ -213,7 +217,7 @@ def _run(
         input_ids=ids,
         attention_mask=mask,
         generation_config=config,
-        logits_processor=pickers,
+        logits_processor=LogitsProcessorList(pickers),
         stopping_criteria=StoppingCriteriaList([watch]),
         tokenizer=local.tokenizer,  # for a checkpoint that comes with stop strings of its own
         **({} if cache is None else {"past_key_values": cache}),

@@ -30,6 +30,14 @@ class Sampler(LogitsProcessor):
         self._temperature, self._top_p = temperature, top_p
         start = int(torch.randint(2**62, (1,)).item()) if seed is None else seed
         self._generators = [torch.Generator().manual_seed(_row_seed(start, row)) for row in rows]
+        self._nlls: list[torch.Tensor] = []
+
+    def nlls(self, row: int, n_tokens: int) -> tuple[float, ...]:
+        """Return the negative log-likelihoods of a row's first tokens in nats, by the model's own distribution.
+
+        Temperature and `top_p` change what is drawn, not how likely the model finds it.
+        """
+        return tuple(float(step[row]) for step in self._nlls[:n_tokens])
 
     @override
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.FloatTensor:
@@ -43,8 +51,10 @@ class Sampler(LogitsProcessor):
             torch.multinomial(row, 1, generator=generator)
             for row, generator in zip(probabilities, self._generators, strict=True)
         ]
+        tokens = torch.stack(drawn).to(scores.device)
+        self._nlls.append(-torch.log_softmax(scores.float(), dim=-1).gather(-1, tokens)[:, 0].cpu())
         chosen = torch.full_like(scores, -torch.inf)
-        return chosen.scatter_(-1, torch.stack(drawn).to(scores.device), 0.0)  # type: ignore[return-value] # torch types it as Tensor
+        return chosen.scatter_(-1, tokens, 0.0)  # type: ignore[return-value] # torch types it as Tensor
 
 
 def nucleus(probabilities: torch.Tensor, top_p: float) -> torch.Tensor:

@@ -186,6 +186,18 @@ def test_a_seed_makes_drawing_repeatable_and_leaves_torchs_own_state_alone(local
     assert local.generate(PROMPT, temperature=1.0, seed=8, max_new_tokens=12).answer_ids != first.answer_ids
 
 
+def test_drawn_answers_know_how_likely_the_model_found_them(local: LocalModel) -> None:
+    """Sampling methods weigh answers by it, and no temperature may change it."""
+    (one,) = local.generate_batch([PROMPT], temperature=2.0, top_p=0.9, seed=7, max_new_tokens=6)
+    ids = torch.tensor([one.prompt_ids + one.answer_ids])
+    with torch.no_grad():
+        log_probabilities = local.model(ids).logits[0].log_softmax(-1)
+    behind = log_probabilities[len(one.prompt_ids) - 1 : -1]
+    expected = -behind.gather(-1, torch.tensor(one.answer_ids)[:, None])[:, 0]
+    assert one.nlls == pytest.approx(expected.tolist(), rel=1e-4)
+    assert local.generate(PROMPT, max_new_tokens=2).nlls is None
+
+
 def test_without_a_seed_torchs_state_decides(local: LocalModel) -> None:
     """`torch.manual_seed` is how people make a program repeatable."""
     torch.manual_seed(3)

@@ -1,0 +1,1 @@
+"""What every uncertainty method is worth on one's own questions: answers, grades, scores, tables, plots."""

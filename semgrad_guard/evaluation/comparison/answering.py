@@ -1,0 +1,169 @@
+"""Questions -> answers with every signal of the guard, and what each cost."""
+
+from __future__ import annotations
+
+import time
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+from semgrad_guard.errors import EmptyAnswerError, ScoringError
+from semgrad_guard.evaluation.prompts import answer_stops
+from semgrad_guard.evaluation.resumable import ROW_KEY, digest
+from semgrad_guard.scoring.context_gain import context_gain
+from semgrad_guard.scoring.p_true import p_true
+from semgrad_guard.scoring.reading import read_exchange
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Iterable, Iterator
+
+    from semgrad_guard.evaluation.rows import Row
+    from semgrad_guard.flow import Exchange, Score
+    from semgrad_guard.models import Generated, LocalModel
+    from semgrad_guard.scoring import SemGradScorer
+
+MAX_NEW_TOKENS = 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """What to ask the model for beside an answer to each question."""
+
+    max_new_tokens: int = MAX_NEW_TOKENS
+    n_baseline_rows: int | None = None
+    """For how many questions, from the first, to ask for the dear baselines: P(True) and samples; `None` for all."""
+    n_samples: int = 5
+    """Answers drawn at random to each of them; 0 for none."""
+    temperature: float = 1.0
+    seed: int = 0
+
+
+def answer_rows(
+    rows: Iterable[Row], model: LocalModel, scorer: SemGradScorer, asked: Asked
+) -> Iterator[dict[str, Any]]:
+    """Yield one output object a row, in order: what it said, the answer, its signals, and seconds by step.
+
+    A row with an answer keeps it; any other is answered by the model, greedily. One that cannot be answered or scored
+    gets `error` in place of signals; it does not end the run.
+
+    Args:
+        rows: questions, with passages where there are any.
+        model: writes missing answers and scores them.
+        scorer: of the same model.
+        asked: what else to ask for.
+    """
+    for row in rows:
+        found = _Answerer(model, scorer, asked).answered(row)
+        yield {**row.said, **found, ROW_KEY: digest(row)}
+
+
+class _Answerer:
+    """Answers one row, and keeps the time of each step."""
+
+    def __init__(self, model: LocalModel, scorer: SemGradScorer, asked: Asked) -> None:
+        self._model, self._scorer, self._asked = model, scorer, asked
+        self._seconds: dict[str, float] = {}
+
+    def answered(self, row: Row) -> dict[str, Any]:
+        """Return answer, signals and costs of one row."""
+        exchange = row.asked(chat=self._model.is_chat, on_policy=row.is_own)
+        generated = None
+        if not exchange.answer and exchange.answer_ids is None:
+            with self._timed("answer"):
+                generated = self._write(exchange)
+            exchange = _with_answer(exchange, generated)
+        found = _said(generated)
+        try:
+            score = self._score(exchange, generated)
+        except ScoringError as error:
+            return {**found, "error": f"{type(error).__name__}: {error}"}
+        self._seconds["score"] = score.seconds
+        found |= _plain(score)
+        found |= self._context_gain(exchange, score)
+        if self._asked.n_baseline_rows is None or row.line <= self._asked.n_baseline_rows:
+            found |= self._baselines(exchange, generated, row.line)
+        return {**found, "seconds": {name: round(seconds, 6) for name, seconds in self._seconds.items()}}
+
+    def _write(self, exchange: Exchange) -> Generated:
+        return self._model.generate(
+            exchange.prompt,
+            prompt_ids=exchange.prompt_ids,
+            max_new_tokens=self._asked.max_new_tokens,
+            stop=answer_stops(chat=self._model.is_chat),
+            states_of=self._scorer.band_blocks,
+        )
+
+    def _score(self, exchange: Exchange, generated: Generated | None) -> Score:
+        if generated is None:
+            return self._scorer.score(exchange)
+        if not generated.text.strip():
+            raise EmptyAnswerError
+        return self._scorer.score_generated(generated, exchange)
+
+    def _context_gain(self, exchange: Exchange, score: Score) -> dict[str, float]:
+        if not exchange.passages:
+            return {}
+        with self._timed("context_gain"):
+            tokens = read_exchange(self._model, exchange)
+            gain = context_gain(self._model, exchange, tokens, score.signals["mean_nll"])
+        return {} if gain is None else {"context_gain": gain}
+
+    def _baselines(self, exchange: Exchange, generated: Generated | None, line: int) -> dict[str, Any]:
+        with self._timed("p_true"):
+            chance = p_true(self._model, exchange)
+        found: dict[str, Any] = {} if chance is None else {"p_true": chance}
+        if self._asked.n_samples:
+            found["samples"] = self._samples(exchange, generated, line)
+        return found
+
+    def _samples(self, exchange: Exchange, generated: Generated | None, line: int) -> list[dict[str, Any]]:
+        """Return answers drawn at random; the prompt that was just answered is not read again."""
+        prompt = exchange.prompt_ids or self._model.encode_prompt(exchange.prompt, as_chat=not exchange.on_policy)
+        with self._timed("samples"):
+            drawn = self._model.generate_batch(
+                prompt_ids=[prompt] * self._asked.n_samples,
+                max_new_tokens=self._asked.max_new_tokens,
+                temperature=self._asked.temperature,
+                stop=answer_stops(chat=self._model.is_chat),
+                seed=self._asked.seed + line,
+                kept=generated.kept if generated else None,
+            )
+        return [{"text": one.text, "mean_nll": fmean(one.nlls)} for one in drawn if one.nlls]
+
+    @contextmanager
+    def _timed(self, step: str) -> Generator[None]:
+        started = time.perf_counter()
+        yield
+        self._seconds[step] = time.perf_counter() - started
+
+
+def _with_answer(exchange: Exchange, generated: Generated) -> Exchange:
+    return replace(
+        exchange,
+        answer=generated.text,
+        prompt_ids=generated.prompt_ids,
+        answer_ids=generated.answer_ids,
+        on_policy=True,
+    )
+
+
+def _said(generated: Generated | None) -> dict[str, Any]:
+    if generated is None:
+        return {}
+    return {
+        "answer": generated.text,
+        "answer_ids": list(generated.answer_ids),
+        "finish_reason": generated.finish_reason,
+    }
+
+
+def _plain(score: Score) -> dict[str, Any]:
+    return {
+        **score.signals,
+        "method": score.method,
+        "score": score.value,
+        "model": score.model,
+        "path": score.path,
+        "fingerprint": asdict(score.fingerprint),
+    }

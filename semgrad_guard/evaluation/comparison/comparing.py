@@ -1,0 +1,258 @@
+"""Labelled signals -> what each method is worth, with intervals and paired differences."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from semgrad_guard.calibration import metrics
+from semgrad_guard.calibration.bootstrap import DRAWS, Interval, paired_difference, with_interval
+from semgrad_guard.calibration.fitting import Plan, out_of_fold
+from semgrad_guard.calibration.folds import check_enough
+from semgrad_guard.calibration.frozen import Frozen
+from semgrad_guard.calibration.profile_fitting import usable_signals
+from semgrad_guard.errors import SemGradGuardError
+from semgrad_guard.evaluation.comparison.methods import fused_methods, single_methods
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from semgrad_guard.calibration.labels import Labels
+    from semgrad_guard.evaluation.comparison.methods import Method
+
+    Array = NDArray[np.float64]
+
+RISKS = (0.05, 0.10, 0.20)
+"""Error rates among accepted answers for which coverage is reported."""
+
+
+class MethodResult(Frozen):
+    """What one method is worth. Ranking figures are for "wrong": least sure first."""
+
+    name: str
+    kind: str
+    signals: tuple[str, ...]
+    n: int
+    """Answers that have the method's signals."""
+    auroc: Interval
+    auprc: Interval
+    prr: Interval
+    aurc: Interval
+    ece: Interval
+    """Of its cross-validated, calibrated confidence."""
+    coverage: dict[str, Interval]
+    """Error rate -> largest share of answers that could be accepted with it; the labels were looked at."""
+    behind_fused: Interval | None
+    """AUROC of `fused` minus its own, on the answers that have both."""
+    seconds: float | None
+    """Mean seconds an answer, beyond writing it; `None` where they were not measured."""
+
+
+class TagResult(Frozen):
+    """The fused confidence on the answers with one tag."""
+
+    tag: str
+    n: int
+    right: float
+    auroc: Interval
+
+
+class Comparison(Frozen):
+    """All methods on the same answers."""
+
+    n: int
+    n_groups: int
+    right: Interval
+    """Share of right answers."""
+    methods: tuple[MethodResult, ...]
+    ablations: dict[str, Interval]
+    """What a family of signals adds: AUROC of the fusion with it minus that without."""
+    tags: tuple[TagResult, ...]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Ranked:
+    """One method's numbers for each answer, NaN where a signal is missing; higher is surer."""
+
+    method: Method
+    order: Array
+    """What ranks the answers: the raw score in its direction, or a fusion's confidence."""
+    confidence: Array
+    """Cross-validated probability of being right; NaN throughout where it could not be fitted."""
+
+
+def rank(labels: Labels, *, seed: int = 0, tick: Callable[[], None] = lambda: None) -> list[Ranked]:
+    """Return every method's ranking and cross-validated confidences, the fusions first.
+
+    Args:
+        labels: signals and labels; rows may lack signals.
+        seed: of the folds.
+        tick: called after each method.
+
+    Raises:
+        OneClassError: only right or only wrong answers.
+        TooFewLabelsError: fewer than 20 rows, or too few of one kind.
+    """
+    check_enough(labels.correct, labels.groups)
+    found: list[Ranked] = []
+    usable = usable_signals(labels)
+    for method in [*fused_methods(tuple(usable)), *single_methods(labels.names)]:
+        found.append(_ranked(labels, method, usable, seed))
+        tick()
+    return found
+
+
+def _ranked(labels: Labels, method: Method, usable: Mapping[str, bool], seed: int) -> Ranked:
+    if method.kind == "fused":
+        required = {name: usable[name] for name in method.signals}
+        confidence = _confidence(labels, "fused", required, seed)
+        return Ranked(method, confidence, confidence)
+    (name,) = method.signals
+    values = labels.signals[:, labels.names.index(name)]
+    return Ranked(
+        method, method.direction * values, _confidence(labels, name, {name: True}, seed, {name: method.direction})
+    )
+
+
+def _confidence(
+    labels: Labels, method: str, required: Mapping[str, bool], seed: int, directions: Mapping[str, int] | None = None
+) -> Array:
+    """Return out-of-fold confidences, NaN for rows without a required signal or where too few rows have them."""
+    found = np.full(len(labels), np.nan)
+    needed = labels.select([name for name, is_needed in required.items() if is_needed]).signals
+    rows: NDArray[np.bool_] = np.all(np.isfinite(needed), axis=1)
+    some = labels.take(rows)
+    try:
+        check_enough(some.correct, some.groups)
+    except SemGradGuardError:
+        return found
+    plan = Plan(method=method, calibrator="auto", required=required, directions=dict(directions or {}), seed=seed)
+    found[rows] = out_of_fold(some, plan)
+    return found
+
+
+def compare(
+    labels: Labels,
+    ranked: Sequence[Ranked],
+    seconds: Mapping[str, float],
+    *,
+    draws: int = DRAWS,
+    seed: int = 0,
+    tick: Callable[[], None] = lambda: None,
+) -> Comparison:
+    """Return the figures of all methods.
+
+    Args:
+        labels: what was ranked.
+        ranked: from `rank`, with the same labels.
+        seconds: mean seconds an answer by what takes them: `score`, `context_gain`, `p_true`, `samples`.
+        draws: bootstrap resamples.
+        seed: of the resampling.
+        tick: called after each method.
+    """
+    by_name = {one.method.name: one for one in ranked}
+    fused = by_name.get("fused")
+    results: list[MethodResult] = []
+    for one in ranked:
+        results.append(_result(labels, one, fused, seconds, draws, seed))
+        tick()
+    return Comparison(
+        n=len(labels),
+        n_groups=len(np.unique(labels.groups)),
+        right=with_interval(_share_right, labels.correct, labels.correct, labels.groups, draws=draws, seed=seed),
+        methods=tuple(results),
+        ablations=_ablations(labels, by_name, draws, seed),
+        tags=_by_tag(labels, fused, draws, seed) if fused else (),
+    )
+
+
+_share_right = metrics.Metric(lambda _, correct, weights: weights @ correct / weights.sum(axis=1))
+
+
+def _result(
+    labels: Labels, one: Ranked, fused: Ranked | None, seconds: Mapping[str, float], draws: int, seed: int
+) -> MethodResult:
+    def interval(metric: metrics.Metric, values: Array) -> Interval:
+        rows = np.isfinite(values)
+        if not rows.any():
+            return Interval(value=None)
+        return with_interval(metric, values[rows], labels.correct[rows], labels.groups[rows], draws=draws, seed=seed)
+
+    return MethodResult(
+        name=one.method.name,
+        kind=one.method.kind,
+        signals=one.method.signals,
+        n=int(np.isfinite(one.order).sum()),
+        auroc=interval(metrics.auroc, one.order),
+        auprc=interval(metrics.auprc, one.order),
+        prr=interval(metrics.prr, one.order),
+        aurc=interval(metrics.aurc, one.order),
+        ece=interval(metrics.ece, one.confidence),
+        coverage={f"{risk:g}": interval(metrics.coverage_at_risk(risk), one.order) for risk in RISKS},
+        behind_fused=None if fused is None or one is fused else _difference(labels, fused, one, draws, seed),
+        seconds=_seconds(one.method, seconds),
+    )
+
+
+def _difference(labels: Labels, left: Ranked, right: Ranked, draws: int, seed: int) -> Interval:
+    """Return AUROC(left) - AUROC(right) on the rows that both rank."""
+    rows = np.isfinite(left.order) & np.isfinite(right.order)
+    if not rows.any():
+        return Interval(value=None)
+    return paired_difference(
+        metrics.auroc,
+        left.order[rows],
+        right.order[rows],
+        labels.correct[rows],
+        labels.groups[rows],
+        draws=draws,
+        seed=seed,
+    )
+
+
+def _ablations(labels: Labels, by_name: Mapping[str, Ranked], draws: int, seed: int) -> dict[str, Interval]:
+    pairs = {
+        "gradients": ("fused", "fused, no gradients"),
+        "text": ("fused", "fused, no text"),
+        "forward passes": ("fused + forward passes", "fused"),
+    }
+    return {
+        added: _difference(labels, by_name[with_it], by_name[without], draws, seed)
+        for added, (with_it, without) in pairs.items()
+        if with_it in by_name and without in by_name
+    }
+
+
+def _by_tag(labels: Labels, fused: Ranked, draws: int, seed: int) -> tuple[TagResult, ...]:
+    found: list[TagResult] = []
+    for tag in sorted(frozenset().union(*labels.tags)):
+        rows = np.array([tag in tags for tags in labels.tags]) & np.isfinite(fused.order)
+        if not rows.any():
+            continue
+        order, correct, groups = fused.order[rows], labels.correct[rows], labels.groups[rows]
+        auroc = with_interval(metrics.auroc, order, correct, groups, draws=draws, seed=seed)
+        found.append(TagResult(tag=tag, n=int(rows.sum()), right=float(correct.mean()), auroc=auroc))
+    return tuple(found)
+
+
+_STEP_OF = {"gradient": "score", "likelihood": "score", "text": None, "sampling": "samples"}
+"""The step whose time a kind of single method takes; text signals count words, which takes none to speak of."""
+
+
+def _seconds(method: Method, seconds: Mapping[str, float]) -> float | None:
+    """Return what a method costs beyond writing the answer."""
+    if method.kind == "fused":
+        steps = {"score", *(name for name in method.signals if name in seconds)}
+    elif method.kind == "forward":
+        steps = {method.signals[0]}
+    else:
+        step = _STEP_OF[method.kind]
+        if step is None:
+            return 0.0
+        steps = {step}
+    return sum(seconds[step] for step in steps) if steps <= seconds.keys() else None

@@ -1,0 +1,74 @@
+"""Every method that is compared: single scores as they are, fusions of several, sampling."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from semgrad_guard.calibration.wording import direction_of
+from semgrad_guard.evaluation.comparison.sampled_signals import SAMPLED
+from semgrad_guard.scoring.signals import FREE, METHODS, SIGNALS
+
+Kind = Literal["gradient", "likelihood", "text", "forward", "sampling", "fused"]
+
+_GRADIENTS = ("semgrad", "paragrad", "hybridgrad", "exgrad")
+"""Families of signals that need the backward pass, by the beginning of their names."""
+_LIKELIHOOD_RANKS = frozenset({"min_prob", "first_prob"})
+"""They rank as `max_nll` and `first_nll` do, and are only of use inside a fusion."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Method:
+    """How answers are ranked, and from which signals."""
+
+    name: str
+    kind: Kind
+    signals: tuple[str, ...]
+    """One, or several that are fused."""
+
+    @property
+    def direction(self) -> int:
+        """1 where a higher value of the single signal is surer, -1 where it is less sure."""
+        return -1 if self.kind == "sampling" else direction_of(self.signals[0])
+
+
+def kind_of(signal: str) -> Kind:
+    """Return what a signal comes from."""
+    if signal in SAMPLED:
+        return "sampling"
+    if signal.startswith(_GRADIENTS):
+        return "gradient"
+    cost = SIGNALS[signal].cost
+    if cost == "free":
+        return "likelihood"
+    return "text" if cost == "text" else "forward"
+
+
+def single_methods(names: tuple[str, ...]) -> list[Method]:
+    """Return a method for each signal that has a direction, from the signals that rows have."""
+    known = [name for name in names if name in SAMPLED or name in SIGNALS]
+    ranked = [name for name in known if name in SAMPLED or (direction_of(name) and name not in _LIKELIHOOD_RANKS)]
+    return [Method(name=name, kind=kind_of(name), signals=(name,)) for name in ranked]
+
+
+def fused_methods(names: tuple[str, ...]) -> list[Method]:
+    """Return the fusions that show what each family adds; the first is what the guard uses by default."""
+    free = tuple(name for name in names if name in FREE)
+    families = {
+        kind: tuple(name for name in free if kind_of(name) == kind) for kind in ("gradient", "likelihood", "text")
+    }
+    costly = tuple(name for name in names if name in SIGNALS and kind_of(name) == "forward")
+    wanted = {
+        "fused": free,
+        "fused + forward passes": free + costly if costly else (),
+        "fused, no gradients": families["likelihood"] + families["text"],
+        "fused, no text": families["gradient"] + families["likelihood"],
+        "fused, gradients only": families["gradient"],
+        "fused, likelihoods only": families["likelihood"],
+        "fused, text only": families["text"],
+    }
+    return [Method(name=name, kind="fused", signals=signals) for name, signals in wanted.items() if len(signals) > 1]
+
+
+PUBLISHED = tuple(name for name in METHODS if "@" not in name)
+"""Single scores that stand in the literature; the positions of `semgrad@` are variants."""
