@@ -112,7 +112,19 @@ def risk_threshold(
             f"profile {profile.name} was made without labels: no error rate can be promised; use a number for `accept`"
         )
         raise CalibrationError(msg)
-    wanted, source = frozenset(tags), pairs or profile.pairs
+    return threshold_on(pairs or profile.pairs, max_error_rate, delta, tags=tags, test=test)
+
+
+def threshold_on(
+    source: LabelPairs, max_error_rate: float, delta: float, *, tags: Iterable[str] = (), test: Test = "fixed_sequence"
+) -> Threshold:
+    """Return `risk_threshold` of labelled confidences.
+
+    Raises:
+        RiskNotControllableError: as `risk_threshold`.
+        TooFewLabelsError: as `risk_threshold`.
+    """
+    wanted = frozenset(tags)
     confidence, correct = _one_per_group(*source.arrays(wanted))
     if not len(confidence):
         kind = f"labelled answers with tags {', '.join(sorted(wanted))}" if wanted else "labelled answers"
