@@ -122,7 +122,8 @@ class Answers:
                 finished = self._part_left(asked, span_id, raised=raised)
         if finished:
             stream = asked.stream
-            _say(asked.question, Reply(stream, _text(stream)), asked.calls)
+            written = asked.calls[-1].text if asked.calls else ""
+            _say(asked.question, Reply(stream, _text(stream) or written), asked.calls)
 
     def call_ended(self, span_id: str | None, call: ModelCall) -> None:
         """Add a model call to its question, or end the stream that it fed."""

@@ -16,7 +16,7 @@ from llama_index_semgrad.answers import Answers
 from llama_index_semgrad.watcher import WATCHER, install
 from semgrad_guard.errors import NonFiniteScoreError
 from semgrad_guard.flow import Status
-from tests.adapters.llama_index.world import PASSAGES, QUESTION, index, llm
+from tests.adapters.llama_index.world import PASSAGES, QUESTION, index, join_writers, llm
 from tests.fakes import MemoryQueue, MemorySink, guard_of
 
 if TYPE_CHECKING:
@@ -124,6 +124,7 @@ def test_a_chat_stream_is_one_answer(listen: Any) -> None:
     sink, _ = listen()
     engine = SimpleChatEngine.from_defaults(llm=llm(GOOD, is_chat=True), memory=memory())
     assert "".join(engine.stream_chat(QUESTION).response_gen) == GOOD
+    join_writers()
     (record,) = sink.records
     assert (record.text, record.attempts[0].exchange.question) == (GOOD, QUESTION)
 
@@ -145,6 +146,7 @@ def test_what_a_guarded_chat_decided_is_not_judged_again(listen: Any, stream: An
     engine = SemGradGuard(guard=guard_of(scores=SCORES, sink=own), stream=stream).wrap(inner)
     engine.chat(QUESTION)
     assert "".join(engine.stream_chat(QUESTION).response_gen) == GOOD
+    join_writers()
     assert sink.records == []
     assert len(own.records) == 2
 
@@ -159,6 +161,7 @@ def test_a_stream_that_dies_is_no_answer(listen: Any) -> None:
     engine = SimpleChatEngine.from_defaults(llm=dying, memory=memory())
     with pytest.raises(ConnectionResetError):
         "".join(engine.stream_chat(QUESTION).response_gen)
+    join_writers()
     assert sink.records == []
     (answers,) = (one for one in WATCHER.listeners if isinstance(one, Answers))
     assert (len(answers._open), len(answers._streams)) == (0, 0)

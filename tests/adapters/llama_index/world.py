@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import inspect
 import re
+import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -111,6 +112,13 @@ class ScriptedLLM(CustomLLM):
                 yield CompletionResponse(text=text, delta=piece)
 
         return stream()
+
+
+def join_writers() -> None:
+    """Wait for the threads in which LlamaIndex writes chat streams: they end after the reader has the last piece."""
+    for thread in threading.enumerate():
+        if thread.name.startswith("Thread-") and thread is not threading.current_thread():
+            thread.join(20)
 
 
 def llm(reply: str | Callable[[str], str], **fields: Any) -> ScriptedLLM:
