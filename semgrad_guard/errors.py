@@ -247,6 +247,19 @@ class DataFileError(SemGradGuardError, ValueError):
         super().__init__(f"{where}: {why}; {advice}")
 
 
+class GradedAlikeError(SemGradGuardError, ValueError):
+    """A grader found all answers right, or all wrong, so nothing can be compared."""
+
+    def __init__(self, grader: str, n: int, *, right: bool, examples: Sequence[str]) -> None:
+        """Keep the grader, the number of graded answers, what it said of them, and some of them in words."""
+        self.grader, self.n, self.right, self.examples = grader, n, right, tuple(examples)
+        shown = "; ".join(self.examples)
+        super().__init__(
+            f"`{grader}` found all {n} answers {'right' if right else 'wrong'}, for example {shown}: methods are "
+            "compared on right and wrong answers; check the accepted answers, or grade in another way (--grader)"
+        )
+
+
 # --- policy -----------------------------------------------------------------------------------------------------------
 
 

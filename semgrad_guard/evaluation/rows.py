@@ -148,6 +148,15 @@ def parse_row(line: str | bytes, path: Path | str, number: int) -> Row:
         raise DataFileError(path, number, f"not JSON: {error}", FORM) from error
     if not isinstance(said, dict):
         raise DataFileError(path, number, f"holds a {type(said).__name__}, not an object", FORM)
+    return row_of(said, path, number)
+
+
+def row_of(said: dict[str, Any], path: Path | str, number: int) -> Row:
+    """Return the row of an object.
+
+    Raises:
+        DataFileError: the object cannot be used.
+    """
     try:
         form = _Form.model_validate(said)
         fingerprint = _FINGERPRINT.validate_python(said.get("fingerprint"))

@@ -97,6 +97,11 @@ class SemGradScorer:
         return self._model.name
 
     @property
+    def model(self) -> LocalModel:
+        """The scoring model."""
+        return self._model
+
+    @property
     def position(self) -> int:
         """t*, counted from the prompt's end."""
         return self._position

@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
     from semgrad_guard.evaluation.rows import Row
     from semgrad_guard.flow import Exchange, Score
-    from semgrad_guard.models import Generated, LocalModel
+    from semgrad_guard.models import Generated
     from semgrad_guard.scoring import SemGradScorer
 
-MAX_NEW_TOKENS = 64
+MAX_NEW_TOKENS = 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,9 +39,7 @@ class Asked:
     seed: int = 0
 
 
-def answer_rows(
-    rows: Iterable[Row], model: LocalModel, scorer: SemGradScorer, asked: Asked
-) -> Iterator[dict[str, Any]]:
+def answer_rows(rows: Iterable[Row], scorer: SemGradScorer, asked: Asked) -> Iterator[dict[str, Any]]:
     """Yield one output object a row, in order: what it said, the answer, its signals, and seconds by step.
 
     A row with an answer keeps it; any other is answered by the model, greedily. One that cannot be answered or scored
@@ -49,20 +47,19 @@ def answer_rows(
 
     Args:
         rows: questions, with passages where there are any.
-        model: writes missing answers and scores them.
-        scorer: of the same model.
+        scorer: its model writes missing answers.
         asked: what else to ask for.
     """
     for row in rows:
-        found = _Answerer(model, scorer, asked).answered(row)
+        found = _Answerer(scorer, asked).answered(row)
         yield {**row.said, **found, ROW_KEY: digest(row)}
 
 
 class _Answerer:
     """Answers one row, and keeps the time of each step."""
 
-    def __init__(self, model: LocalModel, scorer: SemGradScorer, asked: Asked) -> None:
-        self._model, self._scorer, self._asked = model, scorer, asked
+    def __init__(self, scorer: SemGradScorer, asked: Asked) -> None:
+        self._model, self._scorer, self._asked = scorer.model, scorer, asked
         self._seconds: dict[str, float] = {}
 
     def answered(self, row: Row) -> dict[str, Any]:

@@ -1,0 +1,215 @@
+"""`semgrad-guard evaluate`: what each uncertainty method is worth on one's own questions."""
+
+from __future__ import annotations
+
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+from rich.console import Console
+
+from semgrad_guard.cli.progress import bar
+
+if TYPE_CHECKING:
+    from semgrad_guard.evaluation.comparison.answering import Asked
+    from semgrad_guard.evaluation.comparison.answers_file import AnswersFile
+    from semgrad_guard.evaluation.comparison.graders import Grader
+    from semgrad_guard.evaluation.comparison.meaning import Embedding
+    from semgrad_guard.evaluation.comparison.result import Result
+    from semgrad_guard.evaluation.comparison.run import Evaluation
+    from semgrad_guard.scoring import SemGradScorer
+
+N_METHODS = 40
+"""About how many methods are compared; only the progress bar asks."""
+MIN_WIDTH = 120
+"""Columns of text that the table needs."""
+ANSWERS = "answers.jsonl"
+QUESTIONS = "questions.jsonl"
+EXAMPLES = """[bold]Examples[/bold]
+
+  semgrad-guard evaluate questions.jsonl
+
+  semgrad-guard evaluate questions.jsonl --model Qwen/Qwen3-0.6B --limit 500 --baselines 200 --out runs/qwen
+
+  semgrad-guard evaluate hf:squad_v2 --limit 300 --grader f1
+
+  semgrad-guard evaluate questions.jsonl --grader embedding --embedding sentence-transformers/all-MiniLM-L6-v2
+
+A line of the input: {"question": "...", "passages": ["..."], "answers": ["accepted", "also accepted"]}; an empty list
+of answers is a question that has none. Lines of one `group` are never split between fitting and testing. A line with an
+`answer` is not answered again. A run that was cut off goes on where it ended; a finished one is only graded and
+compared again, so other graders cost nothing. `semgrad-guard calibrate OUT/answers.jsonl` makes a profile of it.
+"""
+
+
+def evaluate(
+    data: Annotated[str, typer.Argument(help="JSONL file, hf:NAME, hf:NAME:SPLIT or hf:NAME:CONFIG:SPLIT.")],
+    model: Annotated[
+        str, typer.Option(help="Answers and scores: name, Hugging Face id, folder, .gguf.")
+    ] = "smollm2-135m",
+    out: Annotated[Path | None, typer.Option(help="Folder to write to; DATA-MODEL when left out.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many questions.")] = None,
+    samples: Annotated[int, typer.Option(min=0, help="Answers drawn per question, for sampling methods.")] = 5,
+    baselines: Annotated[
+        int | None, typer.Option(min=0, help="Draw samples and ask P(True) for so many questions only.")
+    ] = None,
+    grader: Annotated[
+        Literal["contains", "exact", "f1", "embedding", "judge"], typer.Option(help="Compares answers.")
+    ] = "contains",
+    embedding: Annotated[
+        str | None, typer.Option(help="Sentence-transformers model: likeness of samples, and --grader embedding.")
+    ] = None,
+    same: Annotated[float, typer.Option(min=0, max=1, help="Cosine from which two texts say the same.")] = 0.8,
+    judge: Annotated[
+        str | None, typer.Option(help="For --grader judge: a local model, or PROVIDER:MODEL through LangChain.")
+    ] = None,
+    error_rate: Annotated[list[float] | None, typer.Option(help="Error rate to promise; may be repeated.")] = None,
+    field: Annotated[list[str] | None, typer.Option(help="For hf: question=, answers= or passages=COLUMN.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens of an answer, at most.")] = 32,
+    position: Annotated[int | None, typer.Option(max=-1, help="t*, from the prompt's end.")] = None,
+    dtype: Annotated[str, typer.Option(help="Number type of the weights.")] = "float32",
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, ...")] = None,
+    seed: Annotated[int, typer.Option(help="Of samples, folds and intervals.")] = 0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Start again instead of going on.")] = False,
+) -> None:
+    """Answer, grade and score questions, and compare every method with intervals: tables, JSON and an HTML page."""
+    from semgrad_guard.evaluation.comparison.answering import Asked  # noqa: PLC0415 - loads torch
+    from semgrad_guard.evaluation.comparison.meaning import SAME_WORDS, shared_words  # noqa: PLC0415 - loads numpy
+    from semgrad_guard.evaluation.comparison.run import RATES, Evaluation  # noqa: PLC0415 - loads numpy
+
+    console = Console(stderr=True)
+    folder = out or Path(f"{_stem(data)}-{_stem(model)}")
+    folder.mkdir(parents=True, exist_ok=True)
+    questions = _questions(data, folder, field or [], limit)
+    meaning = _embedding(embedding, grader)
+    evaluation = Evaluation(
+        data=_stem(data),
+        model=_stem(model),
+        grader_name=grader,
+        grader=_grader(grader, meaning, same, judge),
+        alike=meaning or shared_words,
+        same=same if meaning else SAME_WORDS,
+        settings={
+            "model": model,
+            "dtype": dtype,
+            "tokens of an answer": max_new_tokens,
+            "samples": samples,
+            "likeness by": embedding or "words",
+            "seed": seed,
+        },
+        error_rates=error_rate or RATES,
+        seed=seed,
+    )
+    asked = Asked(n_baseline_rows=baselines, n_samples=samples, max_new_tokens=max_new_tokens, seed=seed)
+    if overwrite:
+        (folder / ANSWERS).unlink(missing_ok=True)
+    with console.status(f"Loading {model}"):
+        scorer = _scorer(model, dtype, device, position)
+    answers = _answered(console, folder / ANSWERS, questions, limit, scorer, asked)
+    _report(_compared(console, evaluation, answers, folder), folder)
+
+
+def _stem(name: str) -> str:
+    """Return a short name of a file, data set or model that is fit for a folder's name."""
+    return Path(name.removeprefix("hf:").rstrip("/").replace(":", "-")).name.removesuffix(".jsonl")
+
+
+def _questions(data: str, folder: Path, fields: list[str], limit: int | None) -> Path:
+    """Return the file of questions, every line checked before a model is loaded."""
+    from semgrad_guard.evaluation.comparison.labelled import check_rows  # noqa: PLC0415 - loads numpy
+    from semgrad_guard.evaluation.comparison.sources import HF, fetch  # noqa: PLC0415 - beside its use
+    from semgrad_guard.evaluation.rows import read_rows  # noqa: PLC0415 - beside its use
+
+    path = Path(data)
+    if data.startswith(HF):
+        columns = dict(_pair(field) for field in fields)
+        path = fetch(data, folder / QUESTIONS, columns, limit)
+    check_rows(islice(read_rows(path), limit), path)
+    return path
+
+
+def _pair(field: str) -> tuple[str, str]:
+    meaning, separator, column = field.partition("=")
+    if not separator or meaning not in {"question", "answers", "passages"}:
+        msg = f"{field!r}: write question=COLUMN, answers=COLUMN or passages=COLUMN"
+        raise typer.BadParameter(msg)
+    return meaning, column
+
+
+def _embedding(name: str | None, grader: str) -> Embedding | None:
+    if name is None:
+        if grader == "embedding":
+            raise typer.BadParameter("--grader embedding needs --embedding MODEL")
+        return None
+    from semgrad_guard.evaluation.comparison.meaning import Embedding  # noqa: PLC0415 - loads numpy
+
+    return Embedding(name)
+
+
+def _grader(name: str, meaning: Embedding | None, same: float, judge: str | None) -> Grader:
+    from semgrad_guard.evaluation.comparison import graders  # noqa: PLC0415 - loads numpy
+
+    if name == "embedding" and meaning is not None:
+        return graders.by_embedding(meaning, same)
+    if name != "judge":
+        return graders.by_words(name)
+    if judge is None:
+        raise typer.BadParameter("--grader judge needs --judge MODEL")
+    if ":" in judge:
+        return graders.by_judge(graders.remote_judge(judge))
+    from semgrad_guard.models import load_model  # noqa: PLC0415 - loads torch
+
+    return graders.by_judge(graders.local_judge(load_model(judge)))
+
+
+def _scorer(model: str, dtype: str, device: str | None, position: int | None) -> SemGradScorer:
+    from semgrad_guard.models import load_model  # noqa: PLC0415 - loads torch
+    from semgrad_guard.scoring import SemGradScorer  # noqa: PLC0415 - loads torch
+
+    return SemGradScorer(load_model(model, dtype=dtype, device=device), position=position)
+
+
+def _answered(
+    console: Console, path: Path, questions: Path, limit: int | None, scorer: SemGradScorer, asked: Asked
+) -> AnswersFile:
+    """Answer what an earlier run has not, line by line."""
+    from semgrad_guard.evaluation.comparison.answering import answer_rows  # noqa: PLC0415 - loads torch
+    from semgrad_guard.evaluation.comparison.answers_file import AnswersFile  # noqa: PLC0415 - beside its use
+
+    answers = AnswersFile(path, scorer.fingerprint())
+    n_pending = sum(1 for _ in answers.pending(questions, limit))
+    with bar(console) as progress:
+        task = progress.add_task("Answering", total=len(answers.done) + n_pending, completed=len(answers.done))
+        for found in answer_rows(answers.pending(questions, limit), scorer, asked):
+            answers.append(found)
+            progress.advance(task)
+    return answers
+
+
+def _compared(console: Console, evaluation: Evaluation, answers: AnswersFile, folder: Path) -> Result:
+    with bar(console) as progress:
+        task = progress.add_task("Comparing", total=len(answers.done) + 2 * N_METHODS)
+        result = evaluation.carry_out(answers, folder, tick=lambda: progress.advance(task))
+        progress.update(task, completed=len(answers.done) + 2 * N_METHODS)
+    return result
+
+
+def _report(result: Result, folder: Path) -> None:
+    """Print the tables and where the rest is."""
+    from semgrad_guard.evaluation.comparison.run import REPORT, RESULT  # noqa: PLC0415 - loads numpy
+    from semgrad_guard.evaluation.comparison.tables import findings, method_table  # noqa: PLC0415 - beside its use
+
+    console = Console()
+    if console.width < MIN_WIDTH and not console.is_terminal:
+        console = Console(width=MIN_WIDTH)
+    console.print(method_table(result))
+    for line in findings(result):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    for line in result.caveats:
+        console.print(line, style="dim", markup=False, highlight=False, soft_wrap=True)
+    console.print(
+        f"answers: {folder / ANSWERS}, numbers: {folder / RESULT}, page: {folder / REPORT}",
+        markup=False,
+        soft_wrap=True,
+    )

@@ -1,0 +1,86 @@
+"""One evaluation: answers file -> grades -> comparison -> result and plots, written to a folder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from semgrad_guard.calibration.labels import collect
+from semgrad_guard.evaluation.comparison.comparing import compare, rank
+from semgrad_guard.evaluation.comparison.labelled import Grading
+from semgrad_guard.evaluation.comparison.plots import plots
+from semgrad_guard.evaluation.comparison.promise import check_promise
+from semgrad_guard.evaluation.comparison.report import write_report
+from semgrad_guard.evaluation.comparison.result import Result
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from semgrad_guard.calibration.labels import Labels
+    from semgrad_guard.evaluation.comparison.comparing import Ranked
+    from semgrad_guard.evaluation.comparison.graders import Grader
+    from semgrad_guard.evaluation.comparison.meaning import Similarity
+    from semgrad_guard.evaluation.comparison.promise import PromiseCheck
+    from semgrad_guard.evaluation.resumable import ResumableFile
+
+RATES = (0.1, 0.2, 0.3)
+"""Error rates whose promise is checked when none is named."""
+RESULT, REPORT = "result.json", "report.html"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    """How answered questions are graded and compared."""
+
+    data: str
+    """What to call the questions."""
+    model: str
+    grader_name: str
+    grader: Grader
+    alike: Similarity
+    same: float
+    settings: dict[str, str | int | float | None]
+    error_rates: Sequence[float] = RATES
+    seed: int = 0
+
+    def carry_out(self, file: ResumableFile, folder: Path, tick: Callable[[], None] = lambda: None) -> Result:
+        """Grade and compare the answers of a file; write `result.json` and `report.html`.
+
+        Args:
+            file: answered questions.
+            folder: where to write.
+            tick: called after each graded answer and each compared method.
+
+        Raises:
+            GradedAlikeError: all answers are right, or all wrong.
+            TooFewLabelsError: too few answers to compare anything.
+            MissingExtraError: a library for fitting or plotting is not installed.
+        """
+        grading = Grading(grader=self.grader, alike=self.alike, same=self.same, tick=tick)
+        labels = collect(grading.labels(file), seed=self.seed)
+        grading.check_both_kinds(self.grader_name)
+        ranked = rank(labels, seed=self.seed, tick=tick)
+        fused = next((one for one in ranked if one.method.name == "fused"), None)
+        seconds = grading.mean_seconds()
+        result = Result(
+            data=self.data,
+            model=self.model,
+            grader=self.grader_name,
+            settings=self.settings,
+            left_out=dict(grading.left_out),
+            seconds=seconds,
+            comparison=compare(labels, ranked, seconds, seed=self.seed, tick=tick),
+            promises=self._promises(labels, fused) if fused else (),
+        )
+        by_name = {one.method.name: one for one in ranked}
+        drawn = plots(labels, [by_name[name] for name in result.shown()], fused)
+        (folder / RESULT).write_text(result.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        write_report(folder / REPORT, result, drawn)
+        return result
+
+    def _promises(self, labels: Labels, fused: Ranked) -> tuple[PromiseCheck, ...]:
+        return tuple(
+            check_promise(fused.confidence, labels.correct, labels.groups, rate, seed=self.seed)
+            for rate in self.error_rates
+        )
