@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 ROW_KEY = "row_digest"
 """Key under which an output line names the input line it came from."""
+ADVICE = "name another --out, or use --overwrite"
 
 
 def digest(row: Row) -> str:
@@ -60,8 +61,7 @@ class ResumableFile:
                     said = json.loads(line)
                     said[ROW_KEY]
                 except (ValueError, KeyError, TypeError) as error:
-                    advice = "name another --out, or use --overwrite"
-                    raise DataFileError(self.path, number, "not a line that this command wrote", advice) from error
+                    raise DataFileError(self.path, number, "not a line that this command wrote", ADVICE) from error
                 yield number, said
 
     def append(self, found: dict[str, Any]) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from typing_extensions import override
+
 from semgrad_guard.errors import DataFileError, ScoringError
+from semgrad_guard.evaluation.resumable import ADVICE, ROW_KEY, ResumableFile, digest
 from semgrad_guard.evaluation.rows import read_rows
 
 if TYPE_CHECKING:
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     ScorerAt = Callable[[int | None], Scorer]
     """The scorer for a row's own position; `None` is the usual one."""
 
-ROW_KEY = "row_digest"
-"""Key under which an output line names the input line it came from."""
 BATCH_ROWS = 16
 """Rows scored together; written before the next ones start."""
 
@@ -48,11 +46,6 @@ def score_rows(
         scores = scorer.score_batch(exchanges)
         for row, exchange, score in zip(batch, exchanges, scores, strict=True):
             yield {**row.said, **_found(exchange, score, calibrator), ROW_KEY: digest(row)}
-
-
-def digest(row: Row) -> str:
-    """Return what tells an input line from all others."""
-    return hashlib.sha256(json.dumps(row.said, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _found(exchange: Exchange, score: Score | ScoringError, calibrator: Calibrator | None) -> dict[str, Any]:
@@ -88,11 +81,11 @@ def _batches(rows: Iterable[Row]) -> Iterator[tuple[int | None, list[Row]]]:
         yield batch[0].position, batch
 
 
-class ScoreFile:
-    """An output file that survives being cut off: a run adds whole lines, and knows which rows it holds already."""
+class ScoreFile(ResumableFile):
+    """The output file of `score`."""
 
     def __init__(self, path: Path, fingerprint: dict[str, Any], method: str) -> None:
-        """Read what an earlier run left; a last line that was cut off is removed.
+        """Read what an earlier run left.
 
         Args:
             path: the file; it need not be there yet.
@@ -102,47 +95,25 @@ class ScoreFile:
         Raises:
             DataFileError: the file holds something else, or scores of another model or setting.
         """
-        self.path = path
-        self.done: set[str] = set()
         self.n_errors = 0
-        for number, line in enumerate(self._whole_lines(), 1):
-            self._take(line, number, fingerprint, method)
+        self._fingerprint, self._method = fingerprint, method
+        super().__init__(path)
 
     def pending(self, data: Path) -> Iterator[Row]:
         """Yield the rows of a data file that are not in this file yet."""
         return (row for row in read_rows(data) if digest(row) not in self.done)
 
+    @override
     def append(self, found: dict[str, Any]) -> None:
-        """Write one output object as one line, on disk before the call returns."""
-        line = json.dumps(found, ensure_ascii=True) + "\n"
-        with self.path.open("a", encoding="ascii") as file:
-            file.write(line)
-            file.flush()
-            os.fsync(file.fileno())
-        self.done.add(found[ROW_KEY])
+        super().append(found)
         self.n_errors += "error" in found
 
-    def _whole_lines(self) -> list[str]:
-        if not self.path.exists():
-            return []
-        content = self.path.read_bytes()
-        whole = content[: content.rfind(b"\n") + 1]
-        if len(whole) < len(content):
-            os.truncate(self.path, len(whole))
-        return whole.decode("utf-8", errors="replace").splitlines()
-
-    def _take(self, line: str, number: int, fingerprint: dict[str, Any], method: str) -> None:
-        advice = "name another --out, or use --overwrite"
-        try:
-            said = json.loads(line)
-            known = said[ROW_KEY]
-        except (ValueError, KeyError, TypeError) as error:
-            raise DataFileError(self.path, number, "not a line that this command wrote", advice) from error
-        if "error" in said:
+    @override
+    def take(self, line: dict[str, Any], number: int) -> None:
+        if "error" in line:
             self.n_errors += 1
-        elif _differs(said, fingerprint, method):
-            raise DataFileError(self.path, number, "was scored by another model or setting", advice)
-        self.done.add(known)
+        elif _differs(line, self._fingerprint, self._method):
+            raise DataFileError(self.path, number, "was scored by another model or setting", ADVICE)
 
 
 def _differs(said: dict[str, Any], fingerprint: dict[str, Any], method: str) -> bool:

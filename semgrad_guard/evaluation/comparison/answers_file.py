@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from typing_extensions import override
 
 from semgrad_guard.errors import DataFileError
-from semgrad_guard.evaluation.resumable import ResumableFile, digest
+from semgrad_guard.evaluation.resumable import ADVICE, ResumableFile, digest
 from semgrad_guard.evaluation.rows import read_rows
 
 if TYPE_CHECKING:
@@ -40,8 +40,7 @@ class AnswersFile(ResumableFile):
     def take(self, line: dict[str, Any], number: int) -> None:
         there = line.get("fingerprint")
         if there is not None and {**there, "proxy": False} != self._fingerprint:
-            advice = "name another --out, or use --overwrite"
-            raise DataFileError(self.path, number, "was answered by another model or setting", advice)
+            raise DataFileError(self.path, number, "was answered by another model or setting", ADVICE)
 
     def pending(self, data: Path, limit: int | None = None) -> Iterator[Row]:
         """Yield the first `limit` rows of a data file that are not in this file yet."""

@@ -28,7 +28,7 @@ KINDS = {
 def method_table(result: Result) -> Table:
     """Return the figures of every method, the best of each kind first."""
     table = Table(title=f"{result.data}, {result.model}: finding wrong answers", title_justify="left")
-    for column in ("method", "n", "AUROC (95 %)", "PRR", "AURC", "ECE", "behind fused", "+ s/answer"):
+    for column in ("method", "n", "AUROC (95 %)", "PRR", "AURC", "ECE", "fused − it (95 %)", "+ s/answer"):
         table.add_column(column, justify="left" if column == "method" else "right")
     for kind in KINDS:
         rows = ordered(result, kind)
