@@ -230,7 +230,8 @@ def _ablations(labels: Labels, by_name: Mapping[str, Ranked], draws: int, seed: 
 
 def _by_tag(labels: Labels, fused: Ranked, draws: int, seed: int) -> tuple[TagResult, ...]:
     found: list[TagResult] = []
-    for tag in sorted(frozenset().union(*labels.tags)):
+    everywhere = frozenset.intersection(*labels.tags)
+    for tag in sorted(frozenset().union(*labels.tags) - everywhere):
         rows = np.array([tag in tags for tags in labels.tags]) & np.isfinite(fused.order)
         if not rows.any():
             continue
