@@ -36,7 +36,9 @@ def answered(n: int = 200, *, seed: int = 0, n_sampled: int = 0) -> list[dict[st
             "seconds": {"answer": 1.0, "score": 0.25, "context_gain": 0.5},
         }
         if i < n_sampled:
-            row["samples"] = [{"text": row["answer"], "mean_nll": 0.1}] * 3 + [{"text": "maybe so", "mean_nll": 0.2}] * 2
+            row["samples"] = [{"text": row["answer"], "mean_nll": 0.1}] * 3 + [
+                {"text": "maybe so", "mean_nll": 0.2}
+            ] * 2
             row["seconds"]["samples"] = 5.0
         rows.append(row)
     return rows

@@ -1,0 +1,71 @@
+"""Graders that look at meaning, and models as judges."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from semgrad_guard.errors import DataFileError
+from semgrad_guard.evaluation.comparison import graders
+from semgrad_guard.evaluation.comparison.labelled import check_rows
+from semgrad_guard.evaluation.rows import parse_row
+from tests.models_for_tests import local_model
+
+
+def letters(texts) -> np.ndarray:
+    """Return likeness by first letters: a stand-in for an embedding whose likeness is known."""
+    return np.array([[1.0 if a[:1] == b[:1] else 0.3 for b in texts] for a in texts])
+
+
+def test_an_answer_like_any_accepted_one_is_right() -> None:
+    """The best of the accepted answers counts."""
+    grade = graders.by_embedding(letters, 0.8)  # type: ignore[arg-type] # any likeness of texts will do
+    assert grade("q", "apple", ["banana", "avocado"])
+    assert not grade("q", "cherry", ["banana", "avocado"])
+
+
+def test_without_accepted_answers_every_answer_is_wrong() -> None:
+    """The question has none; and there is nothing to ask about."""
+
+    def never(_: str) -> str:
+        raise AssertionError
+
+    assert not graders.by_embedding(letters)("q", "a", [])  # type: ignore[arg-type] # as above
+    assert not graders.by_judge(never)("q", "a", [])
+    assert not graders.by_words("contains")("q", "a", [])
+
+
+@pytest.mark.parametrize(("reply", "right"), [("Yes", True), (" yes, it does", True), ("No", False), ("", False)])
+def test_a_judges_reply_is_read_from_its_first_word(*, reply: str, right: bool) -> None:
+    """Anything but a yes is a no."""
+    asked: list[str] = []
+    grade = graders.by_judge(lambda text: asked.append(text) or reply)
+    assert grade("Who?", "Gustave", ["Eiffel", "Gustave Eiffel"]) is right
+    assert "Accepted answers: Eiffel | Gustave Eiffel\nProposed answer: Gustave" in asked[0]
+
+
+def test_a_local_model_can_judge() -> None:
+    """It replies in a few tokens, whatever they are."""
+    assert isinstance(graders.local_judge(local_model())("Question: q"), str)
+
+
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        ('{"question": "q"}', "has neither `answers` nor `correct`"),
+        ('{"answers": ["a"]}', "asks nothing"),
+    ],
+)
+def test_rows_are_checked_before_a_model_is_loaded(line: str, why: str) -> None:
+    """An hour of answers must not end in line 900."""
+    good = parse_row('{"question": "q", "answers": []}', "f", 1)
+    assert check_rows([good], "f") == 1
+    with pytest.raises(DataFileError, match=why) as caught:
+        check_rows([good, parse_row(line, "f", 2)], "f")
+    assert caught.value.line == 2
+
+
+def test_an_empty_file_is_refused() -> None:
+    """There is nothing to evaluate."""
+    with pytest.raises(DataFileError, match="holds no rows"):
+        check_rows([], "f")
