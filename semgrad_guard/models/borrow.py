@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Callable, Generator
 
     from torch import nn
 
@@ -34,3 +35,15 @@ def plain_tensors() -> Generator[None]:
     """
     with torch.inference_mode(mode=False), torch.no_grad():
         yield
+
+
+def in_this_thread(hook: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a hook that does nothing in other threads: they may use the model without asking for its lock."""
+    mine = threading.get_ident()
+
+    # torch passes a hook's keyword arguments on by a look-up of their own: a thread that meets the hook while it is
+    # taken off calls it without them
+    def called(*args: Any) -> Any:
+        return hook(*args) if threading.get_ident() == mine else None
+
+    return called

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from semgrad_guard.models.borrow import in_this_thread
+
 if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
 
@@ -39,5 +41,5 @@ def recorded(blocks: Sequence[nn.Module]) -> Generator[list[Recorded]]:
     seen = [Recorded() for _ in blocks]
     with ExitStack() as undo:
         for block, one in zip(blocks, seen, strict=True):
-            undo.callback(block.register_forward_pre_hook(one.keep, with_kwargs=True).remove)
+            undo.callback(block.register_forward_pre_hook(in_this_thread(one.keep), with_kwargs=True).remove)
         yield seen

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from semgrad_guard.errors import GradientsUnavailableError
+from semgrad_guard.models.borrow import in_this_thread
 from semgrad_guard.models.kept import full_cache
 from semgrad_guard.scoring.borrow import borrowed
 from semgrad_guard.scoring.head import OutputHead
@@ -129,9 +130,9 @@ class _Probe:
     def run(self, model: PreTrainedModel, blocks: Sequence[nn.Module]) -> None:
         ids = torch.ones(1, _PROBE_TOKENS, dtype=torch.long, device=_input_device(model))
         with borrowed(model), ExitStack() as undo:
-            undo.callback(_head_module(model).register_forward_hook(self._at_head).remove)
+            undo.callback(_head_module(model).register_forward_hook(in_this_thread(self._at_head)).remove)
             for block in blocks:
-                undo.callback(block.register_forward_hook(self._at_block).remove)
+                undo.callback(block.register_forward_hook(in_this_thread(self._at_block)).remove)
             self.logits = model(input_ids=ids, use_cache=False).logits[0, -1]
 
     def _at_head(self, _module: nn.Module, _args: object, output: Tensor) -> Tensor:

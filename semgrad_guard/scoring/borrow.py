@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from semgrad_guard.models.borrow import evaluating, plain_tensors
+from semgrad_guard.models.borrow import evaluating, in_this_thread, plain_tensors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable
@@ -30,22 +31,26 @@ def borrowed(model: PreTrainedModel) -> Generator[None]:
 
 @contextmanager
 def passed_over(blocks: Iterable[nn.Module]) -> Generator[None]:
-    """Make decoder blocks hand on the states that they get, for as long as the context lasts."""
+    """Make decoder blocks hand on the states that they get, in this thread and for as long as the context lasts."""
+    mine = threading.get_ident()
     with ExitStack() as undo:
         for block in blocks:
             undo.callback(delattr, block, "forward")
-            setattr(block, "forward", _hand_on)  # noqa: B010 - an attribute of the instance hides the class's method
+            setattr(block, "forward", _handing_on(block.forward, mine))  # noqa: B010 - hides the class's own method
         yield
 
 
-def _hand_on(hidden_states: Tensor, *_args: object, **_kwargs: object) -> Tensor:
-    return hidden_states
+def _handing_on(forward: Callable[..., Any], thread: int) -> Callable[..., Any]:
+    def called(hidden_states: Tensor, *args: object, **kwargs: object) -> Any:
+        return hidden_states if threading.get_ident() == thread else forward(hidden_states, *args, **kwargs)
+
+    return called
 
 
 @contextmanager
 def hooked(hooks: Iterable[tuple[nn.Module, Callable[..., object]]]) -> Generator[None]:
-    """Call each function before its module runs, with `(module, args, kwargs)`, for as long as the context lasts."""
+    """Call each function before its module runs in this thread, with `(module, args, kwargs)`, in this context."""
     with ExitStack() as undo:
         for module, function in hooks:
-            undo.callback(module.register_forward_pre_hook(function, with_kwargs=True).remove)
+            undo.callback(module.register_forward_pre_hook(in_this_thread(function), with_kwargs=True).remove)
         yield

@@ -142,7 +142,6 @@ def test_tokens_that_do_not_fit_the_text_are_not_used(make: Any) -> None:
     assert call_of(LLMCompletionEndEvent(prompt="the question", response=response), make()).ids() is None
 
 
-@pytest.mark.xfail(strict=False, reason="the hooks of scoring also fire for a thread that only writes with the model")
 def test_writing_and_scoring_at_the_same_time_do_not_disturb_each_other(make: Any) -> None:
     """One thread writes with the model that another one is scoring with."""
     hf = make()
