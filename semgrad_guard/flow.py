@@ -360,6 +360,8 @@ class Progress:
     elapsed_s: float = 0.0
     cost: float = 0.0
     """Cost units spent on retries and fallbacks."""
+    failures: tuple[Failure, ...] = ()
+    """What failed on the way."""
 
 
 # --- Outcome ----------------------------------------------------------------------------------------------------------
@@ -452,3 +454,7 @@ class Record:
     failures: tuple[Failure, ...] = ()
     answer_id: ExchangeId | None = None
     """Id of the attempt that was returned, held back or handed on."""
+    follows: ExchangeId | None = None
+    """Id of the record that this one ends: it says what a person decided later, and holds no attempts of its own."""
+    ruling: Ruling | None = None
+    """The person's verdict, in a record that follows another."""

@@ -120,6 +120,9 @@ class RetrievingChain(Protocol):
             exchange: the attempt that was not good enough; only its question and tags may be used.
             query: the text to retrieve with; the question itself unless it was rewritten.
             step: how to retrieve this time.
+
+        Raises:
+            PostponedError: (of `routing`) the new answer will come as another call of the guard.
         """
         ...
 

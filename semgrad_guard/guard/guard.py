@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from semgrad_guard.flow import Progress
 from semgrad_guard.guard.judging import judge
-from semgrad_guard.guard.running import Question
+from semgrad_guard.guard.running import NOT_BEGUN, Question
 from semgrad_guard.routing import NO_RESOURCES, Resources
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from typing import Self
 
     from semgrad_guard.errors import ScoringError
-    from semgrad_guard.flow import Decision, Exchange, Outcome, Score
+    from semgrad_guard.flow import Decision, Exchange, Outcome, Record, Score
     from semgrad_guard.guard.parts import Parts
     from semgrad_guard.ports import Scorer
 
@@ -87,17 +87,21 @@ class Guard:
         """Same as `judge`, in a worker thread, so the event loop is never blocked."""
         return await asyncio.to_thread(self.judge, exchange, progress)
 
-    def run(self, exchange: Exchange, resources: Resources = NO_RESOURCES) -> Outcome:
+    def run(
+        self, exchange: Exchange, resources: Resources = NO_RESOURCES, *, progress: Progress = NOT_BEGUN
+    ) -> Outcome:
         """Return what the caller gets for an answer, after retries, fallbacks and review as the policy says.
 
         Args:
             exchange: the first answer.
             resources: what retries and fallbacks act with; a step without its resource is skipped and recorded.
+            progress: where an earlier call stopped with a `PostponedError`, whose next attempt this answer is.
 
         Raises:
             UncalibratedError: there is no confidence and the policy says `on_uncalibrated: error`.
+            PostponedError: the chain among the resources makes the next attempt elsewhere.
         """
-        return self._run(exchange, resources, None)
+        return self._run(exchange, resources, None, progress)
 
     async def arun(self, exchange: Exchange, resources: Resources = NO_RESOURCES) -> Outcome:
         """Same as `run`, in a worker thread, so the event loop is never blocked."""
@@ -124,18 +128,28 @@ class Guard:
         each = resources or [NO_RESOURCES] * len(exchanges)
         return [self._run(e, r, s) for e, r, s in zip(exchanges, each, scored, strict=True)]
 
+    def emit(self, record: Record) -> None:
+        """Log a record; what fails is logged itself and never reaches the caller."""
+        sink = self._current().sink
+        if sink is not None:
+            try:
+                sink.emit(record)
+            except Exception:  # noqa: BLE001 - logging must not cost the caller the answer
+                _log.exception("a record could not be logged")
+
     def close(self) -> None:
         """Write out telemetry that is still under way."""
         sink = self._current().sink
         if sink is not None:
             sink.close()
 
-    def _run(self, exchange: Exchange, resources: Resources, scored: Score | ScoringError | None) -> Outcome:
-        parts = self._current()
-        outcome = Question(parts, resources, self._clock).run(exchange, scored)
-        if parts.sink is not None:
-            try:
-                parts.sink.emit(outcome.record)
-            except Exception:  # noqa: BLE001 - logging must not cost the caller the answer
-                _log.exception("a record could not be logged")
+    def _run(
+        self,
+        exchange: Exchange,
+        resources: Resources,
+        scored: Score | ScoringError | None,
+        progress: Progress = NOT_BEGUN,
+    ) -> Outcome:
+        outcome = Question(self._current(), resources, self._clock, progress).run(exchange, scored)
+        self.emit(outcome.record)
         return outcome

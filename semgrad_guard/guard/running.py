@@ -22,7 +22,16 @@ from semgrad_guard.flow import (
     utc_now,
 )
 from semgrad_guard.guard.judging import decide, judge, on_error
-from semgrad_guard.routing import Deadline, Resources, Settled, hand_over, next_attempt, settle, settle_review
+from semgrad_guard.routing import (
+    Deadline,
+    PostponedError,
+    Resources,
+    Settled,
+    hand_over,
+    next_attempt,
+    settle,
+    settle_review,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,20 +43,25 @@ _log = logging.getLogger("semgrad_guard")
 
 MAX_STEPS = 100
 """Steps after which a policy that never ends is cut off, whatever it says."""
+NOT_BEGUN = Progress()
+"""The progress of a question that nothing happened to yet."""
 
 
 class Question:
     """The state of one question while the policy is carried out; made for one call of `Guard.run`."""
 
-    def __init__(self, parts: Parts, resources: Resources, clock: Callable[[], float]) -> None:
-        """Start the clock."""
+    def __init__(
+        self, parts: Parts, resources: Resources, clock: Callable[[], float], progress: Progress = NOT_BEGUN
+    ) -> None:
+        """Start the clock, or go on where an earlier call was postponed."""
         self._parts, self._resources, self._clock = parts, resources, clock
-        self._started = clock()
-        self._deadline = Deadline.after(parts.budget_s, clock)
-        self._earlier: tuple[Attempt, ...] = ()
-        self._tried: dict[str, int] = {}
-        self._exhausted: frozenset[str] = frozenset()
-        self._failures: list[Failure] = []
+        self._started = clock() - progress.elapsed_s
+        left_s = None if parts.budget_s is None else parts.budget_s - progress.elapsed_s
+        self._deadline = Deadline.after(left_s, clock)
+        self._earlier = progress.attempts
+        self._tried = dict(progress.tried)
+        self._exhausted = progress.exhausted
+        self._failures = list(progress.failures)
         self._judged_at = utc_now()
 
     def run(self, exchange: Exchange, scored: Score | Exception | None = None) -> Outcome:
@@ -55,9 +69,10 @@ class Question:
 
         Raises:
             UncalibratedError: there is no confidence and the policy says that this is an error.
+            PostponedError: the next attempt comes as another call.
         """
         decision = self._judge(exchange, scored)
-        for _ in range(MAX_STEPS):
+        for _ in range(MAX_STEPS - sum(self._tried.values())):
             if not isinstance(decision.step, NewAttempt):
                 return self._end(exchange, decision)
             exchange, decision = self._step(exchange, decision, decision.step)
@@ -75,6 +90,7 @@ class Question:
             tried=dict(self._tried),
             exhausted=self._exhausted,
             elapsed_s=self._clock() - self._started,
+            failures=tuple(self._failures),
         )
 
     def _step(self, exchange: Exchange, decision: Decision, step: NewAttempt) -> tuple[Exchange, Decision]:
@@ -82,6 +98,10 @@ class Question:
         self._tried[decision.rule] = self._tried.get(decision.rule, 0) + 1
         try:
             following = next_attempt(step, exchange, self._resources, self._deadline)
+        except PostponedError as later:
+            self._earlier = (*self._earlier, Attempt(exchange, decision, judged_at=self._judged_at))
+            later.progress = self._progress()
+            raise
         except Exception as error:  # noqa: BLE001 - a step that fails must not take the answer with it
             return exchange, self._step_failed(exchange, decision, error)
         self._earlier = (*self._earlier, Attempt(exchange, decision, judged_at=self._judged_at))

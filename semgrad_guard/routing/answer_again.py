@@ -11,6 +11,7 @@ from semgrad_guard.errors import FallbackFailedError, RetrievalFailedError, Step
 from semgrad_guard.flow import FallbackModel, NewAttempt, Passage, RetryRetrieval
 from semgrad_guard.ports import AnswerModel, Retriever, RetrievingChain
 from semgrad_guard.routing.deadline import Deadline, call_before
+from semgrad_guard.routing.postponed import PostponedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -39,6 +40,7 @@ def next_attempt(step: NewAttempt, exchange: Exchange, resources: Resources, dea
 
     Raises:
         RoutingError: the step could not be carried out; the cause is kept.
+        PostponedError: the new attempt will come as another call.
     """
     deadline = deadline.within(step.timeout_s)
     if isinstance(step, RetryRetrieval):
@@ -70,7 +72,7 @@ def _retrieve_again(step: RetryRetrieval, exchange: Exchange, resources: Resourc
         if isinstance(chain, RetrievingChain):
             return _patiently(lambda: chain.answer_again(exchange, query=query, step=step), deadline, "answering again")
         return _retrieve_then_answer(step, exchange, resources, chain, deadline=deadline, query=query)
-    except (RetrievalFailedError, StepUnavailableError):
+    except (RetrievalFailedError, StepUnavailableError, PostponedError):
         raise
     except Exception as error:
         msg = f"retrieving again failed: {type(error).__name__}: {error}"

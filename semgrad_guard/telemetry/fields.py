@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         Passage,
         Prompt,
         Record,
+        Ruling,
         Score,
         SpanScore,
         Step,
@@ -59,6 +60,7 @@ def record_fields(record: Record, *, log_text: bool) -> dict[str, Json]:
             if log_text
             else {}
         ),
+        "ruling": _ruling(record.ruling, log_text=log_text) if record.ruling else None,
         "failures": [_failure(f, log_text=log_text) for f in record.failures],
         "attempts": [attempt_fields(a, log_text=log_text) for a in record.attempts],
     }
@@ -87,6 +89,8 @@ def summary_fields(record: Record) -> dict[str, Json]:
         "scoring_s": number(record.scoring_s),
         "review_id": record.review_id,
         "answer_id": record.answer_id,
+        "follows": record.follows,
+        "verdict": str(record.ruling.verdict) if record.ruling else None,
     }
 
 
@@ -222,6 +226,11 @@ def _confidence(confidence: Confidence, *, log_text: bool) -> dict[str, Json]:
 def _step(step: Step, *, log_text: bool) -> Json:
     names = (f.name for f in fields(step))
     return {name: plain(getattr(step, name)) for name in names if log_text or name not in STEP_TEXTS}
+
+
+def _ruling(ruling: Ruling, *, log_text: bool) -> Json:
+    said: dict[str, Json] = {"verdict": str(ruling.verdict), "at": ruling.at.isoformat()}
+    return {**said, **({"by": ruling.by, "text": ruling.text} if log_text else {})}
 
 
 def _failure(failure: Failure, *, log_text: bool) -> Json:

@@ -135,7 +135,7 @@ class LangSmithSink:
         found = confidence_feedback(record, log_text=self._log_text, within=within)
         traced = is_traced(record)
         wanted: list[Feedback | Record] = [f for f in found if traced or f.recorded]
-        if traced and not found:
+        if traced and not found and tree is None:
             wanted = [record]
         self._queue(wanted, tree.client if tree is not None and wanted else None)
 

@@ -28,9 +28,11 @@ from semgrad_guard.flow import (
     Record,
     RetryRetrieval,
     ReviewId,
+    Ruling,
     Score,
     SpanScore,
     Status,
+    Verdict,
 )
 from semgrad_guard.telemetry.fields import VERSION
 
@@ -85,17 +87,20 @@ def _record(said: Mapping[str, Any]) -> Record:
         at=datetime.fromisoformat(said["at"]),
         status=Status(said["status"]),
         text=said.get("text", ""),
-        attempts=tuple(_attempt(a) for a in said["attempts"]),
+        attempts=tuple(attempt_from_fields(a) for a in said["attempts"]),
         policy=said["policy"],
         seconds=said["seconds"],
         scoring_s=said["scoring_s"],
         review_id=ReviewId(said["review_id"]) if said["review_id"] else None,
         failures=tuple(_failure(f) for f in said["failures"]),
         answer_id=ExchangeId(said["answer_id"]) if said["answer_id"] else None,
+        follows=ExchangeId(said["follows"]) if said.get("follows") else None,
+        ruling=_ruling(said["ruling"], ReviewId(said["review_id"])) if said.get("ruling") else None,
     )
 
 
-def _attempt(said: Mapping[str, Any]) -> Attempt:
+def attempt_from_fields(said: Mapping[str, Any]) -> Attempt:
+    """Return the attempt that `attempt_fields` wrote; a `KeyError` or `TypeError` says that it is none."""
     judged_at = said["judged_at"]
     step_failure = said["step_failure"]
     return Attempt(
@@ -177,6 +182,16 @@ def _score(said: Mapping[str, Any]) -> Score:
         n_answer_tokens=said["n_answer_tokens"],
         seconds=said["scoring_s"] or 0.0,
         spans=tuple(SpanScore(s["start"], s["end"], s["signals"], s["confidence"]) for s in said["spans"]),
+    )
+
+
+def _ruling(said: Mapping[str, Any], review_id: ReviewId) -> Ruling:
+    return Ruling(
+        review_id=review_id,
+        verdict=Verdict(said["verdict"]),
+        text=said.get("text", ""),
+        by=said.get("by", ""),
+        at=datetime.fromisoformat(said["at"]),
     )
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from semgrad_guard.flow import ExchangeId, ReviewId, Ruling, Verdict
 from semgrad_guard.telemetry import RecordFieldsError, record_fields, record_from_fields
 from semgrad_guard.telemetry.fields import MAX_DEPTH, plain, summary_fields
 from tests.records import make_attempt, make_record, make_score
@@ -144,3 +145,24 @@ def _scored(name: str, value: float) -> Decision:
 def _without_ids(attempt: Attempt) -> Attempt:
     bare = replace(attempt.exchange, prompt_ids=None, answer_ids=None)
     return replace(attempt, exchange=bare)
+
+
+@pytest.mark.parametrize("log_text", [True, False])
+def test_a_record_of_a_verdict_comes_back(log_text: bool) -> None:
+    """It is the last word on a question: whose, and on which."""
+    ruling = Ruling(
+        review_id=ReviewId("r1"),
+        verdict=Verdict.EDITED,
+        text=f"text {SECRET}",
+        by=f"Ann {SECRET}",
+        at=datetime(2026, 5, 1, tzinfo=UTC),
+    )
+    record = replace(
+        make_record(text="given"), attempts=(), review_id=ReviewId("r1"), follows=ExchangeId("first"), ruling=ruling
+    )
+    fields = json.loads(json.dumps(record_fields(record, log_text=log_text), ensure_ascii=False))
+    assert (fields["verdict"], fields["follows"]) == ("edited", "first")
+    assert (SECRET in str(fields)) is log_text
+    back = record_from_fields(fields)
+    assert back.follows == "first"
+    assert back.ruling == (ruling if log_text else replace(ruling, text="", by=""))
