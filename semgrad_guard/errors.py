@@ -146,6 +146,15 @@ class GradientsUnavailableError(ScoringError):
         )
 
 
+class EmbeddingFailedError(ScoringError):
+    """Sentence embeddings were asked for and could not be had."""
+
+    def __init__(self, embedder: str, why: str) -> None:
+        """Keep the embedder's name and what happened."""
+        self.embedder, self.why = embedder, why
+        super().__init__(f"embedder {embedder} failed: {why}; it must give one vector of finite numbers a text")
+
+
 class OutOfMemoryError(ScoringError):
     """Scoring did not fit in memory even for one exchange at a time."""
 
@@ -156,6 +165,14 @@ class OutOfMemoryError(ScoringError):
             f"scoring an exchange of {n_tokens} tokens ran out of memory: "
             "send fewer passages or use a smaller dtype or model"
         )
+
+
+class ScoringEndedError(ScoringError, TimeoutError):
+    """Scoring was cancelled, or ran out of the time that its caller gave it."""
+
+    def __init__(self) -> None:
+        """Say what happened."""
+        super().__init__("scoring ended before it was done: it was cancelled or its time was up; give it more time")
 
 
 # --- calibration ------------------------------------------------------------------------------------------------------

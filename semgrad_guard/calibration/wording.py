@@ -29,6 +29,23 @@ _TABLE: Mapping[str, tuple[int, str, str]] = {
     "copied_span": (1, "the answer is not copied from a passage", "the answer is copied from a passage"),
     "passage_support": (1, "few passages hold the answer's words", "several passages hold the answer's words"),
     "question_overlap": (1, "its passage is not about the question", "its passage is about the question"),
+    "question_nearby": (
+        1,
+        "the passages say it far from the question's words",
+        "the passages say it near the question's words",
+    ),
+    "support_similarity": (
+        1,
+        "no sentence about the question holds the answer",
+        "a sentence about the question holds the answer",
+    ),
+    "passage_similarity": (
+        1,
+        "no passage about the question holds the answer",
+        "a passage about the question holds the answer",
+    ),
+    "support_margin": (1, "another passage is nearer to the question", "its passage is the nearest to the question"),
+    "answer_similarity": (1, "no passage sentence says the like", "a passage sentence says the like"),
     "answer_echo": (0, "", ""),
     "n_passages": (0, "", ""),
     "retrieval_top": (0, "", ""),

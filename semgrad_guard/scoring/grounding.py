@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from semgrad_guard.scoring.words import content_words, words
@@ -10,6 +11,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from semgrad_guard.flow import Exchange
+
+NEARBY = 40
+"""Words before and behind an answer word that count as near it: two or three sentences."""
 
 
 def grounding_signals(exchange: Exchange, answer: str | None = None) -> dict[str, float]:
@@ -29,7 +33,7 @@ def grounding_signals(exchange: Exchange, answer: str | None = None) -> dict[str
     vocabularies = [content_words(passage) for passage in passages]
     found["copied_span"] = _copied_span(words(text), [words(passage) for passage in passages])
     new = said - asked
-    claimed = new or _bare_words(text, exchange.question or "")
+    claimed = claimed_words(text, exchange.question or "")
     if claimed:
         held = vocabularies if new else [set(words(passage)) for passage in passages]
         found["grounding"] = len(claimed & set[str]().union(*held)) / len(claimed)
@@ -37,13 +41,37 @@ def grounding_signals(exchange: Exchange, answer: str | None = None) -> dict[str
     if asked:
         fullest = max(vocabularies, key=lambda vocabulary: (len(new & vocabulary), len(asked & vocabulary)))
         found["question_overlap"] = len(asked & fullest) / len(asked)
+        if claimed:
+            found["question_nearby"] = _question_nearby(asked, claimed, [words(passage) for passage in passages])
     return found
 
 
-def _bare_words(text: str, question: str) -> set[str]:
-    """Return what an answer without new content words says: its new words of any kind, as in "the symbol is P"."""
-    said = set(words(text))
-    return said - set(words(question)) or said
+def claimed_words(answer: str, question: str) -> set[str]:
+    """Return the words by which an answer can be right or wrong: its content words that the question does not have.
+
+    An answer without any says something by its other new words, as in "the symbol is P", or only repeats.
+    """
+    new = content_words(answer) - content_words(question)
+    said = set(words(answer))
+    return new or said - set(words(question)) or said
+
+
+def _question_nearby(asked: set[str], claimed: set[str], passages: Sequence[Sequence[str]]) -> float:
+    """Return how much of the question stands around the answer's words in the best place of a passage.
+
+    A question word counts more the fewer passages have it: ln(1 + passages / passages with it).
+    """
+    vocabularies = [set(passage) for passage in passages]
+    n_with = {word: sum(word in vocabulary for vocabulary in vocabularies) for word in asked}
+    weight = {word: math.log1p(len(passages) / max(n, 0.5)) for word, n in n_with.items()}
+    total = sum(weight.values())
+    best = 0.0
+    for passage in passages:
+        for place in (i for i, word in enumerate(passage) if word in claimed):
+            around = set(passage[max(0, place - NEARBY) : place + NEARBY + 1])
+            of_question = sum(weight[word] for word in (asked & around) - claimed) / total
+            best = max(best, of_question * len(claimed & around) / len(claimed))
+    return best
 
 
 def _copied_span(answer: Sequence[str], passages: Sequence[Sequence[str]]) -> float:

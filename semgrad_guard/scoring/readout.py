@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from semgrad_guard.flow import SpanScore
 from semgrad_guard.scoring.baselines import gradient_signals, likelihood_signals
+from semgrad_guard.scoring.closeness import closeness_signals
 from semgrad_guard.scoring.context_gain import context_gain
 from semgrad_guard.scoring.grounding import grounding_signals
 from semgrad_guard.scoring.p_true import p_true
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
     from semgrad_guard.flow import Exchange
     from semgrad_guard.models import LocalModel
+    from semgrad_guard.models.embedding import Embedder
     from semgrad_guard.scoring.engine import Measure, PartMeasure
     from semgrad_guard.scoring.layout import Tokens
     from semgrad_guard.scoring.spans import PlacedSpan
@@ -24,9 +26,18 @@ if TYPE_CHECKING:
 class Readout:
     """Reads the wanted signals."""
 
-    def __init__(self, model: LocalModel, position: int, wanted: frozenset[str]) -> None:
-        """Take the scoring model (for signals that run it again), t* and the names wanted."""
+    def __init__(
+        self,
+        model: LocalModel,
+        position: int,
+        wanted: frozenset[str],
+        *,
+        embedder: Embedder | None = None,
+        language: str = "en",
+    ) -> None:
+        """Take the scoring model (for signals that run it again), t*, the names wanted and what they need."""
         self._model, self._position, self._wanted = model, position, wanted
+        self._embedder, self._language = embedder, language
 
     def signals(self, measured: Measure, exchange: Exchange, tokens: Tokens) -> dict[str, float]:
         """Return the signals of a whole answer."""
@@ -40,8 +51,8 @@ class Readout:
         return found
 
     def text_signals(self, exchange: Exchange) -> dict[str, float]:
-        """Return the signals that need no model."""
-        return self._only({**grounding_signals(exchange), **retrieval_signals(exchange.passages)})
+        """Return the signals that need no pass of the language model."""
+        return self._only({**self._of_text(exchange), **retrieval_signals(exchange.passages)})
 
     def spans(self, measured: Measure, exchange: Exchange, spans: Sequence[PlacedSpan]) -> tuple[SpanScore, ...]:
         """Return the scores of the parts of an answer, whose measures follow that of the whole."""
@@ -49,10 +60,16 @@ class Readout:
             SpanScore(
                 span.start,
                 span.end,
-                self._of_part(measured, part) | self._only(grounding_signals(exchange, span.text)),
+                self._of_part(measured, part) | self._only(self._of_text(exchange, span.text)),
             )
             for span, part in zip(spans, measured.parts[1:], strict=True)
         )
+
+    def _of_text(self, exchange: Exchange, answer: str | None = None) -> dict[str, float]:
+        found = grounding_signals(exchange, answer)
+        if self._embedder is not None:
+            found |= closeness_signals(exchange, self._embedder, self._language, answer)
+        return found
 
     def _of_part(self, measured: Measure, part: PartMeasure) -> dict[str, float]:
         return self._only({**gradient_signals(measured, part, self._position), **likelihood_signals(measured, part)})

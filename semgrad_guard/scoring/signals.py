@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 PAPER = "SemGrad (arXiv 2605.04638), section 3"
-Cost = Literal["free", "text", "forward"]
-"""`free`: comes with the one backward pass; `text`: counts words, no model; `forward`: another forward pass."""
+Cost = Literal["free", "text", "embedding", "forward"]
+"""`free`: comes with the one backward pass; `text`: counts words, no model; `embedding`: sentence embeddings, where an
+embedder is given; `forward`: another forward pass."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,6 +219,15 @@ _TEXT = (
         "own",
     ),
     Signal(
+        "question_nearby",
+        "share of the question's content words, rare ones counting more, within 40 words of the answer's words in one "
+        "passage, times the share of the answer's words there",
+        "share",
+        "more sure",
+        "text",
+        "own",
+    ),
+    Signal(
         "answer_echo",
         "share of the answer's content words that the question contains",
         "share",
@@ -243,6 +253,41 @@ _TEXT = (
     ),
 )
 
+_CLOSENESS = (
+    Signal(
+        "support_similarity",
+        "cosine of the question and a passage's sentence, times the share of the answer's new words in it; the best",
+        "cosine",
+        "more sure",
+        "embedding",
+        "own; sentence embeddings as of Reimers and Gurevych 2019 (arXiv 1908.10084)",
+    ),
+    Signal(
+        "passage_similarity",
+        "cosine of the question and a passage, times the share of the answer's new words in it; the best",
+        "cosine",
+        "more sure",
+        "embedding",
+        "own",
+    ),
+    Signal(
+        "support_margin",
+        "cosine of the question and the passage fullest of the answer's new words, minus that of the next best passage",
+        "cosine",
+        "more sure",
+        "embedding",
+        "own",
+    ),
+    Signal(
+        "answer_similarity",
+        "cosine of question and answer sentence together and the best passage sentence; the worst answer sentence",
+        "cosine",
+        "more sure",
+        "embedding",
+        "own",
+    ),
+)
+
 _COSTLY = (
     Signal(
         "context_gain",
@@ -262,9 +307,13 @@ _COSTLY = (
     ),
 )
 
-SIGNALS: dict[str, Signal] = {signal.name: signal for signal in (*_GRADIENTS, *_LIKELIHOODS, *_TEXT, *_COSTLY)}
+SIGNALS: dict[str, Signal] = {
+    signal.name: signal for signal in (*_GRADIENTS, *_LIKELIHOODS, *_TEXT, *_CLOSENESS, *_COSTLY)
+}
 """Every signal by name."""
-FREE = tuple(name for name, signal in SIGNALS.items() if signal.cost != "forward")
-"""Signals that come without another forward pass: what is computed unless something else is asked for."""
+FREE = tuple(name for name, signal in SIGNALS.items() if signal.cost in {"free", "text"})
+"""Signals that come without another pass of any model: what is computed unless something else is asked for."""
+CLOSENESS = tuple(name for name, signal in SIGNALS.items() if signal.cost == "embedding")
+"""Signals that are computed too where an embedder is given."""
 METHODS = tuple(name for name, signal in SIGNALS.items() if signal.is_score)
 """Signals that can be a score's value."""

