@@ -12,11 +12,12 @@ from langgraph.errors import GraphBubbleUp
 from typing_extensions import override
 
 from langchain_semgrad.agent_answers import final_answer
+from langchain_semgrad.agent_search import instruction
 from langchain_semgrad.attempts import reworded
 from langchain_semgrad.convert import asks_for_tools
 from semgrad_guard.errors import FallbackFailedError, StepUnavailableError
 from semgrad_guard.ports import AnswerModel
-from semgrad_guard.routing import Resources
+from semgrad_guard.routing import PostponedError, Resources
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -68,6 +69,8 @@ class AgentAttempts:
     """Attempt -> what the model gave then."""
     stopped_by: GraphBubbleUp | None = None
     """An interrupt or command of LangGraph that a model call ended in; it must reach the graph."""
+    told: str = ""
+    """What the model is to be told before it searches again, once the next attempt was postponed for that."""
 
     def resources(self) -> Resources:
         """Return what the policy may act with."""
@@ -83,12 +86,16 @@ class AgentAttempts:
         """Return the exchange of a new answer, from passages that the retriever finds.
 
         Raises:
-            StepUnavailableError: no retriever was given.
+            PostponedError: there is no retriever, but the agent has tools to search again with.
+            StepUnavailableError: there is neither.
             RetrievalFailedError: there is nothing new to answer from.
         """
         if not self.plan.finder.knows(step):
+            if self.request.tools:
+                self.told = instruction(query, exchange.question)
+                raise PostponedError
             msg = (
-                "this agent's guard knows no retriever, so it cannot find other passages: "
+                "this agent has no tools to search again with, and its guard knows no retriever: "
                 "pass SemGradMiddleware(retriever=retriever)"
             )
             raise StepUnavailableError(msg)
@@ -181,8 +188,14 @@ def read_by(request: ModelRequest[Any]) -> list[Any]:
     return [*([request.system_message] if request.system_message else []), *request.messages]
 
 
+def told(request: ModelRequest[Any], text: str) -> ModelRequest[Any]:
+    """Return a request with a text at the end of its system message."""
+    if not text:
+        return request
+    said = str(request.system_message.text) if request.system_message else ""
+    return request.override(system_message=SystemMessage(f"{said}\n\n{text}".strip()))
+
+
 def _with_passages(request: ModelRequest[Any], documents: Sequence[Document]) -> ModelRequest[Any]:
     shown = "\n\n".join(f"[{i}] {document.page_content}" for i, document in enumerate(documents, start=1))
-    said = str(request.system_message.text) if request.system_message else ""
-    text = f"{said}\n\n{PASSAGES.format(passages=shown)}".strip()
-    return request.override(system_message=SystemMessage(text))
+    return told(request, PASSAGES.format(passages=shown))

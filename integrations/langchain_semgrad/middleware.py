@@ -8,13 +8,14 @@ from uuid import uuid4
 
 from langchain.agents.middleware import AgentMiddleware, AgentState, ExtendedModelResponse, ModelResponse, hook_config
 from langchain.agents.middleware.types import PrivateStateAttr
-from langchain_core.messages import AIMessage
+from langchain_core.messages import AIMessage, RemoveMessage
 from langchain_core.runnables.config import ensure_config
 from langgraph.types import Command
 from typing_extensions import override
 
 from langchain_semgrad.agent_answers import final_answer
-from langchain_semgrad.agent_attempts import AgentAttempts, AgentPlan, answer_in, read_by
+from langchain_semgrad.agent_attempts import AgentAttempts, AgentPlan, answer_in, read_by, told
+from langchain_semgrad.agent_search import Search, search_in, to_state
 from langchain_semgrad.calling import call_here, on_this_loop
 from langchain_semgrad.fallbacks import FallbackModels
 from langchain_semgrad.finding import Finder
@@ -32,6 +33,7 @@ from langchain_semgrad.settings import OnWithheld, Settings, StreamMode, build_g
 from langchain_semgrad.values import METADATA_KEY, Slot, with_answer
 from semgrad_guard.errors import LowConfidenceError
 from semgrad_guard.flow import Status
+from semgrad_guard.routing import PostponedError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -55,6 +57,8 @@ class SemGradState(AgentState[Any]):
     """The findings about the last final answer."""
     semgrad_held: NotRequired[Annotated[dict[str, Any] | None, PrivateStateAttr]]
     """The answer that waits for a person; only while the graph is stopped for it."""
+    semgrad_search: NotRequired[Annotated[dict[str, Any] | None, PrivateStateAttr]]
+    """What happened to a question so far; only while the agent searches again for it."""
     semgrad_ends: NotRequired[Annotated[bool, PrivateStateAttr]]
     """Whether the agent ends here although a structured answer is missing: it was held back."""
 
@@ -62,9 +66,13 @@ class SemGradState(AgentState[Any]):
 class SemGradMiddleware(AgentMiddleware[SemGradState, Any, Any]):
     """Judges the final answers of an agent and carries out the policy; requests for tools pass untouched.
 
-    The answer is judged around the model's call, so a retry or fallback happens before anything reaches the state. A
-    person is asked after it: the graph stops with an interrupt and, resumed by `Command(resume={"type": "approve"})`,
-    `{"type": "edit", "answer": "..."}` or `{"type": "reject"}`, goes on without calling the model again.
+    The answer is judged around the model's call, so a retry or fallback happens before anything reaches the state.
+    `retry_retrieval` finds passages by the `retriever`; without one the agent searches again itself: its model is asked
+    once more, told to use its tools in another way, and does not see the rejected answer.
+
+    A person is asked after it: the graph stops with an interrupt and, resumed by
+    `Command(resume={"type": "approve"})`, `{"type": "edit", "answer": "..."}` or `{"type": "reject"}`, goes on without
+    calling the model again.
 
     While answers are buffered, `stream_mode="messages"` shows final texts only. What it cannot hide: `astream_events`
     and callbacks see every token as it is made, and `values` and `updates` show an answer that waits for a person to
@@ -76,7 +84,8 @@ class SemGradMiddleware(AgentMiddleware[SemGradState, Any, Any]):
         model: another scoring model.
         scorer: a ready scorer.
         guard: a ready guard, in place of policy, model and scorer.
-        retriever: finds passages for `retry_retrieval`; they are shown to the model in its system message.
+        retriever: finds passages for `retry_retrieval`; they are shown to the model in its system message. Without it
+            the agent's own tools are used.
         retrievers: other retrievers by the name that the policy uses.
         fallbacks: chat models by the name that the policy uses; `provider:model` names need no entry.
         rewriter: model that rewords the question for retrieval.
@@ -133,8 +142,9 @@ class SemGradMiddleware(AgentMiddleware[SemGradState, Any, Any]):
         Raises:
             LowConfidenceError: the answer was held back and `on_withheld` is `"raise"`.
         """
-        attempts = self._attempts(request, handler, call_here)
-        return self._guarded(attempts, handler(attempts.quiet(request)))
+        attempts, search = self._attempts(request, handler, call_here), search_in(request)
+        asked = told(request, search.told)
+        return self._guarded(attempts, search, asked, handler(attempts.quiet(asked)))
 
     @override
     async def awrap_model_call(
@@ -147,9 +157,10 @@ class SemGradMiddleware(AgentMiddleware[SemGradState, Any, Any]):
                 response: ModelResponse[Any] = call.wait_for(lambda: _awaited(handler(request)))
                 return response
 
-            attempts = self._attempts(request, ask, call)
-            response = await handler(attempts.quiet(request))
-            return await asyncio.to_thread(self._guarded, attempts, response)
+            attempts, search = self._attempts(request, ask, call), search_in(request)
+            asked = told(request, search.told)
+            response = await handler(attempts.quiet(asked))
+            return await asyncio.to_thread(self._guarded, attempts, search, asked, response)
 
     def _attempts(
         self, request: ModelRequest[Any], ask: Callable[[ModelRequest[Any]], ModelResponse[Any]], call: Caller
@@ -157,14 +168,19 @@ class SemGradMiddleware(AgentMiddleware[SemGradState, Any, Any]):
         return AgentAttempts(self._plan, request, ask, call, ensure_config())
 
     def _guarded(
-        self, attempts: AgentAttempts, response: ModelResponse[Any]
+        self, attempts: AgentAttempts, search: Search, asked: ModelRequest[Any], response: ModelResponse[Any]
     ) -> ModelResponse[Any] | ExtendedModelResponse[Any]:
         message = answer_in(response)
         if message is None:
             return response
-        job = final_answer(message, read_by(attempts.request), own_model=self._plan.own_model)
-        attempts.made[job.exchange.id] = response
-        outcome = guard_for(self._guard, self._review).run(job.exchange, attempts.resources())
+        job = final_answer(message, read_by(asked), own_model=self._plan.own_model)
+        exchange = search.continued(job.exchange)
+        attempts.made |= {**search.given, exchange.id: response}
+        guard = guard_for(self._guard, self._review)
+        try:
+            outcome = guard.run(exchange, attempts.resources(), progress=search.progress_at(exchange))
+        except PostponedError as later:
+            return _searching(attempts, Search(told=attempts.told, progress=later.progress, given=attempts.made))
         if attempts.stopped_by is not None:
             raise attempts.stopped_by
         pending = stops(self._review) and outcome.status is Status.PENDING
@@ -174,11 +190,14 @@ class SemGradMiddleware(AgentMiddleware[SemGradState, Any, Any]):
 
     # --- a person -----------------------------------------------------------------------------------------------------
 
-    @hook_config(can_jump_to=["end"])
+    @hook_config(can_jump_to=["model", "end"])
     @override
     def after_model(self, state: SemGradState, runtime: Runtime[Any]) -> dict[str, Any] | None:
-        """Ask a person about an answer that waits, and put what they decide in its place."""
+        """Let the agent search again, or ask a person about an answer that waits and put what they decide there."""
         held, message = state.get("semgrad_held"), state["messages"][-1] if state["messages"] else None
+        search = state.get("semgrad_search")
+        if search and message is not None and message.id == search["message_id"]:
+            return {"messages": [RemoveMessage(message.id)], "jump_to": "model"}
         ends = {"jump_to": "end"} if state.get("semgrad_ends") else {}
         if not held or message is None or message.id != held["message_id"]:
             return ends or None
@@ -187,7 +206,7 @@ class SemGradMiddleware(AgentMiddleware[SemGradState, Any, Any]):
         changed = with_answer(message, Slot((), str(message.text), message), text, found)
         return {"messages": [changed], "semgrad": found, "semgrad_held": None, **ends}
 
-    @hook_config(can_jump_to=["end"])
+    @hook_config(can_jump_to=["model", "end"])
     @override
     async def aafter_model(self, state: SemGradState, runtime: Runtime[Any]) -> dict[str, Any] | None:
         """Same as `after_model`, which waits for nothing."""
@@ -196,6 +215,16 @@ class SemGradMiddleware(AgentMiddleware[SemGradState, Any, Any]):
 
 async def _awaited(response: Awaitable[ModelResponse[Any]]) -> ModelResponse[Any]:
     return await response
+
+
+def _searching(attempts: AgentAttempts, search: Search) -> ExtendedModelResponse[Any]:
+    """Return an empty message in the place of an answer for which the agent searches again, and what it goes on with.
+
+    The message is there because middleware looks at the last one; `after_model` removes it.
+    """
+    empty = AIMessage("", id=str(uuid4()))
+    kept = to_state(search, str(empty.id), attempts.request.messages)
+    return ExtendedModelResponse(ModelResponse([empty]), Command(update={"semgrad_search": kept}))
 
 
 def _settled(attempts: AgentAttempts, outcome: Outcome, *, held: bool) -> ExtendedModelResponse[Any]:
@@ -212,6 +241,7 @@ def _settled(attempts: AgentAttempts, outcome: Outcome, *, held: bool) -> Extend
         update={
             METADATA_KEY: found,
             "semgrad_held": held_answer(outcome, str(changed.id)) if held else None,
+            "semgrad_search": None,
             # An agent that owes a structured answer asks its model for ever, unless it is told that this was all.
             "semgrad_ends": not same and attempts.request.response_format is not None,
         }

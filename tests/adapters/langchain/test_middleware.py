@@ -9,92 +9,24 @@ import pytest
 from langchain.agents import create_agent
 from langchain.agents.middleware import AgentMiddleware, ModelFallbackMiddleware
 from langchain.agents.structured_output import ToolStrategy
-from langchain_core.documents import Document
-from langchain_core.language_models import BaseChatModel
-from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, HumanMessage, ToolMessage
-from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
-from langchain_core.tools import tool
+from langchain_core.messages import HumanMessage, ToolMessage
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.checkpoint.sqlite import SqliteSaver
 from langgraph.types import Command
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, ValidationError
 
 from langchain_semgrad import SemGradMiddleware
 from semgrad_guard.errors import LowConfidenceError, OptionError
 from semgrad_guard.flow import FallbackModel, HumanReview, RetryRetrieval
+from tests.adapters.langchain.agents import THREAD, agent_of, ask, call_of, says, search
 from tests.adapters.langchain.chains import LYON, REFUSAL, seen_by
 from tests.adapters.langchain.rag import Facts
 from tests.fakes import LadderDecider, MemoryQueue, guard_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from langgraph.graph.state import CompiledStateGraph
-
     from semgrad_guard.guard import Guard
 
-THREAD: Any = {"configurable": {"thread_id": "t1"}}
 REVIEW = LadderDecider([HumanReview(message="Wait for a person.")])
-
-
-class Scripted(BaseChatModel):
-    """Chat model that gives prepared messages, in pieces when streamed; every prompt is kept."""
-
-    script: list[AIMessage]
-    prompts: list[list[BaseMessage]] = Field(default_factory=list)
-
-    @property
-    def _llm_type(self) -> str:
-        return "scripted"
-
-    def bind_tools(self, *_: Any, **__: Any) -> Any:
-        """Know all tools already."""
-        return self
-
-    def _next(self, messages: list[BaseMessage]) -> AIMessage:
-        self.prompts.append(messages)
-        return self.script[min(len(self.prompts), len(self.script)) - 1].model_copy()
-
-    def _generate(self, messages: list[BaseMessage], *_: Any, **__: Any) -> ChatResult:
-        return ChatResult(generations=[ChatGeneration(message=self._next(messages))])
-
-    def _stream(self, messages: list[BaseMessage], *_: Any, **__: Any) -> Iterator[ChatGenerationChunk]:
-        message = self._next(messages)
-        for piece in str(message.content):
-            yield ChatGenerationChunk(message=AIMessageChunk(content=piece))
-        yield ChatGenerationChunk(
-            message=AIMessageChunk(content="", tool_calls=message.tool_calls, chunk_position="last")
-        )
-
-
-def says(*script: AIMessage | str) -> Scripted:
-    """Model that says these things in turn."""
-    return Scripted(script=[AIMessage(said) if isinstance(said, str) else said for said in script])
-
-
-def call_of(name: str, **args: Any) -> AIMessage:
-    """Message that asks for a tool."""
-    return AIMessage("", tool_calls=[{"name": name, "args": args, "id": "c1"}])
-
-
-@tool(response_format="content_and_artifact")
-def search(query: str) -> tuple[str, list[Document]]:
-    """Search the atlas."""
-    return "Paris is the capital.", [Document("Paris is the capital.", metadata={"source": "atlas"})]
-
-
-def agent_of(
-    model: Any, guard: Guard, *, tools: Any = (), checkpointer: Any = None, **options: Any
-) -> CompiledStateGraph:
-    """Guarded agent."""
-    return create_agent(
-        model, list(tools), middleware=[SemGradMiddleware(guard=guard, **options)], checkpointer=checkpointer
-    )
-
-
-def ask(agent: Any, text: str = "Capital?", config: Any = None) -> dict[str, Any]:
-    """State after a question."""
-    return agent.invoke({"messages": [HumanMessage(text)]}, config)
 
 
 # --- judging ----------------------------------------------------------------------------------------------------------
@@ -225,7 +157,7 @@ async def test_a_retry_shows_the_model_more_passages(asynchronous: bool) -> None
     assert [p.text for p in seen_by(guard)[1].passages] == ["Fact 0.", "Fact 1.", "Fact 2."]
 
 
-def test_a_retry_without_a_retriever_says_what_to_pass() -> None:
+def test_a_retry_without_retriever_and_tools_says_what_to_pass() -> None:
     """Silence would look like a retry that did not help."""
     guard = guard_of(default=0.9, decider=LadderDecider([RetryRetrieval(top_k=3)]))
     state = ask(agent_of(says(LYON), guard))
