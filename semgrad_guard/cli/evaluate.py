@@ -15,9 +15,10 @@ if TYPE_CHECKING:
     from semgrad_guard.evaluation.comparison.answering import Asked
     from semgrad_guard.evaluation.comparison.answers_file import AnswersFile
     from semgrad_guard.evaluation.comparison.graders import Grader
-    from semgrad_guard.evaluation.comparison.meaning import Embedding
+    from semgrad_guard.evaluation.comparison.meaning import Similarity
     from semgrad_guard.evaluation.comparison.result import Result
     from semgrad_guard.evaluation.comparison.run import Evaluation
+    from semgrad_guard.models.embedding import SentenceModel
     from semgrad_guard.scoring import SemGradScorer
 
 N_METHODS = 40
@@ -34,7 +35,7 @@ EXAMPLES = """[bold]Examples[/bold]
 
   semgrad-guard evaluate hf:squad_v2 --limit 300 --grader f1
 
-  semgrad-guard evaluate questions.jsonl --grader embedding --embedding sentence-transformers/all-MiniLM-L6-v2
+  semgrad-guard evaluate questions.jsonl --grader embedding --embedding minilm-l6-v2
 
 A line of the input: {"question": "...", "passages": ["..."], "answers": ["accepted", "also accepted"]}; an empty list
 of answers is a question that has none. Lines of one `group` are never split between fitting and testing. A line with an
@@ -58,7 +59,8 @@ def evaluate(
         Literal["contains", "exact", "f1", "embedding", "judge"], typer.Option(help="Compares answers.")
     ] = "contains",
     embedding: Annotated[
-        str | None, typer.Option(help="Sentence-transformers model: likeness of samples, and --grader embedding.")
+        str | None,
+        typer.Option(help="Sentence-transformers model (or minilm-l6-v2): signals of meaning, likeness of samples."),
     ] = None,
     same: Annotated[float, typer.Option(min=0, max=1, help="Cosine from which two texts say the same.")] = 0.8,
     judge: Annotated[
@@ -75,14 +77,19 @@ def evaluate(
 ) -> None:
     """Answer, grade and score questions, and compare every method with intervals: tables, JSON and an HTML page."""
     from semgrad_guard.evaluation.comparison.answering import Asked  # noqa: PLC0415 - loads torch
-    from semgrad_guard.evaluation.comparison.meaning import SAME_WORDS, shared_words  # noqa: PLC0415 - loads numpy
+    from semgrad_guard.evaluation.comparison.meaning import (  # noqa: PLC0415 - loads numpy
+        SAME_WORDS,
+        by_embedding,
+        shared_words,
+    )
     from semgrad_guard.evaluation.comparison.run import RATES, Evaluation  # noqa: PLC0415 - loads numpy
 
     console = Console(stderr=True)
     folder = out or Path(f"{_stem(data)}-{_stem(model)}")
     folder.mkdir(parents=True, exist_ok=True)
     questions = _questions(data, folder, field or [], limit)
-    meaning = _embedding(embedding, grader)
+    embedder = _embedder(embedding, grader)
+    meaning = by_embedding(embedder) if embedder else None
     evaluation = Evaluation(
         data=_stem(data),
         model=_stem(model),
@@ -105,7 +112,7 @@ def evaluate(
     if overwrite:
         (folder / ANSWERS).unlink(missing_ok=True)
     with console.status(f"Loading {model}"):
-        scorer = _scorer(model, dtype, device, position)
+        scorer = _scorer(model, dtype, device, position, embedder)
     answers = _answered(console, folder / ANSWERS, questions, limit, scorer, asked)
     _report(_compared(console, evaluation, answers, folder), folder)
 
@@ -137,17 +144,17 @@ def _pair(field: str) -> tuple[str, str]:
     return meaning, column
 
 
-def _embedding(name: str | None, grader: str) -> Embedding | None:
+def _embedder(name: str | None, grader: str) -> SentenceModel | None:
     if name is None:
         if grader == "embedding":
             raise typer.BadParameter("--grader embedding needs --embedding MODEL")
         return None
-    from semgrad_guard.evaluation.comparison.meaning import Embedding  # noqa: PLC0415 - loads numpy
+    from semgrad_guard.models.embedding import SentenceModel  # noqa: PLC0415 - loads numpy
 
-    return Embedding(name)
+    return SentenceModel(name)
 
 
-def _grader(name: str, meaning: Embedding | None, same: float, judge: str | None) -> Grader:
+def _grader(name: str, meaning: Similarity | None, same: float, judge: str | None) -> Grader:
     from semgrad_guard.evaluation.comparison import graders  # noqa: PLC0415 - loads numpy
 
     if name == "embedding" and meaning is not None:
@@ -163,11 +170,13 @@ def _grader(name: str, meaning: Embedding | None, same: float, judge: str | None
     return graders.by_judge(graders.local_judge(load_model(judge)))
 
 
-def _scorer(model: str, dtype: str, device: str | None, position: int | None) -> SemGradScorer:
+def _scorer(
+    model: str, dtype: str, device: str | None, position: int | None, embedder: SentenceModel | None
+) -> SemGradScorer:
     from semgrad_guard.models import load_model  # noqa: PLC0415 - loads torch
     from semgrad_guard.scoring import SemGradScorer  # noqa: PLC0415 - loads torch
 
-    return SemGradScorer(load_model(model, dtype=dtype, device=device), position=position)
+    return SemGradScorer(load_model(model, dtype=dtype, device=device), position=position, embedder=embedder)
 
 
 def _answered(

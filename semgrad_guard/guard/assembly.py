@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from semgrad_guard.calibration import Profile
     from semgrad_guard.flow import Exchange, Score
+    from semgrad_guard.models.embedding import Embedder
     from semgrad_guard.policy import RiskTarget
     from semgrad_guard.policy.sections import ScorerSettings
     from semgrad_guard.ports import Calibrator, Scorer, Sink
@@ -69,18 +70,25 @@ def parts_of(policy: Policy, scorer: Scorer) -> Parts:
     )
 
 
-def scorer_of(settings: ScorerSettings, model: object | None = None, profile: Profile | None = None) -> LazyScorer:
+def scorer_of(
+    settings: ScorerSettings,
+    model: object | None = None,
+    profile: Profile | None = None,
+    embedder: Embedder | None = None,
+) -> LazyScorer:
     """Return the scorer that a policy names; its model is loaded when the first answer is scored.
 
     Args:
         settings: the policy's `scorer` section.
         model: scoring model in place of the policy's: anything that `load_model` takes.
         profile: where position and band come from that the section leaves out, if it is this model's.
+        embedder: sentence embeddings in place of the policy's, such as the retriever's.
     """
     source = settings.model if model is None else model
 
     def load() -> Scorer:
         from semgrad_guard.models import load_model  # noqa: PLC0415 - loads torch
+        from semgrad_guard.models.embedding import SentenceModel  # noqa: PLC0415 - loads numpy
         from semgrad_guard.scoring import SemGradScorer  # noqa: PLC0415 - loads torch
         from semgrad_guard.scoring.signals import FREE  # noqa: PLC0415 - beside the scorer
 
@@ -95,6 +103,7 @@ def scorer_of(settings: ScorerSettings, model: object | None = None, profile: Pr
             band=(band[0], band[1] + 1) if band else None,
             granularity=settings.granularity,
             signals=(*FREE, *settings.signals),
+            embedder=embedder or (SentenceModel(settings.embedding) if settings.embedding else None),
         )
 
     return LazyScorer(settings.model if model is None else type(model).__name__, load)

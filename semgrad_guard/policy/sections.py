@@ -76,6 +76,8 @@ class ScorerSettings(Frozen):
     """Decoder blocks [first, last], both included, that SemGrad averages over; left out, the upper half."""
     signals: Annotated[tuple[CostlySignal, ...], Field(strict=False)] = ()
     """Signals to compute beside the free ones, at another forward pass each."""
+    embedding: Text | None = None
+    """Sentence-transformers model (`minilm-l6-v2`, a Hugging Face id or a folder) for the signals of meaning."""
 
 
 class Messages(Frozen):

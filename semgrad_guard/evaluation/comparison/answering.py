@@ -14,6 +14,7 @@ from semgrad_guard.evaluation.resumable import ROW_KEY, digest
 from semgrad_guard.scoring.context_gain import context_gain
 from semgrad_guard.scoring.p_true import p_true
 from semgrad_guard.scoring.reading import read_exchange
+from semgrad_guard.scoring.signals import CLOSENESS
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable, Iterator
@@ -71,11 +72,14 @@ class _Answerer:
                 generated = self._write(exchange)
             exchange = _with_answer(exchange, generated)
         found = _said(generated)
+        started = time.perf_counter()
         try:
             score = self._score(exchange, generated)
         except ScoringError as error:
             return {**found, "error": f"{type(error).__name__}: {error}"}
         self._seconds["score"] = score.seconds
+        if not score.signals.keys().isdisjoint(CLOSENESS):
+            self._seconds["embedding"] = time.perf_counter() - started - score.seconds
         found |= _plain(score)
         found |= self._context_gain(exchange, score)
         if self._asked.n_baseline_rows is None or row.line <= self._asked.n_baseline_rows:

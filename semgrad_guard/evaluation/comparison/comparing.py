@@ -14,7 +14,7 @@ from semgrad_guard.calibration.folds import check_enough
 from semgrad_guard.calibration.frozen import Frozen
 from semgrad_guard.calibration.profile_fitting import usable_signals
 from semgrad_guard.errors import SemGradGuardError
-from semgrad_guard.evaluation.comparison.methods import fused_methods, single_methods
+from semgrad_guard.evaluation.comparison.methods import fused_methods, kind_of, single_methods
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -218,8 +218,11 @@ def _difference(labels: Labels, left: Ranked, right: Ranked, draws: int, seed: i
 def _ablations(labels: Labels, by_name: Mapping[str, Ranked], draws: int, seed: int) -> dict[str, Interval]:
     pairs = {
         "gradients": ("fused", "fused, no gradients"),
+        "gradients, beside embeddings,": ("fused + embeddings", "fused + embeddings, no gradients"),
         "text": ("fused", "fused, no text"),
-        "forward passes": ("fused + forward passes", "fused"),
+        "embeddings": ("fused + embeddings", "fused"),
+        "forward passes": ("fused + forward", "fused"),
+        "forward passes, beside embeddings,": ("fused + embeddings + forward", "fused + embeddings"),
     }
     return {
         added: _difference(labels, by_name[with_it], by_name[without], draws, seed)
@@ -241,14 +244,16 @@ def _by_tag(labels: Labels, fused: Ranked, draws: int, seed: int) -> tuple[TagRe
     return tuple(found)
 
 
-_STEP_OF = {"gradient": "score", "likelihood": "score", "text": None, "sampling": "samples"}
+_STEP_OF = {"gradient": "score", "likelihood": "score", "text": None, "embedding": "embedding", "sampling": "samples"}
 """The step whose time a kind of single method takes; text signals count words, which takes none to speak of."""
 
 
 def _seconds(method: Method, seconds: Mapping[str, float]) -> float | None:
     """Return what a method costs beyond writing the answer."""
     if method.kind == "fused":
-        steps = {"score", *(name for name in method.signals if name in seconds)}
+        kinds = {kind_of(name) for name in method.signals}
+        steps = {name for name in method.signals if kind_of(name) == "forward"}
+        steps |= {step for kind in kinds & _STEP_OF.keys() if (step := _STEP_OF[kind])}
     elif method.kind == "forward":
         steps = {method.signals[0]}
     else:

@@ -12,7 +12,7 @@ from semgrad_guard.flow import Message
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from semgrad_guard.evaluation.comparison.meaning import Embedding
+    from semgrad_guard.evaluation.comparison.meaning import Similarity
     from semgrad_guard.models import LocalModel
 
 
@@ -34,17 +34,17 @@ def by_words(name: str) -> Grader:
     return lambda _question, answer, references: compare(answer, references)
 
 
-def by_embedding(embedding: Embedding, same: float = SAME_MEANING) -> Grader:
+def by_embedding(alike: Similarity, same: float = SAME_MEANING) -> Grader:
     """Return a grader that takes an answer for right when its sentence embedding is like that of an accepted one.
 
     Embeddings hardly notice a negation: look at some grades before you trust them.
 
     Args:
-        embedding: of sentences.
+        alike: likeness by sentence embeddings.
         same: cosine from which two sentences say the same.
     """
     return lambda _question, answer, references: (
-        bool(references) and bool(embedding([answer, *references])[0, 1:].max() >= same)
+        bool(references) and bool(alike([answer, *references])[0, 1:].max() >= same)
     )
 
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from semgrad_guard.evaluation.grading import token_f1
-from semgrad_guard.extras import require
+from semgrad_guard.models.embedding import UnitVectors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
+
+    from semgrad_guard.models.embedding import Embedder
 
     Similarity = Callable[[Sequence[str]], NDArray[np.float64]]
     """Texts -> how alike each two are, ``(text, text)``, 1 on the diagonal."""
@@ -32,28 +34,17 @@ def shared_words(texts: Sequence[str]) -> NDArray[np.float64]:
     return alike
 
 
-class Embedding:
-    """Sentence embeddings by a model of `sentence-transformers`."""
+def by_embedding(embedder: Embedder) -> Similarity:
+    """Return the likeness by sentence embeddings: the cosine, below 0 counted as 0."""
+    unit = UnitVectors(embedder)
 
-    def __init__(self, model: str) -> None:
-        """Load the model.
+    def alike(texts: Sequence[str]) -> NDArray[np.float64]:
+        vectors = unit(texts)
+        found = np.clip(vectors @ vectors.T, 0.0, 1.0)
+        np.fill_diagonal(found, 1.0)
+        return found
 
-        Args:
-            model: Hugging Face id or folder of a sentence-transformers model.
-
-        Raises:
-            MissingExtraError: sentence-transformers is not installed.
-        """
-        library: Any = require("sentence_transformers", extra="evaluation")
-        self._model: Any = library.SentenceTransformer(model)
-
-    def __call__(self, texts: Sequence[str]) -> NDArray[np.float64]:
-        """Return the cosine of each two texts, below 0 counted as 0."""
-        rows = self._model.encode(list(texts), normalize_embeddings=True, show_progress_bar=False)
-        vectors = np.asarray(rows, dtype=np.float64)
-        alike = np.clip(vectors @ vectors.T, 0.0, 1.0)
-        np.fill_diagonal(alike, 1.0)
-        return alike
+    return alike
 
 
 def clusters(alike: NDArray[np.float64], same: float) -> list[int]:

@@ -7,9 +7,9 @@ from typing import Literal
 
 from semgrad_guard.calibration.wording import direction_of
 from semgrad_guard.evaluation.comparison.sampled_signals import SAMPLED
-from semgrad_guard.scoring.signals import FREE, METHODS, SIGNALS
+from semgrad_guard.scoring.signals import SIGNALS
 
-Kind = Literal["gradient", "likelihood", "text", "forward", "sampling", "fused"]
+Kind = Literal["gradient", "likelihood", "text", "embedding", "forward", "sampling", "fused"]
 
 _GRADIENTS = ("semgrad", "paragrad", "hybridgrad", "exgrad")
 """Families of signals that need the backward pass, by the beginning of their names."""
@@ -39,9 +39,7 @@ def kind_of(signal: str) -> Kind:
     if signal.startswith(_GRADIENTS):
         return "gradient"
     cost = SIGNALS[signal].cost
-    if cost == "free":
-        return "likelihood"
-    return "text" if cost == "text" else "forward"
+    return "likelihood" if cost == "free" else cost
 
 
 def single_methods(names: tuple[str, ...]) -> list[Method]:
@@ -53,22 +51,23 @@ def single_methods(names: tuple[str, ...]) -> list[Method]:
 
 def fused_methods(names: tuple[str, ...]) -> list[Method]:
     """Return the fusions that show what each family adds; the first is what the guard uses by default."""
-    free = tuple(name for name in names if name in FREE)
-    families = {
-        kind: tuple(name for name in free if kind_of(name) == kind) for kind in ("gradient", "likelihood", "text")
+    by_kind: dict[Kind, tuple[str, ...]] = {
+        kind: tuple(name for name in names if name in SIGNALS and kind_of(name) == kind)
+        for kind in ("gradient", "likelihood", "text", "embedding", "forward")
     }
-    costly = tuple(name for name in names if name in SIGNALS and kind_of(name) == "forward")
+    gradients, likelihoods, texts, closeness, forward = by_kind.values()
+    free = gradients + likelihoods + texts
     wanted = {
         "fused": free,
-        "fused + forward passes": free + costly if costly else (),
-        "fused, no gradients": families["likelihood"] + families["text"],
-        "fused, no text": families["gradient"] + families["likelihood"],
-        "fused, gradients only": families["gradient"],
-        "fused, likelihoods only": families["likelihood"],
-        "fused, text only": families["text"],
+        "fused + embeddings": free + closeness if closeness else (),
+        "fused + embeddings + forward": free + closeness + forward if closeness and forward else (),
+        "fused + forward": free + forward if forward and not closeness else (),
+        "fused + embeddings, no gradients": likelihoods + texts + closeness if closeness else (),
+        "fused, no gradients": likelihoods + texts,
+        "fused, no text": gradients + likelihoods,
+        "fused, gradients only": gradients,
+        "fused, likelihoods only": likelihoods,
+        "fused, text only": texts,
+        "fused, embeddings only": closeness,
     }
     return [Method(name=name, kind="fused", signals=signals) for name, signals in wanted.items() if len(signals) > 1]
-
-
-PUBLISHED = tuple(name for name in METHODS if "@" not in name)
-"""Single scores that stand in the literature; the positions of `semgrad@` are variants."""

@@ -19,6 +19,7 @@ KINDS = {
     "gradient": "one backward pass",
     "likelihood": "likelihoods",
     "text": "words of answer and passages",
+    "embedding": "sentence embeddings",
     "forward": "another forward pass",
     "sampling": "sampled answers",
 }
