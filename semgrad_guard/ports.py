@@ -154,6 +154,31 @@ class ReviewQueue(Protocol):
 
 
 @runtime_checkable
+class DecidableQueue(ReviewQueue, Protocol):
+    """A queue that takes verdicts, for verdicts that are given elsewhere.
+
+    The same `op` given twice is done once. All raise `IllegalMoveError` where the item has its verdict, and
+    `AlreadyClaimedError` where somebody else holds it.
+    """
+
+    def approve(self, review_id: ReviewId, by: str, *, op: str | None = None) -> object:
+        """Let the answer out as it is."""
+        ...
+
+    def edit(self, review_id: ReviewId, by: str, text: str, *, op: str | None = None) -> object:
+        """Let out a text in place of the answer."""
+        ...
+
+    def reject(self, review_id: ReviewId, by: str, reason: str = "", *, op: str | None = None) -> object:
+        """Hold the answer back for good."""
+        ...
+
+    def release(self, review_id: ReviewId, reviewer: str, *, force: bool = False) -> object:
+        """Put a claimed item back; `force` does so for somebody else's."""
+        ...
+
+
+@runtime_checkable
 class Sink(Protocol):
     """Takes records to where people read them. It must not raise, block for long or change anything."""
 

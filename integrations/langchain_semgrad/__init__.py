@@ -3,7 +3,8 @@
 - `SemGradGuard` judges the answer of the chain that it stands in; `.wrap(chain, ...)` retries and falls back as well.
 - `SemGradOutputParser` does the same as the last parser of a chain.
 - `SemGradCallbackHandler` judges and logs, and changes nothing.
-- `SemGradMiddleware` guards agents made by `create_agent`, `SemGradNode` hand-built graphs (extra `agents`).
+- `SemGradMiddleware` guards agents made by `create_agent`, `SemGradNode` hand-built graphs (extra `agents`);
+  `resume_with` turns a verdict of the review queue into what such a graph is resumed with.
 - `SemGradChatModel` is a local model that scores its answers while it writes them.
 """
 
@@ -24,6 +25,7 @@ from langchain_semgrad.retrievers import GuardedRetriever  # noqa: E402
 if TYPE_CHECKING:
     from langchain_semgrad.graph_node import SemGradGraphState, SemGradNode
     from langchain_semgrad.middleware import SemGradMiddleware
+    from langchain_semgrad.review_verdict import resume_with
 
 __all__ = [
     "GuardedAnswer",
@@ -36,9 +38,15 @@ __all__ = [
     "SemGradMiddleware",
     "SemGradNode",
     "SemGradOutputParser",
+    "resume_with",
 ]
 
-_OF_AGENTS = {"SemGradMiddleware": "middleware", "SemGradNode": "graph_node", "SemGradGraphState": "graph_node"}
+_OF_AGENTS = {
+    "SemGradMiddleware": "middleware",
+    "SemGradNode": "graph_node",
+    "SemGradGraphState": "graph_node",
+    "resume_with": "review_verdict",
+}
 """Names that need LangChain's agents, and where they are: imported when they are asked for."""
 
 

@@ -20,7 +20,8 @@ from langchain_semgrad.fallbacks import FallbackModels
 from langchain_semgrad.finding import Finder
 from langchain_semgrad.judging import Work, outcome_of
 from langchain_semgrad.result import findings
-from langchain_semgrad.review_interrupt import REVIEWS, Review, ask_person, guard_for, held_answer, settled_text, stops
+from langchain_semgrad.review_interrupt import REVIEWS, Review, guard_for, held_answer, stops
+from langchain_semgrad.review_verdict import settle_held
 from langchain_semgrad.settings import build_guard, check_option
 from langchain_semgrad.values import METADATA_KEY, Slot, with_answer
 from semgrad_guard.errors import NotGuardableError, StepUnavailableError
@@ -73,7 +74,8 @@ class SemGradNode(Runnable[Any, Any]):
         answer: function of question and documents that answers again.
         fallbacks: models by the name that the policy uses.
         rewriter: model that rewords the question for retrieval.
-        review: `"interrupt"`, `"queue"` or `"both"`; `None` interrupts where the graph has a checkpointer.
+        review: `"interrupt"`, `"queue"` or `"both"`, as for `SemGradMiddleware`; `None` interrupts where the graph has
+            a checkpointer.
 
     Example:
         >>> node = SemGradNode(policy="policy.yaml")  # doctest: +SKIP
@@ -134,7 +136,7 @@ class SemGradNode(Runnable[Any, Any]):
         held = state.get(HELD_KEY)
         if not held:
             return {}
-        text, status = settled_text(ask_person(held), held, self._guard.parts.abstain_message)
+        text, status = settle_held(held, self._guard, self._review)
         found = {**state.get(METADATA_KEY, {}), "status": status.value, "withheld": status is Status.ABSTAINED}
         message = next((m for m in _messages(state[self._answer_key]) if m.id == held["message_id"]), None)
         changed: Any = text

@@ -23,12 +23,11 @@ from langchain_semgrad.result import findings
 from langchain_semgrad.review_interrupt import (
     REVIEWS,
     Review,
-    ask_person,
     guard_for,
     held_answer,
-    settled_text,
     stops,
 )
+from langchain_semgrad.review_verdict import settle_held
 from langchain_semgrad.settings import OnWithheld, Settings, StreamMode, build_guard, check_option
 from langchain_semgrad.values import METADATA_KEY, Slot, with_answer
 from semgrad_guard.errors import LowConfidenceError
@@ -90,8 +89,10 @@ class SemGradMiddleware(AgentMiddleware[SemGradState, Any, Any]):
         fallbacks: chat models by the name that the policy uses; `provider:model` names need no entry.
         rewriter: model that rewords the question for retrieval.
         review: `"interrupt"` stops the graph for a person, `"queue"` stores the answer in the policy's review queue and
-            gives the pending message, `"both"` does both. `None` stops the graph where it has a checkpointer and uses
-            the queue elsewhere. Without a checkpointer nothing can go on after a stop, so the answer is held back then.
+            gives the pending message. `"both"` does both: resuming the graph settles the queue's item, while a verdict
+            in the queue resumes nothing by itself (`resume_with` makes of it what the graph is resumed with). `None`
+            stops the graph where it has a checkpointer and uses the queue elsewhere. Without a checkpointer nothing can
+            go on after a stop, so the answer is held back then.
         stream: `"buffer"` or `"annotate"`, which lets tokens pass before they are judged.
         on_withheld: `"message"` gives the policy's message; `"raise"` raises `LowConfidenceError` inside the model's
             call, where a `ModelFallbackMiddleware` listed before this one asks its own models.
@@ -197,11 +198,11 @@ class SemGradMiddleware(AgentMiddleware[SemGradState, Any, Any]):
         held, message = state.get("semgrad_held"), state["messages"][-1] if state["messages"] else None
         search = state.get("semgrad_search")
         if search and message is not None and message.id == search["message_id"]:
-            return {"messages": [RemoveMessage(message.id)], "jump_to": "model"}
+            return {"messages": [RemoveMessage(search["message_id"])], "jump_to": "model"}
         ends = {"jump_to": "end"} if state.get("semgrad_ends") else {}
         if not held or message is None or message.id != held["message_id"]:
             return ends or None
-        text, status = settled_text(ask_person(held), held, self._guard.parts.abstain_message)
+        text, status = settle_held(held, self._guard, self._review)
         found = {**state.get("semgrad", {}), "status": status.value, "withheld": status is Status.ABSTAINED}
         changed = with_answer(message, Slot((), str(message.text), message), text, found)
         return {"messages": [changed], "semgrad": found, "semgrad_held": None, **ends}

@@ -41,6 +41,8 @@ class ReviewResponse(BaseModel):
     """The answer to give, for `edit` and `respond`."""
     message: str | None = None
     """The reviewer's reason, for `reject`."""
+    by: str | None = None
+    """Who decided, for the record."""
 
     @model_validator(mode="before")
     @classmethod
@@ -152,6 +154,12 @@ def held_answer(outcome: Outcome, message_id: str) -> dict[str, Json] | None:
         "rule": outcome.decision.rule,
         "why": outcome.decision.why,
         "review_id": outcome.review_id,
+        "record": {
+            "id": outcome.record.id,
+            "at": outcome.record.at.isoformat(),
+            "seconds": outcome.record.seconds,
+            "answer_id": outcome.record.answer_id,
+        },
     }
 
 
@@ -161,7 +169,7 @@ def ask_person(held: Mapping[str, Json]) -> ReviewResponse:
     Raises:
         pydantic.ValidationError: the graph was resumed with something else than a verdict; it can be resumed again.
     """
-    shown = {key: value for key, value in held.items() if key != "message_id"}
+    shown = {key: value for key, value in held.items() if key not in {"message_id", "record"}}
     request = {
         "action_requests": [
             {
@@ -176,18 +184,3 @@ def ask_person(held: Mapping[str, Json]) -> ReviewResponse:
     if "response_schema" in inspect.signature(interrupt).parameters:
         return ReviewResponse.model_validate(ask(request, response_schema=ReviewResponse))
     return ReviewResponse.model_validate(ask(request))
-
-
-def settled_text(verdict: ReviewResponse, held: Mapping[str, Json], abstain: str) -> tuple[str, Status]:
-    """Return what the user gets after a verdict, and what kind of text it is.
-
-    Args:
-        verdict: what the person decided.
-        held: the answer that was held back.
-        abstain: message in the place of a rejected answer.
-    """
-    if verdict.type == "approve":
-        return str(held["answer"]), Status.REVIEWED
-    if verdict.answer and verdict.type in {"edit", "respond"}:
-        return verdict.answer, Status.REVIEWED
-    return abstain, Status.ABSTAINED

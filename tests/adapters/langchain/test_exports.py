@@ -21,6 +21,7 @@ def test_exactly_these_names_are_public() -> None:
         "SemGradMiddleware",
         "SemGradNode",
         "SemGradOutputParser",
+        "resume_with",
     ]
     assert all(getattr(langchain_semgrad, name) is not None for name in langchain_semgrad.__all__)
 
