@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 VERSION: Literal[1] = 1
 _POSITION = re.compile(r"position (-\d+)")
 _BAND = re.compile(r"blocks (\d+) to (\d+)")
+_EMBEDDER = re.compile(r", embedder (.+)$")
 
 
 class Evidence(Frozen):
@@ -127,6 +128,12 @@ class Profile(Frozen):
         """First and last decoder block of SemGrad's layer band; `None` when the settings do not say it."""
         found = _BAND.search(self.fingerprint.settings)
         return (int(found[1]), int(found[2])) if found else None
+
+    @property
+    def embedder(self) -> str | None:
+        """Name of the embedder behind its signals of meaning; `None` when it has none."""
+        found = _EMBEDDER.search(self.fingerprint.settings)
+        return found[1] if found else None
 
     def margin(self, signals: Mapping[str, float]) -> float:
         """Return the log-odds of one answer before calibration; every required signal must be there."""

@@ -81,7 +81,7 @@ def scorer_of(
     Args:
         settings: the policy's `scorer` section.
         model: scoring model in place of the policy's: anything that `load_model` takes.
-        profile: where position and band come from that the section leaves out, if it is this model's.
+        profile: where position, band and embedding come from that the section leaves out, if it is this model's.
         embedder: sentence embeddings in place of the policy's, such as the retriever's.
     """
     source = settings.model if model is None else model
@@ -96,6 +96,7 @@ def scorer_of(
         local = load_model(source, dtype=settings.dtype, device=settings.device)
         own = profile if profile is not None and profile.fingerprint.model == local.weights_digest else None
         band = settings.band or (own.band if own else None)
+        meaning = settings.embedding or (own.embedder if own else None)
         return SemGradScorer(
             local,
             method=SHOWN_BESIDE_FUSED if settings.method == FUSED else settings.method,
@@ -103,7 +104,7 @@ def scorer_of(
             band=(band[0], band[1] + 1) if band else None,
             granularity=settings.granularity,
             signals=(*FREE, *settings.signals),
-            embedder=embedder or (SentenceModel(settings.embedding) if settings.embedding else None),
+            embedder=embedder or (SentenceModel(meaning) if meaning else None),
         )
 
     return LazyScorer(settings.model if model is None else type(model).__name__, load)
