@@ -33,7 +33,7 @@ SHOWN_BESIDE_FUSED = "hybridgrad"
 
 
 def assemble(
-    source: PolicySource, *, model: object | None, scorer: Scorer | None, reload: bool
+    source: PolicySource, *, model: object | None, scorer: Scorer | None, embedder: Embedder | None, reload: bool
 ) -> Parts | Callable[[], Parts]:
     """Return the stages that a policy describes, or a function of the present ones when its file is followed.
 
@@ -41,6 +41,7 @@ def assemble(
         source: policy file, its content, a policy, or `None` for the shipped one.
         model: scoring model in place of the policy's.
         scorer: a ready scorer in place of the policy's.
+        embedder: sentence embeddings in place of the policy's.
         reload: follow changes of the file.
 
     Raises:
@@ -48,9 +49,9 @@ def assemble(
         CalibrationError: the profile cannot be read, or cannot keep the error rate that `accept` asks for.
     """
     if reload and isinstance(source, str | Path):
-        return FollowedParts(PolicyWatcher(source), model=model, scorer=scorer).current
+        return FollowedParts(PolicyWatcher(source), model=model, scorer=scorer, embedder=embedder).current
     policy = policy_from(source)
-    return parts_of(policy, scorer or _scorer(policy, model))
+    return parts_of(policy, scorer or _scorer(policy, model, embedder))
 
 
 def parts_of(policy: Policy, scorer: Scorer) -> Parts:
@@ -113,12 +114,20 @@ def scorer_of(
 class FollowedParts:
     """The stages of a policy file that may change; the scorer is kept while the policy's `scorer` section is."""
 
-    def __init__(self, watcher: PolicyWatcher, *, model: object | None, scorer: Scorer | None) -> None:
+    def __init__(
+        self,
+        watcher: PolicyWatcher,
+        *,
+        model: object | None,
+        scorer: Scorer | None,
+        embedder: Embedder | None = None,
+    ) -> None:
         """Build the stages for the first time."""
-        self._watcher, self._model, self._given = watcher, model, scorer
+        self._watcher, self._given = watcher, scorer
+        self._model, self._embedder = model, embedder
         self._lock = threading.Lock()
         self._policy = watcher.current()
-        self._parts = parts_of(self._policy, scorer or _scorer(self._policy, model))
+        self._parts = parts_of(self._policy, scorer or _scorer(self._policy, model, embedder))
 
     def current(self) -> Parts:
         """Return the present stages; while the changed policy can't be built, the last good ones."""
@@ -131,7 +140,7 @@ class FollowedParts:
 
     def _rebuild(self, policy: Policy, *, keep_scorer: bool) -> None:
         try:
-            scorer = self._given or (self._parts.scorer if keep_scorer else _scorer(policy, self._model))
+            scorer = self._given or (self._parts.scorer if keep_scorer else _scorer(policy, self._model, self._embedder))
             parts = parts_of(policy, scorer)
         except Exception as error:  # noqa: BLE001 - a broken change must not take the guard down
             _log.warning("the changed policy can't be used; the last good one stays in force: %s", error)
@@ -141,8 +150,8 @@ class FollowedParts:
             threading.Thread(target=replaced.close, name="semgrad-close", daemon=True).start()
 
 
-def _scorer(policy: Policy, model: object | None) -> LazyScorer:
-    return scorer_of(policy.scorer, model, profile_of(policy))
+def _scorer(policy: Policy, model: object | None, embedder: Embedder | None) -> LazyScorer:
+    return scorer_of(policy.scorer, model, profile_of(policy), embedder)
 
 
 class NoCalibrator:

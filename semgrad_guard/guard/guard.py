@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from semgrad_guard.errors import ScoringError
     from semgrad_guard.flow import Decision, Exchange, Outcome, Record, Score
     from semgrad_guard.guard.parts import Parts
+    from semgrad_guard.models.embedding import Embedder
     from semgrad_guard.ports import Scorer
 
 _log = logging.getLogger("semgrad_guard")
@@ -52,6 +53,7 @@ class Guard:
         *,
         model: object | None = None,
         scorer: Scorer | None = None,
+        embedder: Embedder | None = None,
         reload: bool = False,
     ) -> Self:
         """Return the guard that a policy file describes.
@@ -60,6 +62,8 @@ class Guard:
             path: the file, or its content as a mapping; `None` takes the policy that ships with the package.
             model: scoring model, in place of the policy's `scorer.model`: anything `load_model` takes.
             scorer: a ready scorer, in place of the policy's.
+            embedder: sentence embeddings, such as the retriever's, in place of the policy's `scorer.embedding`; without
+                either, signals of meaning are left out.
             reload: follow changes of the file; while it is broken the last good policy stays in force.
 
         Raises:
@@ -68,7 +72,7 @@ class Guard:
         """
         from semgrad_guard.guard.assembly import assemble  # noqa: PLC0415 - a guard of given parts needs no YAML
 
-        return cls(assemble(path, model=model, scorer=scorer, reload=reload))
+        return cls(assemble(path, model=model, scorer=scorer, embedder=embedder, reload=reload))
 
     @property
     def parts(self) -> Parts:
