@@ -39,6 +39,9 @@ def score(
     position: Annotated[int | None, typer.Option(max=-1, help="t*, from the prompt's end.", show_default=False)] = None,
     granularity: Annotated[str, typer.Option(help="answer or sentence.")] = "answer",
     profile: Annotated[str | None, typer.Option(help="Profile: adds confidence.", show_default=False)] = None,
+    embedding: Annotated[
+        str | None, typer.Option(help="Sentence-transformers model, or minilm-l6-v2: adds signals of meaning.")
+    ] = None,
     dtype: Annotated[str, typer.Option(help="Number type of the weights.")] = "float32",
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...", show_default=False)] = None,
     own_answers: Annotated[bool, typer.Option("--own-answers", help="The scoring model wrote the answers.")] = False,
@@ -49,6 +52,7 @@ def score(
     from semgrad_guard.evaluation.rows import read_rows  # noqa: PLC0415 - loads numpy
     from semgrad_guard.evaluation.score_file import ScoreFile, score_rows  # noqa: PLC0415 - beside its use
     from semgrad_guard.models import load_model  # noqa: PLC0415 - loads torch
+    from semgrad_guard.models.embedding import SentenceModel  # noqa: PLC0415 - loads numpy
     from semgrad_guard.scoring import SemGradScorer  # noqa: PLC0415 - loads torch
 
     console = Console(stderr=True)
@@ -57,11 +61,18 @@ def score(
     calibrator = _calibrator(profile)
     with console.status(f"Loading {model}"):
         local = load_model(model, dtype=dtype, device=device)
+        embedder = SentenceModel(embedding) if embedding else None
 
     @cache
     def scorer_at(own: int | None) -> SemGradScorer:
         at = position if own is None else own
-        return SemGradScorer(local, method=method, position=at, granularity=granularity)  # type: ignore[arg-type]
+        return SemGradScorer(
+            local,
+            method=method,
+            position=at,
+            granularity=granularity,  # type: ignore[arg-type] # the scorer checks it
+            embedder=embedder,
+        )
 
     usual = scorer_at(None)
     if overwrite:
