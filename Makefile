@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 export HF_HUB_OFFLINE := 1
 
-.PHONY: help install demo test lint format types contract profile bench clean
+.PHONY: help install demo test lint format types contract profile bench bench-review clean
 help:            ## show this list
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/:/' | column -t -s:
 
@@ -46,6 +46,11 @@ profile: $(STAMP)  ## build again the profile that ships for the demo model (hal
 
 bench: $(STAMP)  ## measure the cost of scoring beside generation, as ratios in one run
 	$(BIN)/semgrad-guard bench --json bench/cost.json
+
+SECONDS ?= 60
+URL     ?= sqlite://
+bench-review: $(STAMP)  ## put the review queue under load: make bench-review SECONDS=60 URL=postgresql://user@host/database
+	$(BIN)/python -m benchmarks.review_load --seconds $(SECONDS) --url '$(URL)' --json bench/review.json
 
 clean:  ## remove what the targets made
 	rm -rf $(VENV) dist build .pytest_cache .mypy_cache .ruff_cache

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 import sqlite3
 import threading
-import weakref
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-from sqlalchemy import create_engine, event
 from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.pool import QueuePool
 from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
 
 from semgrad_guard.errors import QueueUnavailableError
-from semgrad_guard.review.address import is_memory, masked, parse_url
+from semgrad_guard.review.address import masked, parse_url
+from semgrad_guard.review.engines import WRITES, make_engine
 from semgrad_guard.review.faults import is_passing
 from semgrad_guard.review.schema_version import ensure_current
 
@@ -25,12 +22,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator
     from datetime import datetime
 
-    from sqlalchemy import URL, Connection, Engine
-    from sqlalchemy.pool import ConnectionPoolEntry
+    from sqlalchemy import Connection, Engine
 
 T = TypeVar("T")
-
-_WRITES = "semgrad_writes"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,10 +51,9 @@ class Database:
         self.clock = clock
         self._sleep = sleep
         self._retry_s = retry_s
-        self._engine = _engine(self.url, busy_s=retry_s / 2)
+        self._engine = make_engine(self.url, busy_s=retry_s / 2)
         self._ready = False
         self._set_up = threading.Lock()
-        _forget_connections_in_children(self._engine)
 
     @property
     def engine(self) -> Engine:
@@ -139,7 +132,7 @@ class Database:
     @contextmanager
     def _transaction(self, *, writes: bool) -> Generator[Connection]:
         with self._engine.connect() as plain:
-            conn = plain.execution_options(**{_WRITES: writes})
+            conn = plain.execution_options(**{WRITES: writes})
             with conn.begin():
                 yield conn
 
@@ -161,45 +154,3 @@ class Database:
                 "check that the database is reachable, writable and has space left"
             )
             raise QueueUnavailableError(msg) from error
-
-
-def _engine(url: URL, *, busy_s: float) -> Engine:
-    if url.drivername != "sqlite":
-        return create_engine(url, hide_parameters=True, connect_args={"connect_timeout": max(2, round(busy_s))})
-    pool: dict[str, Any] = {"pool_size": 1, "max_overflow": 0} if is_memory(url) else {}
-    engine = create_engine(
-        url,
-        hide_parameters=True,
-        poolclass=QueuePool,
-        connect_args={"timeout": busy_s, "check_same_thread": False},
-        **pool,
-    )
-    event.listen(engine, "connect", _set_up_sqlite)
-    event.listen(engine, "begin", _begin_sqlite)
-    return engine
-
-
-def _set_up_sqlite(connection: Any, _: ConnectionPoolEntry) -> None:
-    connection.isolation_level = None  # the driver's own BEGIN would come too late to take the write lock
-    connection.execute("PRAGMA foreign_keys = ON")
-    connection.execute("PRAGMA secure_delete = ON")  # erased texts don't stay in free pages
-    connection.execute("PRAGMA synchronous = FULL")  # an acknowledged item survives a power cut
-    if connection.execute("PRAGMA journal_mode").fetchone()[0] not in {"wal", "memory"}:
-        connection.execute("PRAGMA journal_mode = WAL")
-
-
-def _begin_sqlite(conn: Connection) -> None:
-    # Taking the write lock at once means a transaction never fails half-way because another one wrote meanwhile.
-    conn.exec_driver_sql("BEGIN IMMEDIATE" if conn.get_execution_options().get(_WRITES) else "BEGIN")
-
-
-def _forget_connections_in_children(engine: Engine) -> None:
-    reference = weakref.ref(engine)
-
-    def forget() -> None:
-        parent = reference()
-        if parent is not None:
-            parent.dispose(close=False)
-
-    if hasattr(os, "register_at_fork"):
-        os.register_at_fork(after_in_child=forget)

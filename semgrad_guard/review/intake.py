@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,7 @@ from semgrad_guard.review.text import question_key, shorten, storable
 from semgrad_guard.review.trail import Change, Happening
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping, Sequence
 
     from semgrad_guard.review.database import Transaction
     from semgrad_guard.review.document import Document
@@ -37,18 +38,49 @@ _SEARCHED = 50_000
 """Characters of a document that can be found by words; PostgreSQL refuses to index a megabyte."""
 
 
-def submit(
-    tx: Transaction, document: Document, settings: QueueSettings, *, deadline_s: float | None, by: str
-) -> ReviewId:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Submission:
+    """A document on its way into the queue."""
+
+    document: Document
+    by: str = SUBMITTER
+    deadline_s: float | None = None
+    """Seconds for a verdict; `None` takes the queue's setting."""
+
+
+def submit(tx: Transaction, submission: Submission, settings: QueueSettings) -> ReviewId:
     """Store a document as a new item, or return the item that the exchange already has."""
-    review_id = new_id()
-    known = _insert_item(tx, review_id, document, settings, deadline_s)
-    if known is not None:
-        return known
-    insert_texts(tx, review_id, document, document.tags)
-    trail.record(tx, review_id, Happening(Event.SUBMIT, by), Change(None, State.PENDING, 1))
-    outbox.announce(tx, review_id, Event.SUBMIT)
-    return review_id
+    return submit_all(tx, [submission], settings)[0]
+
+
+def submit_all(tx: Transaction, submissions: Sequence[Submission], settings: QueueSettings) -> list[ReviewId]:
+    """Store documents as new items; return for each its item, or the one that the exchange already has."""
+    by_exchange = {each.document.exchange_id: each for each in reversed(submissions)}  # the first of equal ones counts
+    ids = {exchange_id: new_id() for exchange_id in by_exchange}
+    # Always in one order: two transactions that store the same exchanges wait for each other, never in a circle.
+    rows = [_row(tx, ids[each], by_exchange[each], settings) for each in sorted(by_exchange)]
+    statement = _INSERT_SQLITE if tx.conn.dialect.name == "sqlite" else _INSERT_POSTGRES
+    new = frozenset(tx.conn.execute(statement, rows).scalars())
+    stored = {ids[each]: by_exchange[each] for each in by_exchange if ids[each] in new}
+    insert_texts(tx, {review_id: each.document for review_id, each in stored.items()})
+    insert_tags(tx, {review_id: each.document.tags for review_id, each in stored.items()})
+    arrivals = [trail.row(tx, id_, _arrival(each), Change(None, State.PENDING, 1)) for id_, each in stored.items()]
+    trail.record_all(tx, arrivals)
+    outbox.announce(tx, stored, Event.SUBMIT)
+    if len(stored) < len(ids):
+        ids |= _known(tx, [each for each in ids if ids[each] not in new])
+    return [ids[each.document.exchange_id] for each in submissions]
+
+
+def _arrival(submission: Submission) -> Happening:
+    """Return the submission as a happening; the exchange, not an operation, says whether it happened already."""
+    return Happening(Event.SUBMIT, submission.by, is_main=False)
+
+
+def _known(tx: Transaction, exchange_ids: list[str]) -> dict[str, ReviewId]:
+    """Return the items that exchanges already have."""
+    query = select(items.c.exchange_id, items.c.id).where(items.c.exchange_id.in_(exchange_ids))
+    return {exchange_id: ReviewId(review_id) for exchange_id, review_id in tx.conn.execute(query)}
 
 
 def new_id() -> ReviewId:
@@ -56,14 +88,20 @@ def new_id() -> ReviewId:
     return ReviewId(secrets.token_hex(8))
 
 
-def insert_texts(tx: Transaction, review_id: str, document: Document | None, tags: Iterable[str]) -> None:
-    """Store the texts of a new item, its tags, and the words by which it is found."""
-    if document is not None:
-        tx.conn.execute(_INSERT_DOCUMENT, {"item_id": review_id, "body": document.model_dump_json()})
-        tx.conn.execute(_INSERT_SEARCH, {"item_id": review_id, "body": searched_text(document)})
-    names = tag_names(tags)
-    if names:
-        tx.conn.execute(_INSERT_TAGS, [{"item_id": review_id, "tag": tag} for tag in names])
+def insert_texts(tx: Transaction, texts: Mapping[ReviewId, Document]) -> None:
+    """Store the texts of new items, and the words by which they are found."""
+    if not texts:
+        return
+    bodies = [{"item_id": review_id, "body": each.model_dump_json()} for review_id, each in texts.items()]
+    tx.conn.execute(_INSERT_DOCUMENT, bodies)
+    tx.conn.execute(_INSERT_SEARCH, [{"item_id": id_, "body": searched_text(each)} for id_, each in texts.items()])
+
+
+def insert_tags(tx: Transaction, tags: Mapping[ReviewId, Iterable[str]]) -> None:
+    """Store the tags of new items."""
+    rows = [{"item_id": review_id, "tag": tag} for review_id, names in tags.items() for tag in tag_names(names)]
+    if rows:
+        tx.conn.execute(_INSERT_TAGS, rows)
 
 
 def tag_names(tags: Iterable[str]) -> list[str]:
@@ -83,12 +121,11 @@ def searched_text(document: Document) -> str:
     return storable("\n".join(parts)[:_SEARCHED])
 
 
-def _insert_item(
-    tx: Transaction, review_id: ReviewId, document: Document, settings: QueueSettings, deadline_s: float | None
-) -> ReviewId | None:
-    """Insert the row of an item; return the id of the one that was there already."""
-    lifetime = settings.deadline_s if deadline_s is None else deadline_s
-    row = {
+def _row(tx: Transaction, review_id: ReviewId, submission: Submission, settings: QueueSettings) -> dict[str, object]:
+    """Return the row of a new item."""
+    document = submission.document
+    lifetime = settings.deadline_s if submission.deadline_s is None else submission.deadline_s
+    return {
         "id": review_id,
         "exchange_id": document.exchange_id,
         "state": State.PENDING,
@@ -105,7 +142,3 @@ def _insert_item(
         "deadline_at": None if lifetime is None else tx.now + timedelta(seconds=lifetime),
         "at_expiry": settings.at_expiry,
     }
-    statement = _INSERT_SQLITE if tx.conn.dialect.name == "sqlite" else _INSERT_POSTGRES
-    if tx.conn.execute(statement, row).first() is not None:
-        return None
-    return ReviewId(tx.conn.execute(select(items.c.id).where(items.c.exchange_id == document.exchange_id)).scalar_one())

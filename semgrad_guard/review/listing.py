@@ -6,10 +6,10 @@ import base64
 import binascii
 import json
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import ColumnElement, and_, column, func, inspect, literal, or_, select, table, text, tuple_
+from sqlalchemy import ColumnElement, and_, column, func, inspect, literal, or_, select, table, text, tuple_, union_all
 
 from semgrad_guard.errors import CursorError
 from semgrad_guard.review.ddl import FTS_TABLE
@@ -20,7 +20,7 @@ from semgrad_guard.review.states import State
 from semgrad_guard.review.text import storable
 
 if TYPE_CHECKING:
-    from sqlalchemy import Column, Connection, RowMapping, Select
+    from sqlalchemy import Column, Connection, FromClause, RowMapping, Select
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +36,7 @@ _ORDERS = {
     Sort.DEADLINE: _Order(items.c.deadline_at),
 }
 MOST_PER_PAGE = 200
+_FIRST_MOMENT = datetime.min.replace(tzinfo=UTC)
 
 
 def list_items(conn: Connection, filters: Filters, sort: Sort, cursor: str | None, limit: int) -> Page:
@@ -48,11 +49,11 @@ def list_items(conn: Connection, filters: Filters, sort: Sort, cursor: str | Non
     order = _ORDERS[sort]
     conditions = [*_conditions(conn, filters)]
     if sort is Sort.DEADLINE:
-        conditions.append(items.c.deadline_at.is_not(None))
+        conditions.append(items.c.deadline_at > _FIRST_MOMENT)  # SQLite would step through all NULLs for IS NOT NULL
     if cursor is not None:
         conditions.append(_behind(order, sort, cursor))
-    query = select(items).where(*conditions)
-    rows = conn.execute(_ordered(query, order).limit(limit + 1)).mappings().all()
+    query = _page(filters.states or frozenset(State), conditions, order, limit + 1)
+    rows = conn.execute(query).mappings().all()
     more = len(rows) > limit
     shown = rows[:limit]
     return Page(
@@ -69,8 +70,27 @@ def counts(conn: Connection) -> dict[State, int]:
 
 def count_up_to(conn: Connection, filters: Filters, limit: int) -> int:
     """Return how many items pass the filters, counting no further than `limit`."""
-    some = select(literal(1)).select_from(items).where(*_conditions(conn, filters)).limit(limit).subquery()
+    conditions = _conditions(conn, filters)
+    if filters.states:
+        conditions.append(items.c.state.in_(sorted(filters.states)))
+    some = select(literal(1)).select_from(items).where(*conditions).limit(limit).subquery()
     return conn.execute(select(func.count()).select_from(some)).scalar_one()
+
+
+def _page(states: frozenset[State], conditions: list[ColumnElement[bool]], order: _Order, limit: int) -> Select[Any]:
+    """Return the query for the first items of any of the states.
+
+    Each state's own first items are read from the index that begins with the state, and these few are merged: an index
+    can't give several states in one order, and sorting all their items takes longer the more there are.
+    """
+    firsts = [
+        _ordered(select(items).where(items.c.state == state, *conditions), order, items).limit(limit)
+        for state in sorted(states)
+    ]
+    if len(firsts) == 1:
+        return firsts[0]
+    merged = union_all(*(select(each.subquery()) for each in firsts)).subquery()
+    return _ordered(select(merged), order, merged).limit(limit)
 
 
 def _conditions(conn: Connection, filters: Filters) -> list[ColumnElement[bool]]:
@@ -83,8 +103,6 @@ def _conditions(conn: Connection, filters: Filters) -> list[ColumnElement[bool]]
     if filters.created_before is not None:
         conditions.append(items.c.created_at < filters.created_before)
     conditions += [items.c.id.in_(select(tags.c.item_id).where(tags.c.tag == tag)) for tag in sorted(filters.tags)]
-    if filters.states:
-        conditions.append(items.c.state.in_(sorted(filters.states)))
     words = storable(filters.text).split()
     if words:
         conditions.append(items.c.id.in_(_matching(conn, words)))
@@ -111,10 +129,10 @@ def _matching(conn: Connection, words: list[str], *, need_all: bool = True) -> S
     return select(search.c.item_id).where(search.c.seq.in_(found))
 
 
-def _ordered(query: Select[Any], order: _Order) -> Select[Any]:
-    if order.ascending:
-        return query.order_by(order.key, items.c.id)
-    return query.order_by(order.key.desc(), items.c.id.desc())
+def _ordered(query: Select[Any], order: _Order, rows: FromClause) -> Select[Any]:
+    """Return the query in an order of the rows that it reads, `items` or a part of them."""
+    keys = (rows.c[order.key.name], rows.c.id)
+    return query.order_by(*(keys if order.ascending else (key.desc() for key in keys)))
 
 
 def _behind(order: _Order, sort: Sort, cursor: str) -> ColumnElement[bool]:

@@ -249,7 +249,7 @@ def _rule(
     ruling_id: int = tx.conn.execute(_INSERT_RULING, ruling).scalar_one()
     values = {"holder": None, "held_until": None, "ruling_id": ruling_id, "resolved_at": tx.now}
     settled = _change(tx, item, happening, state, values)
-    outbox.announce(tx, item.id, outbox.VERDICT, ruling_id=ruling_id, delay_s=delay_s)
+    outbox.announce(tx, [item.id], outbox.VERDICT, ruling_id=ruling_id, delay_s=delay_s)
     return settled
 
 

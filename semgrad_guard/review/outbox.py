@@ -83,7 +83,9 @@ def unsubscribe(tx: Transaction, name: str) -> None:
     tx.conn.execute(delete(deliveries).where(deliveries.c.consumer == name, deliveries.c.status == DUE))
 
 
-def announce(tx: Transaction, item_id: str, event: str, *, ruling_id: int | None = None, delay_s: float = 0.0) -> None:
+def announce(
+    tx: Transaction, item_ids: Iterable[str], event: str, *, ruling_id: int | None = None, delay_s: float = 0.0
+) -> None:
     """Note for every consumer of the event that it is to be told, `delay_s` seconds from now."""
     subscribed = tx.conn.execute(_SUBSCRIBED).all()
     due = [
@@ -98,6 +100,7 @@ def announce(tx: Transaction, item_id: str, event: str, *, ruling_id: int | None
         }
         for name, events in subscribed
         if str(event) in json.loads(events)
+        for item_id in item_ids
     ]
     if due:
         tx.conn.execute(insert(deliveries), due)

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import TYPE_CHECKING
 
-from semgrad_guard.errors import EmptyTextError, SemGradGuardError
+from semgrad_guard.errors import EmptyTextError, QueueUnavailableError, SemGradGuardError
 from semgrad_guard.flow import utc_now
 from semgrad_guard.review import intake, listing, moves, reading, trail
 from semgrad_guard.review.database import Database
 from semgrad_guard.review.document import document_of
+from semgrad_guard.review.faults import is_passing
 from semgrad_guard.review.items import OPEN_ITEMS, Filters, QueueSettings, Sort
 from semgrad_guard.review.keeping import QueueKeeping
 from semgrad_guard.review.moves import Judgement
 from semgrad_guard.review.states import Event
+from semgrad_guard.review.together import Together
 from semgrad_guard.review.trail import Happening
 from semgrad_guard.review.waiting import poll
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
     from datetime import datetime
 
     from semgrad_guard.flow import Decision, Exchange, ReviewId, Ruling
@@ -60,6 +63,7 @@ class SqlReviewQueue(QueueKeeping):
         self.settings = settings
         self._sleep = sleep
         self._db = Database(url, clock=clock, sleep=sleep, retry_s=settings.retry_s)
+        self._submit = Together(partial(_store, self._db, settings), _is_database_away)
 
     @property
     def url(self) -> str:
@@ -102,7 +106,7 @@ class SqlReviewQueue(QueueKeeping):
         self, document: Document, *, deadline_s: float | None = None, by: str = intake.SUBMITTER
     ) -> ReviewId:
         """Store a document that was already made; see `submit`."""
-        return self._db.write(lambda tx: intake.submit(tx, document, self.settings, deadline_s=deadline_s, by=by))
+        return self._submit(intake.Submission(document=document, by=by, deadline_s=deadline_s))
 
     def wait(self, review_id: ReviewId, timeout_s: float) -> Ruling | None:
         """Return the verdict, or `None` when there is none after `timeout_s` seconds; 0 looks once.
@@ -332,3 +336,11 @@ class SqlReviewQueue(QueueKeeping):
             return move(tx) if done is None else reading.read_item(tx.conn, done)
 
         return self._db.write(work, op=op)
+
+
+def _store(database: Database, settings: QueueSettings, submissions: Sequence[intake.Submission]) -> list[ReviewId]:
+    return database.write(lambda tx: intake.submit_all(tx, submissions, settings))
+
+
+def _is_database_away(error: Exception) -> bool:
+    return isinstance(error, QueueUnavailableError) and error.__cause__ is not None and is_passing(error.__cause__)

@@ -26,6 +26,7 @@ from sqlalchemy import (
     TypeDecorator,
     UniqueConstraint,
     event,
+    text,
 )
 from typing_extensions import override
 
@@ -35,7 +36,7 @@ from semgrad_guard.review.states import State
 if TYPE_CHECKING:
     from sqlalchemy import Dialect
 
-HEAD = "0002"
+HEAD = "0003"
 """Newest revision under `migrations/versions`; these tables are what it leads to."""
 VERSION_TABLE = "semgrad_schema"
 
@@ -76,6 +77,7 @@ metadata = MetaData(
     }
 )
 
+_IS_ASSIGNED = "assignee IS NOT NULL"
 _STATES = ", ".join(f"'{state}'" for state in State)
 
 items = Table(
@@ -108,6 +110,9 @@ items = Table(
     Index(None, "state", "deadline_at", "id"),
     Index(None, "created_at", "id"),
     Index(None, "question_key", "resolved_at"),
+    Index(
+        None, "assignee", "state", "rank", "id", sqlite_where=text(_IS_ASSIGNED), postgresql_where=text(_IS_ASSIGNED)
+    ),
 )
 
 documents = Table(

@@ -14,7 +14,7 @@ from semgrad_guard.review.schema import audit
 from semgrad_guard.review.states import Event, State
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     from sqlalchemy import Connection, RowMapping
 
@@ -49,7 +49,18 @@ class Change:
 
 def record(tx: Transaction, item_id: str, happening: Happening, change: Change | None = None) -> None:
     """Add one row to the trail, in the transaction of the happening itself."""
-    row = {
+    tx.conn.execute(_INSERT, row(tx, item_id, happening, change))
+
+
+def record_all(tx: Transaction, rows: Sequence[Mapping[str, object]]) -> None:
+    """Add rows made by `row` to the trail."""
+    if rows:
+        tx.conn.execute(_INSERT, rows)
+
+
+def row(tx: Transaction, item_id: str, happening: Happening, change: Change | None = None) -> Mapping[str, object]:
+    """Return the row of a happening."""
+    return {
         "item_id": item_id,
         "version": change.version if change else None,
         "event": happening.event,
@@ -60,7 +71,6 @@ def record(tx: Transaction, item_id: str, happening: Happening, change: Change |
         "detail": json.dumps(dict(happening.detail)),
         "op": tx.op if happening.is_main else None,
     }
-    tx.conn.execute(_INSERT, row)
 
 
 def item_of_operation(tx: Transaction) -> ReviewId | None:

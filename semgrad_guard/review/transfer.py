@@ -9,7 +9,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue, Val
 from sqlalchemy import insert, select, update
 
 from semgrad_guard.errors import DataFileError
-from semgrad_guard.flow import Verdict
+from semgrad_guard.flow import ReviewId, Verdict
 from semgrad_guard.review import intake, trail
 from semgrad_guard.review.document import Document
 from semgrad_guard.review.items import AtExpiry, Sort
@@ -131,7 +131,7 @@ def import_line(tx: Transaction, line: TransferLine, settings: QueueSettings, by
     if line.item is not None:
         _insert(tx, line.item, line, by)
     elif line.document is not None:
-        intake.submit(tx, line.document, settings, deadline_s=None, by=by)
+        intake.submit(tx, intake.Submission(document=line.document, by=by), settings)
     return True
 
 
@@ -143,7 +143,9 @@ def _insert(tx: Transaction, item: ItemLine, line: TransferLine, by: str) -> Non
         row |= {"holder": None, "held_until": None}
     row["question_key"] = intake.key_of(line.document)
     tx.conn.execute(insert(items), row)
-    intake.insert_texts(tx, review_id, line.document, item.tags)
+    if line.document is not None:
+        intake.insert_texts(tx, {review_id: line.document})
+    intake.insert_tags(tx, {review_id: item.tags})
     ruling_id = _insert_rulings(tx, review_id, line.rulings)
     if item.state in SETTLED:
         tx.conn.execute(update(items).where(items.c.id == review_id).values(ruling_id=ruling_id))
@@ -164,10 +166,10 @@ def _insert_rulings(tx: Transaction, review_id: str, lines: tuple[RulingLine, ..
     return last
 
 
-def _free_id(tx: Transaction, wanted: str) -> str:
+def _free_id(tx: Transaction, wanted: str) -> ReviewId:
     """Return the wanted id, or a new one when another exchange has it here."""
     taken = tx.conn.execute(select(items.c.id).where(items.c.id == wanted)).first() is not None
-    return intake.new_id() if taken else wanted
+    return intake.new_id() if taken else ReviewId(wanted)
 
 
 def _contradiction(line: TransferLine) -> str | None:

@@ -10,7 +10,6 @@ import threading
 import time
 from collections import Counter
 from contextlib import closing
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -119,10 +118,9 @@ def test_eight_reviewers_judge_every_item_once(queue_url, tmp_path):
         settings = QueueSettings()
 
         def fill(tx):
-            for n in range(ITEMS):
-                asked = exchange(n)
-                document = document_of(asked, doubtful(asked, n / ITEMS))
-                intake.submit(replace(tx, op=f"fill-{n}"), document, settings, deadline_s=None, by="guard")
+            asked = [exchange(n) for n in range(ITEMS)]
+            documents = [document_of(each, doubtful(each, n / ITEMS)) for n, each in enumerate(asked)]
+            intake.submit_all(tx, [intake.Submission(document=each) for each in documents], settings)
 
         queue.database.write(fill)
         queue.close()

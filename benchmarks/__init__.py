@@ -1,0 +1,1 @@
+"""Measurements under load; each is a program with `--help`."""
