@@ -77,13 +77,25 @@ class LabelPairs(Frozen):
     def arrays(
         self, tags: frozenset[str] = frozenset()
     ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
-        """Return confidence, correctness and group of the answers that have all of these tags."""
+        """Return confidence, correctness and group of the answers that have all of these tags; see `of_kind`."""
         listed = self.tags or ((),) * len(self.confidence)
         keep = np.array([tags <= set(own) for own in listed], dtype=bool)
         return (
             np.asarray(self.confidence, dtype=np.float64)[keep],
             np.asarray(self.correct, dtype=np.float64)[keep],
             np.asarray(self.group, dtype=np.int64)[keep],
+        )
+
+    def of_kind(self, any_of: frozenset[str], none_of: frozenset[str]) -> LabelPairs:
+        """Return the answers that have at least one of some tags (or none given) and none of others."""
+        listed = self.tags or ((),) * len(self.confidence)
+        kept = [i for i, own in enumerate(listed) if (not any_of or any_of & set(own)) and not none_of & set(own)]
+        return LabelPairs(
+            confidence=tuple(self.confidence[i] for i in kept),
+            correct=tuple(self.correct[i] for i in kept),
+            group=tuple(self.group[i] for i in kept),
+            tags=tuple(listed[i] for i in kept),
+            held_out=self.held_out,
         )
 
 

@@ -10,7 +10,10 @@ import typer
 
 from semgrad_guard.cli import policy_simulate
 from semgrad_guard.errors import PolicyError
+from semgrad_guard.guard.assembly import profile_of
+from semgrad_guard.guard.thresholds import promised
 from semgrad_guard.policy import default_text, explain, load_policy, policy_schema
+from semgrad_guard.policy.promises import promises
 
 app = typer.Typer(name="policy", no_args_is_help=True, help="Check, describe, start and try policy files.")
 app.command(epilog=policy_simulate.EXAMPLES)(policy_simulate.simulate)
@@ -24,16 +27,23 @@ def check(
         Path | None, typer.Argument(help="Policy file; left out, the policy that ships with the package.")
     ] = None,
 ) -> None:
-    """Explain in words what a policy file does, or name its first mistake.
+    """Explain in words what a policy file does and promises, or name its first mistake.
 
-    Exit code 0 when the file can be used, 2 when not.
+    Exit code 0 when the file can be used, 2 when not, also where an error rate that it asks for cannot be kept.
 
     Examples:
         semgrad-guard policy check policy.yaml
 
         semgrad-guard policy check          (the shipped policy)
     """
-    typer.echo("\n".join(explain(load_policy(file))))
+    policy = load_policy(file)
+    typer.echo("\n".join(explain(policy)))
+    if not promises(policy):
+        return
+    lines, broken = promised(policy, profile_of(policy))
+    typer.echo("\n".join(["", *lines]))
+    if broken is not None:
+        raise broken
 
 
 @app.command()

@@ -7,10 +7,10 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from semgrad_guard.errors import UncalibratedError
 from semgrad_guard.flow import Confidence
 from semgrad_guard.guard.lazy import LazyScorer
 from semgrad_guard.guard.parts import Parts
+from semgrad_guard.guard.thresholds import resolver
 from semgrad_guard.policy import Policy, PolicyDecider, PolicyWatcher, policy_from
 
 if TYPE_CHECKING:
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from semgrad_guard.calibration import Profile
     from semgrad_guard.flow import Exchange, Score
     from semgrad_guard.models.embedding import Embedder
-    from semgrad_guard.policy import RiskTarget
     from semgrad_guard.policy.sections import ScorerSettings
     from semgrad_guard.ports import Calibrator, Scorer, Sink
 
@@ -140,7 +139,9 @@ class FollowedParts:
 
     def _rebuild(self, policy: Policy, *, keep_scorer: bool) -> None:
         try:
-            scorer = self._given or (self._parts.scorer if keep_scorer else _scorer(policy, self._model, self._embedder))
+            scorer = self._given or (
+                self._parts.scorer if keep_scorer else _scorer(policy, self._model, self._embedder)
+            )
             parts = parts_of(policy, scorer)
         except Exception as error:  # noqa: BLE001 - a broken change must not take the guard down
             _log.warning("the changed policy can't be used; the last good one stays in force: %s", error)
@@ -185,7 +186,7 @@ def decider_of(policy: Policy, profile: Profile | None) -> PolicyDecider:
     Raises:
         CalibrationError: the profile cannot keep the error rate that `accept` asks for, or there is none.
     """
-    decider = PolicyDecider(policy, _thresholds(profile))
+    decider = PolicyDecider(policy, resolver(profile))
     decider.compute_thresholds()
     return decider
 
@@ -196,18 +197,6 @@ def _calibrator(profile: Profile | None) -> Calibrator:
     from semgrad_guard.calibration import DriftMonitor, ProfileCalibrator  # noqa: PLC0415 - loads numpy
 
     return ProfileCalibrator(profile, drift=DriftMonitor(profile))
-
-
-def _thresholds(profile: Profile | None) -> Callable[[RiskTarget, frozenset[str]], float]:
-    def threshold(target: RiskTarget, tags: frozenset[str]) -> float:
-        if profile is None:
-            msg = "`accept` asks for an error rate, but the policy names no profile to compute its threshold from"
-            raise UncalibratedError(msg)
-        from semgrad_guard.calibration import risk_threshold  # noqa: PLC0415 - loads numpy
-
-        return risk_threshold(profile, target.max_error_rate, target.delta, tags=tags).value
-
-    return threshold
 
 
 def _sink(policy: Policy) -> Sink | None:

@@ -6,7 +6,8 @@ How a policy is read
    from the top of the file; messages one by one. Tags match when the exchange carries at least one of the list.
 2. **No usable confidence.** None at all: rule `on_uncalibrated` (`warn` answers with `messages.unchecked`, `abstain`,
    `error` raises `UncalibratedError`). NaN or outside [0, 1]: a failure, rule `on_error`. The same for an error rate
-   whose threshold cannot be computed: rule `on_uncalibrated`.
+   whose threshold cannot be computed: rule `on_uncalibrated`. Which labelled answers a rate is computed from, and with
+   which certainty, stands in `promises`.
 3. **Accept.** Present confidence >= threshold: rule `accept` (or `overrides[0].accept`).
 4. **Ladder.** Otherwise the steps of `escalate` are gone through from the top, each time anew; the first that is not
    exhausted, not used up, whose `when` holds and that the budget allows is taken: rule `escalate[0].retry_retrieval`.
@@ -34,8 +35,9 @@ from semgrad_guard.errors import CalibrationError, UncalibratedError
 from semgrad_guard.flow import Abstain, Accept, AnswerWithWarning, Attempt, Failure, HumanReview
 from semgrad_guard.policy.best import best_attempt, known
 from semgrad_guard.policy.ladder import Spent, climb, cost_of, tries_left
+from semgrad_guard.policy.promises import promises
 from semgrad_guard.policy.question import Question
-from semgrad_guard.policy.rules import rules_for
+from semgrad_guard.policy.rules import Ruled, rules_for
 from semgrad_guard.policy.sections import RiskTarget
 from semgrad_guard.policy.steps import HumanReviewStep
 from semgrad_guard.policy.wording import versus
@@ -46,13 +48,14 @@ if TYPE_CHECKING:
     from semgrad_guard.flow import Confidence, Decision, Exchange, Progress, Score, Step
     from semgrad_guard.policy.ladder import Choice
     from semgrad_guard.policy.model import Override, Policy
+    from semgrad_guard.policy.promises import Promise
     from semgrad_guard.policy.rules import Rules
 
-    Thresholds = Callable[[RiskTarget, frozenset[str]], float]
-    """Error rate and the tags it is for -> the confidence that keeps it; raises `CalibrationError` if none does."""
+    Thresholds = Callable[[Promise], float]
+    """A promise -> the lowest confidence that keeps it; raises `CalibrationError` if none does."""
 
 
-def no_thresholds(target: RiskTarget, tags: frozenset[str]) -> float:  # noqa: ARG001 - the shape of a resolver
+def no_thresholds(promise: Promise) -> float:  # noqa: ARG001 - the shape of a resolver
     """Refuse to compute a threshold: there is nothing to compute it from."""
     raise UncalibratedError("`accept` asks for an error rate, and no profile was given to compute its threshold from")
 
@@ -69,7 +72,8 @@ class PolicyDecider:
         """
         self.policy = policy
         self._thresholds = thresholds
-        self._computed: dict[tuple[RiskTarget, frozenset[str]], float] = {}
+        self._promises = promises(policy)
+        self._computed: dict[str, float] = {}
 
     @property
     def can_change_answers(self) -> bool:
@@ -88,16 +92,17 @@ class PolicyDecider:
     def compute_thresholds(self) -> dict[str, float]:
         """Return the confidence that each `accept` needs, by rule; error rates are computed now, not at first use.
 
+        A rule that never decides, because earlier ones take all its answers, is left out where it asks for a rate.
+
         Raises:
             CalibrationError: an error rate cannot be kept, or there is no profile to compute its threshold from.
         """
-        wanted: dict[str, float | RiskTarget] = {"accept": self.policy.accept}
-        tags: dict[str, frozenset[str]] = {}
-        for number, override in enumerate(self.policy.overrides):
-            if override.accept is not None:
-                wanted[f"overrides[{number}].accept"] = override.accept
-                tags[f"overrides[{number}].accept"] = override.match.tags or frozenset()
-        return {rule: self._number(accept, tags.get(rule, frozenset())) for rule, accept in wanted.items()}
+        overrides = enumerate(self.policy.overrides)
+        wanted = {"accept": self.policy.accept, **{f"overrides[{i}].accept": o.accept for i, o in overrides}}
+        decided = {
+            rule: one for rule, one in wanted.items() if not isinstance(one, RiskTarget) or rule in self._promises
+        }
+        return {rule: self._number(Ruled(one, rule)) for rule, one in decided.items() if one is not None}
 
     def decide(self, exchange: Exchange, score: Score, confidence: Confidence, progress: Progress) -> Decision:
         """Return the step for a judged attempt.
@@ -114,7 +119,7 @@ class PolicyDecider:
         if value is None and not question.judged_before:
             return self._unjudged(question, f"no calibrated confidence: {confidence.why}", confidence.why)
         try:
-            threshold = self._number(rules.accept.value, rules.accept.tags)
+            threshold = self._number(rules.accept)
         except CalibrationError as error:
             return self._unjudged(question, f"no threshold to compare with: {error}", str(error))
         if value is not None and value >= threshold:
@@ -130,13 +135,12 @@ class PolicyDecider:
         """Return the attempt with the highest confidence among the earlier ones and the present one."""
         return best_attempt(progress, Attempt(exchange, decision)).exchange
 
-    def _number(self, accept: float | RiskTarget, tags: frozenset[str]) -> float:
-        if not isinstance(accept, RiskTarget):
-            return accept
-        key = (accept, tags)
-        if key not in self._computed:
-            self._computed[key] = self._thresholds(accept, tags)
-        return self._computed[key]
+    def _number(self, accept: Ruled[float | RiskTarget]) -> float:
+        if not isinstance(accept.value, RiskTarget):
+            return accept.value
+        if accept.rule not in self._computed:
+            self._computed[accept.rule] = self._thresholds(self._promises[accept.rule])
+        return self._computed[accept.rule]
 
     def _unjudged(self, question: Question, why: str, error: str) -> Decision:
         """Decide when nothing can be compared."""

@@ -78,6 +78,13 @@ class Override(Frozen):
             raise PydanticCustomError(
                 "override", "changes nothing: add accept, escalate, otherwise, messages or on_..."
             )
+        if isinstance(self.accept, RiskTarget) and self.match.metadata is not None:
+            raise PydanticCustomError(
+                "promise",
+                "cannot be computed for a `match` by `metadata`: labelled answers carry tags only; match by `tags`, or "
+                "give a number",
+                {"path": ("accept",)},
+            )
         _check_length(self.escalate or ())
         return self
 

@@ -20,8 +20,6 @@ class Ruled(Generic[T]):
 
     value: T
     rule: str
-    tags: frozenset[str] = frozenset()
-    """Tags of the override that set it; none for the top of the file."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,15 +56,13 @@ def _setting(key: str, general: T, matching: list[tuple[str, Override]]) -> Rule
     for place, override in matching:
         value: T | None = getattr(override, key)
         if value is not None:
-            return Ruled(value, f"{place}.{key}", override.match.tags or frozenset())
+            return Ruled(value, f"{place}.{key}")
     return Ruled(general, key)
 
 
 def _ladder(policy: Policy, matching: list[tuple[str, Override]]) -> tuple[Ruled[Rung], ...]:
     ladder = _setting("escalate", policy.escalate, matching)
-    return tuple(
-        Ruled(rung, step_rule(f"{ladder.rule}[{i}]", rung), ladder.tags) for i, rung in enumerate(ladder.value)
-    )
+    return tuple(Ruled(rung, step_rule(f"{ladder.rule}[{i}]", rung)) for i, rung in enumerate(ladder.value))
 
 
 def _messages(policy: Policy, matching: list[tuple[str, Override]]) -> Messages:

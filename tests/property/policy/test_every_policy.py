@@ -92,7 +92,9 @@ endings: dict[str, st.SearchStrategy[Any]] = {
 matches = st.fixed_dictionaries({"tags": tags}, optional={"metadata": metadata}) | st.fixed_dictionaries(
     {"metadata": metadata}
 )
-overrides = st.fixed_dictionaries({"match": matches, "accept": accepts}, optional=endings)
+overrides = st.fixed_dictionaries(
+    {"match": matches, "accept": probabilities}, optional=endings
+) | st.fixed_dictionaries({"match": st.fixed_dictionaries({"tags": tags}), "accept": accepts}, optional=endings)
 budgets = st.fixed_dictionaries(
     {}, optional={"seconds": st.floats(0.1, 60), "attempts": st.integers(1, 6), "cost": st.floats(0, 6)}
 )

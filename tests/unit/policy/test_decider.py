@@ -17,12 +17,14 @@ from semgrad_guard.flow import (
     HumanReview,
     RetryRetrieval,
 )
-from semgrad_guard.policy import PolicyDecider, RiskTarget
+from semgrad_guard.policy import PolicyDecider
 from semgrad_guard.ports import Decider
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
+
+    from semgrad_guard.policy.promises import Promise
 
     Ask = Callable[..., Any]
 
@@ -276,20 +278,20 @@ RISKY = """
 
 
 def test_an_error_rate_is_compared_by_the_threshold_computed_for_it(ask: Ask) -> None:
-    """Policy files name rates; the profile knows which confidence keeps them, for which tags."""
-    asked: list[tuple[RiskTarget, frozenset[str]]] = []
+    """Policy files name rates; the profile knows which confidence keeps them, for which answers."""
+    asked: list[Promise] = []
 
-    def thresholds(target: RiskTarget, tags: frozenset[str]) -> float:
-        asked.append((target, tags))
-        return 0.6 if not tags else 0.95
+    def thresholds(promise: Promise) -> float:
+        asked.append(promise)
+        return 0.95 if promise.any_of else 0.6
 
     question = ask(RISKY, thresholds)
     assert question.decide(0.6).rule == "accept"
     medical = question.about(tags=frozenset({"medical"}))
     assert medical.decide(0.9).rule == "otherwise"
     assert medical.decide(0.95).rule == "overrides[0].accept"
-    assert asked[0] == (RiskTarget(max_error_rate=0.1, delta=0.05), frozenset())
-    assert asked[1] == (RiskTarget(max_error_rate=0.01, delta=0.1), frozenset({"medical"}))
+    assert [one.rule for one in asked] == ["accept", *["overrides[0].accept"] * 2]
+    assert (asked[0].max_error_rate, asked[1].max_error_rate) == (0.1, 0.01)
 
 
 def test_thresholds_are_computed_once(ask: Ask) -> None:
@@ -304,8 +306,8 @@ def test_thresholds_are_computed_once(ask: Ask) -> None:
 def test_an_error_rate_that_cannot_be_kept_accepts_nothing(ask: Ask) -> None:
     """Then nothing is known about the answer: `on_uncalibrated` says what happens, at start or at the first answer."""
 
-    def impossible(target: RiskTarget, _tags: frozenset[str]) -> float:
-        raise RiskNotControllableError(target.max_error_rate, target.delta, "best is 0.2")
+    def impossible(promise: Promise) -> float:
+        raise RiskNotControllableError(promise.max_error_rate, promise.delta, "best is 0.2")
 
     question = ask(RISKY, impossible)
     assert question.decide(1.0).rule == "on_uncalibrated"
