@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from langchain_core.callbacks.manager import BaseRunManager
     from langchain_core.documents import Document
+    from langchain_core.embeddings import Embeddings
 
     from semgrad_guard.guard import Guard
     from semgrad_guard.ports import Scorer
@@ -46,6 +47,8 @@ class SemGradGuard(Runnable[Any, Any]):
         model: another scoring model: a name, Hugging Face id, folder, `.gguf` file or live object.
         scorer: a ready scorer.
         guard: a ready `semgrad_guard.Guard`, in place of policy, model and scorer.
+        embeddings: the retriever's embeddings: adds signals of meaning to the scores, in place of the policy's
+            `scorer.embedding`.
         output: `"same"` keeps the value's type; `"result"` gives a `GuardedAnswer`.
         stream: `"buffer"` holds a stream back until it is judged; `"annotate"` passes its tokens on and ends with a
             chunk that holds the findings, so it cannot hold anything back. `None` buffers whenever the policy can
@@ -72,6 +75,7 @@ class SemGradGuard(Runnable[Any, Any]):
         model: object | None = None,
         scorer: Scorer | None = None,
         guard: Guard | None = None,
+        embeddings: Embeddings | None = None,
         output: Output = "same",
         stream: StreamMode | None = None,
         on_withheld: OnWithheld = "message",
@@ -80,7 +84,9 @@ class SemGradGuard(Runnable[Any, Any]):
         self.name = "semgrad_guard"
         self._llm: Any = llm
         self._settings = Settings(output=output, stream=stream, on_withheld=on_withheld, answer_key=answer_key)
-        self._guard, self._own_model = build_guard(llm, policy=policy, model=model, scorer=scorer, guard=guard)
+        self._guard, self._own_model = build_guard(
+            llm, policy=policy, model=model, scorer=scorer, guard=guard, embeddings=embeddings
+        )
 
     @property
     def guard(self) -> Guard:

@@ -7,6 +7,7 @@ import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from langchain_semgrad.embedder import ChainEmbedder
 from langchain_semgrad.own_model import OwnModel
 from semgrad_guard.errors import ModelError, NotGuardableError, OptionError
 from semgrad_guard.guard import Guard
@@ -14,6 +15,8 @@ from semgrad_guard.guard import Guard
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
+
+    from langchain_core.embeddings import Embeddings
 
     from semgrad_guard.ports import Scorer
 
@@ -58,6 +61,7 @@ def build_guard(
     model: object | None = None,
     scorer: Scorer | None = None,
     guard: Guard | None = None,
+    embeddings: Embeddings | None = None,
 ) -> tuple[Guard, OwnModel | None]:
     """Return the guard that the options describe and, for a chain's own local model, what recognises its answers.
 
@@ -67,6 +71,7 @@ def build_guard(
         model: another scoring model: anything `semgrad_guard.models.load_model` takes.
         scorer: a ready scorer.
         guard: a ready guard; the other options are then its own.
+        embeddings: the retriever's, for the signals of meaning.
 
     Raises:
         OptionError: options that exclude each other.
@@ -77,14 +82,17 @@ def build_guard(
     if len(given) > 1:
         raise OptionError("+".join(given), "given together", "one of them: each names the scoring model")
     if guard is not None:
-        if policy is not None or model is not None or scorer is not None:
-            raise OptionError("guard", guard, "alone or with llm: policy, model and scorer are part of the guard")
+        if any(option is not None for option in (policy, model, scorer, embeddings)):
+            raise OptionError("guard", guard, "alone or with llm: policy, model and the like are part of the guard")
         return guard, OwnModel(llm) if llm is not None else None
+    if scorer is not None and embeddings is not None:
+        raise OptionError("scorer+embeddings", "given together", "one of them: a ready scorer has its own embedder")
     if not given and policy is None:
         _say_default()
+    embedder = ChainEmbedder(embeddings) if embeddings is not None else None
     if llm is not None:
-        return Guard.from_yaml(policy, model=_local(llm)), OwnModel(llm)
-    return Guard.from_yaml(policy, model=model, scorer=scorer), None
+        return Guard.from_yaml(policy, model=_local(llm), embedder=embedder), OwnModel(llm)
+    return Guard.from_yaml(policy, model=model, scorer=scorer, embedder=embedder), None
 
 
 def _local(llm: object) -> object:

@@ -14,6 +14,7 @@ from llama_index.core.query_engine import RetrieverQueryEngine
 from llama_index_semgrad.attempts import Wiring
 from llama_index_semgrad.calls import is_local, weights_of
 from llama_index_semgrad.chat_engine import GuardedChatEngine
+from llama_index_semgrad.embedder import IndexEmbedder
 from llama_index_semgrad.engines import empty_response_of, llm_of, postprocessors_of, retriever_of
 from llama_index_semgrad.query_engine import GuardedQueryEngine, StreamMode
 from llama_index_semgrad.rewriting import LlmRewriter
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from llama_index.core.base.base_retriever import BaseRetriever
+    from llama_index.core.base.embeddings.base import BaseEmbedding
     from llama_index.core.postprocessor.types import BaseNodePostprocessor
     from llama_index.core.response_synthesizers import BaseSynthesizer
 
@@ -66,6 +68,8 @@ class SemGradGuard:
         policy: a policy file or its content; `None` takes the one that ships with the package.
         model: another scoring model: anything `semgrad_guard.models.load_model` takes.
         scorer: a ready scorer.
+        embed_model: the index's embedding model: adds signals of meaning to the scores, in place of the policy's
+            `scorer.embedding`.
         guard: a ready guard, in place of all of the above; with `llm` beside it you say that it scores with that model.
         stream: `buffer` holds a stream back until its answer was judged; `annotate` lets it pass and judges its end,
             so the policy can hold nothing back.
@@ -76,13 +80,14 @@ class SemGradGuard:
         0.83
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what users set, each by its own word
         self,
         llm: LLM | None = None,
         *,
         policy: str | Path | Mapping[str, object] | None = None,
         model: object | None = None,
         scorer: Scorer | None = None,
+        embed_model: BaseEmbedding | None = None,
         guard: Guard | None = None,
         stream: StreamMode = "buffer",
     ) -> None:
@@ -95,11 +100,16 @@ class SemGradGuard:
         given = [name for name, value in naming.items() if value is not None]
         if len(given) > 1:
             raise OptionError("+".join(given), "given together", "one of them: each names the scoring model")
-        if guard is not None and (model is not None or scorer is not None or policy is not None):
-            raise OptionError("guard", guard, "alone or with llm: policy, model and scorer are part of the guard")
+        if guard is not None and any(option is not None for option in (policy, model, scorer, embed_model)):
+            raise OptionError("guard", guard, "alone or with llm: policy, model and the like are part of the guard")
+        if scorer is not None and embed_model is not None:
+            raise OptionError(
+                "scorer+embed_model", "given together", "one of them: a ready scorer has its own embedder"
+            )
         if stream not in get_args(StreamMode):
             raise OptionError("stream", stream, ", ".join(map(repr, get_args(StreamMode))))
         self._llm, self._policy, self._model, self._scorer, self._given = llm, policy, model, scorer, guard
+        self._embedder = IndexEmbedder(embed_model) if embed_model is not None else None
         self._stream: StreamMode = stream
         self._guards: dict[int, tuple[object | None, Guard]] = {}
         self._lock = threading.Lock()
@@ -165,7 +175,7 @@ class SemGradGuard:
                 "SemGradGuard() uses the policy that ships with semgrad-guard, and its demo model scores the answers "
                 "of your LLM from outside (as a proxy): use a local HuggingFaceLLM, or pass model=... or policy=..."
             )
-        return Guard.from_yaml(self._policy, model=source, scorer=self._scorer)
+        return Guard.from_yaml(self._policy, model=source, scorer=self._scorer, embedder=self._embedder)
 
 
 def _assembled(options: WrapOptions) -> RetrieverQueryEngine:
