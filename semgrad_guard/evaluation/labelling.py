@@ -101,6 +101,7 @@ class Labeller:
             prompt_ids=exchange.prompt_ids,
             max_new_tokens=MAX_NEW_TOKENS,
             stop=answer_stops(chat=model.is_chat),
+            states_of=scorer.band_blocks,
         )
         own = replace(
             exchange,

@@ -30,13 +30,19 @@ class PeakMemory:
 def peak_memory() -> Generator[PeakMemory]:
     """Measure the work inside the context. It gives freed memory back first, so that none of it hides the peak."""
     measured = PeakMemory()
+    before = resident_mb()
+    knows = _reset_peak()
+    yield measured
+    after = _megabytes("VmHWM")
+    if knows and before is not None and after is not None:
+        measured.extra_mb = max(0.0, after - before)
+
+
+def resident_mb() -> float | None:
+    """Return the resident memory in MiB once freed memory was given back; `None` where the system does not tell."""
     gc.collect()
     _give_back()
-    before = _kilobytes("VmRSS") if _reset_peak() else None
-    yield measured
-    after = _kilobytes("VmHWM")
-    if before is not None and after is not None:
-        measured.extra_mb = max(0, after - before) / 1024
+    return _megabytes("VmRSS")
 
 
 def _reset_peak() -> bool:
@@ -55,9 +61,9 @@ def _give_back() -> None:
     trim(0)
 
 
-def _kilobytes(key: str) -> int | None:
+def _megabytes(key: str) -> float | None:
     try:
         found = re.search(rf"^{key}:\s+(\d+) kB", _STATUS.read_text(), re.MULTILINE)
     except OSError:
         return None
-    return int(found.group(1)) if found else None
+    return int(found.group(1)) / 1024 if found else None

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 RISKS = (0.05, 0.10, 0.20)
 """Error rates among accepted answers for which coverage is reported."""
+BY_TAG = ("fused", "fused + embeddings", "semgrad", "hybridgrad", "mean_nll", "sum_nll", "semantic_entropy")
+"""Methods told apart by tag."""
 
 
 class MethodResult(Frozen):
@@ -53,12 +55,13 @@ class MethodResult(Frozen):
 
 
 class TagResult(Frozen):
-    """The fused confidence on the answers with one tag."""
+    """Some methods on the answers with one tag."""
 
     tag: str
     n: int
     right: float
-    auroc: Interval
+    auroc: dict[str, Interval]
+    """Of the methods named in `BY_TAG`."""
 
 
 class Comparison(Frozen):
@@ -167,7 +170,7 @@ def compare(
         right=with_interval(_share_right, labels.correct, labels.correct, labels.groups, draws=draws, seed=seed),
         methods=tuple(results),
         ablations=_ablations(labels, by_name, draws, seed),
-        tags=_by_tag(labels, fused, draws, seed) if fused else (),
+        tags=_by_tag(labels, [one for one in ranked if one.method.name in BY_TAG], draws, seed),
     )
 
 
@@ -231,17 +234,23 @@ def _ablations(labels: Labels, by_name: Mapping[str, Ranked], draws: int, seed: 
     }
 
 
-def _by_tag(labels: Labels, fused: Ranked, draws: int, seed: int) -> tuple[TagResult, ...]:
+def _by_tag(labels: Labels, methods: Sequence[Ranked], draws: int, seed: int) -> tuple[TagResult, ...]:
+    """Return the figures for each tag that some answers have and others do not."""
     found: list[TagResult] = []
     everywhere = frozenset.intersection(*labels.tags)
     for tag in sorted(frozenset().union(*labels.tags) - everywhere):
-        rows = np.array([tag in tags for tags in labels.tags]) & np.isfinite(fused.order)
-        if not rows.any():
-            continue
-        order, correct, groups = fused.order[rows], labels.correct[rows], labels.groups[rows]
-        auroc = with_interval(metrics.auroc, order, correct, groups, draws=draws, seed=seed)
-        found.append(TagResult(tag=tag, n=int(rows.sum()), right=float(correct.mean()), auroc=auroc))
+        rows = np.array([tag in tags for tags in labels.tags])
+        some = labels.take(rows)
+        auroc = {one.method.name: _auroc(some, one.order[rows], draws, seed) for one in methods}
+        found.append(TagResult(tag=tag, n=len(some), right=float(some.correct.mean()), auroc=auroc))
     return tuple(found)
+
+
+def _auroc(labels: Labels, order: Array, draws: int, seed: int) -> Interval:
+    rows = np.isfinite(order)
+    if not rows.any():
+        return Interval(value=None)
+    return with_interval(metrics.auroc, order[rows], labels.correct[rows], labels.groups[rows], draws=draws, seed=seed)
 
 
 _STEP_OF = {"gradient": "score", "likelihood": "score", "text": None, "embedding": "embedding", "sampling": "samples"}

@@ -85,7 +85,8 @@ def findings(result: Result) -> Iterator[str]:
     for family, gain in comparison.ablations.items():
         yield f"what {family} add to the fused AUROC: {short(gain, sign=True)}"
     for tag in comparison.tags:
-        yield f"tag {tag.tag}: {tag.n:,} answers, {tag.right:.0%} right, fused AUROC {short(tag.auroc)}"
+        told = ", ".join(f"{name} {short(auroc)}" for name, auroc in tag.auroc.items() if auroc.value is not None)
+        yield f"tag {tag.tag}: {tag.n:,} answers, {tag.right:.0%} right{', AUROC ' if told else ''}{told}"
     fused = result.method("fused")
     if fused is not None:
         for risk, coverage in fused.coverage.items():
