@@ -18,7 +18,17 @@ def run(*words: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str
 
 @pytest.mark.parametrize(
     "words",
-    [(), ("demo",), ("score",), ("calibrate",), ("policy",), ("policy", "check"), ("review",), ("profile",)],
+    [
+        (),
+        ("demo",),
+        ("score",),
+        ("calibrate",),
+        ("policy",),
+        ("policy", "check"),
+        ("review",),
+        ("profile",),
+        ("evaluate",),
+    ],
     ids=lambda words: " ".join(words) or "all",
 )
 def test_help_shows_what_there_is(words: tuple[str, ...]) -> None:
@@ -32,6 +42,7 @@ def test_help_shows_what_there_is(words: tuple[str, ...]) -> None:
     ("words", "part"),
     [
         (("score", "missing.jsonl"), "missing.jsonl"),
+        (("evaluate", "missing.jsonl"), "missing.jsonl"),
         (("policy", "check", "missing.yaml"), "missing.yaml"),
         (("calibrate", "missing.jsonl", "--out", "p.json"), "missing.jsonl"),
         (("review", "list", "--url", "mysql://nowhere"), "mysql"),
@@ -46,6 +57,13 @@ def test_an_error_is_one_line_and_exit_code_two(words: tuple[str, ...], part: st
     assert part in done.stderr
     assert "Traceback" not in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_every_signal_is_listed_with_its_cost() -> None:
+    """What to choose from, and what it takes."""
+    said = run("signals").stdout
+    for word in ("hybridgrad", "support_similarity", "nats", "less sure", "forward: another forward pass"):
+        assert word in said
 
 
 def test_the_version_is_the_package_s() -> None:
