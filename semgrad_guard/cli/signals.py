@@ -14,7 +14,7 @@ Any of them may be the `method` of a policy, if it is a score; `fused` weighs al
 COSTS = {
     "free": "comes with the one backward pass",
     "text": "counts words: about a millisecond",
-    "embedding": "sentence embeddings, where `scorer.embedding` or a chain's embeddings are given; passages are remembered",
+    "embedding": "sentence embeddings, where `scorer.embedding` or a chain's own are given; passages are remembered",
     "forward": "another forward pass: only with `scorer.signals`",
 }
 """What each kind of cost means."""
