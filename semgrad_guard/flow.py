@@ -394,6 +394,8 @@ class Outcome:
     """All attempts, oldest first."""
     record: Record
     review_id: ReviewId | None = None
+    reused: bool = False
+    """True when a person gave this text earlier, the last time the question was asked; `review_id` is that item's."""
 
     @property
     def confidence(self) -> float | None:
@@ -451,6 +453,8 @@ class Record:
     """From the first judgement to the outcome."""
     scoring_s: float
     review_id: ReviewId | None = None
+    reused: bool = False
+    """True when an earlier verdict on the same question was given again."""
     failures: tuple[Failure, ...] = ()
     answer_id: ExchangeId | None = None
     """Id of the attempt that was returned, held back or handed on."""

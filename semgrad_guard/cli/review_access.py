@@ -10,7 +10,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from semgrad_guard.cli.review_options import PolicyFile, RoleChoice, ScopeChoice, Url, queue_at
+from semgrad_guard.cli.review_consume import verdict_loop
+from semgrad_guard.cli.review_options import PolicyFile, RoleChoice, ScopeChoice, Url, policy_at, queue_at
 from semgrad_guard.extras import require
 
 if TYPE_CHECKING:
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 SERVE_EXAMPLES = """[bold]Examples[/bold]
 
   semgrad-guard review serve
+
+  semgrad-guard review serve --policy policy.yaml
 
   semgrad-guard review serve --host 0.0.0.0 --tls-cert cert.pem --tls-key key.pem
 
@@ -69,7 +72,8 @@ def serve(
     queue = queue_at(url, policy)
     scheme = "https" if tls_cert else "http"
     _console.print(f"reviewing {queue.url} at {scheme}://{host}:{port} (Ctrl+C stops)", markup=False)
-    serving.serve(queue, binding)
+    loop = verdict_loop(queue, policy_at(url, policy)) if policy is not None else None
+    serving.serve(queue, binding, *(() if loop is None else (loop.look,)))
 
 
 @user_app.command("add", epilog="Example: semgrad-guard review user add ann --role admin")

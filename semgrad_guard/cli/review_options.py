@@ -6,13 +6,14 @@ import getpass
 import os
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeGuard
 
 import typer
 
 from semgrad_guard.errors import ReviewError
 
 if TYPE_CHECKING:
+    from semgrad_guard.policy import Policy
     from semgrad_guard.review import SqlReviewQueue
 
 URL_VARIABLE = "SEMGRAD_REVIEW_URL"
@@ -27,7 +28,9 @@ Url = Annotated[
 ]
 PolicyFile = Annotated[
     Path | None,
-    typer.Option("--policy", help="Take the queue's URL from this policy file.", exists=True, dir_okay=False),
+    typer.Option(
+        "--policy", help="Take the queue's URL and settings from this policy file.", exists=True, dir_okay=False
+    ),
 ]
 By = Annotated[
     str | None, typer.Option("--by", envvar=REVIEWER_VARIABLE, help="Who decides.  \\[default: your login name]")
@@ -54,16 +57,37 @@ class ScopeChoice(StrEnum):
 
 def queue_at(url: str | None, policy: Path | None) -> SqlReviewQueue:
     """Return the queue that the options name."""
-    from semgrad_guard.review import open_queue  # noqa: PLC0415 - loads SQLAlchemy
+    if policy is None:
+        from semgrad_guard.review import open_queue  # noqa: PLC0415 - loads SQLAlchemy
 
-    if policy is not None:
-        if url is not None and os.environ.get(URL_VARIABLE) != url:
-            msg = "--url and --policy both name a queue: give one of them"
-            raise ReviewError(msg)
-        from semgrad_guard.policy import load_policy  # noqa: PLC0415 - needed for this option only
+        return open_queue(url or DEFAULT_URL)
+    from semgrad_guard.guard.reviewing import queue_of  # noqa: PLC0415 - needed for this option only
 
-        url = load_policy(policy).review.url
-    return open_queue(url or DEFAULT_URL)
+    queue = queue_of(policy_at(url, policy).review)
+    if not _is_database(queue):
+        msg = f"the policy's queue is a review site: judge on its pages, or run this where its database is ({policy})"
+        raise ReviewError(msg)
+    return queue
+
+
+def policy_at(url: str | None, path: Path) -> Policy:
+    """Return the policy whose queue is meant.
+
+    Raises:
+        ReviewError: another queue is named beside it.
+    """
+    if url is not None and os.environ.get(URL_VARIABLE) != url:
+        msg = "--url and --policy both name a queue: give one of them"
+        raise ReviewError(msg)
+    from semgrad_guard.policy import load_policy  # noqa: PLC0415 - needed for this option only
+
+    return load_policy(path)
+
+
+def _is_database(queue: object) -> TypeGuard[SqlReviewQueue]:
+    from semgrad_guard.review import SqlReviewQueue  # noqa: PLC0415 - loads SQLAlchemy
+
+    return isinstance(queue, SqlReviewQueue)
 
 
 def reviewer(by: str | None) -> str:

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, cast
 from semgrad_guard.flow import Confidence
 from semgrad_guard.guard.lazy import LazyScorer
 from semgrad_guard.guard.parts import Parts
+from semgrad_guard.guard.reviewing import EarlierVerdicts, queue_of
 from semgrad_guard.guard.thresholds import resolver
+from semgrad_guard.guard.verdict_loop import pass_verdicts_on
 from semgrad_guard.policy import Policy, PolicyDecider, PolicyWatcher, policy_from
 
 if TYPE_CHECKING:
@@ -55,14 +57,17 @@ def assemble(
 
 def parts_of(policy: Policy, scorer: Scorer) -> Parts:
     """Return the stages of a policy around a scorer."""
-    from semgrad_guard.review import open_queue  # noqa: PLC0415 - loads the database library
-
     profile = profile_of(policy)
+    calibrator = _calibrator(profile)
+    queue = queue_of(policy.review)
+    wanted = policy.review.reuse_verdicts
     return Parts(
         scorer=scorer,
-        calibrator=_calibrator(profile),
+        calibrator=calibrator,
         decider=decider_of(policy, profile),
-        queue=open_queue(policy.review.url),
+        queue=queue,
+        earlier=None if wanted is None else EarlierVerdicts(queue, wanted),
+        verdicts=pass_verdicts_on(queue, policy, calibrator),
         sink=_sink(policy),
         abstain_message=policy.messages.abstain,
         budget_s=policy.budget.seconds,
@@ -146,9 +151,10 @@ class FollowedParts:
         except Exception as error:  # noqa: BLE001 - a broken change must not take the guard down
             _log.warning("the changed policy can't be used; the last good one stays in force: %s", error)
             return
-        replaced, self._parts = self._parts.sink, parts
-        if replaced is not None:  # closing may wait for a slow server, and an answer waits for us
-            threading.Thread(target=replaced.close, name="semgrad-close", daemon=True).start()
+        replaced, self._parts = self._parts, parts
+        for part in (replaced.sink, replaced.verdicts):
+            if part is not None:  # closing may wait for a slow server, and an answer waits for us
+                threading.Thread(target=part.close, name="semgrad-close", daemon=True).start()
 
 
 def _scorer(policy: Policy, model: object | None, embedder: Embedder | None) -> LazyScorer:

@@ -8,9 +8,12 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from torch import nn
+
     from semgrad_guard.errors import ScoringError
     from semgrad_guard.flow import Exchange, Fingerprint, Score
     from semgrad_guard.ports import Scorer
+    from semgrad_guard.scoring import SemGradScorer
 
 T = TypeVar("T")
 
@@ -30,6 +33,17 @@ class Lazy(Generic[T]):
             if not self._made:
                 self._made.append(self._make())
             return self._made[0]
+
+
+def band_blocks(scorer: Lazy[SemGradScorer]) -> tuple[nn.Module, ...]:
+    """Return the blocks whose states a model keeps while it writes, so that scoring its answer is cheap.
+
+    None where the scorer cannot be made: that costs no answer, and is reported when the answer is to be scored.
+    """
+    try:
+        return scorer.get().band_blocks
+    except Exception:  # noqa: BLE001 - see above
+        return ()
 
 
 class LazyScorer:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from semgrad_guard.guard.reviewing import EarlierVerdicts
+    from semgrad_guard.guard.verdict_loop import VerdictLoop
     from semgrad_guard.ports import Calibrator, Decider, ReviewQueue, Scorer, Sink
 
 
@@ -17,6 +19,10 @@ class Parts:
     calibrator: Calibrator
     decider: Decider
     queue: ReviewQueue | None = None
+    earlier: EarlierVerdicts | None = None
+    """Verdicts that answer the same question again; `None` asks a person each time."""
+    verdicts: VerdictLoop | None = None
+    """Passes verdicts on while the program runs."""
     sink: Sink | None = None
     abstain_message: str
     """What the caller gets when a person rejects the answer, or when nothing else could be done."""

@@ -19,6 +19,7 @@ from semgrad_guard.flow import (
     Outcome,
     Progress,
     Record,
+    Status,
     utc_now,
 )
 from semgrad_guard.guard.judging import decide, judge, on_error
@@ -36,7 +37,7 @@ from semgrad_guard.routing import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from semgrad_guard.flow import Exchange, ReviewId, Score
+    from semgrad_guard.flow import Exchange, ReviewId, Ruling, Score
     from semgrad_guard.guard.parts import Parts
 
 _log = logging.getLogger("semgrad_guard")
@@ -121,7 +122,12 @@ class Question:
     def _end(self, exchange: Exchange, decision: Decision) -> Outcome:
         attempts = (*self._earlier, Attempt(exchange, decision, judged_at=self._judged_at))
         chosen = exchange if isinstance(decision.step, Accept) else self._best(exchange, decision)
-        settled, review_id, decision = self._settle(chosen, decision, attempts)
+        ruling = self._earlier_verdict(chosen, decision)
+        if ruling is not None:
+            decision = replace(decision, why=f"{decision.why}; {ruling.by} answered this question before")
+            settled, review_id = Settled(ruling.text, Status.REVIEWED), ruling.review_id
+        else:
+            settled, review_id, decision = self._settle(chosen, decision, attempts)
         attempts = (*self._earlier, Attempt(exchange, decision, judged_at=self._judged_at))
         return Outcome(
             text=settled.text,
@@ -129,9 +135,15 @@ class Question:
             decision=decision,
             exchange=chosen,
             attempts=attempts,
-            record=replace(self._record(settled, attempts, review_id), answer_id=chosen.id),
+            record=replace(self._record(settled, attempts, review_id), answer_id=chosen.id, reused=ruling is not None),
             review_id=review_id,
+            reused=ruling is not None,
         )
+
+    def _earlier_verdict(self, exchange: Exchange, decision: Decision) -> Ruling | None:
+        """Return what a person said when the question was asked before, if one is to be asked now."""
+        earlier = self._parts.earlier
+        return earlier.find(exchange) if earlier is not None and isinstance(decision.step, HumanReview) else None
 
     def _best(self, exchange: Exchange, decision: Decision) -> Exchange:
         try:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from semgrad_guard.policy.notes import notes
+from semgrad_guard.policy.review_wording import review_in_words
 from semgrad_guard.policy.rules import step_rule
-from semgrad_guard.policy.secrets import mask_url
 from semgrad_guard.policy.sections import RiskTarget
 from semgrad_guard.policy.steps import FallbackModelStep, HumanReviewStep, RetryRetrievalStep
 from semgrad_guard.policy.wording import listed
@@ -174,4 +174,4 @@ def _places(policy: Policy) -> list[str]:
     sinks += [f"the file {telemetry.jsonl}"] if telemetry.jsonl else []
     texts = "with prompts and answers" if telemetry.log_text else "without prompts and answers"
     logged = f"Decisions are logged to {listed(sinks)}, {texts}." if sinks else "Decisions are not logged anywhere."
-    return [f"Answers wait for people in {mask_url(policy.review.url)}.", logged]
+    return [*review_in_words(policy.review), logged]

@@ -14,6 +14,7 @@ from pydantic_core import PydanticCustomError
 
 from semgrad_guard.policy.conditions import Selector
 from semgrad_guard.policy.fields import Frozen, Probability
+from semgrad_guard.policy.review_section import ReviewSettings
 from semgrad_guard.policy.secrets import mask_url
 from semgrad_guard.policy.sections import (
     Budget,
@@ -22,7 +23,6 @@ from semgrad_guard.policy.sections import (
     OnError,
     OnUncalibrated,
     Otherwise,
-    ReviewSettings,
     RiskTarget,
     ScorerSettings,
     TelemetrySettings,
@@ -113,7 +113,7 @@ class Policy(Frozen):
     on_uncalibrated: OnUncalibrated = "abstain"
     """What happens to an answer when no profile fits its score."""
     review: ReviewSettings = ReviewSettings()
-    """Where answers wait for people."""
+    """Where answers wait for people, and what their verdicts are good for."""
     telemetry: TelemetrySettings = TelemetrySettings()
     """Where decisions are logged."""
 
@@ -143,6 +143,7 @@ class Policy(Frozen):
         """Digest of what the policy says, without passwords: equal digests decide equally."""
         said = self.model_dump()
         said["review"]["url"] = mask_url(self.review.url)
+        said["review"]["token"] = None
         text = json.dumps(said, sort_keys=True, default=sorted)  # sorted: a set has another order in every process
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 

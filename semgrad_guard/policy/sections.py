@@ -123,23 +123,6 @@ class Budget(Frozen):
     """Cost units of all retries and fallbacks, each step's own `cost`."""
 
 
-def _database(url: str) -> str:
-    scheme, separator, _ = url.partition("://")
-    dialect = scheme.partition("+")[0]
-    if not separator or dialect not in {"sqlite", "postgresql"}:
-        raise PydanticCustomError(
-            "url", "must be a database URL: sqlite:///review.db or postgresql+psycopg://user:password@host/database"
-        )
-    return url
-
-
-class ReviewSettings(Frozen):
-    """Where answers wait for people."""
-
-    url: Annotated[Text, AfterValidator(_database), Field(repr=False)] = "sqlite:///semgrad-review.db"
-    """Database URL; a relative SQLite path starts at the folder the program runs in."""
-
-
 class TelemetrySettings(Frozen):
     """Where decisions are logged."""
 

@@ -16,7 +16,8 @@ from semgrad_guard.review.items import (
     QueueSettings,
     Sort,
 )
-from semgrad_guard.review.queue import SqlReviewQueue, open_queue
+from semgrad_guard.review.opening import open_queue
+from semgrad_guard.review.queue import SqlReviewQueue
 from semgrad_guard.review.states import MOVES, OPEN, SETTLED, Event, State
 
 __all__ = [

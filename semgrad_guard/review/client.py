@@ -22,10 +22,11 @@ from semgrad_guard.extras import require
 from semgrad_guard.flow import ReviewId, Ruling
 from semgrad_guard.review.document import document_of
 from semgrad_guard.review.items import OPEN_ITEMS, Filters, Sort
-from semgrad_guard.review.wire import AuditView, DetailView, InsightView, ItemView, PageView, RulingView
+from semgrad_guard.review.reuse import EarlierVerdict
+from semgrad_guard.review.wire import AuditView, DetailView, EarlierView, InsightView, ItemView, PageView, RulingView
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     import httpx
 
@@ -68,6 +69,8 @@ class ReviewClient:
         self._base = url.rstrip("/") + "/api/v1"
         self._headers = {"Authorization": f"Bearer {token}"}
         self._client: httpx.Client = client or library.Client(follow_redirects=False)
+        self.deadline_s: float | None = None
+        """Seconds for a verdict when `submit` names none; `None` takes the site's setting."""
         self._timeout_s, self._retry_s, self._sleep = timeout_s, retry_s, sleep
         self._broken: type[Exception] = library.TransportError
 
@@ -91,7 +94,8 @@ class ReviewClient:
             QueueUnavailableError: the site could not be reached or could not store it.
             ReviewError: the token does not allow it.
         """
-        body = {"document": document_of(exchange, decision, attempts).model_dump(mode="json"), "deadline_s": deadline_s}
+        document = document_of(exchange, decision, attempts).model_dump(mode="json")
+        body = {"document": document, "deadline_s": self.deadline_s if deadline_s is None else deadline_s}
         return ReviewId(self._send("POST", "/items", json=body)["id"])
 
     def wait(self, review_id: ReviewId, timeout_s: float) -> Ruling | None:
@@ -105,6 +109,16 @@ class ReviewClient:
                 return _ruling(RulingView.model_validate(answer["ruling"]))
             if end - time.monotonic() <= 0:
                 return None
+
+    def reuse(
+        self, question: str, *, tags: Iterable[str] = (), similar: float | None = None, max_age_s: float | None = None
+    ) -> EarlierVerdict | None:
+        """Return what a person said when the same question, or one like it, was asked before."""
+        wanted = {"question": question, "tags": sorted(tags), "similar": similar, "max_age_s": max_age_s}
+        found = EarlierView.model_validate(self._send("POST", "/earlier-verdict", json=wanted))
+        if found.ruling is None:
+            return None
+        return EarlierVerdict(found.question, _ruling(found.ruling), found.similarity)
 
     # --- looking ------------------------------------------------------------------------------------------------------
 

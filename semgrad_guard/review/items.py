@@ -160,6 +160,8 @@ class QueueSettings:
     deadline_s: float | None = None
     """Time for a verdict when the submitter names none; `None` waits for ever."""
     at_expiry: AtExpiry = AtExpiry.EXPIRE
+    retention_s: float | None = None
+    """Age at which the review site erases the texts of settled items; `None` keeps them."""
     retry_s: float = 5.0
     """How long a busy or unreachable database is tried again."""
     head_start_s: float = 86_400.0

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from semgrad_guard.review import erasure, outbox
 from semgrad_guard.review.insight import insight
 from semgrad_guard.review.items import ALL_ITEMS, Filters, QueueSettings
-from semgrad_guard.review.labels import labels_after
+from semgrad_guard.review.labels import judged_after, labels_after, last_ruling
 from semgrad_guard.review.reuse import Reuse, earlier_verdict, trigram_similarity
 from semgrad_guard.review.transfer import export_page, import_line, read_line
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from semgrad_guard.flow import ReviewId
     from semgrad_guard.review.database import Database, Transaction
     from semgrad_guard.review.insight import Insight
-    from semgrad_guard.review.labels import Label
+    from semgrad_guard.review.labels import Judged, Label
     from semgrad_guard.review.outbox import Delivery
     from semgrad_guard.review.reuse import EarlierVerdict
 
@@ -39,6 +39,18 @@ class QueueKeeping:
         while seen is not None:
             found, seen = self._db.read(partial(labels_after, ruling_id=seen, until=until, limit=100))
             yield from found
+
+    def last_ruling(self) -> int:
+        """Return the number of the latest verdict, for `judged_after`."""
+        return self._db.read(last_ruling)
+
+    def judged_after(self, ruling_id: int, *, limit: int = 200) -> tuple[list[Judged], int]:
+        """Return confidences that people's verdicts behind a verdict's number speak of, and the number to go on from.
+
+        A verdict that can still be undone is left for later.
+        """
+        until = self._db.clock() - timedelta(seconds=self.settings.undo_s)
+        return self._db.read(partial(judged_after, ruling_id=ruling_id, until=until, limit=limit))
 
     def reuse(
         self,

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import time
 from functools import partial
 from typing import TYPE_CHECKING
 
 from semgrad_guard.errors import EmptyTextError, QueueUnavailableError, SemGradGuardError
-from semgrad_guard.flow import utc_now
 from semgrad_guard.review import intake, listing, moves, reading, trail
 from semgrad_guard.review.database import Database
 from semgrad_guard.review.document import document_of
 from semgrad_guard.review.faults import is_passing
-from semgrad_guard.review.items import OPEN_ITEMS, Filters, QueueSettings, Sort
+from semgrad_guard.review.items import OPEN_ITEMS, Filters, Sort
 from semgrad_guard.review.keeping import QueueKeeping
 from semgrad_guard.review.moves import Judgement
 from semgrad_guard.review.states import Event
@@ -27,30 +25,8 @@ if TYPE_CHECKING:
     from semgrad_guard.flow import Decision, Exchange, ReviewId, Ruling
     from semgrad_guard.review.database import Transaction
     from semgrad_guard.review.document import AttemptsLike, Document
-    from semgrad_guard.review.items import AuditRow, Item, ItemDetail, Page
+    from semgrad_guard.review.items import AuditRow, Item, ItemDetail, Page, QueueSettings
     from semgrad_guard.review.states import State
-
-
-def open_queue(
-    url: str,
-    *,
-    settings: QueueSettings | None = None,
-    clock: Callable[[], datetime] = utc_now,
-    sleep: Callable[[float], None] = time.sleep,
-) -> SqlReviewQueue:
-    """Return the queue at a database URL; the database is reached, and an SQLite file set up, at the first use.
-
-    Args:
-        url: `sqlite:///file.db`, `sqlite://` (in memory, for trying out) or `postgresql://user:password@host/name`.
-        settings: lease, deadline, undo time, ranking.
-        clock: gives the present moment.
-        sleep: waits, in seconds.
-
-    Raises:
-        ReviewError: the URL is none that the queue can live at.
-        MissingExtraError: the database driver is not installed.
-    """
-    return SqlReviewQueue(url, settings or QueueSettings(), clock=clock, sleep=sleep)
 
 
 class SqlReviewQueue(QueueKeeping):
@@ -62,6 +38,7 @@ class SqlReviewQueue(QueueKeeping):
         """Keep where the queue lives; see `open_queue`."""
         self.settings = settings
         self._sleep = sleep
+        self._after_submit: Callable[[], object] | None = None
         self._db = Database(url, clock=clock, sleep=sleep, retry_s=settings.retry_s)
         self._submit = Together(partial(_store, self._db, settings), _is_database_away)
 
@@ -106,7 +83,14 @@ class SqlReviewQueue(QueueKeeping):
         self, document: Document, *, deadline_s: float | None = None, by: str = intake.SUBMITTER
     ) -> ReviewId:
         """Store a document that was already made; see `submit`."""
-        return self._submit(intake.Submission(document=document, by=by, deadline_s=deadline_s))
+        review_id = self._submit(intake.Submission(document=document, by=by, deadline_s=deadline_s))
+        if self._after_submit is not None:
+            self._after_submit()
+        return review_id
+
+    def call_after_submit(self, act: Callable[[], object]) -> None:
+        """Call a function after each answer that this object stores; it must not raise."""
+        self._after_submit = act
 
     def wait(self, review_id: ReviewId, timeout_s: float) -> Ruling | None:
         """Return the verdict, or `None` when there is none after `timeout_s` seconds; 0 looks once.

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from semgrad_guard.flow import Ruling
     from semgrad_guard.review.insight import Insight
     from semgrad_guard.review.items import AuditRow, Comment, Item, ItemDetail, Page
+    from semgrad_guard.review.reuse import EarlierVerdict
 
 
 class _View(BaseModel):
@@ -147,3 +148,16 @@ class InsightView(_View):
     def of(cls, insight: Insight) -> InsightView:
         """Return the view of an insight."""
         return cls.model_validate(insight)
+
+
+class EarlierView(_View):
+    """What a person said when a question was asked before; `ruling` is null when nobody did."""
+
+    question: str = ""
+    similarity: float = 0.0
+    ruling: RulingView | None = None
+
+    @classmethod
+    def of(cls, earlier: EarlierVerdict | None) -> EarlierView:
+        """Return the view of an earlier verdict."""
+        return cls() if earlier is None else cls.model_validate(earlier)

@@ -88,6 +88,7 @@ def summary_fields(record: Record) -> dict[str, Json]:
         "seconds": number(record.seconds),
         "scoring_s": number(record.scoring_s),
         "review_id": record.review_id,
+        "reused": record.reused,
         "answer_id": record.answer_id,
         "follows": record.follows,
         "verdict": str(record.ruling.verdict) if record.ruling else None,

@@ -92,6 +92,7 @@ def _record(said: Mapping[str, Any]) -> Record:
         seconds=said["seconds"],
         scoring_s=said["scoring_s"],
         review_id=ReviewId(said["review_id"]) if said["review_id"] else None,
+        reused=said.get("reused", False),
         failures=tuple(_failure(f) for f in said["failures"]),
         answer_id=ExchangeId(said["answer_id"]) if said["answer_id"] else None,
         follows=ExchangeId(said["follows"]) if said.get("follows") else None,

@@ -22,7 +22,7 @@ from semgrad_guard.review.states import State
 from semgrad_guard.review.tokens import Bearer, Scope
 from semgrad_guard.review.web.desk import Desk, desk_of
 from semgrad_guard.review.web.problems import RefusedError
-from semgrad_guard.review.wire import AuditView, DetailView, InsightView, ItemView, PageView, RulingView
+from semgrad_guard.review.wire import AuditView, DetailView, EarlierView, InsightView, ItemView, PageView, RulingView
 
 LONGEST_WAIT_S = 60.0
 _FIRST_LOOK_S, _LONGEST_LOOK_S, _GROWTH = 0.1, 1.0, 1.5
@@ -79,6 +79,17 @@ class Assignment(_Body):
     """Who is to judge an item; null leaves it to anybody."""
 
     assignee: Annotated[str | None, Field(default=None, max_length=64)] = None
+
+
+class Asked(_Body):
+    """A question that may have been asked before."""
+
+    question: str = Field(min_length=1, max_length=100_000)
+    tags: Annotated[list[str], Field(max_length=100)] = []
+    """The earlier item must have all of them."""
+    similar: Annotated[float | None, Field(default=None, ge=0, le=1)] = None
+    """Smallest similarity; null takes the same question only."""
+    max_age_s: Annotated[float | None, Field(default=None, ge=0, le=3_153_600_000, allow_inf_nan=False)] = None
 
 
 class Answered(BaseModel):
@@ -144,6 +155,13 @@ OperationKey = Annotated[
 def submit(desk: TheDesk, caller: Submitter, body: Submission) -> Submitted:
     """Store an answer for review; the same `exchange_id` again gives the same item."""
     return Submitted(id=desk.queue.submit_document(body.document, deadline_s=body.deadline_s, by=caller.by))
+
+
+@router.post("/earlier-verdict")
+def earlier_verdict(desk: TheDesk, _: Fetcher, body: Asked) -> EarlierView:
+    """Return what a person said when the same question, or one like it, was asked before."""
+    found = desk.queue.reuse(body.question, tags=body.tags, similar=body.similar, max_age_s=body.max_age_s)
+    return EarlierView.of(found)
 
 
 @router.get("/items")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -18,14 +19,17 @@ from semgrad_guard.review.web.desk import WebSettings
 from semgrad_guard.review.webhooks import WebhookSender
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Callable, Generator
     from pathlib import Path
 
     from semgrad_guard.review.queue import SqlReviewQueue
 
 logger = logging.getLogger(__name__)
 
+RETENTION = "retention"
+"""Who erased, in the audit trail, when an item's time was over."""
 _UPKEEP_EVERY_S = 2.0
+_ERASE_EVERY_S = 3600.0
 _LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
 
 
@@ -73,8 +77,13 @@ class Binding:
         return _LOOPBACK_NAMES if is_loopback(self.host) and not self.is_behind_proxy else frozenset()
 
 
-def serve(queue: SqlReviewQueue, binding: Binding) -> None:
+def serve(queue: SqlReviewQueue, binding: Binding, *works: Callable[[], object]) -> None:
     """Serve the page until interrupted.
+
+    Args:
+        queue: the queue.
+        binding: where to listen.
+        works: what else to do again and again beside it.
 
     Raises:
         ReviewError: it may not listen there, or nobody could log in.
@@ -95,24 +104,24 @@ def serve(queue: SqlReviewQueue, binding: Binding) -> None:
         access_log=False,  # addresses of pages hold what reviewers search for
         log_level="warning",
     )
-    with upkeep(queue):
+    with upkeep(queue, *works):
         uvicorn.Server(config).run()
 
 
 @contextmanager
-def upkeep(queue: SqlReviewQueue, *, every_s: float = _UPKEEP_EVERY_S) -> Generator[None]:
-    """End leases and deadlines and send webhooks, in a thread beside the block."""
+def upkeep(queue: SqlReviewQueue, *works: Callable[[], object], every_s: float = _UPKEEP_EVERY_S) -> Generator[None]:
+    """End leases and deadlines, send webhooks, erase what is too old and do other works, in a thread of its own."""
     stop = threading.Event()
     sender = WebhookSender(queue)
+    all_works = (queue.expire_leases, queue.expire_deadlines, sender.send_due, _eraser(queue), *works)
 
     def run() -> None:
         while not stop.wait(every_s):
-            try:
-                queue.expire_leases()
-                queue.expire_deadlines()
-                sender.send_due()
-            except Exception:
-                logger.exception("upkeep of the review queue failed; it goes on")
+            for work in all_works:
+                try:
+                    work()
+                except Exception:
+                    logger.exception("upkeep of the review queue failed; it goes on")
 
     thread = threading.Thread(target=run, name="semgrad-review-upkeep", daemon=True)
     thread.start()
@@ -122,3 +131,17 @@ def upkeep(queue: SqlReviewQueue, *, every_s: float = _UPKEEP_EVERY_S) -> Genera
         stop.set()
         thread.join(timeout=10)
         sender.close()
+
+
+def _eraser(queue: SqlReviewQueue) -> Callable[[], object]:
+    """Return what erases, once an hour, the texts that the queue's settings keep no longer."""
+    due_s = time.monotonic()
+
+    def erase() -> None:
+        nonlocal due_s
+        kept_s = queue.settings.retention_s
+        if kept_s is not None and time.monotonic() >= due_s:
+            queue.erase_older_than(kept_s, RETENTION)
+            due_s = time.monotonic() + _ERASE_EVERY_S
+
+    return erase

@@ -12,7 +12,7 @@ from semgrad_guard.errors import ReviewError
 from semgrad_guard.review import QueueSettings, State, open_queue
 from semgrad_guard.review.web import serving
 from semgrad_guard.review.web.serving import Binding
-from tests.review_queues import submit
+from tests.review_queues import FakeClock, submit
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1", "127.9.9.9"])
@@ -86,3 +86,21 @@ def test_upkeep_ends_leases_and_deadlines_and_survives_trouble(clock, caplog):
             clock.advance(90)
             wait_for(late, State.EXPIRED)
     assert "upkeep of the review queue failed" in caplog.text
+
+
+def test_upkeep_erases_what_is_too_old_and_does_further_works():
+    """Retention needs no cron job."""
+    clock, done = FakeClock(), threading.Semaphore(0)
+    settings = QueueSettings(retention_s=100)
+    with closing(open_queue("sqlite://", settings=settings, clock=clock, sleep=clock.sleep)) as queue:
+        old, open_one = submit(queue, 1), submit(queue, 2)
+        queue.approve(old, "ann")
+        clock.advance(101)
+        young = submit(queue, 3)
+        queue.approve(young, "ann")
+        with serving.upkeep(queue, done.release, every_s=0.01):
+            assert done.acquire(timeout=30)
+        assert queue.get(old).document is None
+        assert queue.get(young).document is not None
+        assert queue.get(open_one).document is not None
+        assert queue.audit(old)[-1].by == serving.RETENTION

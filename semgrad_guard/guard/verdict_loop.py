@@ -1,0 +1,135 @@
+"""What verdicts teach: LangSmith hears of them, and the watch for drift sees whether confidences came true."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from typing import TYPE_CHECKING
+
+from semgrad_guard.errors import ReviewError
+
+if TYPE_CHECKING:
+    from semgrad_guard.calibration import DriftMonitor
+    from semgrad_guard.policy import Policy
+    from semgrad_guard.ports import Calibrator
+    from semgrad_guard.review import SqlReviewQueue
+    from semgrad_guard.review.outbox import Delivery
+
+_log = logging.getLogger("semgrad_guard")
+
+LANGSMITH = "langsmith"
+"""The consumer of verdicts that posts feedback; all programs on one queue share it, so each verdict is posted once."""
+_EVERY_S = 5.0
+
+
+class VerdictLoop:
+    """Looks for new verdicts in a thread of its own, from the first answer that this program hands to the queue.
+
+    A verdict counts once it can't be undone any more.
+    """
+
+    def __init__(
+        self,
+        queue: SqlReviewQueue,
+        *,
+        langsmith: bool = False,
+        log_text: bool = False,
+        drift: DriftMonitor | None = None,
+        every_s: float = _EVERY_S,
+    ) -> None:
+        """Keep whom to tell.
+
+        Args:
+            queue: where verdicts are given.
+            langsmith: post each as feedback on the run that wrote the answer.
+            log_text: whether edited answers and reasons may be sent along.
+            drift: is told of each answer's confidence and whether it was right.
+            every_s: seconds between two looks.
+        """
+        self._queue, self._langsmith, self._log_text, self._drift = queue, langsmith, log_text, drift
+        self._every_s = every_s
+        self._seen: int | None = None
+        self._lock, self._stop = threading.Lock(), threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Start looking, once; a failure is logged and tried again at the next call."""
+        if self._thread is not None:
+            return
+        with self._lock:
+            if self._thread is None:
+                try:
+                    self.prepare()
+                except Exception as error:  # noqa: BLE001 - the answer is stored all the same
+                    _log.warning("verdicts are not passed on yet: %s: %s", type(error).__name__, error)
+                    return
+                self._thread = threading.Thread(target=self._run, name="semgrad-verdicts", daemon=True)
+                self._thread.start()
+
+    def close(self) -> None:
+        """Stop looking; what is left is done by whoever looks next."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join(timeout=10)
+
+    def prepare(self) -> None:
+        """Note that verdicts are wanted from now on."""
+        if self._langsmith:
+            self._queue.subscribe(LANGSMITH)
+        if self._drift is not None and self._seen is None:
+            self._seen = self._queue.last_ruling()
+
+    def look(self) -> int:
+        """Pass on what is new; return how many verdicts that were."""
+        from semgrad_guard.review.consuming import consume  # noqa: PLC0415 - loads the database library
+
+        posted = consume(self._queue, LANGSMITH, self._post) if self._langsmith else 0
+        return posted + self._observe()
+
+    def _run(self) -> None:
+        while not self._stop.wait(self._every_s):
+            try:
+                self.look()
+            except Exception as error:  # noqa: BLE001 - the database may come back
+                _log.warning("could not look for verdicts: %s: %s", type(error).__name__, error)
+
+    def _post(self, delivery: Delivery) -> None:
+        from semgrad_guard.review import exchange_of  # noqa: PLC0415 - loads the database library
+        from semgrad_guard.telemetry.feedback import verdict_feedback  # noqa: PLC0415 - loads the sinks' libraries
+        from semgrad_guard.telemetry.verdicts import post_verdict_feedback  # noqa: PLC0415 - loads LangSmith
+
+        detail = self._queue.get(delivery.item_id)
+        if detail.ruling is None or detail.document is None:
+            return
+        exchange = exchange_of(detail.document)
+        if verdict_feedback(detail.ruling, exchange, log_text=self._log_text) is None:
+            return
+        if not post_verdict_feedback(detail.ruling, exchange, log_text=self._log_text):
+            msg = f"LangSmith did not take the verdict on item {delivery.item_id}; it is posted again later"
+            raise ReviewError(msg)
+
+    def _observe(self) -> int:
+        if self._drift is None or self._seen is None:
+            return 0
+        judged, self._seen = self._queue.judged_after(self._seen)
+        own = [each for each in judged if each.profile == self._drift.profile.name]
+        for each in own:
+            self._drift.observe_outcome(each.confidence, correct=each.correct)
+        return len(own)
+
+
+def pass_verdicts_on(queue: object, policy: Policy, calibrator: Calibrator) -> VerdictLoop | None:
+    """Pass verdicts on from the first answer that is handed to the queue.
+
+    Returns:
+        The loop; `None` where nobody wants to know, or the queue is a remote site's, which passes them on itself.
+    """
+    from semgrad_guard.review import SqlReviewQueue  # noqa: PLC0415 - loads the database library
+
+    drift = getattr(calibrator, "drift", None)
+    if not isinstance(queue, SqlReviewQueue) or (drift is None and not policy.telemetry.langsmith):
+        return None
+    telemetry = policy.telemetry
+    loop = VerdictLoop(queue, langsmith=telemetry.langsmith, log_text=telemetry.log_text, drift=drift)
+    queue.call_after_submit(loop.start)
+    return loop

@@ -1,0 +1,121 @@
+"""The section `review` of a policy file: where answers wait for people, and what their verdicts are good for."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from semgrad_guard.policy.fields import Frozen, Probability, Seconds, Text, Word, Words
+
+Days = Annotated[float, Field(gt=0, le=36_500)]
+Weight = Annotated[float, Field(ge=0, le=1000)]
+_SERVERS_OWN = ("at_deadline", "lease_s", "tag_weights", "retention_days")
+"""Keys that a remote review site sets for itself."""
+
+
+def _place(url: str) -> str:
+    scheme, separator, rest = url.partition("://")
+    dialect = scheme.partition("+")[0]
+    if separator and dialect in {"http", "https"}:
+        return _site(url, is_plain=dialect == "http")
+    if not separator or dialect not in {"sqlite", "postgresql"} or (dialect == "postgresql" and not rest):
+        raise PydanticCustomError(
+            "url",
+            "must be a database URL, sqlite:///review.db or postgresql+psycopg://user:password@host/database, "
+            "or the address of a review site, https://review.example.com",
+        )
+    return url
+
+
+def _site(url: str, *, is_plain: bool) -> str:
+    try:
+        parts = urlsplit(url)
+        host = parts.hostname
+    except ValueError:
+        parts, host = urlsplit(""), None
+    if not host or parts.username is not None or parts.query or parts.fragment:
+        raise PydanticCustomError(
+            "url", "must be the plain address of a review site, https://review.example.com; its token goes to `token`"
+        )
+    if is_plain and host not in {"localhost", "127.0.0.1", "::1"}:
+        raise PydanticCustomError(
+            "url", "must start with https: answers and the token would cross the network readably"
+        )
+    return url
+
+
+class ReuseVerdicts(Frozen):
+    """When a verdict answers the same question again."""
+
+    mode: Literal["exact", "similar"] = "exact"
+    """`exact`: the same question but for case and spacing; `similar`: also one that reads alike."""
+    threshold: Probability = 0.9
+    """How alike two questions must read under `similar`, from 0 to 1: the share of common groups of three letters."""
+    expires_days: Days | None = None
+    """Older verdicts don't count; left out, all count."""
+    tags: Words | None = None
+    """Only for questions that carry one of these tags; left out, for all."""
+
+    @model_validator(mode="after")
+    def _means_something(self) -> Self:
+        if "threshold" in self.model_fields_set and self.mode == "exact":
+            raise PydanticCustomError(
+                "reuse", "needs `mode: similar`: the same question has nothing to measure", {"path": ("threshold",)}
+            )
+        return self
+
+
+class ReviewSettings(Frozen):
+    """Where answers wait for people, and what their verdicts are good for."""
+
+    url: Annotated[Text, AfterValidator(_place), Field(repr=False)] = "sqlite:///semgrad-review.db"
+    """Database URL, or the https address of a review site; a relative SQLite path starts at the folder the program
+    runs in."""
+    token: Annotated[Text | None, Field(repr=False)] = None
+    """API token for a review site, best as ${NAME}: `semgrad-guard review token add` makes one."""
+    deadline_s: Seconds | None = None
+    """Seconds for a verdict; left out, an answer waits for ever."""
+    at_deadline: Literal["expire", "approve", "reject"] = "expire"
+    """What becomes of an answer at its deadline: no verdict, given as it is, or held back for good."""
+    lease_s: Seconds = 900.0
+    """Seconds for which a reviewer who took an answer keeps it from others."""
+    tag_weights: dict[Word, Weight] = Field(default_factory=dict[Word, Weight])
+    """Tag -> factor by which doubtful answers with it are judged earlier; 1 where unnamed."""
+    retention_days: Days | None = None
+    """Days after which the texts of settled answers are erased by `review serve`; left out, never."""
+    reuse_verdicts: ReuseVerdicts | None = None
+    """When a verdict answers the same question again; left out, never."""
+
+    @model_validator(mode="after")
+    def _hangs_together(self) -> Self:
+        if self.is_site and self.token is None:
+            raise PydanticCustomError(
+                "token",
+                "needs a token for that site: token: ${SEMGRAD_REVIEW_TOKEN}, made there by "
+                "`semgrad-guard review token add`",
+                {"path": ("url",)},
+            )
+        if self.token is not None and not self.is_site:
+            raise PydanticCustomError(
+                "token",
+                "is for a review site's https address; a database has its password in the url",
+                {"path": ("token",)},
+            )
+        for key in _SERVERS_OWN:
+            if self.is_site and key in self.model_fields_set:
+                raise PydanticCustomError(
+                    "site", "is set where the review site runs, in the policy of its own", {"path": (key,)}
+                )
+        if "at_deadline" in self.model_fields_set and self.deadline_s is None:
+            raise PydanticCustomError(
+                "deadline", "needs `deadline_s`: without one nothing ends", {"path": ("at_deadline",)}
+            )
+        return self
+
+    @property
+    def is_site(self) -> bool:
+        """True when the queue is reached through the API of a review site."""
+        return self.url.startswith(("https://", "http://"))
