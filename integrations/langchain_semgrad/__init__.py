@@ -4,7 +4,8 @@
 - `SemGradOutputParser` does the same as the last parser of a chain.
 - `SemGradCallbackHandler` judges and logs, and changes nothing.
 - `SemGradMiddleware` guards agents made by `create_agent`, `SemGradNode` hand-built graphs (extra `agents`);
-  `resume_with` turns a verdict of the review queue into what such a graph is resumed with.
+  `ReviewedRuns` resumes their stopped runs once people have judged in the review queue, and `resume_with` turns one
+  verdict into what such a graph is resumed with.
 - `SemGradChatModel` is a local model that scores its answers while it writes them.
 """
 
@@ -26,11 +27,13 @@ if TYPE_CHECKING:
     from langchain_semgrad.graph_node import SemGradGraphState, SemGradNode
     from langchain_semgrad.middleware import SemGradMiddleware
     from langchain_semgrad.review_verdict import resume_with
+    from langchain_semgrad.reviewed_runs import ReviewedRuns
 
 __all__ = [
     "GuardedAnswer",
     "GuardedChain",
     "GuardedRetriever",
+    "ReviewedRuns",
     "SemGradCallbackHandler",
     "SemGradChatModel",
     "SemGradGraphState",
@@ -42,6 +45,7 @@ __all__ = [
 ]
 
 _OF_AGENTS = {
+    "ReviewedRuns": "reviewed_runs",
     "SemGradMiddleware": "middleware",
     "SemGradNode": "graph_node",
     "SemGradGraphState": "graph_node",

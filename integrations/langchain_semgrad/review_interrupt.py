@@ -27,6 +27,8 @@ REVIEWS = (None, "interrupt", "queue", "both")
 
 ACTION_NAME = "semgrad_answer"
 """Name of the action that reviewers see, in the vocabulary of LangChain's human-in-the-loop middleware."""
+THREAD_KEY = "langgraph_thread_id"
+"""Metadata by which a review item remembers the thread whose run it stopped."""
 _CHECKPOINTER = "__pregel_checkpointer"
 """Where LangGraph tells its nodes which checkpointer keeps their state."""
 
@@ -80,12 +82,14 @@ class InterruptQueue:
     """
 
     def __init__(self, inner: ReviewQueue | None = None) -> None:
-        """Keep the real queue."""
-        self._inner = inner
+        """Keep the real queue, and which thread the graph stops in."""
+        self._inner, self._thread = inner, _thread()
 
     def submit(self, exchange: Exchange, decision: Decision, attempts: Sequence[Attempt] = ()) -> ReviewId:
         """Return the id under which the answer waits."""
         if self._inner is not None:
+            about = {} if self._thread is None else {THREAD_KEY: self._thread}
+            exchange = replace(exchange, metadata={**exchange.metadata, **about})
             return self._inner.submit(exchange, decision, attempts)
         return ReviewId(f"interrupt-{exchange.id}")
 
@@ -120,6 +124,15 @@ def has_checkpointer() -> bool:
         return get_config().get("configurable", {}).get(_CHECKPOINTER) is not None
     except RuntimeError:  # outside of a graph
         return False
+
+
+def _thread() -> str | None:
+    """Return the id of the thread that the running graph keeps its state under."""
+    try:
+        thread = get_config().get("configurable", {}).get("thread_id")
+    except RuntimeError:  # outside of a graph
+        return None
+    return None if thread is None else str(thread)
 
 
 def stops(review: Review | None) -> bool:

@@ -123,11 +123,11 @@ class Question:
         attempts = (*self._earlier, Attempt(exchange, decision, judged_at=self._judged_at))
         chosen = exchange if isinstance(decision.step, Accept) else self._best(exchange, decision)
         ruling = self._earlier_verdict(chosen, decision)
-        if ruling is not None:
+        if ruling is None:
+            settled, review_id, decision = self._settle(chosen, decision, attempts)
+        else:
             decision = replace(decision, why=f"{decision.why}; {ruling.by} answered this question before")
             settled, review_id = Settled(ruling.text, Status.REVIEWED), ruling.review_id
-        else:
-            settled, review_id, decision = self._settle(chosen, decision, attempts)
         attempts = (*self._earlier, Attempt(exchange, decision, judged_at=self._judged_at))
         return Outcome(
             text=settled.text,

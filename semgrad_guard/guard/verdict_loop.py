@@ -19,7 +19,6 @@ _log = logging.getLogger("semgrad_guard")
 
 LANGSMITH = "langsmith"
 """The consumer of verdicts that posts feedback; all programs on one queue share it, so each verdict is posted once."""
-_EVERY_S = 5.0
 
 
 class VerdictLoop:
@@ -28,6 +27,9 @@ class VerdictLoop:
     A verdict counts once it can't be undone any more.
     """
 
+    every_s = 5.0
+    """Seconds between two looks."""
+
     def __init__(
         self,
         queue: SqlReviewQueue,
@@ -35,7 +37,6 @@ class VerdictLoop:
         langsmith: bool = False,
         log_text: bool = False,
         drift: DriftMonitor | None = None,
-        every_s: float = _EVERY_S,
     ) -> None:
         """Keep whom to tell.
 
@@ -44,10 +45,8 @@ class VerdictLoop:
             langsmith: post each as feedback on the run that wrote the answer.
             log_text: whether edited answers and reasons may be sent along.
             drift: is told of each answer's confidence and whether it was right.
-            every_s: seconds between two looks.
         """
         self._queue, self._langsmith, self._log_text, self._drift = queue, langsmith, log_text, drift
-        self._every_s = every_s
         self._seen: int | None = None
         self._lock, self._stop = threading.Lock(), threading.Event()
         self._thread: threading.Thread | None = None
@@ -87,7 +86,7 @@ class VerdictLoop:
         return posted + self._observe()
 
     def _run(self) -> None:
-        while not self._stop.wait(self._every_s):
+        while not self._stop.wait(self.every_s):
             try:
                 self.look()
             except Exception as error:  # noqa: BLE001 - the database may come back

@@ -100,7 +100,7 @@ class QueueKeeping:
         def work(tx: Transaction) -> None:
             outbox.subscribe(tx, consumer, events)
             if with_backlog:
-                outbox.backlog(tx, consumer)
+                outbox.backlog(tx, consumer, delay_s=self.settings.undo_s)
 
         self._db.write(work)
 

@@ -62,7 +62,7 @@ def labels_after(conn: Connection, ruling_id: int, until: datetime, limit: int) 
     return found, rows[-1].id if rows else None
 
 
-def _judged(ruling_id: int, until: datetime, limit: int) -> Select[Any]:
+def _judged(ruling_id: int, until: datetime, limit: int) -> Select[*tuple[Any, ...]]:
     return (
         select(rulings.c.id, rulings.c.correct, documents.c.body)
         .join(items, items.c.ruling_id == rulings.c.id)

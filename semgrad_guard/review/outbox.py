@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from sqlalchemy import delete, insert, literal, select, update
+from sqlalchemy import case, delete, insert, literal, select, update
 
 from semgrad_guard.flow import ReviewId
 from semgrad_guard.review.schema import UtcDateTime, consumers, deliveries, items
@@ -59,8 +59,13 @@ def subscribe(
         tx.conn.execute(insert(consumers).values(name=name, created_at=tx.now, **values))
 
 
-def backlog(tx: Transaction, name: str) -> int:
-    """Let a consumer be told about verdicts given before it subscribed; return how many."""
+def backlog(tx: Transaction, name: str, *, delay_s: float) -> int:
+    """Let a consumer be told about verdicts given before it subscribed; return how many.
+
+    Those younger than `delay_s` seconds, which may still be undone, it is told of so much later.
+    """
+    is_young = items.c.resolved_at > tx.now - timedelta(seconds=delay_s)
+    later = tx.now + timedelta(seconds=delay_s)
     known = select(deliveries.c.id).where(
         deliveries.c.consumer == name, deliveries.c.event == VERDICT, deliveries.c.item_id == items.c.id
     )
@@ -71,7 +76,7 @@ def backlog(tx: Transaction, name: str) -> int:
         items.c.ruling_id,
         literal(DUE),
         literal(0),
-        literal(tx.now, UtcDateTime),
+        case((is_young, literal(later, UtcDateTime)), else_=literal(tx.now, UtcDateTime)),
     ).where(items.c.ruling_id.is_not(None), ~known.exists())
     names = ["consumer", "item_id", "event", "ruling_id", "status", "tries", "due_at"]
     return tx.conn.execute(insert(deliveries).from_select(names, missed)).rowcount

@@ -46,7 +46,8 @@ class Together(Generic[Given, Result]):
             is_shared: true for an error that hits all alike; after any other, each thing is tried alone.
         """
         self._act, self._is_shared = act, is_shared
-        self._forget()
+        self._lists, self._acts = threading.Lock(), threading.Lock()
+        self._waiting: list[_Call[Given, Result]] = []
         reference = weakref.ref(self)
 
         def forget() -> None:
@@ -98,7 +99,7 @@ class Together(Generic[Given, Result]):
 
     def _forget(self) -> None:
         self._lists, self._acts = threading.Lock(), threading.Lock()
-        self._waiting: list[_Call[Given, Result]] = []
+        self._waiting = []
 
 
 def _fail(calls: Iterable[_Call[Given, Result]], error: Exception) -> None:

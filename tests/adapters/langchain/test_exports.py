@@ -14,6 +14,7 @@ def test_exactly_these_names_are_public() -> None:
         "GuardedAnswer",
         "GuardedChain",
         "GuardedRetriever",
+        "ReviewedRuns",
         "SemGradCallbackHandler",
         "SemGradChatModel",
         "SemGradGraphState",

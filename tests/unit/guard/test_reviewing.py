@@ -169,7 +169,8 @@ def test_the_watch_for_drift_hears_whether_confidences_came_true(queue, clock):
 def test_the_loop_starts_with_the_first_answer_that_is_handed_over(queue, clock):
     """A guard that never asks a person never touches the queue's database."""
     watch, looked = Watch(), threading.Event()
-    loop = VerdictLoop(queue, drift=watch, every_s=0.01)
+    loop = VerdictLoop(queue, drift=watch)
+    loop.every_s = 0.01
     look = loop.look
     loop.look = lambda: (look(), looked.set())
     queue.call_after_submit(loop.start)
