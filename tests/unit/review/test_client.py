@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import closing
+from dataclasses import replace
 
 import httpx
 import pytest
@@ -17,10 +18,13 @@ from semgrad_guard.errors import (
     UndoRefusedError,
 )
 from semgrad_guard.flow import ReviewId, Verdict
+from semgrad_guard.guard.assembly import parts_of
+from semgrad_guard.policy import parse_policy
 from semgrad_guard.ports import ReviewQueue
 from semgrad_guard.review import Event, Filters, Sort, State, open_queue
 from semgrad_guard.review.client import ReviewClient
 from semgrad_guard.review.tokens import Scope
+from tests.fakes import TableScorer
 from tests.review_queues import doubtful, exchange, submit
 from tests.review_site import serving, site_of
 
@@ -191,3 +195,31 @@ def test_waiting_asks_in_pieces():
     client, requests, _ = _scripted(empty)
     assert client.wait(ReviewId("a1"), 0) is None
     assert requests[0].url.params["wait_s"] == "0.0"
+
+
+def test_a_policy_with_the_sites_address_uses_it(site, queue):
+    """`review: {url: https://...}` is all that a guard on another machine needs."""
+    url, desk = site
+    _, secret = desk.tokens.issue("guard", desk.accounts.get("ann"), [Scope.SUBMIT])
+    text = f"accept: 0.7\nreview: {{url: '{url}', token: '${{TOKEN}}', deadline_s: 900, reuse_verdicts: {{}}}}"
+    parts = parts_of(parse_policy(text, env={"TOKEN": secret}), TableScorer({}))
+    asked = exchange(40, question="What is element 40 called?")
+    review_id = parts.queue.submit(asked, doubtful(asked))
+    item = queue.item(review_id)
+    assert (item.deadline_at - item.created_at).total_seconds() == 900
+    assert parts.earlier.find(asked) is None
+    queue.edit(review_id, "bob", "Zirconium.")
+    assert parts.queue.wait(review_id, 20).text == "Zirconium."
+    queue.settings, settings = replace(queue.settings, undo_s=0), queue.settings
+    found = parts.earlier.find(exchange(41, question="what is element 40  called?"))
+    queue.settings = settings
+    assert (found.text, found.review_id, found.by) == ("Zirconium.", review_id, "bob")
+    parts.queue.close()
+
+
+def test_a_site_needs_a_token_and_a_database_none():
+    """Each mix-up says what to write."""
+    with pytest.raises(ReviewError, match="review token add"):
+        open_queue("https://review.example.com")
+    with pytest.raises(ReviewError, match="password in the url"):
+        open_queue("sqlite://", token="t")
