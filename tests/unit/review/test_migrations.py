@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import signal
 import threading
+import warnings
 from contextlib import closing
 
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import inspect, text
+from sqlalchemy import event, inspect, text
 from sqlalchemy.schema import DropTable
 
 from semgrad_guard.errors import SchemaVersionError
-from semgrad_guard.review import QueueSettings, migrate, open_queue, schema_version
+from semgrad_guard.review import QueueSettings, document_of, intake, migrate, open_queue, schema_version
+from semgrad_guard.review.database import Transaction
 from semgrad_guard.review.schema import HEAD, VERSION_TABLE, metadata
 from semgrad_guard.review.schema_version import version_table
-from tests.review_queues import submit
+from tests.review_queues import FakeClock, doubtful, exchange, submit
 
 _POSTGRES_OBJECTS = """
 SELECT indexname AS name, indexdef FROM pg_indexes WHERE schemaname = current_schema() AND indexname NOT LIKE :mine
@@ -156,3 +161,55 @@ def test_many_starts_at_once_set_the_file_up_once(tmp_path):
     assert sum(queues[0].counts().values()) == 8
     for queue in queues:
         queue.close()
+
+
+def _at_revision(url: str, revision: str) -> None:
+    """Set an empty database up as an earlier release did, with one item in it."""
+    with closing(open_queue(url)) as queue, queue.database.engine.connect() as plain:
+        conn = plain.execution_options(semgrad_writes=True)
+        with conn.begin():
+            migrate.upgrade(conn, revision)
+            asked = exchange(1)
+            submission = intake.Submission(document=document_of(asked, doubtful(asked)))
+            transaction = Transaction(conn, FakeClock()(), "old", retried=False)
+            intake.submit_all(transaction, [submission], QueueSettings())
+
+
+def _migrate_and_die(url: str) -> None:
+    """Migrate, and be killed once the first table was changed."""
+    with closing(open_queue(url)) as queue:
+
+        def die(_conn, _cursor, statement, *_) -> None:
+            if statement.startswith("CREATE INDEX"):
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        event.listen(queue.database.engine, "after_cursor_execute", die)
+        queue.migrate()
+
+
+def test_a_migration_whose_process_is_killed_is_made_again(empty_url):
+    """What the earlier release stored is there, before and after."""
+    _at_revision(empty_url, "0002")
+    killed = multiprocessing.get_context("fork").Process(target=_migrate_and_die, args=(empty_url,))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # forking beside threads: the child only migrates
+        killed.start()
+    killed.join(60)
+    assert killed.exitcode == -signal.SIGKILL
+    with closing(open_queue(empty_url)) as queue:
+        with queue.database.engine.connect() as conn:
+            assert schema_version.revision_of(conn) == "0002"
+            assert "ix_semgrad_items_assignee_state_rank_id" not in _objects(conn)
+        assert queue.migrate() == ("0002", HEAD)
+        (item,) = queue.list().items
+        assert queue.get(item.id).document.question == "What is element 1?"
+        queue.assign(item.id, "boss", "ann")
+
+
+def test_an_older_sqlite_file_is_brought_up_to_date_by_the_first_use(tmp_path):
+    """A release is a release, not an afternoon of commands."""
+    url = f"sqlite:///{tmp_path / 'review.db'}"
+    _at_revision(url, "0002")
+    with closing(open_queue(url)) as queue:
+        assert len(queue.list().items) == 1
+        assert queue.migrate() == (HEAD, HEAD)

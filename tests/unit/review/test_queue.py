@@ -339,6 +339,30 @@ def test_one_failing_item_does_not_hold_up_the_others(queue):
     assert done[ids[2]].state is State.APPROVED
 
 
+def test_a_clock_that_jumps_ahead_and_back_loses_nothing(open_here, clock):
+    """A lease ends early, and then its holder decides unless somebody else took over; deadlines follow their rule."""
+    queue = open_here(deadline_s=3600)
+    one, two, three = (submit(queue, n, confidence=n / 10) for n in range(3))
+    for review_id in (one, two):
+        queue.claim_item(review_id, "ann")
+    clock.advance(1000)
+    assert queue.claim("bob").id == one
+    clock.advance(-1000)
+    with pytest.raises(AlreadyClaimedError):
+        queue.approve(one, "ann")
+    assert queue.approve(one, "bob").state is State.APPROVED
+    queue.claim_item(two, "ann")
+    assert queue.approve(two, "ann").state is State.APPROVED
+    clock.advance(366 * 86_400)
+    assert queue.expire_deadlines() == 1
+    clock.advance(-366 * 86_400)
+    assert queue.wait(three, 0).verdict is Verdict.EXPIRED
+    for review_id in (one, two, three):
+        rows = queue.audit(review_id)
+        assert replay(rows).state is queue.item(review_id).state
+        assert [row.version for row in rows if row.version] == list(range(1, queue.item(review_id).version + 1))
+
+
 def test_a_clock_that_jumps_back_loses_nothing(queue, clock):
     """Order and state do not depend on the clock; only leases run longer."""
     review_id = submit(queue)

@@ -7,6 +7,7 @@ import threading
 import pytest
 
 from semgrad_guard.errors import UndoRefusedError
+from semgrad_guard.flow import Verdict
 from semgrad_guard.review.consuming import consume, consume_until
 from tests.review_queues import submit
 
@@ -152,3 +153,19 @@ def test_consuming_goes_on_when_the_queue_cannot_be_reached(memory_queue, clock,
     consume_until(stop, memory_queue, "web", act, every_s=0)
     assert len(seen) == 1
     assert "could not reach the queue" in caplog.text
+
+
+def test_a_backlog_holds_back_what_can_still_be_undone(queue, clock):
+    """Subscribing late must not take away a reviewer's minute."""
+    old, young = submit(queue, 1), submit(queue, 2)
+    queue.approve(old, "ann")
+    clock.advance(100)
+    queue.approve(young, "ann")
+    queue.subscribe("late", with_backlog=True)
+    assert [each.item_id for each in queue.take("late")] == [old]
+    queue.undo(young, "ann")
+    queue.reject(young, "ann")
+    clock.advance(61)
+    (delivery, *again) = [each for each in queue.take("late") if each.item_id == young]
+    assert again == []
+    assert queue.ruling(delivery.item_id).verdict is Verdict.REJECTED
