@@ -11,6 +11,7 @@ from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteria
 from semgrad_guard.errors import ContextTooLongError, EmptyPromptError, ModelSettingError
 from semgrad_guard.models.borrow import evaluating, plain_tensors
 from semgrad_guard.models.kept import KeptCache, full_cache
+from semgrad_guard.models.locks import held
 from semgrad_guard.models.prompt_cache import pad_left, prompt_cache
 from semgrad_guard.models.sampling import Sampler
 from semgrad_guard.models.special import special_tokens
@@ -113,14 +114,14 @@ def generate(
     ends = _endings(local, settings.stop)
     longest = max(len(ids) for ids in prompts)
     watch = AnswerWatch(local.decode, n_prompt=longest, stop=ends.texts, on_text=on_text, should_end=should_end)
-    if should_end():
-        return [Generated(prompt_ids=ids, answer_ids=(), text="", finish_reason="cancelled") for ids in prompts]
     states_of = memory.states_of if isinstance(memory, Keep) else ()
-    with local.lock, evaluating(local.model), plain_tensors():
-        cache = _cache(local, prompts, memory) if _takes_cache(local) else None
-        config = _config(local, ends.ids, max_new_tokens=min(settings.max_new_tokens, room))
-        pickers = _pickers(settings, [row.number for row in rows])
-        with recorded(states_of) as states:
+    with held(local.lock, should_end) as owned:
+        if not owned or should_end():
+            return [Generated(prompt_ids=ids, answer_ids=(), text="", finish_reason="cancelled") for ids in prompts]
+        with evaluating(local.model), plain_tensors(), recorded(states_of) as states:
+            cache = _cache(local, prompts, memory) if _takes_cache(local) else None
+            config = _config(local, ends.ids, max_new_tokens=min(settings.max_new_tokens, room))
+            pickers = _pickers(settings, [row.number for row in rows])
             output = _run(local, prompts, config, pickers, watch, cache)
     answers = [
         _answer(local, ids, _written(row[longest:], watch.n_written(n), ends.ids), ends, ended_early=watch.ended_early)

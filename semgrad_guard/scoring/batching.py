@@ -11,31 +11,38 @@ from semgrad_guard.scoring.engine import measure
 from semgrad_guard.scoring.layout import shared_start
 
 if TYPE_CHECKING:
-    import threading
     from collections.abc import Iterator, Sequence
 
-    from transformers import PreTrainedModel
-
+    from semgrad_guard.models.kept import KeptCache
     from semgrad_guard.scoring.engine import Measure, Reading
     from semgrad_guard.scoring.layout import Tokens
+    from semgrad_guard.scoring.turn import Turn
 
 MAX_BATCH_TOKENS = 8192
 """Padded tokens that one batch may hold: about 0.4 GB of KV cache for the demo model, 1 GB for a model of 8 billion."""
 
 
 def measure_many(
-    model: PreTrainedModel,
-    lock: threading.RLock,
+    turn: Turn,
     exchanges: Sequence[Tokens],
     reading: Reading,
     *,
     parts: Sequence[Sequence[slice]] = (),
     max_batch_tokens: int = MAX_BATCH_TOKENS,
+    kept: KeptCache | None = None,
 ) -> list[Measure | ScoringError]:
     """Return one measure or error for each exchange, in order.
 
     The lock is held batch by batch, so that others get their turn. Exchanges whose prompts begin alike (the same
     passages, several answers or questions) come into one batch, where the common part is run once.
+
+    Args:
+        turn: the model, and how to wait for it.
+        exchanges: the exchanges.
+        reading: what to differentiate.
+        parts: for each exchange, runs of answer tokens to measure beside the whole answer.
+        max_batch_tokens: padded tokens that one batch may hold.
+        kept: KV cache of the generation of the answer, for a single exchange.
     """
     wanted = parts or [()] * len(exchanges)
     found: dict[int, Measure | ScoringError] = {}
@@ -43,8 +50,9 @@ def measure_many(
     def run(group: Sequence[int]) -> None:
         failure = None
         try:
-            with lock:
-                measured = measure(model, [exchanges[i] for i in group], reading, parts=[wanted[i] for i in group])
+            with turn.taken():
+                batch = [exchanges[i] for i in group]
+                measured = measure(turn.model, batch, reading, parts=[wanted[i] for i in group], kept=kept)
             found.update(zip(group, measured, strict=True))
         except ScoringError as error:
             failure = error

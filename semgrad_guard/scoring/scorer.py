@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from semgrad_guard.errors import PositionOutsidePromptError, ScoringError, ScoringSettingError
 from semgrad_guard.flow import Exchange, Fingerprint, Score
+from semgrad_guard.models.embedding import UnitVectors
+from semgrad_guard.models.watch import ending
 from semgrad_guard.scoring.anatomy import anatomy_of
 from semgrad_guard.scoring.batching import MAX_BATCH_TOKENS, measure_many
-from semgrad_guard.scoring.engine import Reading, measure
+from semgrad_guard.scoring.engine import Reading
 from semgrad_guard.scoring.gradients import Band, upper_half
 from semgrad_guard.scoring.positions import default_position
 from semgrad_guard.scoring.reading import read_exchange
 from semgrad_guard.scoring.readout import Readout
-from semgrad_guard.scoring.signals import FREE, METHODS, POSITIONS, SIGNALS
+from semgrad_guard.scoring.signals import CLOSENESS, FREE, METHODS, POSITIONS, SIGNALS
 from semgrad_guard.scoring.spans import place_spans
+from semgrad_guard.scoring.turn import Turn
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,6 +29,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from semgrad_guard.models import Generated, KeptCache, LocalModel
+    from semgrad_guard.models.embedding import Embedder
     from semgrad_guard.scoring.engine import Measure
     from semgrad_guard.scoring.layout import Tokens
     from semgrad_guard.scoring.spans import PlacedSpan
@@ -58,6 +64,7 @@ class SemGradScorer:
         granularity: Granularity = "answer",
         signals: Sequence[str] | None = None,
         language: str = "en",
+        embedder: Embedder | None = None,
         max_batch_tokens: int = MAX_BATCH_TOKENS,
     ) -> None:
         """Take the model and what to read from it.
@@ -72,6 +79,8 @@ class SemGradScorer:
             granularity: `sentence` scores every sentence too, at one more backward pass each.
             signals: names of the signals to report beside the method; `None` is all that need no further forward pass.
             language: two-letter code of the answers, for finding sentences.
+            embedder: sentence embeddings, such as the retriever's, for the signals of meaning
+                (`signals.CLOSENESS`); `None` leaves those out.
             max_batch_tokens: padded tokens that one batch may hold.
 
         Raises:
@@ -87,8 +96,12 @@ class SemGradScorer:
         if max_batch_tokens < 1:
             raise ScoringSettingError("max_batch_tokens", max_batch_tokens, "1 or more")
         names = FREE if signals is None else tuple(_one_of("signals", name, tuple(SIGNALS)) for name in signals)
-        self._readout = Readout(model, self._position, frozenset({*names, method}))
-        self._reading = Reading(_band(model, band), max(-self._position, -min(POSITIONS)))
+        self._embedder = None if embedder is None else UnitVectors(embedder)
+        wanted = frozenset({*names, method, *(CLOSENESS if embedder else ())})
+        self._readout = Readout(model, self._position, wanted, embedder=self._embedder, language=language)
+        with model.lock:
+            self._blocks = anatomy_of(model.model).blocks
+        self._reading = Reading(_band(len(self._blocks), band), max(-self._position, -min(POSITIONS)))
         self._language, self._max_batch_tokens = language, max_batch_tokens
 
     @property
@@ -110,8 +123,7 @@ class SemGradScorer:
     def band_blocks(self) -> tuple[nn.Module, ...]:
         """The blocks of the band: `generate(states_of=scorer.band_blocks)` makes `score_generated` cheapest."""
         band = self._reading.band
-        with self._model.lock:
-            return anatomy_of(self._model.model).blocks[band.first : band.last + 1]
+        return self._blocks[band.first : band.last + 1]
 
     def fingerprint(self, *, proxy: bool = False) -> Fingerprint:
         """Return what its scores depend on beside the exchange."""
@@ -120,18 +132,37 @@ class SemGradScorer:
             model=self._model.weights_digest,
             dtype=self._model.dtype,
             template=self._model.template_digest,
-            settings=f"position {self._position}, blocks {band.first} to {band.last}, by {self._granularity}",
+            settings=f"position {self._position}, blocks {band.first} to {band.last}, by {self._granularity}"
+            + (f", embedder {self._embedder.name}" if self._embedder else ""),
             proxy=proxy,
         )
 
-    def score(self, exchange: Exchange) -> Score:
+    def score(
+        self, exchange: Exchange, *, max_time_s: float | None = None, cancel: threading.Event | None = None
+    ) -> Score:
         """Return the score of one exchange; one that was taken while its answer was written is completed, not redone.
 
+        Args:
+            exchange: what to score.
+            max_time_s: give up after this many seconds, waiting for the model included.
+            cancel: give up when this event is set.
+
         Raises:
+            ScoringEndedError: it gave up; what it held in memory is free again.
             ScoringError: the exchange cannot be scored.
         """
         earlier = self._earlier(exchange)
-        return earlier if earlier is not None else self._score(self._prepared(exchange))
+        if earlier is not None:
+            return earlier
+        return self._score(self._prepared(exchange), turn=self._turn(cancel, max_time_s))
+
+    async def ascore(self, exchange: Exchange, *, max_time_s: float | None = None) -> Score:
+        """Same as `score`, in a thread; cancelling the task ends the work at the next decoder block."""
+        cancel = threading.Event()
+        try:
+            return await asyncio.to_thread(self.score, exchange, max_time_s=max_time_s, cancel=cancel)
+        finally:
+            cancel.set()
 
     def score_spans(self, exchange: Exchange, spans: Sequence[tuple[int, int]]) -> Score:
         """Return the score of an exchange and of stretches of its answer: one forward pass, one backward pass each.
@@ -146,14 +177,24 @@ class SemGradScorer:
         task = self._prepared(exchange)
         return self._score(replace(task, spans=place_spans(self._model, exchange, task.tokens, spans)))
 
-    def score_generated(self, generated: Generated, exchange: Exchange | None = None) -> Score:
+    def score_generated(
+        self,
+        generated: Generated,
+        exchange: Exchange | None = None,
+        *,
+        max_time_s: float | None = None,
+        cancel: threading.Event | None = None,
+    ) -> Score:
         """Return the score of an answer that this model has just written, from the KV cache of the writing.
 
         Args:
             generated: what the model wrote.
             exchange: the same with question and passages, for the signals that need them.
+            max_time_s: as for `score`.
+            cancel: as for `score`.
 
         Raises:
+            ScoringEndedError: it gave up.
             ScoringError: the answer cannot be scored.
         """
         known = exchange or Exchange()
@@ -164,10 +205,23 @@ class SemGradScorer:
             answer_ids=generated.answer_ids,
             on_policy=True,
         )
-        return self._score(self._prepared(known), generated.kept)
+        return self._score(self._prepared(known), generated.kept, self._turn(cancel, max_time_s))
 
-    def score_batch(self, exchanges: Sequence[Exchange]) -> list[Score | ScoringError]:
-        """Return one score or error for each exchange, in order; one bad exchange does not spoil the others."""
+    def score_batch(
+        self,
+        exchanges: Sequence[Exchange],
+        *,
+        max_time_s: float | None = None,
+        cancel: threading.Event | None = None,
+    ) -> list[Score | ScoringError]:
+        """Return one score or error for each exchange, in order; one bad exchange does not spoil the others.
+
+        Args:
+            exchanges: what to score.
+            max_time_s: give up after this many seconds on what has no score by then.
+            cancel: give up when this event is set.
+        """
+        turn = self._turn(cancel, max_time_s)
         found: dict[int, Score | ScoringError] = {}
         tasks: dict[int, _Task] = {}
         for number, exchange in enumerate(exchanges):
@@ -181,8 +235,7 @@ class SemGradScorer:
                 found[number] = error
         started = time.perf_counter()
         measured = measure_many(
-            self._model.model,
-            self._model.lock,
+            turn,
             [task.tokens for task in tasks.values()],
             self._reading,
             parts=[[span.tokens for span in task.spans] for task in tasks.values()],
@@ -201,20 +254,23 @@ class SemGradScorer:
         spans = place_spans(self._model, exchange, tokens, language=self._language) if by_sentence else ()
         return _Task(exchange, tokens, spans, proxy=not exchange.on_policy)
 
-    def _score(self, task: _Task, kept: KeptCache | None = None) -> Score:
+    def _score(self, task: _Task, kept: KeptCache | None = None, turn: Turn | None = None) -> Score:
         started = time.perf_counter()
-        parts = [[span.tokens for span in task.spans]]
-        if kept is None:
-            budget = self._max_batch_tokens
-            (one,) = measure_many(
-                self._model.model, self._model.lock, [task.tokens], self._reading, parts=parts, max_batch_tokens=budget
-            )
-            if isinstance(one, ScoringError):
-                raise one
-        else:
-            with self._model.lock:
-                (one,) = measure(self._model.model, [task.tokens], self._reading, parts=parts, kept=kept)
+        (one,) = measure_many(
+            turn or self._turn(None, None),
+            [task.tokens],
+            self._reading,
+            parts=[[span.tokens for span in task.spans]],
+            max_batch_tokens=self._max_batch_tokens,
+            kept=kept,
+        )
+        if isinstance(one, ScoringError):
+            raise one
         return self._finished(task, one, time.perf_counter() - started)
+
+    def _turn(self, cancel: threading.Event | None, max_time_s: float | None) -> Turn:
+        never = cancel is None and max_time_s is None
+        return Turn(self._model.model, self._model.lock, self._blocks, None if never else ending(cancel, max_time_s))
 
     def _finished(self, task: _Task, measured: Measure, seconds: float) -> Score:
         signals = self._readout.signals(measured, task.exchange, task.tokens)
@@ -246,9 +302,7 @@ def _one_of(setting: str, value: str, allowed: Sequence[str]) -> str:
     return value
 
 
-def _band(model: LocalModel, band: tuple[int, int] | None) -> Band:
-    with model.lock:
-        n_blocks = len(anatomy_of(model.model).blocks)
+def _band(n_blocks: int, band: tuple[int, int] | None) -> Band:
     if band is None:
         return upper_half(n_blocks)
     first, end = band

@@ -1,0 +1,53 @@
+"""A service that scores day and night must not grow."""
+
+from __future__ import annotations
+
+import threading
+from itertools import islice
+
+import pytest
+
+from semgrad_guard.errors import ScoringError
+from semgrad_guard.evaluation.peak_memory import resident_mb
+from semgrad_guard.flow import Exchange
+from semgrad_guard.scoring import SemGradScorer
+from tests.models_for_tests import local_model
+
+MARGIN_MB = 1.5
+"""A quarter of a kilobyte a score: less than any tensor that could stay behind."""
+N_TOGETHER = 64
+
+
+def scores(local):
+    """Yield scores without end, of every way to get one; each of them is of another text."""
+    scorer, ended = SemGradScorer(local, granularity="sentence"), threading.Event()
+    ended.set()
+    number = 0
+    while True:
+        number += 1
+        shift = number % 150
+        prompt = tuple(range(3 + shift, 13 + shift))
+        exchanges = [
+            Exchange(prompt_ids=prompt, answer_ids=(5, 6, n), on_policy=True) for n in range(3, 3 + N_TOGETHER)
+        ]
+        yield from scorer.score_batch(exchanges)
+        written = local.generate(prompt_ids=prompt * 3, max_new_tokens=3, states_of=scorer.band_blocks[number % 2 :])
+        yield scorer.score_generated(written)
+        yield scorer.score(Exchange(prompt_ids=prompt * 3, answer="One. Two.", on_policy=True))
+        for bad in (Exchange(prompt_ids=prompt, answer_ids=()), Exchange(prompt_ids=prompt, answer="cancelled")):
+            with pytest.raises(ScoringError) as caught:
+                scorer.score(bad, cancel=ended)
+            yield caught.value
+
+
+def test_ten_thousand_scores_leave_nothing_behind():
+    """The memory of the first four thousand must be enough for all that follow."""
+    local = local_model(hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2)
+    endless = scores(local)
+    assert sum(1 for _ in islice(endless, 4_000)) == 4_000
+    before = resident_mb()
+    assert sum(1 for _ in islice(endless, 6_000)) == 6_000
+    after = resident_mb()
+    if before is None or after is None:
+        pytest.skip("this system does not tell its resident memory")
+    assert after - before < MARGIN_MB, (before, after)
