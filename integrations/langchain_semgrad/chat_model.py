@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-import threading
-from queue import SimpleQueue
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from langchain_core.language_models import BaseChatModel
@@ -15,7 +14,7 @@ from pydantic import Field, PrivateAttr
 from typing_extensions import override
 
 from langchain_semgrad.convert import SCORE_KEY, to_prompt
-from semgrad_guard.guard.lazy import Lazy
+from semgrad_guard.guard.lazy import Lazy, band_blocks
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -115,40 +114,26 @@ class SemGradChatModel(BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
-        pieces: SimpleQueue[str | Generated | BaseException] = SimpleQueue()
-        cancel = threading.Event()
+        from semgrad_guard.models.streaming import stream  # noqa: PLC0415 - loads torch
 
-        def work() -> None:
-            try:
-                pieces.put(self._write(messages, stop, {**kwargs, "on_text": pieces.put, "cancel": cancel}))
-            except BaseException as error:  # noqa: BLE001 - carried to whoever reads the stream
-                pieces.put(error)
-
-        threading.Thread(target=work, name="semgrad-guard stream", daemon=True).start()
-        try:
-            yield from self._chunks(pieces, run_manager)
-        finally:
-            cancel.set()
-
-    def _chunks(
-        self, pieces: SimpleQueue[str | Generated | BaseException], run_manager: CallbackManagerForLLMRun | None
-    ) -> Iterator[ChatGenerationChunk]:
-        while isinstance(piece := pieces.get(), str):
-            chunk = ChatGenerationChunk(message=AIMessageChunk(content=piece))
-            if run_manager is not None:
-                run_manager.on_llm_new_token(piece, chunk=chunk)
+        for item in stream(partial(self._write, messages, stop, kwargs)):
+            chunk = ChatGenerationChunk(message=AIMessageChunk(item) if isinstance(item, str) else self._last(item))
+            if isinstance(item, str) and run_manager is not None:
+                run_manager.on_llm_new_token(item, chunk=chunk)
             yield chunk
-        if isinstance(piece, BaseException):
-            raise piece
-        last = AIMessageChunk(
+
+    def _last(self, written: Generated) -> AIMessageChunk:
+        """Return the chunk that ends a stream: no text, but what is known now that all is written."""
+        return AIMessageChunk(
             content="",
-            response_metadata=self._metadata(piece),
-            usage_metadata=_usage(piece),
+            response_metadata=self._metadata(written),
+            usage_metadata=_usage(written),
             chunk_position="last",
         )
-        yield ChatGenerationChunk(message=last)
 
-    def _write(self, messages: list[BaseMessage], stop: list[str] | None, settings: dict[str, Any]) -> Generated:
+    def _write(
+        self, messages: list[BaseMessage], stop: list[str] | None, settings: dict[str, Any], **watching: Any
+    ) -> Generated:
         return self.local_model.generate(
             to_prompt(messages),
             max_new_tokens=settings.get("max_tokens", self.max_tokens),
@@ -156,9 +141,9 @@ class SemGradChatModel(BaseChatModel):
             top_p=settings.get("top_p", self.top_p),
             seed=settings.get("seed", self.seed),
             stop=stop or self.stop or (),
-            on_text=settings.get("on_text"),
-            cancel=settings.get("cancel"),
             keep=self.scoring,
+            states_of=band_blocks(self._scorer) if self.scoring else (),
+            **watching,
         )
 
     def _metadata(self, written: Generated) -> dict[str, Json]:

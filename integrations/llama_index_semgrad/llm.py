@@ -30,7 +30,7 @@ from llama_index_semgrad.calls import SCORE_KEY
 from llama_index_semgrad.convert import flow_messages
 from semgrad_guard.errors import ScoringError
 from semgrad_guard.flow import Message
-from semgrad_guard.guard.lazy import Lazy
+from semgrad_guard.guard.lazy import Lazy, band_blocks
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -205,6 +205,7 @@ class SemGradLLM(LLM):
             seed=settings.get("seed", self.seed),
             stop=settings.get("stop") or self.stop or (),
             keep=self.scoring,
+            states_of=band_blocks(self._scorer) if self.scoring else (),
             **watching,
         )
 

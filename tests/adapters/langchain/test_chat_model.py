@@ -11,7 +11,7 @@ from langchain_core.output_parsers import StrOutputParser
 from langchain_core.tools import tool
 
 from langchain_semgrad import SemGradChatModel, SemGradGuard
-from semgrad_guard.errors import ModelSettingError
+from semgrad_guard.errors import GradientsUnavailableError, ModelSettingError
 from semgrad_guard.flow import Exchange, Score
 from semgrad_guard.models import LocalModel, load_model
 from semgrad_guard.scoring import SemGradScorer
@@ -133,6 +133,32 @@ def test_it_asks_for_no_tools(local: LocalModel) -> None:
 def test_without_scoring_no_score_is_taken(local: LocalModel) -> None:
     """For fallback models and rewriters."""
     assert "semgrad_score" not in chat(local, scoring=False).invoke("Capital?").response_metadata
+
+
+@pytest.mark.parametrize("ask", ["invoke", "stream"])
+def test_the_states_that_scoring_needs_are_kept_while_writing(
+    local: LocalModel, monkeypatch: pytest.MonkeyPatch, ask: str
+) -> None:
+    """Scoring then begins at the band instead of walking to it."""
+    kept: list[Any] = []
+    generate = LocalModel.generate
+    monkeypatch.setattr(LocalModel, "generate", lambda *a, **k: kept.append(k["states_of"]) or generate(*a, **k))
+    for scoring in (True, False):
+        said = getattr(chat(local, scoring=scoring), ask)("Capital?")
+        assert said if ask == "invoke" else list(said)
+    assert kept == [SemGradScorer(local).band_blocks, ()]
+
+
+def test_a_model_that_cannot_be_scored_answers_all_the_same(local: LocalModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The scorer is made before the writing, and must not cost the answer."""
+
+    def impossible(*_: object, **__: object) -> None:
+        raise GradientsUnavailableError("tiny", "test")
+
+    monkeypatch.setattr(SemGradScorer, "__init__", impossible)
+    answer = chat(local).invoke("Capital?")
+    assert answer.content
+    assert "semgrad_score" not in answer.response_metadata
 
 
 def test_an_abandoned_stream_ends_the_writing(local: LocalModel) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
+import threading
 from typing import Any
 
 import pytest
@@ -12,7 +14,7 @@ from llama_index.core.prompts import PromptTemplate
 from llama_index_semgrad import SemGradGuard, SemGradLLM
 from llama_index_semgrad.calls import SCORE_KEY
 from llama_index_semgrad.watcher import capturing
-from semgrad_guard.errors import NonFiniteScoreError
+from semgrad_guard.errors import GradientsUnavailableError, NonFiniteScoreError
 from semgrad_guard.flow import Exchange, Score
 from semgrad_guard.guard import Guard, Parts
 from semgrad_guard.models import LocalModel
@@ -161,8 +163,36 @@ async def test_a_cancelled_reader_ends_the_writing(local: LocalModel, monkeypatc
     stream = await llm.astream_complete("the question")
     await anext(stream)
     await stream.aclose()
-    await llm.acomplete("the question", max_tokens=3)  # waits for the model, so the stream's writing is over
-    assert ended == ["cancelled", "length"]
+    for thread in threading.enumerate():
+        if thread.name == "semgrad-guard stream":
+            await asyncio.to_thread(thread.join, 20)  # the loop goes on: it closes the streams inside the stream
+    assert ended == ["cancelled"]
+
+
+@pytest.mark.parametrize("ask", ["complete", "stream_complete"])
+def test_the_states_that_scoring_needs_are_kept_while_writing(
+    local: LocalModel, monkeypatch: pytest.MonkeyPatch, ask: str
+) -> None:
+    """Scoring then begins at the band instead of walking to it."""
+    kept: list[Any] = []
+    generate = LocalModel.generate
+    monkeypatch.setattr(LocalModel, "generate", lambda *a, **k: kept.append(k["states_of"]) or generate(*a, **k))
+    for scoring in (True, False):
+        said = getattr(SemGradLLM(model=local, max_tokens=3, scoring=scoring), ask)("the question")
+        assert said if ask == "complete" else list(said)
+    assert kept == [SemGradScorer(local).band_blocks, ()]
+
+
+def test_a_model_that_cannot_be_scored_answers_all_the_same(local: LocalModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The scorer is made before the writing, and must not cost the answer."""
+
+    def impossible(*_: object, **__: object) -> None:
+        raise GradientsUnavailableError("tiny", "test")
+
+    monkeypatch.setattr(SemGradScorer, "__init__", impossible)
+    response = SemGradLLM(model=local, max_tokens=3).complete("the question")
+    assert response.text
+    assert SCORE_KEY not in response.additional_kwargs
 
 
 def test_an_error_while_writing_reaches_the_reader(llm: SemGradLLM) -> None:

@@ -146,7 +146,7 @@ def progresses(draw: st.DrawFn, policy: Policy) -> Progress:
 
 def decider_of(policy: Policy) -> PolicyDecider:
     """Return a decider that keeps every error rate at a confidence of 0.6."""
-    return PolicyDecider(policy, lambda _target, _tags: 0.6)
+    return PolicyDecider(policy, lambda _promise: 0.6)
 
 
 # --- properties -------------------------------------------------------------------------------------------------------
