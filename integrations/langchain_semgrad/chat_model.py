@@ -117,7 +117,9 @@ class SemGradChatModel(BaseChatModel):
         from semgrad_guard.models.streaming import stream  # noqa: PLC0415 - loads torch
 
         for item in stream(partial(self._write, messages, stop, kwargs)):
-            chunk = ChatGenerationChunk(message=AIMessageChunk(item) if isinstance(item, str) else self._last(item))
+            chunk = ChatGenerationChunk(
+                message=AIMessageChunk(content=item) if isinstance(item, str) else self._last(item)
+            )
             if isinstance(item, str) and run_manager is not None:
                 run_manager.on_llm_new_token(item, chunk=chunk)
             yield chunk
