@@ -59,9 +59,8 @@ def evaluate(
         Literal["contains", "exact", "f1", "embedding", "judge"], typer.Option(help="Compares answers.")
     ] = "contains",
     embedding: Annotated[
-        str | None,
-        typer.Option(help="Sentence-transformers model (or minilm-l6-v2): signals of meaning, likeness of samples."),
-    ] = None,
+        str, typer.Option(help="Sentence-transformers model for meaning; none, or auto: minilm-l6-v2 if installed.")
+    ] = "auto",
     same: Annotated[float, typer.Option(min=0, max=1, help="Cosine from which two texts say the same.")] = 0.8,
     judge: Annotated[
         str | None, typer.Option(help="For --grader judge: a local model, or PROVIDER:MODEL through LangChain.")
@@ -88,7 +87,7 @@ def evaluate(
     folder = out or Path(f"{_stem(data)}-{_stem(model)}")
     folder.mkdir(parents=True, exist_ok=True)
     questions = _questions(data, folder, field or [], limit)
-    embedder = _embedder(embedding, grader)
+    embedder = _embedder(embedding)
     meaning = by_embedding(embedder) if embedder else None
     evaluation = Evaluation(
         data=_stem(data),
@@ -102,7 +101,7 @@ def evaluate(
             "dtype": dtype,
             "tokens of an answer": max_new_tokens,
             "samples": samples,
-            "likeness by": embedding or "words",
+            "likeness by": embedder.name if embedder else "words",
             "seed": seed,
         },
         error_rates=error_rate or RATES,
@@ -144,20 +143,23 @@ def _pair(field: str) -> tuple[str, str]:
     return meaning, column
 
 
-def _embedder(name: str | None, grader: str) -> SentenceModel | None:
-    if name is None:
-        if grader == "embedding":
-            raise typer.BadParameter("--grader embedding needs --embedding MODEL")
+def _embedder(name: str) -> SentenceModel | None:
+    """Return the embedder; `auto` is the packaged one where it is installed."""
+    if name == "none":
         return None
-    from semgrad_guard.models.embedding import SentenceModel  # noqa: PLC0415 - loads numpy
+    from semgrad_guard.models.embedding import MINILM, SentenceModel, has_packaged  # noqa: PLC0415 - loads numpy
 
+    if name == "auto":
+        return SentenceModel(MINILM) if has_packaged() else None
     return SentenceModel(name)
 
 
 def _grader(name: str, meaning: Similarity | None, same: float, judge: str | None) -> Grader:
     from semgrad_guard.evaluation.comparison import graders  # noqa: PLC0415 - loads numpy
 
-    if name == "embedding" and meaning is not None:
+    if name == "embedding":
+        if meaning is None:
+            raise typer.BadParameter("--grader embedding needs --embedding MODEL")
         return graders.by_embedding(meaning, same)
     if name != "judge":
         return graders.by_words(name)

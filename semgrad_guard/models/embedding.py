@@ -111,6 +111,11 @@ class UnitVectors(Embedder):
         return unit.astype(np.float32)
 
 
+def has_packaged() -> bool:
+    """Return whether the packaged model and what runs it are installed."""
+    return find_spec(_PACKAGE) is not None and find_spec("sentence_transformers") is not None
+
+
 def _packaged() -> Path:
     """Return the folder of the packaged model; the package itself is not imported."""
     spec = find_spec(_PACKAGE)

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Discriminator, Field, PrivateAttr, Tag, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, PrivateAttr, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
 from semgrad_guard.policy.conditions import Selector
@@ -49,6 +49,14 @@ Accept = Annotated[
     Annotated[Probability, Tag(_NUMBER)] | Annotated[RiskTarget, Tag(_TARGET)], Discriminator(_accept_kind)
 ]
 """Confidence that an answer needs, or the error rate from which it is computed."""
+
+
+def _number(value: object) -> object:
+    """Refuse `true`, which Python takes for 1."""
+    if isinstance(value, bool):
+        raise PydanticCustomError("version", "must be the number 1")
+    return value
+
 
 Ladder = Annotated[tuple[Rung, ...], Field(strict=False)]
 """Steps in the order in which they are tried."""
@@ -92,7 +100,7 @@ class Override(Frozen):
 class Policy(Frozen):
     """What happens to an answer, by its confidence."""
 
-    version: Literal[1] = 1
+    version: Annotated[Literal[1], BeforeValidator(_number)] = 1
     """Version of this file format."""
     scorer: ScorerSettings = ScorerSettings(profile=DEFAULT_PROFILE)
     """Which model scores, and how."""

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 RISKS = (0.05, 0.10, 0.20)
 """Error rates among accepted answers for which coverage is reported."""
-BY_TAG = ("fused", "fused + embeddings", "semgrad", "hybridgrad", "mean_nll", "sum_nll", "semantic_entropy")
+BY_TAG = ("fused", "semgrad", "hybridgrad", "mean_nll", "sum_nll", "semantic_entropy")
 """Methods told apart by tag."""
 
 
@@ -221,11 +221,10 @@ def _difference(labels: Labels, left: Ranked, right: Ranked, draws: int, seed: i
 def _ablations(labels: Labels, by_name: Mapping[str, Ranked], draws: int, seed: int) -> dict[str, Interval]:
     pairs = {
         "gradients": ("fused", "fused, no gradients"),
-        "gradients, beside embeddings,": ("fused + embeddings", "fused + embeddings, no gradients"),
+        "gradients, without embeddings,": ("fused, no embeddings", "fused, no embeddings, no gradients"),
         "text": ("fused", "fused, no text"),
-        "embeddings": ("fused + embeddings", "fused"),
+        "embeddings": ("fused", "fused, no embeddings"),
         "forward passes": ("fused + forward", "fused"),
-        "forward passes, beside embeddings,": ("fused + embeddings + forward", "fused + embeddings"),
     }
     return {
         added: _difference(labels, by_name[with_it], by_name[without], draws, seed)

@@ -56,15 +56,14 @@ def fused_methods(names: tuple[str, ...]) -> list[Method]:
         for kind in ("gradient", "likelihood", "text", "embedding", "forward")
     }
     gradients, likelihoods, texts, closeness, forward = by_kind.values()
-    free = gradients + likelihoods + texts
+    without = gradients + likelihoods + texts
     wanted = {
-        "fused": free,
-        "fused + embeddings": free + closeness if closeness else (),
-        "fused + embeddings + forward": free + closeness + forward if closeness and forward else (),
-        "fused + forward": free + forward if forward and not closeness else (),
-        "fused + embeddings, no gradients": likelihoods + texts + closeness if closeness else (),
-        "fused, no gradients": likelihoods + texts,
-        "fused, no text": gradients + likelihoods,
+        "fused": without + closeness,
+        "fused + forward": without + closeness + forward if forward else (),
+        "fused, no gradients": likelihoods + texts + closeness,
+        "fused, no text": gradients + likelihoods + closeness if texts else (),
+        "fused, no embeddings": without if closeness else (),
+        "fused, no embeddings, no gradients": likelihoods + texts if closeness else (),
         "fused, gradients only": gradients,
         "fused, likelihoods only": likelihoods,
         "fused, text only": texts,

@@ -52,13 +52,15 @@ def check_promise(
     """Return how often and how well the promise held.
 
     Args:
-        confidence: out-of-fold confidences.
+        confidence: out-of-fold confidences; NaN where there is none, and such answers are left out.
         correct: 1 or 0 per answer.
         groups: group of each answer; never split.
         max_error_rate: what is promised of accepted answers.
         delta: probability with which the promise may fail.
         seed: of the halvings.
     """
+    rows = np.isfinite(confidence)
+    confidence, correct, groups = confidence[rows], correct[rows], groups[rows]
     rng = np.random.default_rng(seed)
     index = np.unique(groups, return_inverse=True)[1]
     n_set = n_above = n_accepted = n_wrong = n_other = 0

@@ -46,6 +46,6 @@ class Result(Frozen):
         """Return the names of the methods to draw: the fusions of everything, and what users would otherwise pick."""
         singles = [one for one in self.comparison.methods if one.kind in {"gradient", "likelihood", "text"}]
         best = max(singles, key=lambda one: one.auroc.value or 0.0).name if singles else None
-        wanted = ["fused", "fused + embeddings", best, "hybridgrad", "mean_nll", "semantic_entropy"]
+        wanted = ["fused", "fused, no embeddings", best, "hybridgrad", "mean_nll", "semantic_entropy"]
         there = {one.name for one in self.comparison.methods}
         return [name for name in dict.fromkeys(wanted) if name in there]

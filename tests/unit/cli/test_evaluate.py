@@ -86,7 +86,7 @@ def test_a_bad_line_is_named_before_the_model_is_loaded(data: Path, tmp_path: Pa
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (("--grader", "embedding"), "--embedding MODEL"),
+        (("--grader", "embedding", "--embedding", "none"), "--embedding MODEL"),
         (("--grader", "judge"), "--judge MODEL"),
         (("--grader", "vibes"), "vibes"),
     ],

@@ -210,3 +210,13 @@ def test_keys_that_no_file_would_have_are_refused_too(content: dict[str, object]
     """The error must not be lost in an error about the error."""
     with pytest.raises(PolicyFileError):
         policy_from(content)
+
+
+@pytest.mark.parametrize("value", ["true", "false", "2", "one"])
+def test_a_version_that_is_not_one_is_refused(value: str, tmp_path: Path) -> None:
+    """`true` too, which Python takes for 1 and an editor's schema check does not."""
+    path = tmp_path / "policy.yaml"
+    path.write_text(f"version: {value}\naccept: 0.5\non_error: abstain\n")
+    with pytest.raises(PolicyFileError) as caught:
+        policy_from(path)
+    assert caught.value.key == "version"

@@ -28,6 +28,13 @@ def test_where_nothing_can_be_shown_nothing_is_claimed() -> None:
     assert (found.n_set, found.coverage, found.error_rate) == (0, None, None)
 
 
+def test_answers_without_a_confidence_are_left_out() -> None:
+    """They cannot be accepted, nor teach a threshold."""
+    confidence, correct, groups = world(600)
+    some = np.append(confidence, [np.nan] * 5), np.append(correct, [0.0] * 5), np.append(groups, range(600, 605))
+    assert check_promise(*some, 0.2) == check_promise(confidence, correct, groups, 0.2)
+
+
 def test_a_group_is_on_one_side_only() -> None:
     """Copies of a question on both sides would prove the promise on itself."""
     confidence, correct, _ = world(400)
