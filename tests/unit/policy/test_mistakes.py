@@ -11,6 +11,7 @@ from semgrad_guard.policy import policy_from
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     Mistake = Callable[..., PolicyFileError]
 

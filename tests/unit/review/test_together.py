@@ -5,26 +5,24 @@ from __future__ import annotations
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
-import pytest
-
 from semgrad_guard.review.together import Together
 
 
 class Slow:
     """A function that doubles numbers, and waits in its first call until several others have come."""
 
-    def __init__(self, error: type[BaseException] | None = None) -> None:
-        """Keep what the first call ends with."""
+    def __init__(self, *, interrupted_call: int = 0) -> None:
+        """Keep which call, counted from 1, is interrupted."""
         self.calls: list[list[int]] = []
-        self.is_called, self.go_on, self._error = threading.Event(), threading.Event(), error
+        self.is_called, self.go_on, self._interrupted_call = threading.Event(), threading.Event(), interrupted_call
 
     def __call__(self, given):
         self.calls.append(list(given))
         if len(self.calls) == 1:
             self.is_called.set()
             assert self.go_on.wait(10)
-            if self._error is not None:
-                raise self._error
+        if len(self.calls) == self._interrupted_call:
+            raise KeyboardInterrupt
         if -1 in given:
             msg = "unlucky"
             raise ValueError(msg)
@@ -69,23 +67,29 @@ def test_an_error_that_hits_all_is_not_tried_for_each():
 
 def test_a_thread_that_is_ended_leaves_its_work_to_another():
     """Nothing may be taken for done because the one who did it was interrupted."""
-    act = Slow(KeyboardInterrupt)
+    act = Slow(interrupted_call=2)
     together = Together(act, lambda _: False)
-    results = []
+    found = {}
 
-    def interrupted() -> None:
-        with pytest.raises(KeyboardInterrupt):
-            together(0)
+    def give(number) -> None:
+        try:
+            found[number] = together(number)
+        except KeyboardInterrupt:
+            found[number] = "interrupted"
 
-    first = threading.Thread(target=interrupted)
-    first.start()
+    threads = [threading.Thread(target=give, args=(n,)) for n in range(4)]
+    threads[0].start()
     assert act.is_called.wait(10)
-    second = threading.Thread(target=lambda: results.append(together(1)))
-    second.start()
+    for thread in threads[1:]:
+        thread.start()
+    while len(together._waiting) < 3:
+        threading.Event().wait(0.001)
     act.go_on.set()
-    first.join(10)
-    second.join(10)
-    assert results == [2]
+    for thread in threads:
+        thread.join(10)
+    assert len(act.calls[1]) == 3
+    (ended,) = [n for n, result in found.items() if result == "interrupted"]
+    assert found == {n: 2 * n for n in range(4)} | {ended: "interrupted"}
 
 
 def test_more_than_one_transaction_should_hold_are_split():
