@@ -6,7 +6,7 @@ import base64
 import binascii
 import json
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import ColumnElement, and_, column, func, inspect, literal, or_, select, table, text, tuple_, union_all
@@ -36,7 +36,6 @@ _ORDERS = {
     Sort.DEADLINE: _Order(items.c.deadline_at),
 }
 MOST_PER_PAGE = 200
-_FIRST_MOMENT = datetime.min.replace(tzinfo=UTC)
 
 
 def list_items(conn: Connection, filters: Filters, sort: Sort, cursor: str | None, limit: int) -> Page:
@@ -49,7 +48,7 @@ def list_items(conn: Connection, filters: Filters, sort: Sort, cursor: str | Non
     order = _ORDERS[sort]
     conditions = [*_conditions(conn, filters)]
     if sort is Sort.DEADLINE:
-        conditions.append(items.c.deadline_at > _FIRST_MOMENT)  # SQLite would step through all NULLs for IS NOT NULL
+        conditions.append(items.c.deadline_at.is_not(None))
     if cursor is not None:
         conditions.append(_behind(order, sort, cursor))
     query = _page(filters.states or frozenset(State), conditions, order, limit + 1)
