@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class Grader(Protocol):
     """Says whether an answer is right."""
 
-    def __call__(self, question: str, answer: str, references: Sequence[str]) -> bool:
+    def __call__(self, question: str, answer: str, references: Sequence[str], /) -> bool:
         """Return whether the answer is right, given accepted answers; without any, every answer is wrong."""
         ...
 

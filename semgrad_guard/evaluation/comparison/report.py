@@ -25,7 +25,7 @@ def write_report(path: Path, result: Result, plots: Mapping[str, str]) -> None:
         plots: SVG texts by title.
     """
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    template = (files("semgrad_guard.evaluation.comparison") / "report.html.j2").read_text(encoding="utf-8")
+    template = (files("semgrad_guard.evaluation.comparison") / "report.html").read_text(encoding="utf-8")
     kinds = {title: rows for kind, title in KINDS.items() if (rows := ordered(result, kind))}
     risks = [f"{float(risk):.0%}" for risk in result.comparison.methods[0].coverage]
     page = environment.from_string(template).render(
