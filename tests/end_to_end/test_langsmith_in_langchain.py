@@ -202,6 +202,8 @@ def test_an_observed_model_call_gets_its_confidence(
     model("alone").invoke("q", {"callbacks": [handler]})
     assert handler.flush(20)
     langsmith.run_trees.get_cached_client().flush()
+    # a flush can return while another thread of the client still posts the batch that it took before
+    assert server.wait_for(lambda: sum(run["name"] == "FakeListChatModel" for run in list(server.runs.values())) == 2)
     send(sink)
     models = {run["id"] for run in server.runs.values() if run["name"] == "FakeListChatModel"}
     assert len(models) == 2
