@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from semgrad_guard.scoring.words import content_words, words
+from semgrad_guard.scoring.words import content_of, content_words, words
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,20 +29,20 @@ def grounding_signals(exchange: Exchange, answer: str | None = None) -> dict[str
     found = {"answer_echo": len(said & asked) / len(said)} if said and asked else {}
     if not exchange.passages:
         return found
-    passages = [passage.text for passage in exchange.passages]
-    vocabularies = [content_words(passage) for passage in passages]
-    found["copied_span"] = _copied_span(words(text), [words(passage) for passage in passages])
+    passages = [words(passage.text) for passage in exchange.passages]
+    vocabularies = [content_of(passage) for passage in passages]
+    found["copied_span"] = _copied_span(words(text), passages)
     new = said - asked
     claimed = claimed_words(text, exchange.question or "")
     if claimed:
-        held = vocabularies if new else [set(words(passage)) for passage in passages]
+        held = vocabularies if new else [set(passage) for passage in passages]
         found["grounding"] = len(claimed & set[str]().union(*held)) / len(claimed)
         found["passage_support"] = sum(claimed <= vocabulary for vocabulary in held) / len(held)
     if asked:
         fullest = max(vocabularies, key=lambda vocabulary: (len(new & vocabulary), len(asked & vocabulary)))
         found["question_overlap"] = len(asked & fullest) / len(asked)
         if claimed:
-            found["question_nearby"] = _question_nearby(asked, claimed, [words(passage) for passage in passages])
+            found["question_nearby"] = _question_nearby(asked, claimed, passages)
     return found
 
 

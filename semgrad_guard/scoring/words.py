@@ -6,6 +6,10 @@ import re
 import sys
 import unicodedata
 from functools import cache
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 _UNSPACED = (
     "\u0e00-\u0eff"  # Thai, Lao
@@ -44,7 +48,12 @@ def words(text: str) -> list[str]:
 
 def content_words(text: str) -> set[str]:
     """Return the words of a text that can be right or wrong: no function words, no single letters."""
-    return {sys.intern(word) for word in words(text) if _has_content(word)}
+    return content_of(words(text))
+
+
+def content_of(said: Sequence[str]) -> set[str]:
+    """Return those among the words of a text that can be right or wrong."""
+    return {sys.intern(word) for word in said if _has_content(word)}
 
 
 def _has_content(word: str) -> bool:
