@@ -11,14 +11,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from semgrad_guard.cli.progress import bar
+from semgrad_guard.cli.screen import wide_console
 from semgrad_guard.extras import require
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from rich.console import Console
 
 N_QUESTIONS = 12
 EXAMPLES = """[bold]Examples[/bold]
@@ -55,9 +57,7 @@ def demo(
     ] = None,
 ) -> None:
     """Guard a real RAG chain on a real local model, offline: what it answers, how sure it is, what the policy does."""
-    console = Console()
-    if console.width < MIN_WIDTH and not console.is_terminal:
-        console = Console(width=MIN_WIDTH)
+    console = wide_console(MIN_WIDTH)
     if training_data is not None:
         _write_training_data(console, questions, training_data)
         return

@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from semgrad_guard.cli.progress import bar
+from semgrad_guard.cli.screen import wide_console
 
 if TYPE_CHECKING:
     from semgrad_guard.evaluation.comparison.answering import Asked
@@ -211,9 +212,7 @@ def _report(result: Result, folder: Path) -> None:
     from semgrad_guard.evaluation.comparison.run import REPORT, RESULT  # noqa: PLC0415 - loads numpy
     from semgrad_guard.evaluation.comparison.tables import findings, method_table  # noqa: PLC0415 - beside its use
 
-    console = Console()
-    if console.width < MIN_WIDTH and not console.is_terminal:
-        console = Console(width=MIN_WIDTH)
+    console = wide_console(MIN_WIDTH)
     console.print(method_table(result))
     for line in findings(result):
         console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from rich.console import Console
 from rich.table import Table
+
+from semgrad_guard.cli.screen import wide_console
 
 EXAMPLES = """[bold]Examples[/bold]
 
@@ -25,9 +26,7 @@ def signals() -> None:
     """List every raw signal: meaning, unit, direction and cost."""
     from semgrad_guard.scoring.signals import SIGNALS  # noqa: PLC0415 - beside its use
 
-    console = Console()
-    if console.width < MIN_WIDTH and not console.is_terminal:
-        console = Console(width=MIN_WIDTH)
+    console = wide_console(MIN_WIDTH)
     table = Table(show_lines=True)
     for column in ("signal", "meaning", "unit", "higher is", "cost"):
         table.add_column(column)

@@ -15,7 +15,7 @@ from semgrad_guard.calibration import LabelledScore
 from semgrad_guard.calibration.wording import is_known
 from semgrad_guard.errors import DataFileError, ScoringError
 from semgrad_guard.evaluation.grading import GRADERS, words
-from semgrad_guard.evaluation.prompts import answer_stops
+from semgrad_guard.evaluation.writing import write_answer
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -96,20 +96,7 @@ class Labeller:
         model, scorer = self.model, self.scorer
         if model is None or scorer is None:  # pragma: no cover - `_exchange` has checked
             raise AssertionError
-        written = model.generate(
-            exchange.prompt,
-            prompt_ids=exchange.prompt_ids,
-            max_new_tokens=MAX_NEW_TOKENS,
-            stop=answer_stops(chat=model.is_chat),
-            states_of=scorer.band_blocks,
-        )
-        own = replace(
-            exchange,
-            answer=written.text,
-            prompt_ids=written.prompt_ids,
-            answer_ids=written.answer_ids,
-            on_policy=True,
-        )
+        own, written = write_answer(exchange, model, max_new_tokens=MAX_NEW_TOKENS, states_of=scorer.band_blocks)
         return replace(own, score=scorer.score_generated(written, own))
 
     def _scored(self, row: Row, exchange: Exchange) -> Score:

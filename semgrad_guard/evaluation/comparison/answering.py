@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from semgrad_guard.errors import EmptyAnswerError, ScoringError
 from semgrad_guard.evaluation.prompts import answer_stops
 from semgrad_guard.evaluation.resumable import ROW_KEY, digest
+from semgrad_guard.evaluation.writing import write_answer
 from semgrad_guard.scoring.context_gain import context_gain
 from semgrad_guard.scoring.p_true import p_true
 from semgrad_guard.scoring.reading import read_exchange
@@ -69,8 +70,12 @@ class _Answerer:
         generated = None
         if not exchange.answer and exchange.answer_ids is None:
             with self._timed("answer"):
-                generated = self._write(exchange)
-            exchange = _with_answer(exchange, generated)
+                exchange, generated = write_answer(
+                    exchange,
+                    self._model,
+                    max_new_tokens=self._asked.max_new_tokens,
+                    states_of=self._scorer.band_blocks,
+                )
         found = _said(generated)
         started = time.perf_counter()
         try:
@@ -85,15 +90,6 @@ class _Answerer:
         if self._asked.n_baseline_rows is None or row.line <= self._asked.n_baseline_rows:
             found |= self._baselines(exchange, generated, row.line)
         return {**found, "seconds": {name: round(seconds, 6) for name, seconds in self._seconds.items()}}
-
-    def _write(self, exchange: Exchange) -> Generated:
-        return self._model.generate(
-            exchange.prompt,
-            prompt_ids=exchange.prompt_ids,
-            max_new_tokens=self._asked.max_new_tokens,
-            stop=answer_stops(chat=self._model.is_chat),
-            states_of=self._scorer.band_blocks,
-        )
 
     def _score(self, exchange: Exchange, generated: Generated | None) -> Score:
         if generated is None:
@@ -137,16 +133,6 @@ class _Answerer:
         started = time.perf_counter()
         yield
         self._seconds[step] = time.perf_counter() - started
-
-
-def _with_answer(exchange: Exchange, generated: Generated) -> Exchange:
-    return replace(
-        exchange,
-        answer=generated.text,
-        prompt_ids=generated.prompt_ids,
-        answer_ids=generated.answer_ids,
-        on_policy=True,
-    )
 
 
 def _said(generated: Generated | None) -> dict[str, Any]:

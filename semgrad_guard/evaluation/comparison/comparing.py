@@ -75,7 +75,6 @@ class Comparison(Frozen):
     ablations: dict[str, Interval]
     """What a family of signals adds: AUROC of the fusion with it minus that without."""
     tags: tuple[TagResult, ...]
-    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,10 +180,7 @@ def _result(
     labels: Labels, one: Ranked, fused: Ranked | None, seconds: Mapping[str, float], draws: int, seed: int
 ) -> MethodResult:
     def interval(metric: metrics.Metric, values: Array) -> Interval:
-        rows = np.isfinite(values)
-        if not rows.any():
-            return Interval(value=None)
-        return with_interval(metric, values[rows], labels.correct[rows], labels.groups[rows], draws=draws, seed=seed)
+        return _interval(labels, metric, values, draws, seed)
 
     return MethodResult(
         name=one.method.name,
@@ -200,6 +196,14 @@ def _result(
         behind_fused=None if fused is None or one is fused else _difference(labels, fused, one, draws, seed),
         seconds=_seconds(one.method, seconds),
     )
+
+
+def _interval(labels: Labels, metric: metrics.Metric, values: Array, draws: int, seed: int) -> Interval:
+    """Return a metric of the rows that have a value."""
+    rows = np.isfinite(values)
+    if not rows.any():
+        return Interval(value=None)
+    return with_interval(metric, values[rows], labels.correct[rows], labels.groups[rows], draws=draws, seed=seed)
 
 
 def _difference(labels: Labels, left: Ranked, right: Ranked, draws: int, seed: int) -> Interval:
@@ -240,16 +244,9 @@ def _by_tag(labels: Labels, methods: Sequence[Ranked], draws: int, seed: int) ->
     for tag in sorted(frozenset().union(*labels.tags) - everywhere):
         rows = np.array([tag in tags for tags in labels.tags])
         some = labels.take(rows)
-        auroc = {one.method.name: _auroc(some, one.order[rows], draws, seed) for one in methods}
+        auroc = {one.method.name: _interval(some, metrics.auroc, one.order[rows], draws, seed) for one in methods}
         found.append(TagResult(tag=tag, n=len(some), right=float(some.correct.mean()), auroc=auroc))
     return tuple(found)
-
-
-def _auroc(labels: Labels, order: Array, draws: int, seed: int) -> Interval:
-    rows = np.isfinite(order)
-    if not rows.any():
-        return Interval(value=None)
-    return with_interval(metrics.auroc, order[rows], labels.correct[rows], labels.groups[rows], draws=draws, seed=seed)
 
 
 _STEP_OF = {"gradient": "score", "likelihood": "score", "text": None, "embedding": "embedding", "sampling": "samples"}
