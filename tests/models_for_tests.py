@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
+from semgrad_guard.errors import GradientsUnavailableError
 from semgrad_guard.models import LocalModel
+from semgrad_guard.scoring import SemGradScorer
+
+if TYPE_CHECKING:
+    import pytest
 
 N_VOCABULARY = 83
 _SIZES: dict[str, Any] = {
@@ -115,6 +120,23 @@ def build(arch: str, *, dtype: torch.dtype = torch.float32, seed: int = 0, **cha
 def tiny_lm(arch: str) -> PreTrainedModel:
     """Return a tiny float32 model in eval mode, shared by all tests of a run: leave no trace on it."""
     return build(arch)
+
+
+def note_kept_states(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Return a list that gets the `states_of` of each answer that is written from now on."""
+    kept: list[Any] = []
+    generate = LocalModel.generate
+    monkeypatch.setattr(LocalModel, "generate", lambda *a, **k: kept.append(k["states_of"]) or generate(*a, **k))
+    return kept
+
+
+def refuse_to_score(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no scorer be made from now on."""
+
+    def impossible(*_: object, **__: object) -> None:
+        raise GradientsUnavailableError("tiny", "test")
+
+    monkeypatch.setattr(SemGradScorer, "__init__", impossible)
 
 
 CHATML = (

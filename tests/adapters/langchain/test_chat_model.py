@@ -11,13 +11,13 @@ from langchain_core.output_parsers import StrOutputParser
 from langchain_core.tools import tool
 
 from langchain_semgrad import SemGradChatModel, SemGradGuard
-from semgrad_guard.errors import GradientsUnavailableError, ModelSettingError
+from semgrad_guard.errors import ModelSettingError
 from semgrad_guard.flow import Exchange, Score
 from semgrad_guard.models import LocalModel, load_model
 from semgrad_guard.scoring import SemGradScorer
 from tests.adapters.langchain.chains import PROMPT
 from tests.fakes import guard_of
-from tests.models_for_tests import local_model
+from tests.models_for_tests import local_model, note_kept_states, refuse_to_score
 
 if TYPE_CHECKING:
     from semgrad_guard.guard import Guard
@@ -140,9 +140,7 @@ def test_the_states_that_scoring_needs_are_kept_while_writing(
     local: LocalModel, monkeypatch: pytest.MonkeyPatch, ask: str
 ) -> None:
     """Scoring then begins at the band instead of walking to it."""
-    kept: list[Any] = []
-    generate = LocalModel.generate
-    monkeypatch.setattr(LocalModel, "generate", lambda *a, **k: kept.append(k["states_of"]) or generate(*a, **k))
+    kept = note_kept_states(monkeypatch)
     for scoring in (True, False):
         said = getattr(chat(local, scoring=scoring), ask)("Capital?")
         assert said if ask == "invoke" else list(said)
@@ -151,11 +149,7 @@ def test_the_states_that_scoring_needs_are_kept_while_writing(
 
 def test_a_model_that_cannot_be_scored_answers_all_the_same(local: LocalModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """The scorer is made before the writing, and must not cost the answer."""
-
-    def impossible(*_: object, **__: object) -> None:
-        raise GradientsUnavailableError("tiny", "test")
-
-    monkeypatch.setattr(SemGradScorer, "__init__", impossible)
+    refuse_to_score(monkeypatch)
     answer = chat(local).invoke("Capital?")
     assert answer.content
     assert "semgrad_score" not in answer.response_metadata

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import sqlite3
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from langgraph.checkpoint.memory import InMemorySaver
-from langgraph.checkpoint.sqlite import SqliteSaver
 from langgraph.graph import END, START, MessagesState, StateGraph
 from langgraph.types import Command
 
@@ -22,6 +20,8 @@ from tests.fakes import LadderDecider, MemoryQueue, MemorySink, guard_of
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from langgraph.checkpoint.sqlite import SqliteSaver
 
     from semgrad_guard.guard import Guard
     from semgrad_guard.review.queue import SqlReviewQueue
@@ -43,14 +43,6 @@ def _queue(tmp_path: Path) -> Iterator[SqlReviewQueue]:
     queue = open_queue(f"sqlite:///{tmp_path}/review.db")
     yield queue
     queue.close()
-
-
-@pytest.fixture(name="saver")
-def _saver(tmp_path: Path) -> Iterator[SqliteSaver]:
-    """A real checkpointer."""
-    connection = sqlite3.connect(tmp_path / "graph.db", check_same_thread=False)
-    yield SqliteSaver(connection)
-    connection.close()
 
 
 def doubting(**parts: Any) -> Guard:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import sqlite3
 import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from langgraph.checkpoint.sqlite import SqliteSaver
 
 from langchain_semgrad import ReviewedRuns
 from semgrad_guard.flow import HumanReview
@@ -20,6 +18,8 @@ from tests.review_queues import FakeClock, submit
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from langgraph.checkpoint.sqlite import SqliteSaver
 
     from semgrad_guard.review import SqlReviewQueue
 
@@ -36,14 +36,6 @@ def _queue(tmp_path: Path, clock: FakeClock) -> Iterator[SqlReviewQueue]:
     queue = open_queue(f"sqlite:///{tmp_path}/review.db", settings=settings, clock=clock, sleep=clock.sleep)
     yield queue
     queue.close()
-
-
-@pytest.fixture(name="saver")
-def _saver(tmp_path: Path) -> Iterator[SqliteSaver]:
-    """A real checkpointer."""
-    connection = sqlite3.connect(tmp_path / "graph.db", check_same_thread=False)
-    yield SqliteSaver(connection)
-    connection.close()
 
 
 def thread(name: str) -> Any:

@@ -14,13 +14,14 @@ from llama_index.core.prompts import PromptTemplate
 from llama_index_semgrad import SemGradGuard, SemGradLLM
 from llama_index_semgrad.calls import SCORE_KEY
 from llama_index_semgrad.watcher import capturing
-from semgrad_guard.errors import GradientsUnavailableError, NonFiniteScoreError
+from semgrad_guard.errors import NonFiniteScoreError
 from semgrad_guard.flow import Exchange, Score
 from semgrad_guard.guard import Guard, Parts
 from semgrad_guard.models import LocalModel
 from semgrad_guard.scoring import SemGradScorer
 from tests.adapters.llama_index.world import QUESTION, index
 from tests.fakes import LadderDecider, MemorySink, OneMinusScore
+from tests.models_for_tests import note_kept_states, refuse_to_score
 from tests.unit.models.conftest import make_model, make_tokenizer
 
 USER = [ChatMessage(role="user", content="the question")]
@@ -174,9 +175,7 @@ def test_the_states_that_scoring_needs_are_kept_while_writing(
     local: LocalModel, monkeypatch: pytest.MonkeyPatch, ask: str
 ) -> None:
     """Scoring then begins at the band instead of walking to it."""
-    kept: list[Any] = []
-    generate = LocalModel.generate
-    monkeypatch.setattr(LocalModel, "generate", lambda *a, **k: kept.append(k["states_of"]) or generate(*a, **k))
+    kept = note_kept_states(monkeypatch)
     for scoring in (True, False):
         said = getattr(SemGradLLM(model=local, max_tokens=3, scoring=scoring), ask)("the question")
         assert said if ask == "complete" else list(said)
@@ -185,11 +184,7 @@ def test_the_states_that_scoring_needs_are_kept_while_writing(
 
 def test_a_model_that_cannot_be_scored_answers_all_the_same(local: LocalModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """The scorer is made before the writing, and must not cost the answer."""
-
-    def impossible(*_: object, **__: object) -> None:
-        raise GradientsUnavailableError("tiny", "test")
-
-    monkeypatch.setattr(SemGradScorer, "__init__", impossible)
+    refuse_to_score(monkeypatch)
     response = SemGradLLM(model=local, max_tokens=3).complete("the question")
     assert response.text
     assert SCORE_KEY not in response.additional_kwargs
