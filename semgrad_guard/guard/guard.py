@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from semgrad_guard.flow import Progress
 from semgrad_guard.guard.judging import judge
 from semgrad_guard.guard.running import NOT_BEGUN, Question
+from semgrad_guard.guard.scoring_time import score_batch_within
 from semgrad_guard.routing import NO_RESOURCES, Resources
 
 if TYPE_CHECKING:
@@ -122,10 +123,16 @@ class Guard:
         return self._run(exchange, resources, error)
 
     def run_batch(self, exchanges: Sequence[Exchange], resources: Sequence[Resources] | None = None) -> list[Outcome]:
-        """Return the outcomes of many answers, in order; the first attempts are scored in padded batches."""
+        """Return the outcomes of many answers, in order; the first attempts are scored in padded batches.
+
+        A batch may be scored for as long as the time budgets of its questions together.
+        """
         parts = self._current()
+        scored: Sequence[Score | Exception | None]
         try:
-            scored: Sequence[Score | ScoringError | None] = parts.scorer.score_batch(exchanges)
+            scored = score_batch_within(parts.scorer, exchanges, parts.budget_s)
+        except TimeoutError as error:
+            scored = [error] * len(exchanges)
         except Exception as error:  # noqa: BLE001 - one by one, each takes its own error
             _log.warning("batch scoring failed, scoring one by one: %s: %s", type(error).__name__, error)
             scored = [None] * len(exchanges)
@@ -151,7 +158,7 @@ class Guard:
         self,
         exchange: Exchange,
         resources: Resources,
-        scored: Score | ScoringError | None,
+        scored: Score | Exception | None,
         progress: Progress = NOT_BEGUN,
     ) -> Outcome:
         outcome = Question(self._current(), resources, self._clock, progress).run(exchange, scored)

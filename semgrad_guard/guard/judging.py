@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from semgrad_guard.errors import NonFiniteScoreError, UncalibratedError
 from semgrad_guard.flow import UNCALIBRATED, Abstain, Decision, Failure
+from semgrad_guard.guard.scoring_time import score_within
 
 if TYPE_CHECKING:
     from semgrad_guard.flow import Confidence, Exchange, Progress, Score
@@ -30,7 +31,7 @@ def judge(parts: Parts, exchange: Exchange, progress: Progress, scored: Score | 
     """
     stage = "scoring"
     try:
-        score = _score(parts, exchange, scored)
+        score = _score(parts, exchange, progress, scored)
         stage = "calibration"
         confidence = parts.calibrator.confidence(exchange, score)
         if score.spans:
@@ -72,10 +73,11 @@ def on_error(parts: Parts, exchange: Exchange, failure: Failure, progress: Progr
         )
 
 
-def _score(parts: Parts, exchange: Exchange, scored: Score | Exception | None) -> Score:
+def _score(parts: Parts, exchange: Exchange, progress: Progress, scored: Score | Exception | None) -> Score:
     if isinstance(scored, Exception):
         raise scored
-    score = scored or parts.scorer.score(exchange)
+    left_s = None if parts.budget_s is None else parts.budget_s - progress.elapsed_s
+    score = scored or score_within(parts.scorer, exchange, left_s)
     if not math.isfinite(score.value):
         raise NonFiniteScoreError(score.method)
     return score

@@ -5,6 +5,9 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING, Generic, TypeVar
 
+from semgrad_guard.guard.scoring_time import score_batch_within, score_within
+from semgrad_guard.routing.deadline import Deadline, call_before
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
@@ -47,7 +50,10 @@ def band_blocks(scorer: Lazy[SemGradScorer]) -> tuple[nn.Module, ...]:
 
 
 class LazyScorer:
-    """A `Scorer` whose model is loaded when the first answer is scored."""
+    """A `Scorer` whose model is loaded when the first answer is scored.
+
+    A time limit includes the loading: when it ends first, the loading goes on for the answers that follow.
+    """
 
     def __init__(self, name: str, make: Callable[[], Scorer]) -> None:
         """Keep the model's name and how to load it."""
@@ -62,10 +68,27 @@ class LazyScorer:
         """Same as the scorer's own."""
         return self.load().fingerprint(proxy=proxy)
 
-    def score(self, exchange: Exchange) -> Score:
-        """Same as the scorer's own."""
-        return self.load().score(exchange)
+    def score(self, exchange: Exchange, *, max_time_s: float | None = None) -> Score:
+        """Same as the scorer's own.
 
-    def score_batch(self, exchanges: Sequence[Exchange]) -> list[Score | ScoringError]:
-        """Same as the scorer's own."""
-        return self.load().score_batch(exchanges)
+        Raises:
+            TimeoutError: loading and scoring took longer than `max_time_s` seconds.
+        """
+        scorer, left_s = self._loaded_within(max_time_s)
+        return score_within(scorer, exchange, left_s)
+
+    def score_batch(
+        self, exchanges: Sequence[Exchange], *, max_time_s: float | None = None
+    ) -> list[Score | ScoringError]:
+        """Same as the scorer's own.
+
+        Raises:
+            TimeoutError: loading took longer than `max_time_s` seconds.
+        """
+        scorer, left_s = self._loaded_within(max_time_s)
+        return score_batch_within(scorer, exchanges, None if left_s is None else left_s / max(1, len(exchanges)))
+
+    def _loaded_within(self, seconds: float | None) -> tuple[Scorer, float | None]:
+        deadline = Deadline.after(seconds)
+        scorer = call_before(deadline, self.load, f"loading {self.name}")
+        return scorer, deadline.remaining_s()

@@ -27,6 +27,6 @@ class Parts:
     abstain_message: str
     """What the caller gets when a person rejects the answer, or when nothing else could be done."""
     budget_s: float | None = None
-    """Seconds for all attempts at one question; `None` sets no limit."""
+    """Seconds for all attempts at one question, scoring included; `None` sets no limit."""
     policy: str = "policy"
     """Where the policy came from, with its digest: for records."""

@@ -116,7 +116,7 @@ class Budget(Frozen):
     """When to stop answering again; review and `otherwise` still happen."""
 
     seconds: Seconds | None = None
-    """Seconds since the question's first answer."""
+    """Seconds since the question's first answer; an answer that is not scored by then goes to `on_error`."""
     attempts: Annotated[int, Field(ge=1, le=100)] | None = None
     """Attempts, the first answer included."""
     cost: Annotated[float, Field(ge=0)] | None = None

@@ -1,0 +1,128 @@
+"""A score takes no longer than what is left of the policy's time; then `on_error` decides."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+
+from semgrad_guard.flow import Exchange, Progress, Status
+from semgrad_guard.guard import Guard
+from semgrad_guard.guard.lazy import LazyScorer
+from semgrad_guard.scoring import SemGradScorer
+from tests.fakes import LadderDecider, TableScorer, guard_of
+from tests.models_for_tests import local_model
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from semgrad_guard.flow import Outcome
+
+EXCHANGE = Exchange(prompt="p", answer="good")
+BUDGET_S = 0.3
+RUNS = {
+    "sync": lambda guard: guard.run(EXCHANGE),
+    "async": lambda guard: asyncio.run(guard.arun(EXCHANGE)),
+    "batch": lambda guard: guard.run_batch([EXCHANGE])[0],
+}
+
+
+@pytest.fixture(name="busy")
+def _busy() -> Iterator[SemGradScorer]:
+    """A real scorer whose model another thread holds until the test is over."""
+    local = local_model()
+    scorer, taken, done = SemGradScorer(local), threading.Event(), threading.Event()
+
+    def use() -> None:
+        with local.lock:
+            taken.set()
+            done.wait(timeout=60)
+
+    other = threading.Thread(target=use)
+    other.start()
+    taken.wait(timeout=60)
+    yield scorer
+    done.set()
+    other.join()
+
+
+class Stuck(TableScorer):
+    """A scorer of somebody else's that takes no time limit."""
+
+    release: threading.Event
+
+    def score(self, exchange: Exchange):  # type: ignore[no-untyped-def]
+        self.release.wait(timeout=60)
+        return super().score(exchange)
+
+
+@pytest.fixture(name="stuck")
+def _stuck() -> Iterator[Stuck]:
+    scorer = Stuck()
+    scorer.release = threading.Event()
+    yield scorer
+    scorer.release.set()
+
+
+def guard_with(scorer: object, budget_s: float | None = BUDGET_S) -> Guard:
+    guard = guard_of(decider=LadderDecider(), budget_s=budget_s)
+    return Guard(replace(guard.parts, scorer=scorer))  # type: ignore[arg-type]
+
+
+def given_up(run: Callable[[Guard], Outcome], guard: Guard) -> Outcome:
+    started = time.monotonic()
+    outcome = run(guard)
+    assert time.monotonic() - started < 20
+    return outcome
+
+
+@pytest.mark.parametrize("run", RUNS.values(), ids=RUNS.keys())
+@pytest.mark.parametrize("lazy", [False, True])
+def test_a_score_that_outlasts_the_budget_goes_to_on_error(busy, run, lazy) -> None:
+    """The caller gets the policy's word in time, and the answer is still in the record."""
+    outcome = given_up(run, guard_with(LazyScorer("tiny", lambda: busy) if lazy else busy))
+    assert (outcome.status, outcome.decision.rule) == (Status.ABSTAINED, "on_error")
+    assert [failure.type for failure in outcome.record.failures] == ["ScoringEndedError"]
+    assert outcome.exchange.answer == "good"
+
+
+@pytest.mark.parametrize("run", RUNS.values(), ids=RUNS.keys())
+def test_a_scorer_without_a_limit_is_not_waited_for(stuck, run) -> None:
+    """A remote scorer that hangs must not hang the guard."""
+    outcome = given_up(run, guard_with(stuck))
+    assert (outcome.status, outcome.decision.rule) == (Status.ABSTAINED, "on_error")
+    assert [failure.type for failure in outcome.record.failures] == ["TimeoutError"]
+
+
+def test_loading_the_model_counts_and_goes_on_for_the_next_answer() -> None:
+    """The first caller of a large model is not kept waiting; those that follow find it loaded."""
+    release, loaded = threading.Event(), threading.Event()
+
+    def load() -> TableScorer:
+        release.wait(timeout=60)
+        loaded.set()
+        return TableScorer(default=0.1)
+
+    guard = guard_with(LazyScorer("large", load))
+    outcome = given_up(RUNS["sync"], guard)
+    assert [failure.message for failure in outcome.record.failures] == ["loading large took longer than 0.3 s"]
+    release.set()
+    assert loaded.wait(timeout=60)
+    assert Guard(replace(guard.parts, budget_s=60.0)).run(EXCHANGE).status is Status.ANSWERED
+
+
+def test_what_earlier_attempts_used_is_gone(busy) -> None:
+    """The budget is the question's, so a late attempt that is judged alone gets what is left of it."""
+    decision = guard_with(busy, budget_s=60.0).judge(EXCHANGE, Progress(elapsed_s=61.0))
+    assert decision.failure is not None
+    assert decision.failure.type == "ScoringEndedError"
+
+
+def test_a_budget_that_is_not_used_up_changes_nothing() -> None:
+    """Only the time is limited."""
+    guard = guard_with(TableScorer(default=0.1), budget_s=60.0)
+    assert {run(guard).status for run in RUNS.values()} == {Status.ANSWERED}
