@@ -15,7 +15,7 @@ from semgrad_guard.models.locks import held
 from semgrad_guard.models.prompt_cache import pad_left, prompt_cache
 from semgrad_guard.models.sampling import Sampler
 from semgrad_guard.models.special import special_tokens
-from semgrad_guard.models.states import recorded
+from semgrad_guard.models.states import recorded, recorded_outputs
 from semgrad_guard.models.watch import AnswerWatch, first_stop
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from transformers.cache_utils import Cache
 
     from semgrad_guard.models.local import LocalModel
-    from semgrad_guard.models.states import Recorded
+    from semgrad_guard.models.states import Recorded, RecordedOutputs
 
 FinishReason = Literal["stop", "length", "stop_sequence", "cancelled"]
 """Why an answer ended: the model ended its turn, token limit, stop sequence, cancelled or out of time."""
@@ -57,7 +57,7 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Keep:
-    """Keep the KV cache, and the states that enter the blocks that are named."""
+    """Keep the KV cache; where blocks are named, the states that enter them and the head's outputs too."""
 
     states_of: tuple[nn.Module, ...] = ()
 
@@ -118,7 +118,12 @@ def generate(
     with held(local.lock, should_end) as owned:
         if not owned or should_end():
             return [Generated(prompt_ids=ids, answer_ids=(), text="", finish_reason="cancelled") for ids in prompts]
-        with evaluating(local.model), plain_tensors(), recorded(states_of) as states:
+        with (
+            evaluating(local.model),
+            plain_tensors(),
+            recorded(states_of) as states,
+            recorded_outputs(local, wanted=bool(states_of)) as outputs,
+        ):
             cache = _cache(local, prompts, memory) if _takes_cache(local) else None
             config = _config(local, ends.ids, max_new_tokens=min(settings.max_new_tokens, room))
             pickers = _pickers(settings, [row.number for row in rows])
@@ -132,7 +137,7 @@ def generate(
         answers = [replace(one, nlls=sampler.nlls(n, len(one.answer_ids))) for n, one in enumerate(answers)]
     if cache is None or not isinstance(memory, Keep):
         return answers
-    return [replace(answers[0], kept=_kept(output[0], cache, states, states_of))]
+    return [replace(answers[0], kept=_kept(output[0], cache, states, states_of, outputs))]
 
 
 def _room(local: LocalModel, prompts: Sequence[tuple[int, ...]]) -> int:
@@ -258,9 +263,15 @@ def _holding(local: LocalModel, ids: tuple[int, ...], text: str) -> tuple[int, .
     return ids[:n]
 
 
-def _kept(row: list[int], cache: Cache, seen: Sequence[Recorded], states_of: tuple[nn.Module, ...]) -> KeptCache:
+def _kept(
+    row: list[int],
+    cache: Cache,
+    seen: Sequence[Recorded],
+    states_of: tuple[nn.Module, ...],
+    outputs: RecordedOutputs,
+) -> KeptCache:
     """Return the cache of what was read and written, as far as it really reaches."""
     n_tokens = cache.get_seq_length()
     by_block = [one.states() for one in seen]
     states = torch.cat([one.to(by_block[0].device) for one in by_block]) if by_block else None
-    return KeptCache(cache, tuple(row[:n_tokens]), states=states, states_of=states_of)
+    return KeptCache(cache, tuple(row[:n_tokens]), states=states, states_of=states_of, outputs=outputs.outputs())

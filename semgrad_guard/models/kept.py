@@ -31,6 +31,8 @@ class KeptCache:
     """Hidden states that entered some blocks, ``(block, token, hidden)``, of the last tokens that are covered."""
     states_of: tuple[nn.Module, ...] = ()
     """The blocks that they entered."""
+    outputs: Tensor | None = None
+    """What the output head gave for the last tokens that are covered, ``(token, vocabulary)``."""
 
     @property
     def n_tokens(self) -> int:
@@ -50,14 +52,17 @@ class KeptCache:
 
     def crop(self, n: int) -> KeptCache:
         """Return what is kept of the first `n` tokens."""
-        n_states = 0 if self.states is None else self.states.shape[1] - (self.n_tokens - n)
-        states = None if self.states is None or n_states < 1 else self.states[:, :n_states]
-        return replace(self, cache=self.prefix(n), ids=self.ids[:n], states=states)
+        n_lost = self.n_tokens - n
+        states, outputs = _without_last(self.states, n_lost), _without_last(self.outputs, n_lost)
+        return replace(self, cache=self.prefix(n), ids=self.ids[:n], states=states, outputs=outputs)
 
     def states_from(self, start: int) -> Tensor | None:
         """Return the recorded states of the tokens from `start` on, `None` when they do not reach back so far."""
-        n = self.n_tokens - start
-        return None if self.states is None or not 0 < n <= self.states.shape[1] else self.states[:, -n:]
+        return _last(self.states, self.n_tokens - start)
+
+    def outputs_from(self, start: int) -> Tensor | None:
+        """Return the head's outputs for the tokens from `start` on, `None` when they do not reach back so far."""
+        return _last(self.outputs, self.n_tokens - start)
 
 
 def full_cache(model: PreTrainedModel) -> Cache | None:
@@ -86,6 +91,17 @@ def _takes_cache(model: PreTrainedModel) -> bool:
 
 
 _CROPPABLE = {"DynamicLayer", "DummyLayer"}
+
+
+def _without_last(by_token: Tensor | None, n: int) -> Tensor | None:
+    """Return all but the last `n` tokens of ``(..., token, number)``, `None` when nothing is left."""
+    n_left = 0 if by_token is None else by_token.shape[-2] - n
+    return None if by_token is None or n_left < 1 else by_token[..., :n_left, :]
+
+
+def _last(by_token: Tensor | None, n: int) -> Tensor | None:
+    """Return the last `n` tokens of ``(..., token, number)``, `None` when there are fewer."""
+    return None if by_token is None or not 0 < n <= by_token.shape[-2] else by_token[..., -n:, :]
 
 
 def _first(layer: Any, n: int) -> DynamicLayer:

@@ -157,7 +157,8 @@ class LocalModel:
             on_text: gets the answer piece by piece while it is written.
             keep: keep the KV cache for scoring.
             states_of: decoder blocks; the states that enter them are kept with the cache, for the last
-                `N_PROMPT_STATES` tokens of the prompt and the answer. What lies below them need not run again.
+                `N_PROMPT_STATES` tokens of the prompt and the answer, and the output head's numbers for the answer.
+                What lies below the blocks need not run again, nor the head.
             max_time_s: end the answer after this many seconds, as if cancelled.
             cancel: end the answer when this event is set; what was written so far comes back.
 

@@ -1,4 +1,4 @@
-"""The hidden states that enter some blocks while an answer is written."""
+"""What scoring would otherwise compute again: states and head outputs, seen while an answer is written."""
 
 from __future__ import annotations
 
@@ -14,8 +14,12 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
+    from semgrad_guard.models.local import LocalModel
+
 N_PROMPT_STATES = 16
 """How many of the last prompt tokens are kept: scoring looks at the end of the prompt, and a long prompt is large."""
+MAX_OUTPUTS = 2**26
+"""Numbers of the head's output that are kept (256 MB in float32); of a longer answer none are."""
 
 
 class Recorded:
@@ -33,6 +37,41 @@ class Recorded:
     def states(self) -> Tensor:
         """Return all of them, ``(1, token, hidden)``."""
         return torch.cat(self._seen, dim=1)
+
+
+class RecordedOutputs:
+    """What the output head says of each next token."""
+
+    def __init__(self) -> None:
+        """Begin with nothing."""
+        self._seen = list[torch.Tensor]()
+        self._room = MAX_OUTPUTS
+
+    def keep(self, _head: nn.Module, _args: object, output: Tensor) -> None:
+        """Keep the output for the last token: a hook to be called after the head ran.
+
+        Numbers of half precision are left to be computed anew, in single.
+        """
+        self._room -= output.shape[-1]
+        if self._room < 0:
+            self._seen.clear()
+        elif torch.finfo(output.dtype).bits >= 32:
+            self._seen.append(output[0, -1:].clone())
+
+    def outputs(self) -> Tensor | None:
+        """Return all of them, ``(token, vocabulary)``."""
+        return torch.cat(self._seen) if self._seen else None
+
+
+@contextmanager
+def recorded_outputs(local: LocalModel, *, wanted: bool) -> Generator[RecordedOutputs]:
+    """Give what fills with the outputs of the head for each next token, where they are wanted."""
+    seen = RecordedOutputs()
+    with ExitStack() as undo:
+        head = local.model.get_output_embeddings() if wanted else None  # type: ignore[no-untyped-call]
+        if head is not None:
+            undo.callback(head.register_forward_hook(in_this_thread(seen.keep)).remove)
+        yield seen
 
 
 @contextmanager

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from semgrad_guard.models.kept import KeptCache
     from semgrad_guard.scoring.anatomy import Anatomy
     from semgrad_guard.scoring.gradients import Band, Recorded
-    from semgrad_guard.scoring.layout import Layout
+    from semgrad_guard.scoring.layout import Layout, Tokens
 
 
 def record_behind(
@@ -51,6 +51,13 @@ def record_behind(
     if states is not None and once and len(states) == len(band) > 1 and can_walk(model, anatomy):
         return walk(model, anatomy, layout.rest, cache, band, states)
     return record(model, anatomy, layout.rest, cache, band, None if states is None else states[:1])
+
+
+def known_outputs(kept: KeptCache, tokens: Tokens) -> Tensor | None:
+    """Return what the head gave for each token of the answer when it was written, ``(token, vocabulary)``, if kept."""
+    if kept.ids[: len(tokens)] != tokens.read:
+        return None
+    return kept.crop(len(tokens)).outputs_from(len(tokens.prompt) - 1)
 
 
 def _states(anatomy: Anatomy, kept: KeptCache, read: tuple[int, ...], start: int, band: Band) -> Tensor | None:

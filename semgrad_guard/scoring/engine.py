@@ -10,7 +10,7 @@ import torch
 
 from semgrad_guard.models.kept import full_cache
 from semgrad_guard.scoring.anatomy import anatomy_of
-from semgrad_guard.scoring.behind import record_behind
+from semgrad_guard.scoring.behind import known_outputs, record_behind
 from semgrad_guard.scoring.borrow import borrowed
 from semgrad_guard.scoring.gradients import record, run_blind, state_norms
 from semgrad_guard.scoring.head import STORED_ENTRIES, run_head
@@ -97,7 +97,8 @@ def measure(
             once = len(wanted[0]) == 1
             behind = record_behind(model, layout, batch[0].read, reading.band, kept, once=once)
         recording = behind or _record_cold(model, anatomy, layout, reading.band)
-        heads = list(_heads(anatomy, recording.z, batch, layout, wanted))
+        known = known_outputs(kept, batch[0]) if kept and behind else None
+        heads = list(_heads(anatomy, recording.z, batch, layout, wanted, known))
         norms = _state_norms(recording, layout, heads, batch, wanted)
     path: ScorePath = "reused" if behind else "cold" if anatomy.has_cache else "full"
     return [
@@ -117,9 +118,17 @@ def _record_cold(model: PreTrainedModel, anatomy: Anatomy, layout: Layout, band:
 
 
 def _heads(
-    anatomy: Anatomy, z: Tensor, batch: Sequence[Tokens], layout: Layout, parts: Sequence[Sequence[slice]]
+    anatomy: Anatomy,
+    z: Tensor,
+    batch: Sequence[Tokens],
+    layout: Layout,
+    parts: Sequence[Sequence[slice]],
+    known: Tensor | None,
 ) -> Iterator[HeadPass]:
-    """Yield what the head says about each answer; several answers share a pass while their logits fit in memory."""
+    """Yield what the head says about each answer; several answers share a pass while their logits fit in memory.
+
+    The head's outputs may be known, for a single exchange.
+    """
     room = max(1, STORED_ENTRIES // anatomy.head.n_vocabulary)
     for group in _groups([len(tokens.answer) for tokens in batch], room):
         ends = list(accumulate(len(batch[i].answer) for i in group))
@@ -128,7 +137,7 @@ def _heads(
         moved = [
             _moved(part, end - len(batch[i].answer)) for i, end in zip(group, ends, strict=True) for part in parts[i]
         ]
-        together = run_head(anatomy.head, inputs, targets, moved)
+        together = run_head(anatomy.head, inputs, targets, moved, known)
         norms = iter(together.norms)
         for i, end in zip(group, ends, strict=True):
             own = slice(end - len(batch[i].answer), end)

@@ -14,6 +14,7 @@ import torch
 
 from semgrad_guard.errors import NonFiniteScoreError
 from semgrad_guard.scoring.head_source import head_source
+from semgrad_guard.scoring.logit_map import LogitMap
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from semgrad_guard.scoring.head_source import HeadSource
-    from semgrad_guard.scoring.logit_map import LogitMap
 
 BLOCK_ENTRIES = 2**21
 """Entries of the weight's gradient held at a time (8 MB in float32): more falls out of the processor's caches."""
@@ -76,7 +76,9 @@ class _Softmax(NamedTuple):
     """The target's logit."""
 
 
-def run_head(head: OutputHead, z: Tensor, targets: Tensor, parts: Sequence[slice]) -> HeadPass:
+def run_head(
+    head: OutputHead, z: Tensor, targets: Tensor, parts: Sequence[slice], known: Tensor | None = None
+) -> HeadPass:
     """Return likelihoods, entropies and gradients of some answer tokens.
 
     Args:
@@ -84,6 +86,7 @@ def run_head(head: OutputHead, z: Tensor, targets: Tensor, parts: Sequence[slice
         z: head inputs, ``(token, hidden)``.
         targets: the answer's token ids, ``(token,)``.
         parts: runs of tokens for which the gradient by the weight is wanted.
+        known: the head's own output for these inputs, where there is one already, ``(token, vocabulary)``.
 
     Raises:
         NonFiniteScoreError: hidden states or logits are NaN or infinite.
@@ -91,7 +94,7 @@ def run_head(head: OutputHead, z: Tensor, targets: Tensor, parts: Sequence[slice
     _require_finite(z, "the hidden state before the output head")
     width = max(64, BLOCK_ENTRIES // (2 * z.shape[1]) // 64 * 64)
     blocks = [slice(start, min(start + width, head.n_vocabulary)) for start in range(0, head.n_vocabulary, width)]
-    logits = _Logits(head, head_source(head.module, z), blocks, n_tokens=len(z))
+    logits = _Logits(head, head_source(head.module, z), blocks, known)
     softmax = _first_pass(logits, targets)
     nll = softmax.log_total - (softmax.own - softmax.peak)
     entropy = softmax.log_total - softmax.moment
@@ -105,10 +108,13 @@ def run_head(head: OutputHead, z: Tensor, targets: Tensor, parts: Sequence[slice
 class _Logits:
     """The logits of some tokens, a block of the vocabulary at a time, kept for a second pass if there is room."""
 
-    def __init__(self, head: OutputHead, source: HeadSource, blocks: Sequence[slice], *, n_tokens: int) -> None:
+    def __init__(self, head: OutputHead, source: HeadSource, blocks: Sequence[slice], known: Tensor | None) -> None:
         self.head, self.source, self.blocks = head, source, blocks
         self._kept: list[Tensor] = []
-        self._keeps = n_tokens * head.n_vocabulary <= STORED_ENTRIES
+        self._keeps = len(source.inputs) * head.n_vocabulary <= STORED_ENTRIES
+        if known is not None:
+            logits = known if head.logit_map == LogitMap() else head.logit_map.apply_(known.clone())
+            self._kept = [logits[:, block] for block in blocks]
 
     def __iter__(self) -> Iterator[tuple[slice, Tensor]]:
         """Yield each block and its logits, ``(token, vocabulary of the block)``."""
@@ -123,18 +129,21 @@ class _Logits:
 
 
 def _first_pass(blocks: _Logits, targets: Tensor) -> _Softmax:
-    """Return the softmax sums, in float64 and relative to the peak: a sure token's tiny entropy is exact too."""
+    """Return the softmax sums, relative to the peak: a sure token's tiny entropy is exact too.
+
+    The peak's own 1 is added in float64, so that it does not swallow what little the others have.
+    """
     own = torch.zeros(len(targets), dtype=torch.float64, device=targets.device)
     peaks, totals, moments = list[torch.Tensor](), list[torch.Tensor](), list[torch.Tensor]()
     for block, logits in blocks:
         rows, columns = _targets_in(block, targets)
         own[rows] = logits[rows, columns].double()
-        peak = logits.amax(dim=1, keepdim=True)
+        peak, at = logits.max(dim=1, keepdim=True)
         below = logits - peak
-        powers = below.exp()
+        powers = below.exp().scatter_(1, at, 0.0)
         peaks.append(peak[:, 0].double())
-        totals.append(powers.sum(dim=1, dtype=torch.float64))
-        moments.append(below.mul_(powers).sum(dim=1, dtype=torch.float64))
+        totals.append(1.0 + powers.sum(dim=1).double())
+        moments.append(below.mul_(powers).sum(dim=1).double())
     by_block = torch.stack(peaks)
     peak = by_block.amax(dim=0)
     below = by_block - peak

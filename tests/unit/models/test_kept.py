@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from semgrad_guard.models import LocalModel
+from semgrad_guard.models import LocalModel, states
 from semgrad_guard.models.states import N_PROMPT_STATES
 from tests.unit.models.conftest import make_model, make_tokenizer
 
@@ -113,9 +113,9 @@ def test_the_states_entering_a_block_are_those_of_one_whole_pass(arch: str) -> N
     with torch.no_grad():
         whole = local.model(torch.tensor([answer.kept.ids]), output_hidden_states=True).hidden_states[1]
     start = len(answer.prompt_ids) - 3
-    states = answer.kept.states_from(start)
-    assert states is not None
-    assert torch.allclose(states, whole[:, start:], atol=1e-5)
+    found = answer.kept.states_from(start)
+    assert found is not None
+    assert torch.allclose(found, whole[:, start:], atol=1e-5)
 
 
 def test_states_reach_back_a_few_prompt_tokens_only(local: LocalModel) -> None:
@@ -145,3 +145,51 @@ def test_without_states_asked_there_are_none(local: LocalModel) -> None:
     kept = local.generate(PROMPT, max_new_tokens=3).kept
     assert kept is not None
     assert kept.states_from(kept.n_tokens - 1) is None
+
+
+# --- outputs of the head ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("arch", ["llama", "gpt2"])
+def test_the_heads_outputs_are_those_that_chose_the_answer(arch: str) -> None:
+    """Scoring takes them instead of running the head again."""
+    local = LocalModel(make_model(arch), make_tokenizer(), arch)
+    blocks = next(module for module in local.model.modules() if isinstance(module, torch.nn.ModuleList))
+    answer = local.generate(PROMPT, max_new_tokens=6, states_of=[blocks[1]])
+    assert answer.kept is not None
+    start = len(answer.prompt_ids) - 1
+    outputs = answer.kept.outputs_from(start)
+    assert outputs is not None
+    assert tuple(outputs.argmax(dim=1).tolist()) == answer.answer_ids
+    with torch.no_grad():
+        whole = local.model(torch.tensor([answer.kept.ids])).logits[0, start:]
+    assert torch.allclose(outputs, whole, atol=1e-4)
+    assert answer.kept.outputs_from(start - 1) is None
+    part = answer.kept.crop(start + 2).outputs_from(start)
+    assert part is not None
+    assert torch.equal(part, outputs[:2])
+    assert not local.model.lm_head._forward_hooks
+
+
+def test_too_many_outputs_are_not_kept(local: LocalModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A long answer over a large vocabulary would fill the memory; part of it would serve nobody."""
+    layer = local.model.model.layers[1]
+    n_vocabulary = local.model.config.vocab_size
+    monkeypatch.setattr(states, "MAX_OUTPUTS", 4 * n_vocabulary)
+    outputs = []
+    for n in (4, 5):
+        kept = local.generate(PROMPT, max_new_tokens=n, states_of=[layer]).kept
+        assert kept is not None
+        outputs.append(kept.outputs)
+    assert outputs[0] is not None
+    assert outputs[0].shape == (4, n_vocabulary)
+    assert outputs[1] is None
+
+
+def test_half_precision_outputs_are_not_kept() -> None:
+    """Scoring computes the head in single precision."""
+    local = LocalModel(make_model("llama").bfloat16(), make_tokenizer(), "llama")
+    kept = local.generate(PROMPT, max_new_tokens=3, states_of=[local.model.model.layers[1]]).kept
+    assert kept is not None
+    assert kept.states is not None
+    assert kept.outputs is None

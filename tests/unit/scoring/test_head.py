@@ -79,16 +79,19 @@ def _by_autograd(logit_map: LogitMap, part: slice):
 
 @pytest.mark.parametrize("logit_map", [LogitMap(), LogitMap(0.25), LogitMap(cap=5.0), LogitMap(2.0, 8.0)])
 @pytest.mark.parametrize("source", ["open", "wrapped"])
-@pytest.mark.parametrize("room", ["stored", "computed twice"])
+@pytest.mark.parametrize("room", ["stored", "computed twice", "known"])
 def test_every_way_through_the_head_equals_autograd(monkeypatch, logit_map, source, room):
-    """Blocks, scales, caps, a head that cannot be read and one too large to keep all give the same numbers."""
+    """Blocks, scales, caps, a head that cannot be read, one too large to keep and a known output: all the same."""
     monkeypatch.setattr(head_module, "BLOCK_ENTRIES", 1)  # blocks of 64: the vocabulary is not a multiple
-    monkeypatch.setattr(head_module, "STORED_ENTRIES", 2**20 if room == "stored" else 0)
+    monkeypatch.setattr(head_module, "STORED_ENTRIES", 0 if room == "computed twice" else 2**20)
     z, weight, bias, targets = _random()
     linear = _linear(weight, bias)
     head = OutputHead(linear if source == "open" else _Wrapped(linear), logit_map, len(weight))
     part = slice(1, 4)
-    found = run_head(head, z, targets, [slice(0, 6), part])
+    known = z @ weight.T + bias if room == "known" else None
+    before = None if known is None else known.clone()
+    found = run_head(head, z, targets, [slice(0, 6), part], known)
+    assert known is None or before is None or torch.equal(known, before)  # other scores may come from it
     nll, entropy, pull, para, ex = _by_autograd(logit_map, part)
     assert found.nll.tolist() == pytest.approx(nll.tolist(), rel=1e-10)
     assert found.entropy.tolist() == pytest.approx(entropy.tolist(), rel=1e-10)
