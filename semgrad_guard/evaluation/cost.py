@@ -19,6 +19,8 @@ from semgrad_guard.scoring import SemGradScorer
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from transformers.cache_utils import Cache
+
     from semgrad_guard.evaluation.cost_report import Way
 
 CONTEXTS = (64, 512, 2048)
@@ -27,7 +29,7 @@ N_SAMPLES = 5
 N_TOGETHER = 16
 _SHORT = range(32, 32 + N_TOGETHER)
 """Prompt lengths of the short exchanges that are scored together; their answers have 8 tokens."""
-_WAYS_A_CASE = 6
+_WAYS_A_CASE = 7
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +72,9 @@ class _Bench:
             "generation", lambda: local.generate(prompt_ids=case.prompt, max_new_tokens=n, states_of=scorer.band_blocks)
         )
         add("single pass", lambda: scorer.score_generated(written), self.repeats)
+        if written.kept is not None:
+            rest, kept = text[:, len(case.prompt) :], written.kept
+            add("answer forward", lambda: _forward(local, rest, kept.prefix(len(case.prompt))), self.repeats)
         add("forward", lambda: _forward(local, text), self.repeats)
         add("cold", lambda: scorer.score(exchange), self.repeats)
         add("plain", lambda: plain_score(local, case.prompt, exchange.answer_ids or (), scorer.position))
@@ -151,6 +156,6 @@ def _ids(model: LocalModel, n: int, seed: int) -> tuple[int, ...]:
     return tuple(token for token in drawn if token not in special)[:n]
 
 
-def _forward(local: LocalModel, ids: torch.Tensor) -> None:
+def _forward(local: LocalModel, ids: torch.Tensor, cache: Cache | None = None) -> None:
     with local.lock, torch.no_grad():
-        local.model(input_ids=ids, use_cache=False, logits_to_keep=1)
+        local.model(input_ids=ids, past_key_values=cache, use_cache=cache is not None, logits_to_keep=1)

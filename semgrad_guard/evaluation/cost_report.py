@@ -10,9 +10,17 @@ from rich.table import Table
 if TYPE_CHECKING:
     from semgrad_guard.flow import Json
 
-Way = Literal["generation", "forward", "plain", "cold", "single pass", "five samples"]
-"""Writing the answer; one forward pass of the whole text; scoring by the plain definition, with a prefill of its own,
-and behind the writing; writing five more answers, as sampling methods do."""
+Way = Literal["generation", "answer forward", "forward", "plain", "cold", "single pass", "five samples"]
+"""Writing the answer; one forward pass of the answer behind the prompt's cache; one of the whole text; scoring by the
+plain definition, with a prefill of its own, and behind the writing; writing five more answers, as sampling methods do.
+"""
+
+_SCORING: tuple[Way, Way, Way] = ("single pass", "cold", "plain")
+_SINGLE = {"512 + 32": 0.10, "512 + 128": 0.05}
+_SPEEDUP = {"512 + 32": 5.0}
+_COLD = {"2048 + 32": 1.2}
+_FLAT_MB = 32.0
+"""Growth that still counts as flat: one block's attention reads the keys and values of the whole context at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +55,29 @@ class BatchCost:
 
 
 @dataclass(frozen=True, slots=True)
+class Target:
+    """One number that the cost of scoring is judged by; without `most` and `least` it only bounds another one."""
+
+    what: str
+    value: float
+    most: float | None = None
+    least: float | None = None
+
+    @property
+    def met(self) -> bool | None:
+        """True when the number keeps to what was aimed at, `None` when nothing was."""
+        if self.most is None and self.least is None:
+            return None
+        return (self.most is None or self.value <= self.most) and (self.least is None or self.value >= self.least)
+
+    @property
+    def limit(self) -> str:
+        """What was aimed at, in words."""
+        at_most = "" if self.most is None else f"at most {self.most:g}"
+        return at_most if self.least is None else f"at least {self.least:g}"
+
+
+@dataclass(frozen=True, slots=True)
 class CostReport:
     """All measurements of one run."""
 
@@ -61,33 +92,79 @@ class CostReport:
         """Return one measured time."""
         return next(r.seconds for r in self.rows if (r.context, r.answer, r.way) == (context, answer, way))
 
+    def targets(self) -> list[Target]:
+        """Return the targets whose lengths were measured, and the bounds that nothing exact can beat."""
+        found = [Target("batch of short exchanges, times the throughput of one by one", self.batch.speedup, least=2.0)]
+        lengths = dict.fromkeys((row.context, row.answer) for row in self.rows)
+        for context, answer in lengths:
+            by_way = {row.way: row for row in self.rows if (row.context, row.answer) == (context, answer)}
+            found += _targets(f"{context} + {answer}", by_way)
+        flat = self._growth_of_memory()
+        if flat is not None:
+            found.append(
+                Target("single pass, extra MiB at the longest context less at the shortest", flat, most=_FLAT_MB)
+            )
+        return found
+
+    def _growth_of_memory(self) -> float | None:
+        """Return how much more memory the single pass takes at the longest context than at the shortest, in MiB."""
+        answer = min(row.answer for row in self.rows)
+        own = [row for row in self.rows if row.way == "single pass" and row.answer == answer]
+        shortest, longest = min(own, key=lambda row: row.context), max(own, key=lambda row: row.context)
+        if shortest is longest or shortest.extra_mb is None or longest.extra_mb is None:
+            return None
+        return longest.extra_mb - shortest.extra_mb
+
     def to_json(self) -> dict[str, Json]:
         """Return the report as JSON values."""
         report: dict[str, Json] = asdict(self)
         report["batch"] = {**asdict(self.batch), "speedup": self.batch.speedup}
+        report["targets"] = [{**asdict(target), "met": target.met} for target in self.targets()]
         return report
 
     def table(self) -> Table:
         """Return the report as a table: a row for each length, a column for each way."""
         title = f"Cost of scoring: {self.model}, {self.dtype}, {self.threads} threads"
         table = Table(title=title, caption="milliseconds (share of generation) peak extra MiB")
-        for heading in (
-            "context + answer",
-            "generation",
-            "plain",
-            "cold",
-            "single pass",
-            "five samples",
-            "cold / forward",
-        ):
+        ways: tuple[Way, ...] = ("answer forward", "single pass", "forward", "cold", "plain", "five samples")
+        for heading in ("context + answer", "generation", *ways):
             table.add_column(heading, justify="right")
         for context, answer in dict.fromkeys((row.context, row.answer) for row in self.rows):
             cells = {row.way: row for row in self.rows if (row.context, row.answer) == (context, answer)}
-            shown = [_cell(cells[way]) for way in ("plain", "cold", "single pass", "five samples")]
-            forwards = cells["cold"].seconds / cells["forward"].seconds
-            written = f"{cells['generation'].seconds * 1000:,.0f}"
-            table.add_row(f"{context} + {answer}", written, *shown, f"{forwards:.2f}")
+            shown = [_cell(cells[way]) if way in cells else "" for way in ways]
+            table.add_row(f"{context} + {answer}", f"{cells['generation'].seconds * 1000:,.0f}", *shown)
         return table
+
+    def targets_table(self) -> Table:
+        """Return what was aimed at, what came out, and the bounds, as a table."""
+        table = Table(title="Targets")
+        for heading in ("what", "measured", "target", "met"):
+            table.add_column(heading, justify="left" if heading == "what" else "right")
+        for target in self.targets():
+            table.add_row(
+                target.what, f"{target.value:.3g}", target.limit, {True: "yes", False: "no"}.get(target.met, "")
+            )
+        return table
+
+
+def _targets(lengths: str, by_way: dict[Way, CostRow]) -> list[Target]:
+    """Return what is aimed at for one length of prompt and answer, each followed by its bound."""
+    single, cold, plain = (by_way[way] for way in _SCORING)
+    forward = by_way["forward"].seconds
+    found = [
+        Target(f"{lengths}: single pass, share of generation", single.share_of_generation, most=_SINGLE.get(lengths))
+    ]
+    if "answer forward" in by_way:
+        share = by_way["answer forward"].share_of_generation
+        found.append(Target(f"{lengths}: limit: one forward of the answer's tokens, share of generation", share))
+    speedup, bound = plain.seconds / cold.seconds, plain.seconds / forward
+    forwards = cold.seconds / forward
+    found += [
+        Target(f"{lengths}: plain definition / cold path", speedup, least=_SPEEDUP.get(lengths)),
+        Target(f"{lengths}: limit: plain definition / one forward of the whole text", bound),
+        Target(f"{lengths}: cold path, forward passes of the whole text", forwards, most=_COLD.get(lengths)),
+    ]
+    return found
 
 
 def _cell(row: CostRow) -> str:

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
     from semgrad_guard.models import LocalModel
 
+_NO_TARGET = -100
+_SMALLEST = 1e-15
+
 
 def plain_score(local: LocalModel, prompt: Sequence[int], answer: Sequence[int], position: int) -> tuple[float, float]:
     """Return SemGrad and ParaGrad of one exchange, on a model whose hidden states transformers lists in full.
@@ -43,19 +46,22 @@ def plain_score(local: LocalModel, prompt: Sequence[int], answer: Sequence[int],
 def _score(model: Any, prompt: list[int], answer: list[int], position: int) -> tuple[float, float]:
     weight = model.get_output_embeddings().weight
     ids = torch.tensor([prompt + answer], device=weight.device)
-    output = model(input_ids=ids, output_hidden_states=True)
-    loss = _objective(output.logits[0, :-1], ids[0, 1:], len(answer))
-    states = output.hidden_states[:-1]
+    labels = ids.clone()
+    labels[:, : len(prompt)] = _NO_TARGET
+    output = model(input_ids=ids, labels=labels, output_hidden_states=True)  # the model's own loss is not used
+    loss = _objective(output.logits[0, :-1], labels[0, 1:])
+    states = output.hidden_states
     by_states = torch.autograd.grad(loss, states, retain_graph=True)
-    (by_weight,) = torch.autograd.grad(loss, weight)
-    upper_half = by_states[len(states) - len(states) // 2 :]
+    (by_weight,) = torch.autograd.grad(loss, weight, retain_graph=True)
+    n_blocks = len(states) - 1
+    upper_half = by_states[n_blocks - n_blocks // 2 : n_blocks]
     at_position = torch.stack([gradient[0, len(prompt) + position] for gradient in upper_half])
     return float(at_position.double().abs().mean()), float(by_weight.abs().mean(dtype=torch.float64))
 
 
-def _objective(logits: torch.Tensor, targets: torch.Tensor, n_answer: int) -> torch.Tensor:
-    """Return the mean of entropy times negative log-likelihood over the answer, from the logits of the whole text."""
-    log_p = torch.log_softmax(logits.float(), dim=-1)
-    entropy = -(log_p.exp() * log_p).sum(dim=-1).detach()
-    nll = -log_p.gather(1, targets[:, None])[:, 0]
-    return (entropy * nll)[-n_answer:].mean()
+def _objective(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Return the mean of entropy times negative log-likelihood over the answer, by way of the whole text's matrix."""
+    p = torch.softmax(logits.detach().clone(), dim=-1)
+    entropy = -(p.clamp(min=_SMALLEST).log() * p).sum(dim=-1)
+    weighted = torch.log_softmax(logits, dim=-1) * entropy[:, None]
+    return torch.nn.functional.nll_loss(weighted, targets, ignore_index=_NO_TARGET)
