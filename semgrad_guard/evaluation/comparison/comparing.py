@@ -14,7 +14,7 @@ from semgrad_guard.calibration.folds import check_enough
 from semgrad_guard.calibration.frozen import Frozen
 from semgrad_guard.calibration.profile_fitting import usable_signals
 from semgrad_guard.errors import SemGradGuardError
-from semgrad_guard.evaluation.comparison.methods import fused_methods, kind_of, single_methods
+from semgrad_guard.evaluation.comparison.methods import chosen_methods, fused_methods, kind_of, single_methods
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -83,13 +83,13 @@ class Ranked:
 
     method: Method
     order: Array
-    """What ranks the answers: the raw score in its direction, or a fusion's confidence."""
+    """What ranks the answers: the raw score in its direction, or a fitted confidence."""
     confidence: Array
     """Cross-validated probability of being right; NaN throughout where it could not be fitted."""
 
 
 def rank(labels: Labels, *, seed: int = 0, tick: Callable[[], None] = lambda: None) -> list[Ranked]:
-    """Return every method's ranking and cross-validated confidences, the fusions first.
+    """Return every method's ranking and cross-validated confidences, those that read several signals first.
 
     Args:
         labels: signals and labels; rows may lack signals.
@@ -103,16 +103,21 @@ def rank(labels: Labels, *, seed: int = 0, tick: Callable[[], None] = lambda: No
     check_enough(labels.correct, labels.groups)
     found: list[Ranked] = []
     usable = usable_signals(labels)
-    for method in [*fused_methods(tuple(usable)), *single_methods(labels.names)]:
+    several = (*fused_methods(tuple(usable)), *chosen_methods(tuple(usable)))
+    for method in [*several, *single_methods(labels.names)]:
         found.append(_ranked(labels, method, usable, seed))
         tick()
     return found
 
 
+_HOW = {"fused": "fused", "chosen": "best"}
+"""Kind of method that reads several signals -> how its confidence is fitted."""
+
+
 def _ranked(labels: Labels, method: Method, usable: Mapping[str, bool], seed: int) -> Ranked:
-    if method.kind == "fused":
+    if method.kind in _HOW:
         required = {name: usable[name] for name in method.signals}
-        confidence = _confidence(labels, "fused", required, seed)
+        confidence = _confidence(labels, _HOW[method.kind], required, seed)
         return Ranked(method, confidence, confidence)
     (name,) = method.signals
     values = labels.signals[:, labels.names.index(name)]
@@ -255,7 +260,7 @@ _STEP_OF = {"gradient": "score", "likelihood": "score", "text": None, "embedding
 
 def _seconds(method: Method, seconds: Mapping[str, float]) -> float | None:
     """Return what a method costs beyond writing the answer."""
-    if method.kind == "fused":
+    if method.kind in _HOW:
         kinds = {kind_of(name) for name in method.signals}
         steps = {name for name in method.signals if kind_of(name) == "forward"}
         steps |= {step for kind in kinds & _STEP_OF.keys() if (step := _STEP_OF[kind])}

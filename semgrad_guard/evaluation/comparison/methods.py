@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from semgrad_guard.calibration.wording import direction_of
 from semgrad_guard.evaluation.comparison.sampled_signals import SAMPLED
 from semgrad_guard.scoring.signals import SIGNALS
 
-Kind = Literal["gradient", "likelihood", "text", "embedding", "forward", "sampling", "fused"]
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+Kind = Literal["gradient", "likelihood", "text", "embedding", "forward", "sampling", "fused", "chosen"]
+"""What ranks the answers: one signal of a kind, several fused, or the one that was best on the other folds."""
 
 _GRADIENTS = ("semgrad", "paragrad", "hybridgrad", "exgrad")
 """Families of signals that need the backward pass, by the beginning of their names."""
@@ -24,7 +28,7 @@ class Method:
     name: str
     kind: Kind
     signals: tuple[str, ...]
-    """One, or several that are fused."""
+    """One, or several that are fused or chosen from."""
 
     @property
     def direction(self) -> int:
@@ -69,4 +73,19 @@ def fused_methods(names: tuple[str, ...]) -> list[Method]:
         "fused, text only": texts,
         "fused, embeddings only": closeness,
     }
-    return [Method(name=name, kind="fused", signals=signals) for name, signals in wanted.items() if len(signals) > 1]
+    return _of_several("fused", wanted)
+
+
+def chosen_methods(names: tuple[str, ...]) -> list[Method]:
+    """Return the choices of one score by its figures on the other folds.
+
+    They are what a fusion has to beat: the best of many scores on the very answers it is judged by is partly luck.
+    """
+    directed = [name for name in names if name in SIGNALS and direction_of(name)]
+    own = tuple(name for name in directed if kind_of(name) in {"gradient", "likelihood"})
+    free = tuple(name for name in directed if kind_of(name) != "forward")
+    return _of_several("chosen", {"best score of the model": own, "best single score": free})
+
+
+def _of_several(kind: Kind, wanted: Mapping[str, tuple[str, ...]]) -> list[Method]:
+    return [Method(name=name, kind=kind, signals=signals) for name, signals in wanted.items() if len(signals) > 1]

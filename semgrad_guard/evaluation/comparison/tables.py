@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 KINDS = {
     "fused": "fused by cross-validation",
+    "chosen": "one score, chosen by cross-validation",
     "gradient": "one backward pass",
     "likelihood": "likelihoods",
     "text": "words of answer and passages",

@@ -160,3 +160,20 @@ def test_given_labels_come_before_graders(path: Path) -> None:
     rows = [{**row, "correct": True} for row in answered(10)]
     grading, _ = grade(path, rows)
     assert grading.n_right == 10
+
+
+def test_a_score_is_not_praised_for_being_the_luckiest(path: Path) -> None:
+    """The best of many scores of noise looks good on the answers it was picked on, and is worth nothing on others."""
+    rng = np.random.default_rng(3)
+    noisy = ("semgrad", "paragrad", "exgrad", "mean_nll", "max_nll", "first_nll", "grounding", "copied_span")
+    rows = [{**row, **{name: float(rng.random()) for name in noisy}} for row in answered(120)]
+    _, by_name = compared(path, rows)
+    luckiest = max(by_name[name].auroc.value for name in noisy)
+    assert by_name["best single score"].auroc.value < 0.55 < luckiest
+    assert by_name["best single score"].kind == "chosen"
+
+
+def test_the_best_single_score_is_found(path: Path) -> None:
+    """Where one score is clearly the best, choosing it costs little."""
+    _, by_name = compared(path, answered(400))
+    assert by_name["best score of the model"].auroc.value > by_name["semgrad"].auroc.value - 0.02
