@@ -19,6 +19,7 @@ _SCORING: tuple[Way, Way, Way] = ("single pass", "cold", "plain")
 _SINGLE = {"512 + 32": 0.10, "512 + 128": 0.05}
 _SPEEDUP = {"512 + 32": 5.0}
 _COLD = {"2048 + 32": 1.2}
+_YES_OR_NO = {True: "yes", False: "no", None: ""}
 _FLAT_MB = 32.0
 """Growth that still counts as flat: one block's attention reads the keys and values of the whole context at a time."""
 
@@ -97,7 +98,9 @@ class CostReport:
         found = [Target("batch of short exchanges, times the throughput of one by one", self.batch.speedup, least=2.0)]
         lengths = dict.fromkeys((row.context, row.answer) for row in self.rows)
         for context, answer in lengths:
-            by_way = {row.way: row for row in self.rows if (row.context, row.answer) == (context, answer)}
+            by_way: dict[Way, CostRow] = {
+                row.way: row for row in self.rows if (row.context, row.answer) == (context, answer)
+            }
             found += _targets(f"{context} + {answer}", by_way)
         flat = self._growth_of_memory()
         if flat is not None:
@@ -141,9 +144,7 @@ class CostReport:
         for heading in ("what", "measured", "target", "met"):
             table.add_column(heading, justify="left" if heading == "what" else "right")
         for target in self.targets():
-            table.add_row(
-                target.what, f"{target.value:.3g}", target.limit, {True: "yes", False: "no"}.get(target.met, "")
-            )
+            table.add_row(target.what, f"{target.value:.3g}", target.limit, _YES_OR_NO[target.met])
         return table
 
 

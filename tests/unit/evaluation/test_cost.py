@@ -98,7 +98,7 @@ def _peak_bytes(seen: profile) -> int:
     assert seen.profiler is not None
     assert seen.profiler.kineto_results is not None
     memory: list[Any] = [event for event in seen.profiler.kineto_results.events() if event.name() == "[memory]"]
-    held = accumulate(event.nbytes() for event in sorted(memory, key=lambda event: event.start_ns()))
+    held: accumulate[int] = accumulate(event.nbytes() for event in sorted(memory, key=lambda event: event.start_ns()))
     return max(held)
 
 
