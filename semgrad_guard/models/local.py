@@ -12,6 +12,7 @@ from semgrad_guard.models import tokens
 from semgrad_guard.models.batches import generate_batches
 from semgrad_guard.models.generation import Generated, GenerationSettings, Keep, Row, generate
 from semgrad_guard.models.locks import lock_of
+from semgrad_guard.models.placement import input_device
 from semgrad_guard.models.template import has_template, template_digest
 from semgrad_guard.models.watch import ending
 from semgrad_guard.models.weights_digest import weights_digest
@@ -54,11 +55,8 @@ class LocalModel:
 
     @property
     def device(self) -> torch.device:
-        """Where the model takes its token ids: the place of its input embeddings."""
-        embeddings = self.model.get_input_embeddings()
-        weight = getattr(embeddings, "weight", None)
-        device: torch.device = self.model.device if weight is None or weight.is_meta else weight.device
-        return device
+        """Where the model takes its token ids."""
+        return input_device(self.model)
 
     @property
     def is_chat(self) -> bool:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from semgrad_guard.models.placement import offloaded_weight
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -26,7 +28,8 @@ def weights_digest(model: PreTrainedModel) -> str:
     digest = hashlib.sha256(_config_text(model).encode())
     for name, weight in sorted(model.state_dict(keep_vars=False).items()):
         digest.update(f"{name}{tuple(getattr(weight, 'shape', ()))}".encode())
-        digest.update(_sample(weight))
+        offloaded = offloaded_weight(model, name) if getattr(weight, "is_meta", False) else None
+        digest.update(_sample(weight if offloaded is None else offloaded))
     return digest.hexdigest()
 
 
@@ -36,7 +39,7 @@ def _config_text(model: PreTrainedModel) -> str:
 
 
 def _sample(weight: object) -> bytes:
-    """Return a few entries of a weight as bytes; nothing for one that holds no numbers here (offloaded)."""
+    """Return a few entries of a weight as bytes; nothing for one that holds no numbers."""
     if not isinstance(weight, torch.Tensor) or weight.is_meta or not weight.numel():
         return b""
     flat = _unpacked(weight.detach()).reshape(-1)

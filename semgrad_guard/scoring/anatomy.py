@@ -18,9 +18,11 @@ from torch import nn
 from semgrad_guard.errors import GradientsUnavailableError
 from semgrad_guard.models.borrow import in_this_thread
 from semgrad_guard.models.kept import full_cache
+from semgrad_guard.models.placement import input_device, missing_weight
 from semgrad_guard.scoring.borrow import borrowed
 from semgrad_guard.scoring.head import OutputHead
 from semgrad_guard.scoring.logit_map import fit_logit_map, probe_values
+from semgrad_guard.scoring.quantised import require_gradients
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -68,15 +70,20 @@ def _look(model: PreTrainedModel) -> Anatomy:
     if any(parameter.is_inference() for parameter in model.parameters()):
         why = "its weights were created under `torch.inference_mode()`, which autograd refuses; load it outside of that"
         raise GradientsUnavailableError(name, why)
+    missing = missing_weight(model)
+    if missing is not None:
+        why = f"its weight {missing} holds no numbers (it is on the meta device, and not offloaded to disk)"
+        raise GradientsUnavailableError(name, why)
     blocks, probe = _blocks(model), _Probe()
     probe.run(model, blocks)
+    require_gradients(name, blocks[-1])
     return Anatomy(
         blocks=blocks,
         head=_head(model, probe),
         has_cache=full_cache(model) is not None,
         plain_blocks=probe.plain_blocks and not any("forward" in vars(block) for block in blocks),
         takes=frozenset(inspect.signature(model.forward).parameters),
-        device=_input_device(model),
+        device=input_device(model),
     )
 
 
@@ -93,11 +100,6 @@ def _blocks(model: PreTrainedModel) -> tuple[nn.Module, ...]:
 
 def _n_weights(blocks: list[nn.Module]) -> int:
     return sum(parameter.numel() for block in blocks for parameter in block.parameters())
-
-
-def _input_device(model: PreTrainedModel) -> torch.device:
-    weight = getattr(model.get_input_embeddings(), "weight", None)
-    return weight.device if isinstance(weight, torch.Tensor) and not weight.is_meta else model.device
 
 
 def _head(model: PreTrainedModel, probe: _Probe) -> OutputHead:
@@ -128,7 +130,7 @@ class _Probe:
         self.plain_blocks = True
 
     def run(self, model: PreTrainedModel, blocks: Sequence[nn.Module]) -> None:
-        ids = torch.ones(1, _PROBE_TOKENS, dtype=torch.long, device=_input_device(model))
+        ids = torch.ones(1, _PROBE_TOKENS, dtype=torch.long, device=input_device(model))
         with borrowed(model), ExitStack() as undo:
             undo.callback(_head_module(model).register_forward_hook(in_this_thread(self._at_head)).remove)
             for block in blocks:

@@ -14,8 +14,11 @@ import torch
 
 from semgrad_guard.errors import GradientsUnavailableError, NonFiniteScoreError
 from semgrad_guard.scoring.borrow import hooked, passed_over
+from semgrad_guard.scoring.precision import wide_states
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import Tensor, nn
     from transformers import PreTrainedModel
     from transformers.cache_utils import Cache
@@ -79,7 +82,7 @@ class Recording:
 def run_blind(model: PreTrainedModel, anatomy: Anatomy, segment: Segment, cache: Cache | None) -> Tensor:
     """Run tokens, into the cache where there is one, and return `z`: no gradients, no logits."""
     watch = _Watch()
-    with hooked([(anatomy.head.module, watch.at_head)]):
+    with wide_states(model), hooked([(anatomy.head.module, watch.at_head)]):
         model(**_arguments(anatomy, segment, cache))
     if watch.z is None:
         why = "its forward pass does not call the output head"
@@ -111,8 +114,9 @@ def record(
     watch = _Watch(entering)
     blocks = anatomy.blocks[band.first : band.last + 1]
     below = () if entering is None else anatomy.blocks[: band.first]
-    hooks = [(block, watch.at_block) for block in blocks]
-    with hooked([*hooks, (anatomy.head.module, watch.at_head)]), passed_over(below), torch.enable_grad():
+    hooks: list[tuple[nn.Module, Callable[..., object]]] = [(block, watch.at_block) for block in blocks]
+    hooks.append((anatomy.head.module, watch.at_head))
+    with wide_states(model), hooked(hooks), passed_over(below), torch.enable_grad():
         model(**_arguments(anatomy, segment, cache))
     if watch.z is None or not watch.z.requires_grad or len(watch.states) != len(band):
         why = "its forward pass does not lead from the decoder blocks to the output head in one recorded line"
@@ -178,7 +182,7 @@ class _Watch:
         if self.states:
             self.states.append(state)
             return None
-        leaf = (state if self.entering is None else self.entering).detach().requires_grad_()
+        leaf = (state if self.entering is None else self.entering.to(state)).detach().requires_grad_()
         self.states.append(leaf)
         return ((leaf, *args[1:]), kwargs) if args else ((), {**kwargs, "hidden_states": leaf})
 

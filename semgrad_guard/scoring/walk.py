@@ -17,6 +17,7 @@ from semgrad_guard.models.states import recorded
 from semgrad_guard.scoring.borrow import hooked
 from semgrad_guard.scoring.gradients import Band, record, run_blind, state_norms, upper_half
 from semgrad_guard.scoring.layout import Tokens, lay_out
+from semgrad_guard.scoring.precision import wide_states
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -42,6 +43,7 @@ class _Call:
 class Walk:
     """A recording of the last block, and how to run those below it; good for one backward pass."""
 
+    model: PreTrainedModel
     top: Recording
     calls: tuple[_Call, ...]
     """Of the other blocks of the band, first to last."""
@@ -59,8 +61,8 @@ class Walk:
         gradients = self.top.gradients(at_head, keep=keep)
         before = [(layer, vars(layer).copy()) for layer in self.cache.layers]
         for call, state in zip(reversed(self.calls), reversed(self.states[:-1]), strict=True):
-            leaf = state[None].detach().requires_grad_()
-            with torch.enable_grad():
+            leaf = state[None].to(gradients[-1]).detach().requires_grad_()
+            with wide_states(self.model), torch.enable_grad():
                 output = call.block(leaf, *call.args, **call.kwargs)
             gradients += torch.autograd.grad(output, leaf, gradients[-1])
             for layer, content in before:  # the block has added its keys and values, which nobody reads again
@@ -83,7 +85,7 @@ def walk(model: PreTrainedModel, anatomy: Anatomy, segment: Segment, cache: Cach
     below = anatomy.blocks[band.first : band.last]
     with hooked([(block, notes.at_block) for block in below]):
         top = record(model, anatomy, segment, cache, Band(band.last, band.last), states[-1:])
-    return Walk(top, tuple(notes.calls), states, cache)
+    return Walk(model, top, tuple(notes.calls), states, cache)
 
 
 @dataclass(slots=True)

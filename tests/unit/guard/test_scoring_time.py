@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
+from typing_extensions import override
 
 from semgrad_guard.flow import Exchange, Progress, Status
 from semgrad_guard.guard import Guard
@@ -20,11 +21,13 @@ from tests.models_for_tests import local_model
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from semgrad_guard.flow import Outcome
+    from semgrad_guard.flow import Outcome, Score
+
+    Run = Callable[[Guard], Outcome]
 
 EXCHANGE = Exchange(prompt="p", answer="good")
 BUDGET_S = 0.3
-RUNS = {
+RUNS: dict[str, Run] = {
     "sync": lambda guard: guard.run(EXCHANGE),
     "async": lambda guard: asyncio.run(guard.arun(EXCHANGE)),
     "batch": lambda guard: guard.run_batch([EXCHANGE])[0],
@@ -55,7 +58,8 @@ class Stuck(TableScorer):
 
     release: threading.Event
 
-    def score(self, exchange: Exchange):  # type: ignore[no-untyped-def]
+    @override
+    def score(self, exchange: Exchange) -> Score:
         self.release.wait(timeout=60)
         return super().score(exchange)
 
@@ -73,7 +77,7 @@ def guard_with(scorer: object, budget_s: float | None = BUDGET_S) -> Guard:
     return Guard(replace(guard.parts, scorer=scorer))  # type: ignore[arg-type]
 
 
-def given_up(run: Callable[[Guard], Outcome], guard: Guard) -> Outcome:
+def given_up(run: Run, guard: Guard) -> Outcome:
     started = time.monotonic()
     outcome = run(guard)
     assert time.monotonic() - started < 20
@@ -82,7 +86,7 @@ def given_up(run: Callable[[Guard], Outcome], guard: Guard) -> Outcome:
 
 @pytest.mark.parametrize("run", RUNS.values(), ids=RUNS.keys())
 @pytest.mark.parametrize("lazy", [False, True])
-def test_a_score_that_outlasts_the_budget_goes_to_on_error(busy, run, lazy) -> None:
+def test_a_score_that_outlasts_the_budget_goes_to_on_error(busy: SemGradScorer, run: Run, lazy: bool) -> None:
     """The caller gets the policy's word in time, and the answer is still in the record."""
     outcome = given_up(run, guard_with(LazyScorer("tiny", lambda: busy) if lazy else busy))
     assert (outcome.status, outcome.decision.rule) == (Status.ABSTAINED, "on_error")
@@ -91,7 +95,7 @@ def test_a_score_that_outlasts_the_budget_goes_to_on_error(busy, run, lazy) -> N
 
 
 @pytest.mark.parametrize("run", RUNS.values(), ids=RUNS.keys())
-def test_a_scorer_without_a_limit_is_not_waited_for(stuck, run) -> None:
+def test_a_scorer_without_a_limit_is_not_waited_for(stuck: Stuck, run: Run) -> None:
     """A remote scorer that hangs must not hang the guard."""
     outcome = given_up(run, guard_with(stuck))
     assert (outcome.status, outcome.decision.rule) == (Status.ABSTAINED, "on_error")
@@ -115,7 +119,7 @@ def test_loading_the_model_counts_and_goes_on_for_the_next_answer() -> None:
     assert Guard(replace(guard.parts, budget_s=60.0)).run(EXCHANGE).status is Status.ANSWERED
 
 
-def test_what_earlier_attempts_used_is_gone(busy) -> None:
+def test_what_earlier_attempts_used_is_gone(busy: SemGradScorer) -> None:
     """The budget is the question's, so a late attempt that is judged alone gets what is left of it."""
     decision = guard_with(busy, budget_s=60.0).judge(EXCHANGE, Progress(elapsed_s=61.0))
     assert decision.failure is not None

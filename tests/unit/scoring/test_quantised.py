@@ -1,0 +1,92 @@
+"""Quantised weights: a model scores, or says why it cannot."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from transformers import BitsAndBytesConfig, TorchAoConfig
+
+from semgrad_guard.errors import GradientsUnavailableError
+from semgrad_guard.flow import Exchange
+from semgrad_guard.models import load_model
+from semgrad_guard.scoring import SemGradScorer
+from semgrad_guard.scoring.quantised import require_gradients
+from tests.models_for_tests import local_model
+
+EXCHANGE = Exchange(prompt_ids=tuple(range(3, 60)), answer_ids=tuple(range(9, 19)), on_policy=True)
+
+
+class Packed(nn.Parameter):
+    """A weight of a kind of its own."""
+
+
+class Rounding(nn.Linear):
+    """Rounds its inputs, as layers do that quantise them on the way."""
+
+    def forward(self, x):
+        return super().forward(x.round())
+
+
+@pytest.mark.parametrize("kind", [nn.Linear, Rounding])
+def test_a_layer_that_rounds_its_inputs_is_refused(kind):
+    """Its gradients are zeros, which would look like a sure answer."""
+    layer = kind(8, 4)
+    layer.weight = Packed(layer.weight.data, requires_grad=False)
+    block = nn.Sequential(nn.ReLU(), layer)
+    if kind is nn.Linear:
+        require_gradients("m", block)
+        return
+    with pytest.raises(GradientsUnavailableError, match=r"layer 1 \(Rounding .* quantise the weights only") as caught:
+        require_gradients("m", block)
+    assert caught.value.model == "m"
+
+
+@pytest.fixture(name="folder", scope="module")
+def _folder(tmp_path_factory):
+    local = local_model(hidden_size=64, intermediate_size=128, head_dim=16, num_key_value_heads=4)
+    folder = tmp_path_factory.mktemp("model")
+    local.model.save_pretrained(folder)
+    local.tokenizer.save_pretrained(folder)
+    return folder
+
+
+def torchao(name):
+    module = pytest.importorskip("torchao.quantization", exc_type=ImportError)
+    return {
+        "int8": module.Int8WeightOnlyConfig,
+        "int4": lambda: module.IntxWeightOnlyConfig(weight_dtype=torch.int4),
+        "rounding": module.Int8DynamicActivationInt8WeightConfig,
+    }[name]()
+
+
+def bitsandbytes(bits):
+    pytest.importorskip("bitsandbytes")
+    return BitsAndBytesConfig(load_in_8bit=bits == 8, load_in_4bit=bits == 4)
+
+
+CONFIGS = {
+    "torchao int8": lambda: TorchAoConfig(torchao("int8")),
+    "torchao int4": lambda: TorchAoConfig(torchao("int4")),
+    "bitsandbytes int8": lambda: bitsandbytes(8),
+    "bitsandbytes nf4": lambda: bitsandbytes(4),
+}
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
+@pytest.mark.filterwarnings("ignore")
+def test_quantised_weights_are_scored(folder, config):
+    """Their gradient flows through what they stand for; another digest keeps another model's profile away."""
+    plain, quantised = load_model(folder), load_model(folder, quantization_config=config())
+    one, other = (SemGradScorer(local).score(EXCHANGE).signals for local in (plain, quantised))
+    assert other["semgrad"] == pytest.approx(one["semgrad"], rel=0.6)
+    assert other["semgrad@-2"] > 0
+    assert quantised.weights_digest != plain.weights_digest
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_quantised_inputs_are_refused(folder):
+    """They are rounded on the way."""
+    local = load_model(folder, quantization_config=TorchAoConfig(torchao("rounding")))
+    with pytest.raises(GradientsUnavailableError, match="quantise the weights only"):
+        SemGradScorer(local)
