@@ -7,6 +7,8 @@ import json
 import os
 from typing import TYPE_CHECKING, Any
 
+from filelock import FileLock, Timeout
+
 from semgrad_guard.errors import DataFileError
 
 if TYPE_CHECKING:
@@ -26,7 +28,10 @@ def digest(row: Row) -> str:
 
 
 class ResumableFile:
-    """Output lines, each for one input line; a run that was cut off goes on where it ended."""
+    """Output lines, each for one input line; a run that was cut off goes on where it ended.
+
+    While the object lives, or until its process ends, no other run can write to the file.
+    """
 
     def __init__(self, path: Path) -> None:
         """Cut off the last line of an earlier run if it is not whole, and read which input lines are done.
@@ -35,9 +40,15 @@ class ResumableFile:
             path: the file; it need not be there yet.
 
         Raises:
-            DataFileError: the file holds something else.
+            DataFileError: the file holds something else, or another run is writing to it.
         """
         self.path = path
+        self._lock = FileLock(path.with_name(f".{path.name}.lock"), timeout=0)
+        try:
+            self._lock.acquire()
+        except Timeout as error:
+            advice = "wait until it has ended, or name another --out"
+            raise DataFileError(path, None, "another run is writing to it", advice) from error
         self.done: set[str] = set()
         _drop_partial_line(path)
         for number, line in self.lines():

@@ -92,6 +92,7 @@ def test_no_question_is_answered_twice(data: Path, scorer: SemGradScorer, tmp_pa
     file.append(next(answer_rows(file.pending(data), scorer, FEW)))
     whole = path.read_bytes()
     path.write_bytes(whole + b'{"cut off')
+    del file  # the earlier run has ended
     again = AnswersFile(path, scorer.fingerprint())
     assert [row.line for row in again.pending(data)] == [2, 3]
     assert [row.line for row in again.pending(data, 2)] == [2]
@@ -104,6 +105,7 @@ def test_answers_of_another_setting_are_not_mixed_in(data: Path, scorer: SemGrad
     file = AnswersFile(path, scorer.fingerprint())
     for found in answer_rows(file.pending(data), scorer, Asked(max_new_tokens=4, n_samples=0)):
         file.append(found)
+    del file  # the earlier run has ended
     AnswersFile(path, scorer.fingerprint())
     with pytest.raises(DataFileError, match="another model or setting"):
         AnswersFile(path, SemGradScorer(scorer.model, position=-2).fingerprint())
