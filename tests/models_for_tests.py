@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from contextlib import contextmanager
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +17,8 @@ from semgrad_guard.models import LocalModel
 from semgrad_guard.scoring import SemGradScorer
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import pytest
 
 N_VOCABULARY = 83
@@ -137,6 +141,26 @@ def refuse_to_score(monkeypatch: pytest.MonkeyPatch) -> None:
         raise GradientsUnavailableError("tiny", "test")
 
     monkeypatch.setattr(SemGradScorer, "__init__", impossible)
+
+
+@contextmanager
+def in_use(local: LocalModel) -> Iterator[None]:
+    """Let another thread hold a model as long as the context lasts."""
+    taken, done = threading.Event(), threading.Event()
+
+    def use() -> None:
+        with local.lock:
+            taken.set()
+            done.wait(timeout=60)
+
+    other = threading.Thread(target=use)
+    other.start()
+    taken.wait(timeout=60)
+    try:
+        yield
+    finally:
+        done.set()
+        other.join()
 
 
 CHATML = (

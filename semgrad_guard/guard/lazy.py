@@ -37,6 +37,11 @@ class Lazy(Generic[T]):
                 self._made.append(self._make())
             return self._made[0]
 
+    @property
+    def is_made(self) -> bool:
+        """True once the value is there, so that `get` returns at once."""
+        return bool(self._made)
+
 
 def band_blocks(scorer: Lazy[SemGradScorer]) -> tuple[nn.Module, ...]:
     """Return the blocks whose states a model keeps while it writes, so that scoring its answer is cheap.
@@ -89,6 +94,8 @@ class LazyScorer:
         return score_batch_within(scorer, exchanges, None if left_s is None else left_s / max(1, len(exchanges)))
 
     def _loaded_within(self, seconds: float | None) -> tuple[Scorer, float | None]:
+        if self._scorer.is_made:
+            return self.load(), seconds
         deadline = Deadline.after(seconds)
         scorer = call_before(deadline, self.load, f"loading {self.name}")
         return scorer, deadline.remaining_s()

@@ -16,12 +16,13 @@ from semgrad_guard.guard import Guard
 from semgrad_guard.guard.lazy import LazyScorer
 from semgrad_guard.scoring import SemGradScorer
 from tests.fakes import LadderDecider, TableScorer, guard_of
-from tests.models_for_tests import local_model
+from tests.models_for_tests import in_use, local_model
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from semgrad_guard.flow import Outcome, Score
+    from semgrad_guard.ports import Scorer
 
     Run = Callable[[Guard], Outcome]
 
@@ -38,19 +39,9 @@ RUNS: dict[str, Run] = {
 def _busy() -> Iterator[SemGradScorer]:
     """A real scorer whose model another thread holds until the test is over."""
     local = local_model()
-    scorer, taken, done = SemGradScorer(local), threading.Event(), threading.Event()
-
-    def use() -> None:
-        with local.lock:
-            taken.set()
-            done.wait(timeout=60)
-
-    other = threading.Thread(target=use)
-    other.start()
-    taken.wait(timeout=60)
-    yield scorer
-    done.set()
-    other.join()
+    scorer = SemGradScorer(local)
+    with in_use(local):
+        yield scorer
 
 
 class Stuck(TableScorer):
@@ -72,9 +63,9 @@ def _stuck() -> Iterator[Stuck]:
     scorer.release.set()
 
 
-def guard_with(scorer: object, budget_s: float | None = BUDGET_S) -> Guard:
+def guard_with(scorer: Scorer, budget_s: float | None = BUDGET_S) -> Guard:
     guard = guard_of(decider=LadderDecider(), budget_s=budget_s)
-    return Guard(replace(guard.parts, scorer=scorer))  # type: ignore[arg-type]
+    return Guard(replace(guard.parts, scorer=scorer))
 
 
 def given_up(run: Run, guard: Guard) -> Outcome:
@@ -117,6 +108,25 @@ def test_loading_the_model_counts_and_goes_on_for_the_next_answer() -> None:
     release.set()
     assert loaded.wait(timeout=60)
     assert Guard(replace(guard.parts, budget_s=60.0)).run(EXCHANGE).status is Status.ANSWERED
+
+
+def test_a_loaded_model_is_asked_in_the_callers_thread() -> None:
+    """Only loading needs a thread to be left behind in: an answer more costs no thread more."""
+    threads: list[threading.Thread] = []
+
+    class Noting(TableScorer):
+        @override
+        def score(self, exchange: Exchange, *, max_time_s: float | None = None) -> Score:
+            threads.append(threading.current_thread())
+            return super().score(exchange)
+
+    lazy, started = LazyScorer("tiny", Noting), list[str]()
+    lazy.load()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(threading.Thread, "start", lambda thread: started.append(thread.name))
+        lazy.score(EXCHANGE, max_time_s=60.0)
+    assert threads == [threading.current_thread()]
+    assert started == []
 
 
 def test_what_earlier_attempts_used_is_gone(busy: SemGradScorer) -> None:

@@ -14,7 +14,7 @@ import torch
 from semgrad_guard.errors import ScoringEndedError
 from semgrad_guard.flow import Exchange, Score
 from semgrad_guard.scoring import SemGradScorer
-from tests.models_for_tests import local_model
+from tests.models_for_tests import in_use, local_model
 
 EXCHANGE = Exchange(prompt_ids=tuple(range(3, 243)) * 2, answer_ids=tuple(range(9, 29)), on_policy=True)
 
@@ -97,23 +97,12 @@ def _other(n):
 
 def test_waiting_for_a_model_that_another_thread_uses_ends_too(local, scorer):
     """Somebody else's long answer must not hold up a caller whose time is limited."""
-    busy, done = threading.Event(), threading.Event()
-
-    def use():
-        with local.lock:
-            busy.set()
-            done.wait(timeout=30)
-
-    other = threading.Thread(target=use)
-    other.start()
-    busy.wait(timeout=30)
-    started = time.monotonic()
-    with pytest.raises(ScoringEndedError, match="more time"):
-        scorer.score(EXCHANGE, max_time_s=0.1)
-    unwritten = local.generate(prompt_ids=(5, 6, 7), max_time_s=0.1)
-    waited = time.monotonic() - started
-    done.set()
-    other.join()
+    with in_use(local):
+        started = time.monotonic()
+        with pytest.raises(ScoringEndedError, match="more time"):
+            scorer.score(EXCHANGE, max_time_s=0.1)
+        unwritten = local.generate(prompt_ids=(5, 6, 7), max_time_s=0.1)
+        waited = time.monotonic() - started
     assert waited < 20
     assert (unwritten.finish_reason, unwritten.answer_ids) == ("cancelled", ())
     assert scorer.score(EXCHANGE, max_time_s=600).signals == scorer.score(EXCHANGE).signals
