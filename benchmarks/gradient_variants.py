@@ -11,6 +11,7 @@ import argparse
 import json
 import sys
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,11 +20,14 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from semgrad_guard.calibration import Interval
 from semgrad_guard.calibration.bootstrap import paired_difference, with_interval
 from semgrad_guard.calibration.folds import grouped_folds
+from semgrad_guard.calibration.labels import collect
 from semgrad_guard.calibration.metrics import auroc
 from semgrad_guard.cli.progress import bar
-from semgrad_guard.evaluation.grading import contains_answer
+from semgrad_guard.evaluation.comparison.tables import short
+from semgrad_guard.evaluation.labelling import Labeller
 from semgrad_guard.evaluation.rows import read_rows
 from semgrad_guard.models import load_model
 from semgrad_guard.scoring.reading import read_exchange
@@ -59,14 +63,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     asked = _parser().parse_args(arguments)
     console = Console(stderr=True)
     local = load_model(asked.model)
-    rows = [row for row in read_rows(Path(asked.answers)) if row.said.get("answer_ids")][: asked.limit]
+    scored = (row for row in read_rows(asked.answers) if "answer_ids" in row.said and "error" not in row.said)
+    rows = list(islice(scored, asked.limit))
     with bar(console) as progress:
         task = progress.add_task("gradients", total=len(rows))
         norms: list[Array] = []
         for row in rows:
             norms.append(_gradients(local, _tokens(local, row)))
             progress.update(task, advance=1)
-    graded = Graded(np.stack(norms), _correct(rows), _groups(rows))
+    labels = collect(Labeller(path=asked.answers).label(rows))
+    graded = Graded(np.stack(norms), labels.correct, labels.groups)
     report = judge(graded)
     Console().print(_table(report))
     if asked.json:
@@ -160,26 +166,13 @@ def _tokens(local: LocalModel, row: Row) -> Tokens:
     return read_exchange(local, row.asked(chat=local.is_chat, on_policy=row.is_own))
 
 
-def _correct(rows: Sequence[Row]) -> Array:
-    return np.array([float(contains_answer(row.exchange.answer, row.answers or ())) for row in rows])
-
-
-def _groups(rows: Sequence[Row]) -> NDArray[np.int64]:
-    groups: NDArray[np.int64] = np.unique([str(row.group or row.line) for row in rows], return_inverse=True)[1]
-    return groups
-
-
 def _table(report: dict[str, Any]) -> Table:
     table = Table(
         "gradient", "AUROC", "above SemGrad at -1", title=f"{report['n']} answers, {report['right']:.0%} right"
     )
     for name, found in report["variants"].items():
-        table.add_row(name, *(_interval(found[key]) for key in ("auroc", "above_default")))
+        table.add_row(name, *(short(Interval(**found[key])) for key in ("auroc", "above_default")))
     return table
-
-
-def _interval(found: dict[str, Any]) -> str:
-    return f"{found['value']:.3f} ({found['low']:.3f} to {found['high']:.3f})"
 
 
 def _parser() -> argparse.ArgumentParser:

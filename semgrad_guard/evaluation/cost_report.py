@@ -89,24 +89,23 @@ class CostReport:
     rows: tuple[CostRow, ...]
     batch: BatchCost
 
-    def seconds(self, context: int, answer: int, way: Way) -> float:
-        """Return one measured time."""
-        return next(r.seconds for r in self.rows if (r.context, r.answer, r.way) == (context, answer, way))
-
     def targets(self) -> list[Target]:
         """Return the targets whose lengths were measured, and the bounds that nothing exact can beat."""
         found = [Target("batch of short exchanges, times the throughput of one by one", self.batch.speedup, least=2.0)]
-        lengths = dict.fromkeys((row.context, row.answer) for row in self.rows)
-        for context, answer in lengths:
-            by_way: dict[Way, CostRow] = {
-                row.way: row for row in self.rows if (row.context, row.answer) == (context, answer)
-            }
-            found += _targets(f"{context} + {answer}", by_way)
+        for lengths, by_way in self._by_lengths().items():
+            found += _targets(lengths, by_way)
         flat = self._growth_of_memory()
         if flat is not None:
             found.append(
                 Target("single pass, extra MiB at the longest context less at the shortest", flat, most=_FLAT_MB)
             )
+        return found
+
+    def _by_lengths(self) -> dict[str, dict[Way, CostRow]]:
+        """Return the measurements by length of prompt and answer, in the order in which they were taken."""
+        found: dict[str, dict[Way, CostRow]] = {}
+        for row in self.rows:
+            found.setdefault(f"{row.context} + {row.answer}", {})[row.way] = row
         return found
 
     def _growth_of_memory(self) -> float | None:
@@ -132,10 +131,9 @@ class CostReport:
         ways: tuple[Way, ...] = ("answer forward", "single pass", "forward", "cold", "plain", "five samples")
         for heading in ("context + answer", "generation", *ways):
             table.add_column(heading, justify="right")
-        for context, answer in dict.fromkeys((row.context, row.answer) for row in self.rows):
-            cells = {row.way: row for row in self.rows if (row.context, row.answer) == (context, answer)}
-            shown = [_cell(cells[way]) if way in cells else "" for way in ways]
-            table.add_row(f"{context} + {answer}", f"{cells['generation'].seconds * 1000:,.0f}", *shown)
+        for lengths, by_way in self._by_lengths().items():
+            shown = [_cell(by_way[way]) if way in by_way else "" for way in ways]
+            table.add_row(lengths, f"{by_way['generation'].seconds * 1000:,.0f}", *shown)
         return table
 
     def targets_table(self) -> Table:
