@@ -209,12 +209,14 @@ def traced_run(run_id: UUID, is_root: bool) -> RunRef | None:  # noqa: FBT001 - 
         run_id: the call.
         is_root: whether nothing called it.
     """
-    from langsmith import get_current_run_tree
+    from langsmith import get_current_run_tree, get_tracing_context
     from langsmith.utils import get_tracer_project, tracing_is_enabled
 
     if is_root:
-        traced = tracing_is_enabled() is True
-        return RunRef(run_id=str(run_id), trace_id=str(run_id), session_name=get_tracer_project()) if traced else None
+        if tracing_is_enabled() is not True:
+            return None
+        project = get_tracing_context()["project_name"] or get_tracer_project()
+        return RunRef(run_id=str(run_id), trace_id=str(run_id), session_name=project)
     parent = get_current_run_tree()
     if parent is None:
         return None

@@ -170,13 +170,19 @@ def _environment(server: LoopbackLangSmith, monkeypatch: pytest.MonkeyPatch) -> 
         monkeypatch.setenv(f"LANGSMITH_{name}", value)
         monkeypatch.delenv(f"LANGCHAIN_{name}", raising=False)
     monkeypatch.setattr(langsmith.run_trees, "_CLIENT", None)
-    langsmith.utils.get_env_var.cache_clear()
+    forget_environment()
     yield
     made = langsmith.run_trees._CLIENT
     if made is not None:
         made.close(timeout=0)
     monkeypatch.undo()
+    forget_environment()
+
+
+def forget_environment() -> None:
+    """Make LangSmith read the environment again: it remembers variables, and the project a second time."""
     langsmith.utils.get_env_var.cache_clear()
+    langsmith.utils.get_tracer_project.cache_clear()
 
 
 @pytest.mark.usefixtures("environment")
@@ -209,6 +215,20 @@ def test_an_observed_model_call_gets_its_confidence(
     assert len(models) == 2
     assert {f["run_id"] for f in server.feedback.values()} == models
     assert {f["session_id"] for f in server.feedback.values()} == {server.session_id("shop")}
+
+
+@pytest.mark.usefixtures("environment")
+def test_an_observed_call_may_be_traced_into_a_project_named_in_code(
+    server: LoopbackLangSmith, sink: LangSmithSink
+) -> None:
+    """A call that nothing called has no run around it that names its project."""
+    handler = adapter.SemGradCallbackHandler(guard=guard_of(default=0.1, sink=sink), background=False)
+    with langsmith.tracing_context(enabled=True, project_name="library"):
+        model("alone").invoke("q", {"callbacks": [handler]})
+    assert server.wait_for(lambda: bool(server.runs))
+    send(sink)
+    (feedback,) = server.feedback.values()
+    assert feedback["session_id"] == server.session_id("library")
 
 
 @pytest.mark.parametrize("use", ["invoke", "ainvoke"])
