@@ -29,7 +29,7 @@ N_SAMPLES = 5
 N_TOGETHER = 16
 _SHORT = range(32, 32 + N_TOGETHER)
 """Prompt lengths of the short exchanges that are scored together; their answers have 8 tokens."""
-_WAYS_A_CASE = 7
+_WAYS_A_CASE = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +55,7 @@ class _Bench:
     def __init__(self, model: LocalModel, repeats: int, advance: Callable[[str], None]) -> None:
         self.local = _Endless(model.model, model.tokenizer, model.name)
         self.scorer = SemGradScorer(self.local)
+        self.lean = SemGradScorer(self.local, method="semgrad", signals=())
         self.repeats, self.advance = repeats, advance
 
     def case(self, case: _Case) -> list[CostRow]:
@@ -72,6 +73,7 @@ class _Bench:
             "generation", lambda: local.generate(prompt_ids=case.prompt, max_new_tokens=n, states_of=scorer.band_blocks)
         )
         add("single pass", lambda: scorer.score_generated(written), self.repeats)
+        add("SemGrad alone", lambda: self.lean.score_generated(written), self.repeats)
         if written.kept is not None:
             rest, kept = text[:, len(case.prompt) :], written.kept
             add("answer forward", lambda: _forward(local, rest, kept.prefix(len(case.prompt))), self.repeats)

@@ -5,14 +5,20 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from semgrad_guard.scoring.head import WEIGHT_NORMS
 from semgrad_guard.scoring.signals import POSITIONS, semgrad_at
 
 if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+
     from semgrad_guard.scoring.engine import Measure, PartMeasure
+    from semgrad_guard.scoring.head import WeightNorm
+
+_NORM_OF: Mapping[str, WeightNorm] = {"paragrad": "paragrad", "hybridgrad": "paragrad", "exgrad": "exgrad"}
 
 
 def gradient_signals(measure: Measure, part: PartMeasure, position: int) -> dict[str, float]:
-    """Return the gradient scores of a run of tokens.
+    """Return the gradient scores of a run of tokens, as far as they were measured.
 
     Args:
         measure: of the whole answer.
@@ -22,13 +28,20 @@ def gradient_signals(measure: Measure, part: PartMeasure, position: int) -> dict
     semgrad = part.semgrad[-position - 1]
     mean_entropy = float(measure.entropy[part.tokens].mean())
     share = math.exp(-mean_entropy)
-    return {
-        "semgrad": semgrad,
-        "paragrad": part.paragrad,
-        "hybridgrad": share * part.paragrad + (1.0 - share) * semgrad,
-        "exgrad": part.exgrad,
-        **{semgrad_at(p): part.semgrad[-p - 1] for p in POSITIONS if -p <= len(part.semgrad)},
-    }
+    found = {semgrad_at(p): part.semgrad[-p - 1] for p in POSITIONS if -p <= len(part.semgrad)}
+    found["semgrad"] = semgrad
+    paragrad, exgrad = part.by_weight
+    if paragrad is not None:
+        found |= {"paragrad": paragrad, "hybridgrad": share * paragrad + (1.0 - share) * semgrad}
+    if exgrad is not None:
+        found["exgrad"] = exgrad
+    return found
+
+
+def norms_behind(signals: Collection[str]) -> tuple[WeightNorm, ...]:
+    """Return the gradients by the head's weight that some signals need."""
+    needed = {_NORM_OF.get(signal) for signal in signals}
+    return tuple(norm for norm in WEIGHT_NORMS if norm in needed)
 
 
 def likelihood_signals(measure: Measure, part: PartMeasure) -> dict[str, float]:

@@ -13,7 +13,7 @@ from semgrad_guard.scoring.anatomy import anatomy_of
 from semgrad_guard.scoring.behind import known_outputs, record_behind
 from semgrad_guard.scoring.borrow import borrowed
 from semgrad_guard.scoring.gradients import record, run_blind, state_norms
-from semgrad_guard.scoring.head import STORED_ENTRIES, run_head
+from semgrad_guard.scoring.head import STORED_ENTRIES, WEIGHT_NORMS, run_head
 from semgrad_guard.scoring.layout import lay_out
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from semgrad_guard.models.kept import KeptCache
     from semgrad_guard.scoring.anatomy import Anatomy
     from semgrad_guard.scoring.gradients import Band, Recorded, Recording
-    from semgrad_guard.scoring.head import HeadPass
+    from semgrad_guard.scoring.head import HeadPass, WeightNorm, WeightNorms
     from semgrad_guard.scoring.layout import Layout, Tokens
 
 
@@ -37,6 +37,8 @@ class Reading:
     band: Band
     n_recorded: int
     """How many of the last prompt tokens are recorded: -t* or more."""
+    norms: tuple[WeightNorm, ...] = WEIGHT_NORMS
+    """Which gradients by the head's weight are wanted beside those by the states."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +48,7 @@ class PartMeasure:
     tokens: slice
     semgrad: tuple[float, ...]
     """Mean absolute gradient by the band's states at position -1, -2, ... of the prompt, as far as recorded."""
-    paragrad: float
-    exgrad: float
+    by_weight: WeightNorms
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +99,7 @@ def measure(
             behind = record_behind(model, layout, batch[0].read, reading.band, kept, once=once)
         recording = behind or _record_cold(model, anatomy, layout, reading.band)
         known = known_outputs(kept, batch[0]) if kept and behind else None
-        heads = list(_heads(anatomy, recording.z, batch, layout, wanted, known))
+        heads = list(_heads(anatomy, recording.z, batch, layout, wanted, known, reading.norms))
         norms = _state_norms(recording, layout, heads, batch, wanted)
     path: ScorePath = "reused" if behind else "cold" if anatomy.has_cache else "full"
     return [
@@ -117,13 +118,14 @@ def _record_cold(model: PreTrainedModel, anatomy: Anatomy, layout: Layout, band:
     return record(model, anatomy, layout.rest, cache, band)
 
 
-def _heads(
+def _heads(  # noqa: PLR0913, PLR0917 - the parts of one exchange, in the order in which they come about
     anatomy: Anatomy,
     z: Tensor,
     batch: Sequence[Tokens],
     layout: Layout,
     parts: Sequence[Sequence[slice]],
     known: Tensor | None,
+    norms: Sequence[WeightNorm],
 ) -> Iterator[HeadPass]:
     """Yield what the head says about each answer; several answers share a pass while their logits fit in memory.
 
@@ -137,8 +139,8 @@ def _heads(
         moved = [
             _moved(part, end - len(batch[i].answer)) for i, end in zip(group, ends, strict=True) for part in parts[i]
         ]
-        together = run_head(anatomy.head, inputs, targets, moved, known)
-        norms = iter(together.norms)
+        together = run_head(anatomy.head, inputs, targets, moved, known, norms=norms)
+        found = iter(together.norms)
         for i, end in zip(group, ends, strict=True):
             own = slice(end - len(batch[i].answer), end)
             yield together._replace(
@@ -147,7 +149,7 @@ def _heads(
                 top=together.top[own].cpu(),
                 is_top=together.is_top[own].cpu(),
                 pull=together.pull[own],
-                norms=tuple(next(norms) for _ in parts[i]),
+                norms=tuple(next(found) for _ in parts[i]),
             )
 
 
@@ -180,8 +182,8 @@ def _measure(
     head: HeadPass, parts: Sequence[slice], norms: Sequence[Tensor], *, n_prompt: int, path: ScorePath
 ) -> Measure:
     measured = tuple(
-        PartMeasure(part, tuple(by_position.flip(0)[:n_prompt].tolist()), weight.paragrad, weight.exgrad)
-        for part, weight, by_position in zip(parts, head.norms, norms, strict=True)
+        PartMeasure(part, tuple(by_position.flip(0)[:n_prompt].tolist()), by_weight)
+        for part, by_weight, by_position in zip(parts, head.norms, norms, strict=True)
     )
     return Measure(head.nll, head.entropy, head.top, head.is_top, measured, path)
 

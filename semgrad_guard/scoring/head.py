@@ -8,7 +8,7 @@ by the weight W. The gradient by W never exists as a whole.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 
@@ -17,7 +17,7 @@ from semgrad_guard.scoring.head_source import head_source
 from semgrad_guard.scoring.logit_map import LogitMap
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from torch import Tensor, nn
 
@@ -39,12 +39,17 @@ class OutputHead:
 
 
 class WeightNorms(NamedTuple):
-    """Mean absolute gradient by the head's weight, of the objective over a run of answer tokens."""
+    """Mean absolute gradient by the head's weight, of the objective over a run of answer tokens; `None`: not wanted."""
 
-    paragrad: float
+    paragrad: float | None = None
     """Each token weighted by its entropy."""
-    exgrad: float
+    exgrad: float | None = None
     """Each token weighted 1."""
+
+
+WeightNorm = Literal["paragrad", "exgrad"]
+WEIGHT_NORMS: tuple[WeightNorm, WeightNorm] = ("paragrad", "exgrad")
+"""Each costs as much as a pass over the vocabulary of its own."""
 
 
 class HeadPass(NamedTuple):
@@ -77,7 +82,13 @@ class _Softmax(NamedTuple):
 
 
 def run_head(
-    head: OutputHead, z: Tensor, targets: Tensor, parts: Sequence[slice], known: Tensor | None = None
+    head: OutputHead,
+    z: Tensor,
+    targets: Tensor,
+    parts: Sequence[slice],
+    known: Tensor | None = None,
+    *,
+    norms: Sequence[WeightNorm] = WEIGHT_NORMS,
 ) -> HeadPass:
     """Return likelihoods, entropies and gradients of some answer tokens.
 
@@ -87,6 +98,7 @@ def run_head(
         targets: the answer's token ids, ``(token,)``.
         parts: runs of tokens for which the gradient by the weight is wanted.
         known: the head's own output for these inputs, where there is one already, ``(token, vocabulary)``.
+        norms: which gradients by the weight are wanted.
 
     Raises:
         NonFiniteScoreError: hidden states or logits are NaN or infinite.
@@ -100,9 +112,10 @@ def run_head(
     entropy = softmax.log_total - softmax.moment
     _require_finite(nll + entropy, "the log-likelihood of the answer")
     entropy.clamp_(min=0.0)
-    norms = _second_pass(logits, targets, softmax, entropy, parts)
+    weights = {"paragrad": entropy, "exgrad": torch.ones_like(entropy)}
+    by_weight = _second_pass(logits, targets, softmax, {name: weights[name] for name in norms}, parts)
     top = (-softmax.log_total).exp()
-    return HeadPass(nll, entropy, top, softmax.own >= softmax.peak, logits.source.pull(), norms)
+    return HeadPass(nll, entropy, top, softmax.own >= softmax.peak, logits.source.pull(), by_weight)
 
 
 class _Logits:
@@ -154,28 +167,29 @@ def _first_pass(blocks: _Logits, targets: Tensor) -> _Softmax:
 
 
 def _second_pass(
-    blocks: _Logits, targets: Tensor, softmax: _Softmax, weights: Tensor, parts: Sequence[slice]
+    blocks: _Logits, targets: Tensor, softmax: _Softmax, weights: Mapping[WeightNorm, Tensor], parts: Sequence[slice]
 ) -> tuple[WeightNorms, ...]:
     """Send every token's error to its head input, and sum the absolute gradient by the weight over the vocabulary."""
     inputs = blocks.source.inputs
-    both = torch.cat([inputs * weights.to(inputs.dtype)[:, None], inputs], dim=1)
+    weighted = [inputs * weight.to(inputs.dtype)[:, None] for weight in weights.values()]
+    side_by_side = torch.cat([inputs[:, :0], *weighted], dim=1)
     log_total = (softmax.peak + softmax.log_total).to(inputs.dtype)[:, None]
-    buffer = inputs.new_empty(blocks.blocks[0].stop, both.shape[1])
-    sums = torch.zeros(len(parts), 2, dtype=torch.float64, device=inputs.device)
+    buffer = inputs.new_empty(blocks.blocks[0].stop, side_by_side.shape[1])
+    sums = torch.zeros(len(parts), len(weights), dtype=torch.float64, device=inputs.device)
     for block, logits in blocks:
         errors = (logits - log_total).exp_()
         errors[_targets_in(block, targets)] -= 1.0
         blocks.head.logit_map.pull_back_(errors, logits)
         blocks.source.push(block, errors)
-        for number, part in enumerate(parts):
-            gradient = torch.mm(errors[part].T, both[part], out=buffer[: errors.shape[1]]).abs_()
+        for number, part in enumerate(parts if weights else ()):
+            gradient = torch.mm(errors[part].T, side_by_side[part], out=buffer[: errors.shape[1]]).abs_()
             # a float32 sum over the vocabulary would lose up to 2 %; over one row of hidden dimensions it does not
-            sums[number] += gradient.view(-1, 2, inputs.shape[1]).sum(dim=2).sum(dim=0, dtype=torch.float64)
+            sums[number] += gradient.view(-1, len(weights), inputs.shape[1]).sum(dim=2).sum(dim=0, dtype=torch.float64)
     n_entries = blocks.head.n_vocabulary * inputs.shape[1]
     lengths = [len(range(*part.indices(len(targets)))) for part in parts]
     return tuple(
-        WeightNorms(*(value / (n_entries * length) for value in pair))
-        for pair, length in zip(sums.tolist(), lengths, strict=True)
+        WeightNorms(**{name: value / (n_entries * length) for name, value in zip(weights, values, strict=True)})
+        for values, length in zip(sums.tolist(), lengths, strict=True)
     )
 
 

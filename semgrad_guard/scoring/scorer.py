@@ -13,6 +13,7 @@ from semgrad_guard.flow import Exchange, Fingerprint, Score
 from semgrad_guard.models.embedding import UnitVectors
 from semgrad_guard.models.watch import ending
 from semgrad_guard.scoring.anatomy import anatomy_of
+from semgrad_guard.scoring.baselines import norms_behind
 from semgrad_guard.scoring.batching import MAX_BATCH_TOKENS, measure_many
 from semgrad_guard.scoring.engine import Reading
 from semgrad_guard.scoring.gradients import Band, upper_half
@@ -78,6 +79,7 @@ class SemGradScorer:
                 upper half.
             granularity: `sentence` scores every sentence too, at one more backward pass each.
             signals: names of the signals to report beside the method; `None` is all that need no further forward pass.
+                Without ParaGrad, HybridGrad and ExGrad the gradients by the head's weight are not computed.
             language: two-letter code of the answers, for finding sentences.
             embedder: sentence embeddings, such as the retriever's, for the signals of meaning
                 (`signals.CLOSENESS`); `None` leaves those out.
@@ -101,7 +103,8 @@ class SemGradScorer:
         self._readout = Readout(model, self._position, wanted, embedder=self._embedder, language=language)
         with model.lock:
             self._blocks = anatomy_of(model.model).blocks
-        self._reading = Reading(_band(len(self._blocks), band), max(-self._position, -min(POSITIONS)))
+        n_recorded = max(-self._position, -min(POSITIONS))
+        self._reading = Reading(_band(len(self._blocks), band), n_recorded, norms_behind(wanted))
         self._language, self._max_batch_tokens = language, max_batch_tokens
 
     @property

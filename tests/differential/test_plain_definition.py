@@ -44,8 +44,8 @@ def _assert_equal(measured: Measure, plain) -> None:
     assert len(whole.semgrad) == len(plain["semgrad"])
     for i, value in enumerate(whole.semgrad):
         assert value == pytest.approx(plain["semgrad"][-i - 1], rel=RELATIVE)
-    assert whole.paragrad == pytest.approx(plain["paragrad"], rel=RELATIVE)
-    assert whole.exgrad == pytest.approx(plain["exgrad"], rel=RELATIVE)
+    assert whole.by_weight.paragrad == pytest.approx(plain["paragrad"], rel=RELATIVE)
+    assert whole.by_weight.exgrad == pytest.approx(plain["exgrad"], rel=RELATIVE)
     assert measured.nll.tolist() == pytest.approx(plain["nll"].tolist(), rel=RELATIVE)
     assert measured.entropy.tolist() == pytest.approx(plain["entropy"].tolist(), rel=RELATIVE)
 
@@ -79,5 +79,5 @@ def test_the_cache_of_the_writing_gives_the_cold_numbers(arch, n_kept):
     (cold,) = measure(model, [tokens], reading)
     assert reused.path == "reused"
     assert reused.parts[0].semgrad == pytest.approx(cold.parts[0].semgrad, rel=RELATIVE)
-    assert reused.parts[0].paragrad == pytest.approx(cold.parts[0].paragrad, rel=RELATIVE)
+    assert reused.parts[0].by_weight.paragrad == pytest.approx(cold.parts[0].by_weight.paragrad, rel=RELATIVE)
     assert reused.nll.tolist() == pytest.approx(cold.nll.tolist(), rel=RELATIVE)

@@ -28,7 +28,7 @@ some = settings(max_examples=25, deadline=None, suppress_health_check=[HealthChe
 
 def _assert_close(one, other) -> None:
     assert one.parts[0].semgrad == pytest.approx(other.parts[0].semgrad, rel=CLOSE, abs=1e-12)
-    assert one.parts[0].paragrad == pytest.approx(other.parts[0].paragrad, rel=CLOSE)
+    assert one.parts[0].by_weight.paragrad == pytest.approx(other.parts[0].by_weight.paragrad, rel=CLOSE)
     assert one.nll.tolist() == pytest.approx(other.nll.tolist(), rel=CLOSE)
 
 
@@ -51,7 +51,8 @@ def test_every_signal_is_finite_and_not_negative(tokens, arch):
     """Scores are compared with thresholds."""
     (found,) = measure(tiny_lm(arch), [tokens], READING)
     part = found.parts[0]
-    values = torch.tensor([*part.semgrad, part.paragrad, part.exgrad, *found.nll, *found.entropy, *found.top])
+    assert None not in part.by_weight
+    values = torch.tensor([*part.semgrad, *part.by_weight, *found.nll, *found.entropy, *found.top])
     assert bool(torch.isfinite(values).all())
     assert bool((values >= 0).all())
 

@@ -30,7 +30,7 @@ def test_every_way_is_measured_for_every_length(local):
     """A comparison that leaves a way out cannot be trusted."""
     steps = []
     report = measure_cost(local, (16, 24), (4,), repeats=1, advance=steps.append)
-    ways = {"generation", "answer forward", "forward", "plain", "cold", "single pass", "five samples"}
+    ways = {"generation", "answer forward", "forward", "plain", "cold", "single pass", "SemGrad alone", "five samples"}
     assert {(row.context, row.answer, row.way) for row in report.rows} == {(c, 4, w) for c in (16, 24) for w in ways}
     assert len(steps) == n_steps((16, 24), (4,))
     assert report.batch.speedup > 0
@@ -47,6 +47,7 @@ def _report(single: float, growth: float) -> CostReport:
         "generation": 1.0,
         "answer forward": 0.04,
         "single pass": single,
+        "SemGrad alone": single,
         "forward": 0.2,
         "cold": 0.25,
         "plain": 0.75,

@@ -57,7 +57,7 @@ def test_the_callers_grad_mode_does_not_matter(arch, mode):
     with mode():
         found = measure(tiny_lm(arch), [TOKENS], READING)[0].parts[0]
     assert found.semgrad == expected.semgrad
-    assert found.paragrad == expected.paragrad
+    assert found.by_weight.paragrad == expected.by_weight.paragrad
 
 
 def test_frozen_and_training_models_score_alike():
@@ -84,7 +84,7 @@ def test_in_double_precision_the_definition_is_met_exactly():
     plain = plain_scores(build("gpt2", dtype=torch.float64), TOKENS.prompt, TOKENS.answer)
     found = measure(model, [TOKENS], READING)[0].parts[0]
     assert found.semgrad == pytest.approx([plain["semgrad"][-k] for k in range(1, 6)], rel=1e-9)
-    assert (found.paragrad, found.exgrad) == pytest.approx((plain["paragrad"], plain["exgrad"]), rel=1e-9)
+    assert found.by_weight == pytest.approx((plain["paragrad"], plain["exgrad"]), rel=1e-9)
 
 
 def test_blocks_that_add_nothing_leave_the_heads_own_gradient():
@@ -119,10 +119,10 @@ def test_parts_add_up_to_the_whole():
     parts = [[slice(0, 3), slice(0, 1)]]
     whole, same, first = measure(model, [TOKENS], READING, parts=parts)[0].parts
     assert same.semgrad == pytest.approx(whole.semgrad, rel=1e-6)
-    assert (same.paragrad, same.exgrad) == pytest.approx((whole.paragrad, whole.exgrad), rel=1e-6)
+    assert same.by_weight == pytest.approx(whole.by_weight, rel=1e-6)
     alone = measure(model, [Tokens(TOKENS.prompt, TOKENS.answer[:1])], READING)[0].parts[0]
     assert first.semgrad == pytest.approx(alone.semgrad, rel=2e-4)
-    assert first.paragrad == pytest.approx(alone.paragrad, rel=2e-4)
+    assert first.by_weight.paragrad == pytest.approx(alone.by_weight.paragrad, rel=2e-4)
 
 
 def test_float16_keeps_small_gradients():

@@ -99,6 +99,20 @@ def test_every_way_through_the_head_equals_autograd(monkeypatch, logit_map, sour
     assert found.norms[1] == pytest.approx((para, ex), rel=1e-10)
 
 
+@pytest.mark.parametrize("norms", [("paragrad",), ("exgrad",), ()])
+def test_only_the_gradients_asked_for_are_computed_and_nothing_else_changes(norms):
+    """Each costs a pass over the vocabulary, which who wants SemGrad alone need not pay."""
+    z, weight, bias, targets = _random()
+    head, parts = OutputHead(_linear(weight, bias), LogitMap(), len(weight)), [slice(0, 6), slice(1, 4)]
+    whole = run_head(head, z, targets, parts)
+    found = run_head(head, z, targets, parts, norms=norms)
+    assert torch.equal(found.pull, whole.pull)
+    assert torch.equal(found.entropy, whole.entropy)
+    for one, other in zip(found.norms, whole.norms, strict=True):
+        measured = {name: value for name, value in one._asdict().items() if value is not None}
+        assert measured == pytest.approx({name: other._asdict()[name] for name in norms}, rel=1e-12)
+
+
 def test_half_precision_heads_are_computed_in_single():
     """Rounding 150 logits to 8 bits of mantissa would move the entropy by a percent."""
     z, weight, _, targets = _random()

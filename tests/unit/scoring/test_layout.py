@@ -68,7 +68,7 @@ def test_shared_beginnings_change_no_number(arch, monkeypatch):
     for tokens, one in zip(family, together, strict=True):
         (alone,) = measure(model, [tokens], reading)
         assert one.parts[0].semgrad == pytest.approx(alone.parts[0].semgrad, rel=2e-4)
-        assert one.parts[0].paragrad == pytest.approx(alone.parts[0].paragrad, rel=2e-4)
+        assert one.parts[0].by_weight.paragrad == pytest.approx(alone.parts[0].by_weight.paragrad, rel=2e-4)
 
 
 def test_batches_keep_to_the_budget_and_lose_nobody():

@@ -54,6 +54,13 @@ def test_any_method_can_be_the_value_and_is_not_negative(local, exchange, method
     assert SIGNALS[method].higher == "less sure"
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_asked_for_alone_is_the_same_number(local, scorer, exchange, method):
+    """What is left out to save time is never part of what was asked for."""
+    alone = SemGradScorer(local, method=method, signals=()).score(exchange)
+    assert alone.signals == {method: pytest.approx(scorer.score(exchange).signals[method], rel=1e-9)}
+
+
 def test_an_answer_that_was_just_written_scores_the_same_from_its_cache(local, scorer):
     """The single pass saves work, not accuracy."""
     written = local.generate("Say something.", max_new_tokens=20)
