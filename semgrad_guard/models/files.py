@@ -109,6 +109,8 @@ def _load(source: str, options: LoadOptions) -> Loaded:
         msg = f"{source} needs a package that is not installed: {_short(error)}"
         raise ModelError(msg) from error
     except Exception as error:  # as above
+        if options.quantization_config is not None:
+            raise _not_quantised(source, options.quantization_config, error) from error
         raise _unusable(source, error) from error
     model, report = cast("tuple[PreTrainedModel, dict[str, Any]]", found)
     lacking = sorted(map(str, report.get("missing_keys", ())))
@@ -125,6 +127,15 @@ def _unusable(source: str, error: Exception) -> ModelError:
         )
     advice = "copy the complete files again, or use a causal language model that this version of transformers knows"
     return ModelFilesError(source, _short(error), advice)
+
+
+def _not_quantised(source: str, config: object, error: Exception) -> ModelError:
+    """Blame the quantisation and not the files: each kind has kernels of its own, for some machines only."""
+    msg = (
+        f"{source} cannot be loaded with {type(config).__name__} ({_short(error)}): use a kind of quantisation whose "
+        "kernels this machine has, or leave quantization_config out, which also shows whether the files are sound"
+    )
+    return ModelError(msg)
 
 
 def _short(error: Exception) -> str:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from transformers import BitsAndBytesConfig, TorchAoConfig
 
-from semgrad_guard.errors import GradientsUnavailableError
+from semgrad_guard.errors import GradientsUnavailableError, ModelError, ModelFilesError
 from semgrad_guard.flow import Exchange
 from semgrad_guard.models import load_model
 from semgrad_guard.scoring import SemGradScorer
@@ -56,6 +56,7 @@ def torchao(name):
     return {
         "int8": module.Int8WeightOnlyConfig,
         "int4": lambda: module.IntxWeightOnlyConfig(weight_dtype=torch.int4),
+        "int4 of kernels for other machines": module.Int4WeightOnlyConfig,
         "rounding": module.Int8DynamicActivationInt8WeightConfig,
     }[name]()
 
@@ -82,6 +83,14 @@ def test_quantised_weights_are_scored(folder, config):
     assert other["semgrad"] == pytest.approx(one["semgrad"], rel=0.6)
     assert other["semgrad@-2"] > 0
     assert quantised.weights_digest != plain.weights_digest
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_what_this_machine_cannot_quantise_is_no_fault_of_the_files(folder):
+    """Downloading a model again because of a missing kernel costs an hour and changes nothing."""
+    with pytest.raises(ModelError, match=r"TorchAoConfig .* kernels this machine has") as caught:
+        load_model(folder, quantization_config=TorchAoConfig(torchao("int4 of kernels for other machines")))
+    assert not isinstance(caught.value, ModelFilesError)
 
 
 @pytest.mark.filterwarnings("ignore")
