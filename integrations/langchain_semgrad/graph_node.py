@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -26,6 +25,7 @@ from langchain_semgrad.settings import build_guard, check_option
 from langchain_semgrad.values import METADATA_KEY, Slot, with_answer
 from semgrad_guard.errors import NotGuardableError, StepUnavailableError
 from semgrad_guard.flow import Status
+from semgrad_guard.guard import in_thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -149,7 +149,7 @@ class SemGradNode(Runnable[Any, Any]):
 
     async def _ainvoke(self, state: Any, run_manager: BaseRunManager, config: RunnableConfig) -> dict[str, Any]:
         with on_this_loop() as call:
-            return await asyncio.to_thread(self._update, state, run_manager, config, call)
+            return await in_thread(self._update, state, run_manager, config, call)
 
     def _update(self, state: Any, manager: Any, config: RunnableConfig, call: Caller) -> dict[str, Any]:
         value = self._answer(state)

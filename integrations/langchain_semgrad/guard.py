@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING, Any
 
 from langchain_core.runnables import Runnable, RunnableConfig
@@ -20,6 +19,7 @@ from langchain_semgrad.retrievers import GuardedRetriever, RetrieverLike, WithTo
 from langchain_semgrad.rewiring import refuse_memory, with_guarded_retriever
 from langchain_semgrad.settings import OnWithheld, Output, Settings, StreamMode, build_guard, may_change
 from langchain_semgrad.values import waits_for_tools
+from semgrad_guard.guard import in_thread
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Mapping
@@ -174,7 +174,7 @@ class SemGradGuard(Runnable[Any, Any]):
         return one_or_raise(judge_all(self._guard, [self._work(value, run_manager)], self._settings))
 
     async def _ainvoke(self, value: Any, run_manager: BaseRunManager) -> Any:
-        return await asyncio.to_thread(self._invoke, value, run_manager)
+        return await in_thread(self._invoke, value, run_manager)
 
     def _work(self, value: Any, run_manager: BaseRunManager) -> Work:
         if waits_for_tools(value, self._settings.answer_key):
@@ -213,7 +213,7 @@ class SemGradGuard(Runnable[Any, Any]):
         return judge_all(self._guard, works, self._settings)
 
     async def _abatch(self, values: list[Any], run_manager: list[Any]) -> list[Any]:
-        return await asyncio.to_thread(self._batch, values, run_manager)
+        return await in_thread(self._batch, values, run_manager)
 
     # --- streams ------------------------------------------------------------------------------------------------------
 
@@ -265,7 +265,7 @@ class SemGradGuard(Runnable[Any, Any]):
             whole = add_chunk(whole, chunk)
             if annotates:
                 yield chunk
-        last = await asyncio.to_thread(self._annotate if annotates else self._invoke, whole, run_manager)
+        last = await in_thread(self._annotate if annotates else self._invoke, whole, run_manager)
         if last is not None:
             yield last
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING, Any
 
 from langchain_core.runnables import Runnable, RunnableConfig
@@ -16,6 +15,7 @@ from langchain_semgrad.convert import question_in
 from langchain_semgrad.exchanges import Setting, jobs_in
 from langchain_semgrad.judging import Work, annotation, judge_all, one_or_raise
 from langchain_semgrad.values import waits_for_tools
+from semgrad_guard.guard import in_thread
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -63,7 +63,7 @@ class GuardedChain(Runnable[Any, Any]):
         given = await self._plan.chain.ainvoke(value, config)
         with on_this_loop() as call:
             work = self._work(value, given, run_manager, config, call)
-            return one_or_raise(await asyncio.to_thread(self._judge, [work]))
+            return one_or_raise(await in_thread(self._judge, [work]))
 
     def _judge(self, works: list[Work]) -> list[Any]:
         return judge_all(self._guard, works, self._settings)
@@ -119,7 +119,7 @@ class GuardedChain(Runnable[Any, Any]):
         given = await self._plan.chain.abatch(values, config, return_exceptions=True)
         with on_this_loop() as call:
             works, errors = self._works(values, given, run_manager, config, call)
-            return _merged(await asyncio.to_thread(self._judge, works), errors)
+            return _merged(await in_thread(self._judge, works), errors)
 
     def _works(
         self, values: list[Any], given: list[Any], managers: list[Any], configs: list[RunnableConfig], call: Caller
@@ -177,7 +177,7 @@ class GuardedChain(Runnable[Any, Any]):
             async for chunk in self._plan.chain.astream(value, config):
                 whole = add_chunk(whole, chunk)
                 yield chunk
-            last = await asyncio.to_thread(self._annotation, value, whole, run_manager)
+            last = await in_thread(self._annotation, value, whole, run_manager)
             if last is not None:
                 yield last
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING, Annotated, Any, NotRequired
 from uuid import uuid4
 
@@ -32,6 +31,7 @@ from langchain_semgrad.settings import OnWithheld, Settings, StreamMode, build_g
 from langchain_semgrad.values import METADATA_KEY, Slot, with_answer
 from semgrad_guard.errors import LowConfidenceError
 from semgrad_guard.flow import Status
+from semgrad_guard.guard import in_thread
 from semgrad_guard.routing import PostponedError
 
 if TYPE_CHECKING:
@@ -161,7 +161,7 @@ class SemGradMiddleware(AgentMiddleware[SemGradState, Any, Any]):
             attempts, search = self._attempts(request, ask, call), search_in(request)
             asked = told(request, search.told)
             response = await handler(attempts.quiet(asked))
-            return await asyncio.to_thread(self._guarded, attempts, search, asked, response)
+            return await in_thread(self._guarded, attempts, search, asked, response)
 
     def _attempts(
         self, request: ModelRequest[Any], ask: Callable[[ModelRequest[Any]], ModelResponse[Any]], call: Caller

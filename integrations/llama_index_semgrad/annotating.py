@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +11,7 @@ from llama_index_semgrad.convert import METADATA_KEY, outcome_metadata
 from llama_index_semgrad.observing import observe, recording_faults
 from llama_index_semgrad.responses import Reply, mark
 from llama_index_semgrad.watcher import capturing
+from semgrad_guard.guard import in_thread
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator
@@ -52,7 +52,7 @@ def aannotated(
                 pieces.append(piece)
                 yield piece
         reply = Reply(first, "".join(pieces))
-        metadata[METADATA_KEY] = await asyncio.to_thread(verdict, guard, question, reply, calls)
+        metadata[METADATA_KEY] = await in_thread(verdict, guard, question, reply, calls)
 
     return mark(AsyncStreamingResponse(stream(), list(first.source_nodes), metadata))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +21,7 @@ from llama_index_semgrad.responses import Reply, mark
 from llama_index_semgrad.responses import read as read_response
 from llama_index_semgrad.watcher import capturing
 from semgrad_guard.errors import NotGuardableError
+from semgrad_guard.guard import in_thread
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Generator, Sequence
@@ -105,7 +105,7 @@ class GuardedChatEngine(BaseChatEngine):
         draft, question = asker.draft(), Question(self._wiring, asker)
         with recording_faults(self.guard, message), capturing() as calls:
             reply = reply_of(await with_memory(self._engine, draft).achat(message), draft)
-        outcome, reply = await asyncio.to_thread(self._settle, question, reply, calls)
+        outcome, reply = await in_thread(self._settle, question, reply, calls)
         await self._memory.aput_messages(_turn(reply, message, outcome.text))
         return _chat_response(reply, outcome)
 
@@ -154,7 +154,7 @@ class GuardedChatEngine(BaseChatEngine):
                     text += piece
                     yield _chunk(text, piece)
             reply = Reply(first, text)
-            response.metadata[METADATA_KEY] = await asyncio.to_thread(verdict, self.guard, question, reply, calls)
+            response.metadata[METADATA_KEY] = await in_thread(verdict, self.guard, question, reply, calls)
             await self._memory.aput_messages(settled(draft.written, message, text))
 
         response.achat_stream = stream()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING, Any
 
 from llama_index.core.evaluation import BaseEvaluator, EvaluationResult
@@ -14,6 +13,7 @@ from llama_index_semgrad.guard import SemGradGuard
 from llama_index_semgrad.watcher import WATCHER, find_recent
 from semgrad_guard.errors import UncalibratedError
 from semgrad_guard.flow import Accept, Exchange, Passage
+from semgrad_guard.guard import in_thread
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -86,7 +86,7 @@ class SemGradEvaluator(BaseEvaluator):
         **kwargs: Any,
     ) -> EvaluationResult:
         """Same as `evaluate`, in a worker thread."""
-        return await asyncio.to_thread(self.evaluate, query, response, contexts, **kwargs)
+        return await in_thread(self.evaluate, query, response, contexts, **kwargs)
 
     @override
     def _get_prompts(self) -> PromptDictType:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,6 +14,7 @@ from llama_index_semgrad.attempts import Question, Wiring
 from llama_index_semgrad.observing import recording_faults
 from llama_index_semgrad.responses import Reply, aread, guarded, is_guarded, read
 from llama_index_semgrad.watcher import capturing
+from semgrad_guard.guard import in_thread
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -137,7 +137,7 @@ class GuardedQueryEngine(BaseQueryEngine):
             if self._stream == "annotate" and isinstance(first, AsyncStreamingResponse):
                 return aannotated(first, calls, question, self.guard)
             reply = await aread(first)
-        return await asyncio.to_thread(self._settle, question, first, reply, calls)
+        return await in_thread(self._settle, question, first, reply, calls)
 
     def _settle(
         self, question: Question, first: RESPONSE_TYPE, reply: Reply, calls: Sequence[ModelCall]

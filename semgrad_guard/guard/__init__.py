@@ -1,6 +1,7 @@
 """The flow itself: judge an exchange, carry out the policy, record what happened."""
 
+from semgrad_guard.guard.giving_up import in_thread
 from semgrad_guard.guard.guard import Guard
 from semgrad_guard.guard.parts import Parts
 
-__all__ = ["Guard", "Parts"]
+__all__ = ["Guard", "Parts", "in_thread"]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
 from typing import TYPE_CHECKING
 
 from semgrad_guard.flow import Progress
+from semgrad_guard.guard.giving_up import in_thread
 from semgrad_guard.guard.judging import judge
 from semgrad_guard.guard.running import NOT_BEGUN, Question
 from semgrad_guard.guard.scoring_time import score_batch_within
@@ -89,8 +89,8 @@ class Guard:
         return judge(self._current(), exchange, progress or Progress())
 
     async def ajudge(self, exchange: Exchange, progress: Progress | None = None) -> Decision:
-        """Same as `judge`, in a worker thread, so the event loop is never blocked."""
-        return await asyncio.to_thread(self.judge, exchange, progress)
+        """Same as `judge`, in a worker thread; cancelling the task ends the scoring."""
+        return await in_thread(self.judge, exchange, progress)
 
     def run(
         self, exchange: Exchange, resources: Resources = NO_RESOURCES, *, progress: Progress = NOT_BEGUN
@@ -109,8 +109,8 @@ class Guard:
         return self._run(exchange, resources, None, progress)
 
     async def arun(self, exchange: Exchange, resources: Resources = NO_RESOURCES) -> Outcome:
-        """Same as `run`, in a worker thread, so the event loop is never blocked."""
-        return await asyncio.to_thread(self.run, exchange, resources)
+        """Same as `run`, in a worker thread; cancelling the task ends the scoring, and no policy step follows."""
+        return await in_thread(self.run, exchange, resources)
 
     def run_unjudged(self, exchange: Exchange, error: ScoringError, resources: Resources = NO_RESOURCES) -> Outcome:
         """Return what the caller gets for an answer that cannot be judged: the policy's `on_error` decides.
