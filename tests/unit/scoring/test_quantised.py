@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
+from scipy.stats import spearmanr
 from torch import nn
 from transformers import BitsAndBytesConfig, TorchAoConfig
 
@@ -91,6 +94,24 @@ def test_what_this_machine_cannot_quantise_is_no_fault_of_the_files(folder):
     with pytest.raises(ModelError, match=r"TorchAoConfig .* kernels this machine has") as caught:
         load_model(folder, quantization_config=TorchAoConfig(torchao("int4 of kernels for other machines")))
     assert not isinstance(caught.value, ModelFilesError)
+
+
+@pytest.mark.end_to_end
+@pytest.mark.filterwarnings("ignore")
+def test_eight_bits_nearly_keep_the_order_of_float32(shared_dir):
+    """Who scores with 8 bits should get what was published; a wrong scale of the gradients would show here."""
+    rows = json.loads((shared_dir / "reference" / "semgrad_reference.json").read_text())["exchanges"]
+    scorer = SemGradScorer(load_model("smollm2-135m", quantization_config=CONFIGS["torchao int8"]()))
+    scores = [scorer.score(exchange_of(row)).signals for row in rows]
+    found = {
+        method: float(spearmanr([row[method] for row in rows], [score[method] for score in scores]).statistic)
+        for method in ("semgrad", "paragrad", "hybridgrad", "exgrad")
+    }
+    assert min(found.values()) >= 0.9, found
+
+
+def exchange_of(row):
+    return Exchange(prompt_ids=tuple(row["prompt_ids"]), answer_ids=tuple(row["answer_ids"]), on_policy=True)
 
 
 @pytest.mark.filterwarnings("ignore")
