@@ -39,8 +39,8 @@ def load_model(  # noqa: PLR0913 - each passes one argument of transformers thro
         dtype: number format of the weights; `None` or `auto` keeps that of the files (float32 for .gguf).
         device: where to put the model, for example `cuda`.
         device_map: spread it over devices instead, as `accelerate` does.
-        quantization_config: a quantisation config of transformers, of the weights only. Eight bits nearly keep the order
-            of float32 scores; on small models four do not. A profile belongs to the weights that it was fitted on.
+        quantization_config: a quantisation config of transformers, of the weights only. Eight bits nearly keep the
+            order of float32 scores; on small models four do not. A profile fits the weights that it was made with.
         trust_remote_code: run Python code that comes with the model's files.
         revision: branch, tag or commit of a Hugging Face id.
         cache_dir: folder for downloads and converted weights, instead of the usual ones.
