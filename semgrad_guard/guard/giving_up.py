@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from contextvars import ContextVar
+from contextvars import ContextVar, copy_context
+from functools import partial
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 if TYPE_CHECKING:
@@ -23,14 +24,12 @@ async def in_thread(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> 
     no step of the policy follows, and nothing is recorded.
     """
     given_up = threading.Event()
-    token = _GIVEN_UP.set(given_up)
+    context = copy_context()
+    context.run(_GIVEN_UP.set, given_up)
     try:
-        return await asyncio.to_thread(work, *args, **kwargs)
-    except asyncio.CancelledError:
-        given_up.set()
-        raise
+        return await asyncio.get_running_loop().run_in_executor(None, partial(context.run, work, *args, **kwargs))
     finally:
-        _GIVEN_UP.reset(token)
+        given_up.set()
 
 
 def given_up() -> threading.Event | None:
