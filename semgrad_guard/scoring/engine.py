@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,7 @@ from semgrad_guard.scoring.head import STORED_ENTRIES, WEIGHT_NORMS, run_head
 from semgrad_guard.scoring.layout import lay_out
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from torch import Tensor
     from transformers import PreTrainedModel
@@ -99,7 +100,8 @@ def measure(
             behind = record_behind(model, layout, batch[0].read, reading.band, kept, once=once)
         recording = behind or _record_cold(model, anatomy, layout, reading.band)
         known = known_outputs(kept, batch[0]) if kept and behind else None
-        heads = list(_heads(anatomy, recording.z, batch, layout, wanted, known, reading.norms))
+        run = partial(run_head, anatomy.head, known=known, norms=reading.norms)
+        heads = list(_heads(run, anatomy.head.n_vocabulary, recording.z, batch, layout, wanted))
         norms = _state_norms(recording, layout, heads, batch, wanted)
     path: ScorePath = "reused" if behind else "cold" if anatomy.has_cache else "full"
     return [
@@ -118,20 +120,19 @@ def _record_cold(model: PreTrainedModel, anatomy: Anatomy, layout: Layout, band:
     return record(model, anatomy, layout.rest, cache, band)
 
 
-def _heads(  # noqa: PLR0913, PLR0917 - the parts of one exchange, in the order in which they come about
-    anatomy: Anatomy,
+def _heads(
+    run: Callable[[Tensor, Tensor, Sequence[slice]], HeadPass],
+    n_vocabulary: int,
     z: Tensor,
     batch: Sequence[Tokens],
     layout: Layout,
     parts: Sequence[Sequence[slice]],
-    known: Tensor | None,
-    norms: Sequence[WeightNorm],
 ) -> Iterator[HeadPass]:
     """Yield what the head says about each answer; several answers share a pass while their logits fit in memory.
 
-    The head's outputs may be known, for a single exchange.
+    `run` is `run_head`, for one model and what is wanted of it.
     """
-    room = max(1, STORED_ENTRIES // anatomy.head.n_vocabulary)
+    room = max(1, STORED_ENTRIES // n_vocabulary)
     for group in _groups([len(tokens.answer) for tokens in batch], room):
         ends = list(accumulate(len(batch[i].answer) for i in group))
         inputs = torch.cat([z[i, _predicting(batch[i], layout.starts[i])] for i in group]).detach()
@@ -139,8 +140,8 @@ def _heads(  # noqa: PLR0913, PLR0917 - the parts of one exchange, in the order 
         moved = [
             _moved(part, end - len(batch[i].answer)) for i, end in zip(group, ends, strict=True) for part in parts[i]
         ]
-        together = run_head(anatomy.head, inputs, targets, moved, known, norms=norms)
-        found = iter(together.norms)
+        together = run(inputs, targets, moved)
+        norms = iter(together.norms)
         for i, end in zip(group, ends, strict=True):
             own = slice(end - len(batch[i].answer), end)
             yield together._replace(
@@ -149,7 +150,7 @@ def _heads(  # noqa: PLR0913, PLR0917 - the parts of one exchange, in the order 
                 top=together.top[own].cpu(),
                 is_top=together.is_top[own].cpu(),
                 pull=together.pull[own],
-                norms=tuple(next(found) for _ in parts[i]),
+                norms=tuple(next(norms) for _ in parts[i]),
             )
 
 
