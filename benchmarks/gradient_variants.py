@@ -22,8 +22,7 @@ from rich.table import Table
 
 from semgrad_guard.calibration import Interval
 from semgrad_guard.calibration.bootstrap import paired_difference, with_interval
-from semgrad_guard.calibration.folds import grouped_folds
-from semgrad_guard.calibration.labels import collect
+from semgrad_guard.calibration.labels import collect, grouped_folds
 from semgrad_guard.calibration.metrics import auroc
 from semgrad_guard.cli.progress import bar
 from semgrad_guard.evaluation.comparison.tables import short

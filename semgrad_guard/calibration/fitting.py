@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from semgrad_guard.calibration.curve_fitting import edge, fit_curve, fit_platt
-from semgrad_guard.calibration.folds import grouped_folds
 from semgrad_guard.calibration.fused import FusedModel, fit_fused
+from semgrad_guard.calibration.labels import grouped_folds
 from semgrad_guard.calibration.metrics import auroc, log_loss
 from semgrad_guard.calibration.wording import direction_of
 

@@ -9,9 +9,8 @@ import numpy as np
 from semgrad_guard.calibration.curve_fitting import edge
 from semgrad_guard.calibration.curves import PercentileCurve
 from semgrad_guard.calibration.evidence import N_QUANTILES, reference_of
-from semgrad_guard.calibration.folds import MIN_LABELS
 from semgrad_guard.calibration.fused import FusedModel, standardiser
-from semgrad_guard.calibration.labels import MAX_ROWS, LabelledScore, collect
+from semgrad_guard.calibration.labels import MAX_ROWS, MIN_LABELS, LabelledScore, collect
 from semgrad_guard.calibration.profile import Profile
 from semgrad_guard.calibration.wording import direction_of
 from semgrad_guard.errors import SignalUnavailableError, TooFewLabelsError

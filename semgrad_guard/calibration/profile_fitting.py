@@ -8,8 +8,7 @@ import numpy as np
 
 from semgrad_guard.calibration.evidence import measure, reference_of
 from semgrad_guard.calibration.fitting import MIN_FUSED, Fitted, Plan, fit, out_of_fold
-from semgrad_guard.calibration.folds import check_enough, grouped_folds
-from semgrad_guard.calibration.labels import MAX_ROWS, Labels, collect
+from semgrad_guard.calibration.labels import MAX_ROWS, Labels, check_enough, collect, grouped_folds
 from semgrad_guard.calibration.profile import Evidence, LabelPairs, Profile
 from semgrad_guard.errors import SignalUnavailableError
 
