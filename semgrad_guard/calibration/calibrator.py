@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from semgrad_guard.calibration.curves import log_odds
 from semgrad_guard.calibration.labels import differences
-from semgrad_guard.calibration.logistic import log_odds
 from semgrad_guard.calibration.wording import explain
 from semgrad_guard.flow import Confidence, Contribution, utc_now
 

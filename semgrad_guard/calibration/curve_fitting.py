@@ -6,9 +6,16 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from semgrad_guard.calibration.curves import BetaCurve, IsotonicCurve, PlattCurve, VennAbersCurve, beta_columns
+from semgrad_guard.calibration.curves import (
+    BetaCurve,
+    IsotonicCurve,
+    PlattCurve,
+    VennAbersCurve,
+    beta_columns,
+    fit_logistic,
+    smoothed,
+)
 from semgrad_guard.calibration.labels import grouped_folds
-from semgrad_guard.calibration.logistic import fit_logistic, smoothed
 from semgrad_guard.extras import require
 
 if TYPE_CHECKING:

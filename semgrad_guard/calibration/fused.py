@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from pydantic import Field
 
+from semgrad_guard.calibration.curves import fit_logistic
 from semgrad_guard.calibration.frozen import Frozen
-from semgrad_guard.calibration.logistic import fit_logistic
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

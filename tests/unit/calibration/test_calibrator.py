@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from semgrad_guard.calibration import Profile, ProfileCalibrator
-from semgrad_guard.calibration.logistic import log_odds
+from semgrad_guard.calibration.curves import log_odds
 from semgrad_guard.flow import Exchange, Fingerprint, Score, SpanScore
 from semgrad_guard.ports import Calibrator
 

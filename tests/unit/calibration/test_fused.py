@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 
+from semgrad_guard.calibration.curves import fit_logistic, log_odds, sigmoid, smoothed
 from semgrad_guard.calibration.fused import Z_LIMIT, FusedModel, SignalColumn, standardiser
-from semgrad_guard.calibration.logistic import fit_logistic, log_odds, sigmoid, smoothed
 
 
 def column(name: str, weight: float, **changes: object) -> SignalColumn:
