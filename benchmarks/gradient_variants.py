@@ -21,9 +21,8 @@ from rich.console import Console
 from rich.table import Table
 
 from semgrad_guard.calibration import Interval
-from semgrad_guard.calibration.bootstrap import paired_difference, with_interval
 from semgrad_guard.calibration.labels import collect, grouped_folds
-from semgrad_guard.calibration.metrics import auroc
+from semgrad_guard.calibration.metrics import auroc, paired_difference, with_interval
 from semgrad_guard.cli.progress import bar
 from semgrad_guard.evaluation.comparison.tables import short
 from semgrad_guard.evaluation.labelling import Labeller

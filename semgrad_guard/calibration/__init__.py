@@ -7,10 +7,10 @@
 """
 
 from semgrad_guard.calibration.binomial import labels_needed
-from semgrad_guard.calibration.bootstrap import Interval, paired_difference, with_interval
 from semgrad_guard.calibration.calibrator import ProfileCalibrator
 from semgrad_guard.calibration.drift import Drift, DriftMonitor
 from semgrad_guard.calibration.labels import LabelledScore
+from semgrad_guard.calibration.metrics import Interval, paired_difference, with_interval
 from semgrad_guard.calibration.percentile import percentile_profile
 from semgrad_guard.calibration.profile import Evidence, LabelPairs, Profile, load_profile, shipped_profiles
 from semgrad_guard.calibration.profile_fitting import fit_profile

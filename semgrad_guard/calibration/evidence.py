@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from semgrad_guard.calibration import metrics
-from semgrad_guard.calibration.bootstrap import DRAWS, Interval, with_interval
+from semgrad_guard.calibration.metrics import DRAWS, Interval, with_interval
 from semgrad_guard.calibration.profile import Evidence, Reference
 from semgrad_guard.calibration.wording import direction_of
 

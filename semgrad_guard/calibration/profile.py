@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from pydantic import AwareDatetime, Field, ValidationError, model_validator
 
-from semgrad_guard.calibration.bootstrap import Interval
 from semgrad_guard.calibration.curves import Curve
 from semgrad_guard.calibration.frozen import Frozen
 from semgrad_guard.calibration.fused import FusedModel
+from semgrad_guard.calibration.metrics import Interval
 from semgrad_guard.errors import ProfileFileError
 from semgrad_guard.flow import Fingerprint, utc_now
 

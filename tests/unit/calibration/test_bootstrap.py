@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from semgrad_guard.calibration import metrics
-from semgrad_guard.calibration.bootstrap import paired_difference, with_interval
+from semgrad_guard.calibration.metrics import paired_difference, with_interval
 
 if TYPE_CHECKING:
     from semgrad_guard.calibration.metrics import Metric
@@ -52,7 +52,7 @@ def test_copies_of_a_question_do_not_narrow_the_interval() -> None:
 def test_equal_seeds_give_equal_intervals_whatever_the_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Memory is bounded by drawing in chunks; the numbers do not depend on it."""
     first = with_interval(metrics.auroc, *drawn(50), draws=64, seed=3)
-    monkeypatch.setattr("semgrad_guard.calibration.bootstrap.CHUNK_CELLS", 500)
+    monkeypatch.setattr("semgrad_guard.calibration.metrics.CHUNK_CELLS", 500)
     assert with_interval(metrics.auroc, *drawn(50), draws=64, seed=3) == first
 
 
