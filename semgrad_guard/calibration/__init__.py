@@ -6,7 +6,6 @@
 - `DriftMonitor` notices when recent scores no longer look like those the profile was fitted on.
 """
 
-from semgrad_guard.calibration.binomial import labels_needed
 from semgrad_guard.calibration.calibrator import ProfileCalibrator
 from semgrad_guard.calibration.drift import Drift, DriftMonitor
 from semgrad_guard.calibration.labels import LabelledScore
@@ -14,7 +13,7 @@ from semgrad_guard.calibration.metrics import Interval, paired_difference, with_
 from semgrad_guard.calibration.percentile import percentile_profile
 from semgrad_guard.calibration.profile import Evidence, LabelPairs, Profile, load_profile, shipped_profiles
 from semgrad_guard.calibration.profile_fitting import fit_profile
-from semgrad_guard.calibration.risk import Threshold, risk_threshold, risk_thresholds_by_tag
+from semgrad_guard.calibration.risk import Threshold, labels_needed, risk_threshold, risk_thresholds_by_tag
 
 __all__ = [
     "Drift",

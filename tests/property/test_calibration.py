@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from semgrad_guard.calibration import metrics
-from semgrad_guard.calibration.binomial import binomial_cdf, upper_bound
 from semgrad_guard.calibration.curve_fitting import FITS
 from semgrad_guard.calibration.fused import FusedModel, SignalColumn
 from semgrad_guard.calibration.profile import LabelPairs, Profile, Reference, parse_profile
+from semgrad_guard.calibration.risk import binomial_cdf, upper_bound
 from semgrad_guard.flow import Fingerprint
 
 finite = st.floats(-50, 50, allow_nan=False)

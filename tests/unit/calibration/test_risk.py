@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import beta, binom
 
 from semgrad_guard.calibration import LabelPairs, Profile, labels_needed, risk_threshold, risk_thresholds_by_tag
-from semgrad_guard.calibration.binomial import binomial_cdf, upper_bound
+from semgrad_guard.calibration.risk import binomial_cdf, upper_bound
 from semgrad_guard.errors import CalibrationError, RiskNotControllableError, TooFewLabelsError
 
 
