@@ -8,11 +8,11 @@
 
 from semgrad_guard.calibration.calibrator import ProfileCalibrator
 from semgrad_guard.calibration.drift import Drift, DriftMonitor
+from semgrad_guard.calibration.fit import fit_profile
 from semgrad_guard.calibration.labels import LabelledScore
 from semgrad_guard.calibration.metrics import Interval, paired_difference, with_interval
 from semgrad_guard.calibration.percentile import percentile_profile
 from semgrad_guard.calibration.profile import Evidence, LabelPairs, Profile, load_profile, shipped_profiles
-from semgrad_guard.calibration.profile_fitting import fit_profile
 from semgrad_guard.calibration.risk import Threshold, labels_needed, risk_threshold, risk_thresholds_by_tag
 
 __all__ = [

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from semgrad_guard.calibration.curve_fitting import edge
 from semgrad_guard.calibration.curves import PercentileCurve
 from semgrad_guard.calibration.evidence import N_QUANTILES, reference_of
+from semgrad_guard.calibration.fit import edge
 from semgrad_guard.calibration.fused import FusedModel, standardiser
 from semgrad_guard.calibration.labels import MAX_ROWS, MIN_LABELS, LabelledScore, collect
 from semgrad_guard.calibration.profile import Profile

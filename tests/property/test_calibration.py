@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from semgrad_guard.calibration import metrics
-from semgrad_guard.calibration.curve_fitting import FITS
+from semgrad_guard.calibration.fit import FITS
 from semgrad_guard.calibration.fused import FusedModel, SignalColumn
 from semgrad_guard.calibration.profile import LabelPairs, Profile, Reference, parse_profile
 from semgrad_guard.calibration.risk import binomial_cdf, upper_bound

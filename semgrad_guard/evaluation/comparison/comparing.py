@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from semgrad_guard.calibration import metrics
-from semgrad_guard.calibration.fitting import Plan, out_of_fold
+from semgrad_guard.calibration.fit import Plan, out_of_fold, usable_signals
 from semgrad_guard.calibration.frozen import Frozen
 from semgrad_guard.calibration.labels import check_enough
 from semgrad_guard.calibration.metrics import DRAWS, Interval, paired_difference, with_interval
-from semgrad_guard.calibration.profile_fitting import usable_signals
 from semgrad_guard.errors import SemGradGuardError
 from semgrad_guard.evaluation.comparison.methods import chosen_methods, fused_methods, kind_of, single_methods
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from semgrad_guard.calibration.curve_fitting import (
+from semgrad_guard.calibration.curves import BetaCurve, IsotonicCurve, PercentileCurve, PlattCurve, VennAbersCurve
+from semgrad_guard.calibration.fit import (
     FITS,
     MAX_KNOTS,
     fit_beta,
@@ -14,7 +15,6 @@ from semgrad_guard.calibration.curve_fitting import (
     fit_platt,
     fit_venn_abers,
 )
-from semgrad_guard.calibration.curves import BetaCurve, IsotonicCurve, PercentileCurve, PlattCurve, VennAbersCurve
 
 
 def test_platt_is_the_logistic_of_slope_and_intercept() -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from semgrad_guard.calibration import LabelledScore, ProfileCalibrator, fit_profile
-from semgrad_guard.calibration.fitting import Plan, fit, out_of_fold
+from semgrad_guard.calibration.fit import Plan, fit, out_of_fold
 from semgrad_guard.calibration.labels import collect, grouped_folds
 from semgrad_guard.errors import (
     CalibrationError,

@@ -1,0 +1,411 @@
+"""Fits calibration curves to margins and labels, and picks one by cross-validated log-loss."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from semgrad_guard.calibration.curves import (
+    BetaCurve,
+    IsotonicCurve,
+    PlattCurve,
+    VennAbersCurve,
+    beta_columns,
+    fit_logistic,
+    smoothed,
+)
+from semgrad_guard.calibration.evidence import measure, reference_of
+from semgrad_guard.calibration.fused import FusedModel, fit_fused
+from semgrad_guard.calibration.labels import MAX_ROWS, Labels, check_enough, collect, grouped_folds
+from semgrad_guard.calibration.metrics import auroc, log_loss
+from semgrad_guard.calibration.profile import Evidence, LabelPairs, Profile
+from semgrad_guard.calibration.wording import direction_of
+from semgrad_guard.errors import SignalUnavailableError
+from semgrad_guard.extras import require
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+    from datetime import datetime
+
+    from numpy.typing import NDArray
+
+    from semgrad_guard.calibration.labels import LabelledScore
+    from semgrad_guard.flow import Fingerprint
+
+    Array = NDArray[np.float64]
+
+FittedCurve = PlattCurve | BetaCurve | IsotonicCurve | VennAbersCurve
+
+CalibratorName = Literal["auto", "platt", "beta", "isotonic", "venn_abers"]
+
+MAX_KNOTS = 200
+"""Venn-Abers refits once per knot, so margins are first pooled into at most this many groups of equal size."""
+
+
+def fit_platt(margins: Array, correct: Array) -> PlattCurve:
+    """Return the logistic curve of the margins."""
+    slopes, intercept = fit_logistic(margins[:, None], smoothed(correct), signs=[1])
+    return PlattCurve(slope=float(slopes[0]), intercept=intercept)
+
+
+def fit_beta(margins: Array, correct: Array) -> BetaCurve:
+    """Return the beta calibration curve of the margins."""
+    weights, intercept = fit_logistic(beta_columns(margins), smoothed(correct), signs=[1, 1])
+    return BetaCurve(a=float(weights[0]), b=float(weights[1]), c=intercept)
+
+
+def fit_isotonic(margins: Array, correct: Array) -> IsotonicCurve:
+    """Return the isotonic curve of the margins, its knots only where the line bends."""
+    regression = require("sklearn.isotonic", extra="evaluation").IsotonicRegression(y_min=0, y_max=1)
+    regression.fit(margins, correct)
+    return IsotonicCurve(
+        knots=tuple(float(x) for x in regression.X_thresholds_),
+        values=tuple(float(y) for y in regression.y_thresholds_),
+    )
+
+
+def fit_venn_abers(margins: Array, correct: Array) -> VennAbersCurve:
+    """Return the inductive Venn-Abers curve of the margins.
+
+    Written on scikit-learn's isotonic fit: the `venn-abers` package switches numpy's floating-point warnings off for
+    the whole process when imported, and brings pandas.
+    """
+    knots, place = np.unique(_pooled(margins), return_inverse=True)
+    weight = np.bincount(place).astype(np.float64)
+    mean = np.bincount(place, weights=correct) / weight
+    return VennAbersCurve(
+        knots=tuple(float(x) for x in knots),
+        if_wrong=_refits(mean, weight, 0.0),
+        if_right=_refits(mean, weight, 1.0),
+    )
+
+
+def _pooled(margins: Array) -> Array:
+    """Return the margins, replaced by the mean of their quantile group where there are too many distinct ones."""
+    if len(np.unique(margins)) <= MAX_KNOTS:
+        return margins
+    edges = np.quantile(margins, np.linspace(0, 1, MAX_KNOTS + 1)[1:-1])
+    group = np.searchsorted(edges, margins, "right")
+    n = np.bincount(group, minlength=MAX_KNOTS)
+    means = np.bincount(group, weights=margins, minlength=MAX_KNOTS) / np.maximum(n, 1)
+    return means[group]
+
+
+def _refits(mean: Array, weight: Array, label: float) -> tuple[float, ...]:
+    """Return the isotonic value of one more answer with this label at every gap and knot, from the left."""
+    isotonic = require("sklearn.isotonic", extra="evaluation").isotonic_regression
+    values: list[float] = []
+    for k in range(len(mean)):
+        gap = isotonic(np.insert(mean, k, label), sample_weight=np.insert(weight, k, 1.0))[k]
+        joined = (mean[k] * weight[k] + label) / (weight[k] + 1)
+        knot_mean, knot_weight = mean.copy(), weight.copy()
+        knot_mean[k], knot_weight[k] = joined, weight[k] + 1
+        values += [float(gap), float(isotonic(knot_mean, sample_weight=knot_weight)[k])]
+    values.append(float(isotonic(np.append(mean, label), sample_weight=np.append(weight, 1.0))[-1]))
+    return tuple(values)
+
+
+FITS: dict[str, Callable[[Array, Array], FittedCurve]] = {
+    "platt": fit_platt,
+    "beta": fit_beta,
+    "isotonic": fit_isotonic,
+    "venn_abers": fit_venn_abers,
+}
+AUTO: tuple[str, ...] = ("platt", "beta", "isotonic")
+"""What `auto` chooses from; the first is kept unless another is clearly better."""
+
+
+def edge(n: int) -> float:
+    """Return how far confidence stays from 0 and 1 when n labels speak: no finite data proves certainty."""
+    return 1.0 / (n + 2)
+
+
+def fit_curve(
+    margins: Array, correct: Array, groups: NDArray[np.int64], *, calibrator: CalibratorName, seed: int
+) -> FittedCurve:
+    """Return the fitted curve; `auto` takes the one of lowest cross-validated log-loss.
+
+    Isotonic regression overfits few labels, so another curve replaces Platt's only where it is better by more
+    than one standard error of the paired difference.
+    """
+    name = _choose(margins, correct, groups, seed) if calibrator == "auto" else calibrator
+    return FITS[name](margins, correct)
+
+
+def _choose(margins: Array, correct: Array, groups: NDArray[np.int64], seed: int) -> str:
+    """Return the name of the curve to use."""
+    folds = grouped_folds(correct, groups, seed=seed)
+    losses = {name: np.empty(len(correct)) for name in AUTO}
+    for test in folds:
+        for name, loss in losses.items():
+            curve = FITS[name](margins[~test], correct[~test])
+            keep = edge(int((~test).sum()))
+            p = np.clip(curve.probabilities(margins[test]), keep, 1 - keep)
+            loss[test] = -np.log(np.where(correct[test] > 0, p, 1 - p))
+    best = AUTO[0]
+    for name in AUTO[1:]:
+        gain = losses[best] - losses[name]
+        if gain.mean() > gain.std() / np.sqrt(len(gain)):
+            best = name
+    return best
+
+
+RIDGES = (1e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)
+"""Penalties tried for the fused model; the one of lowest cross-validated log-loss is kept."""
+MIN_FUSED = 50
+"""Below this many labels a fused model is not better than the best single score."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What to fit; the same plan is carried out on all rows and inside every fold."""
+
+    method: str
+    """`fused`, `best` (the best single score) or a signal's name."""
+    calibrator: CalibratorName
+    required: Mapping[str, bool]
+    """Usable signals, and whether each must be there when the profile is applied."""
+    directions: Mapping[str, int] = field(default_factory=dict[str, int])
+    seed: int = 0
+
+    def sign(self, name: str) -> int:
+        """Return the direction of a signal."""
+        return direction_of(name, self.directions)
+
+
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """A fitted way from signals to confidence."""
+
+    model: FusedModel
+    curve: FittedCurve
+    edge: float
+    """Confidence keeps this distance from 0 and 1."""
+
+    def confidences(self, labels: Labels) -> NDArray[np.float64]:
+        """Return the confidence of each row."""
+        margins = self.model.margins(labels.select(self.model.names).signals)
+        return np.clip(self.curve.probabilities(margins), self.edge, 1 - self.edge)
+
+
+def fit(labels: Labels, plan: Plan) -> Fitted:
+    """Return what the plan gives on these rows."""
+    names = _signals(labels, plan)
+    rows = labels.select(names)
+    ridge, margins = _tuned(rows, plan) if len(names) > 1 else (RIDGES[0], None)
+    model = _fit_model(rows, plan, ridge)
+    if margins is None:
+        margins = model.margins(rows.signals)
+    curve = fit_curve(margins, rows.correct, rows.groups, calibrator=plan.calibrator, seed=plan.seed)
+    return Fitted(model.pruned(), curve, edge(len(rows)))
+
+
+def out_of_fold(labels: Labels, plan: Plan) -> NDArray[np.float64]:
+    """Return for each row the confidence from a fit of the whole plan on other groups' rows."""
+    confidence = np.empty(len(labels))
+    for test in grouped_folds(labels.correct, labels.groups, seed=plan.seed):
+        confidence[test] = fit(labels.take(~test), plan).confidences(labels.take(test))
+    return confidence
+
+
+def _signals(labels: Labels, plan: Plan) -> tuple[str, ...]:
+    """Return the signals to use on these rows."""
+    if plan.method == "fused":
+        return tuple(plan.required)
+    if plan.method != "best":
+        return (plan.method,)
+    directed = [name for name in plan.required if plan.sign(name)] or list(plan.required)
+    values = labels.select(directed).signals
+    quality = {name: _ranking(values[:, j], labels.correct, plan.sign(name)) for j, name in enumerate(directed)}
+    return (max(directed, key=quality.__getitem__),)
+
+
+def _ranking(values: NDArray[np.float64], correct: NDArray[np.float64], sign: int) -> float:
+    """Return how well a signal ranks right before wrong answers, rows without it left out."""
+    present = np.isfinite(values)
+    found = auroc((sign or 1) * values[present], correct[present])
+    return found if sign else max(found, 1 - found)
+
+
+def _fit_model(labels: Labels, plan: Plan, ridge: float) -> FusedModel:
+    """Return the fused model of these rows."""
+    return fit_fused(
+        labels,
+        signs=[plan.sign(name) for name in labels.names],
+        required=[plan.required[name] for name in labels.names],
+        ridge=ridge,
+    )
+
+
+def _tuned(labels: Labels, plan: Plan) -> tuple[float, NDArray[np.float64]]:
+    """Return the penalty of lowest cross-validated log-loss, and the out-of-fold margins that it gives."""
+    folds = grouped_folds(labels.correct, labels.groups, seed=plan.seed + 1)
+    margins = {ridge: np.empty(len(labels)) for ridge in RIDGES}
+    for test in folds:
+        train = labels.take(~test)
+        for ridge in RIDGES:
+            margins[ridge][test] = _fit_model(train, plan, ridge).margins(labels.signals[test])
+    best = min(RIDGES, key=lambda ridge: _recalibrated_loss(margins[ridge], labels.correct))
+    return best, margins[best]
+
+
+def _recalibrated_loss(margins: NDArray[np.float64], correct: NDArray[np.float64]) -> float:
+    """Return the log-loss after Platt scaling: a penalty shrinks margins, which the calibration curve undoes anyway."""
+    return log_loss(fit_platt(margins, correct).probabilities(margins), correct)
+
+
+REQUIRED_SHARE = 0.95
+"""A signal that at least this share of rows has is required; rows without it are dropped."""
+NEVER_REQUIRED = "retrieval_"
+"""How retrieval signals' names begin: one passage alone, or a retriever without scores, must not leave an answer
+uncalibrated, so their average always stands in for them."""
+USABLE_SHARE = 0.50
+"""A signal that fewer rows have is not used; between the two it is optional, its average standing in for it."""
+
+
+def fit_profile(  # noqa: PLR0913 - the options of the command, each with a default
+    rows: Iterable[LabelledScore],
+    *,
+    name: str,
+    method: str = "fused",
+    calibrator: CalibratorName = "auto",
+    directions: Mapping[str, int] | None = None,
+    fingerprint: Fingerprint | None = None,
+    expires: datetime | None = None,
+    held_out: float = 0.0,
+    draws: int = 1_000,
+    max_rows: int = MAX_ROWS,
+    seed: int = 0,
+) -> Profile:
+    """Return a profile fitted on labelled scores, with out-of-sample evidence.
+
+    Args:
+        rows: labelled scores of one model and setting; read once, any number.
+        name: name of the profile.
+        method: `fused`, or the name of one signal. Below 50 labels `fused` becomes the best single score.
+        calibrator: calibration curve; `auto` picks among Platt, beta and isotonic by cross-validated log-loss.
+        directions: signal -> 1, -1 or 0, over the built-in table: whether a higher value may only raise or only lower
+            confidence.
+        fingerprint: what the signals depend on, where the rows do not say it.
+        expires: moment from which the profile no longer calibrates.
+        held_out: share of groups kept from the fit, in [0, 0.5]: risk-controlled thresholds then rest on answers that
+            the very model in the profile never saw. With 0 they rest on out-of-fold confidences, which use every label
+            but stand for models fitted on four fifths of them.
+        draws: bootstrap resamples of the evidence.
+        max_rows: rows kept of a longer stream.
+        seed: seed of sample, folds and bootstrap; equal input and seed give an equal profile.
+
+    Raises:
+        OneClassError: only right or only wrong answers.
+        TooFewLabelsError: fewer than 20 usable rows, or fewer than 4 questions with a right or with a wrong answer.
+        MixedScoresError: rows of different models or settings.
+        SignalUnavailableError: the signal of `method` is not in the rows.
+    """
+    labels = collect(rows, fingerprint=fingerprint, max_rows=max_rows, seed=seed)
+    check_enough(labels.correct, labels.groups)
+    required = _usable(labels, method)
+    needed = labels.select([name for name, is_needed in required.items() if is_needed]).signals
+    complete: NDArray[np.bool_] = np.all(np.isfinite(needed), axis=1)
+    n_dropped = int((~complete).sum())
+    labels = labels.take(complete)
+    check_enough(labels.correct, labels.groups)
+    plan = Plan(
+        method=_method(method, labels),
+        calibrator=calibrator,
+        required=required,
+        directions=dict(directions or {}),
+        seed=seed,
+    )
+    fitted, pairs, evidence = _carry_out(labels, plan, held_out, draws)
+    return Profile(
+        name=name,
+        expires_at=expires,
+        fingerprint=labels.fingerprint,
+        method="fused" if plan.method == "fused" else fitted.model.names[0],
+        model=fitted.model,
+        curve=fitted.curve,
+        edge=fitted.edge,
+        n_labels=len(labels),
+        n_dropped=n_dropped,
+        n_seen=labels.n_seen,
+        base_rate=float(labels.correct.mean()),
+        evidence=evidence,
+        reference=reference_of(fitted.model, labels),
+        pairs=pairs,
+        notes=_notes(method, plan, labels, n_dropped),
+    )
+
+
+def usable_signals(labels: Labels) -> dict[str, bool]:
+    """Return the signals that a fusion can use, and whether each is required."""
+    share = dict(zip(labels.names, np.isfinite(labels.signals).mean(axis=0), strict=True))
+    spread = {n: len(np.unique(c[np.isfinite(c)])) > 1 for n, c in zip(labels.names, labels.signals.T, strict=True)}
+    return {
+        n: bool(s >= REQUIRED_SHARE) and not n.startswith(NEVER_REQUIRED)
+        for n, s in share.items()
+        if s >= USABLE_SHARE and spread[n]
+    }
+
+
+def _usable(labels: Labels, method: str) -> dict[str, bool]:
+    """Return the usable signals for a method, and whether each is required."""
+    usable = usable_signals(labels)
+    if method == "fused":
+        if not usable:
+            raise SignalUnavailableError("fused", "finds no signal that half of the rows have", labels.names)
+        return usable
+    if method not in labels.names:
+        raise SignalUnavailableError(method, "is not in the rows", [*usable, "fused"])
+    if method not in usable:
+        raise SignalUnavailableError(
+            method, "is constant, or missing in more than half of the rows", [*usable, "fused"]
+        )
+    return {method: True}
+
+
+def _method(method: str, labels: Labels) -> str:
+    """Return the method that the number of labels allows."""
+    return "best" if method == "fused" and len(labels) < MIN_FUSED else method
+
+
+def _carry_out(labels: Labels, plan: Plan, held_out: float, draws: int) -> tuple[Fitted, LabelPairs, Evidence]:
+    """Return the fit, the pairs for thresholds, and the evidence."""
+    if held_out > 0:
+        test = grouped_folds(labels.correct, labels.groups, seed=plan.seed, n_folds=max(2, round(1 / held_out)))[0]
+        train, unseen = labels.take(~test), labels.take(test)
+        check_enough(train.correct, train.groups)
+        fitted = fit(train, plan)
+        confidence = fitted.confidences(unseen)
+    else:
+        unseen, fitted = labels, fit(labels, plan)
+        confidence = out_of_fold(labels, plan)
+    evidence = measure(confidence, unseen, directions=plan.directions, draws=draws, seed=plan.seed)
+    return fitted, _pairs(confidence, unseen, held_out=held_out > 0), evidence
+
+
+def _pairs(confidence: NDArray[np.float64], labels: Labels, *, held_out: bool) -> LabelPairs:
+    """Return confidences and labels as the profile keeps them."""
+    return LabelPairs(
+        confidence=tuple(round(float(c), 9) for c in confidence),
+        correct=tuple(bool(c) for c in labels.correct),
+        group=tuple(int(g) for g in labels.groups),
+        tags=tuple(tuple(sorted(t)) for t in labels.tags) if any(labels.tags) else (),
+        held_out=held_out,
+    )
+
+
+def _notes(method: str, plan: Plan, labels: Labels, n_dropped: int) -> tuple[str, ...]:
+    """Return what was decided on the way, in words."""
+    notes: list[str] = []
+    if plan.method == "best":
+        notes.append(f"{len(labels)} labels are fewer than {MIN_FUSED}: the best single score instead of {method}")
+    if n_dropped:
+        notes.append(f"{n_dropped} rows left out: a required signal was missing, NaN or infinite")
+    unused = [n for n in labels.names if n not in plan.required]
+    if unused and method == "fused":
+        notes.append(f"not used (constant, or missing in over half of the rows): {', '.join(unused)}")
+    if labels.n_seen > len(labels) + n_dropped:
+        notes.append(f"a uniform sample of {len(labels) + n_dropped} of {labels.n_seen} rows was used")
+    return tuple(notes)
