@@ -7,10 +7,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 from semgrad_guard.errors import PolicyFileError
-from semgrad_guard.policy.environment import has_reference
+from semgrad_guard.policy.fields import has_reference, mask_url
 from semgrad_guard.policy.json_schema import homes_of, keys_at, words_at
 from semgrad_guard.policy.model import ACCEPT_KINDS
-from semgrad_guard.policy.secrets import mask_url
 from semgrad_guard.policy.yaml_source import Document, Place, dotted
 
 if TYPE_CHECKING:

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Self, cast
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from semgrad_guard.policy.environment import refuse
-from semgrad_guard.policy.fields import Frozen, Probability, Words, one_or_many
+from semgrad_guard.policy.fields import Frozen, Probability, Words, one_or_many, refuse
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

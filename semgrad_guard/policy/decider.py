@@ -34,13 +34,13 @@ from typing import TYPE_CHECKING
 from semgrad_guard.errors import CalibrationError, UncalibratedError
 from semgrad_guard.flow import Abstain, Accept, AnswerWithWarning, Attempt, Failure, HumanReview
 from semgrad_guard.policy.best import best_attempt, known
+from semgrad_guard.policy.fields import versus
 from semgrad_guard.policy.ladder import Spent, climb, cost_of, tries_left
 from semgrad_guard.policy.promises import promises
 from semgrad_guard.policy.question import Question
 from semgrad_guard.policy.rules import Ruled, rules_for
 from semgrad_guard.policy.sections import RiskTarget
 from semgrad_guard.policy.steps import HumanReviewStep
-from semgrad_guard.policy.wording import versus
 
 if TYPE_CHECKING:
     from collections.abc import Callable

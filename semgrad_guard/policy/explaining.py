@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from semgrad_guard.policy.fields import listed
 from semgrad_guard.policy.notes import notes
 from semgrad_guard.policy.review_wording import review_in_words
 from semgrad_guard.policy.rules import step_rule
 from semgrad_guard.policy.sections import RiskTarget
 from semgrad_guard.policy.steps import FallbackModelStep, HumanReviewStep, RetryRetrievalStep
-from semgrad_guard.policy.wording import listed
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -1,12 +1,104 @@
-"""What the values of a policy are made of: frozen, strictly typed, nothing unknown let through."""
+"""What the fields of a policy share: their types, `${ENV}` references, secrets in addresses, and lists in words."""
 
 from __future__ import annotations
 
-from typing import Annotated
+import os
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, cast
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic_core import PydanticCustomError
 
-from semgrad_guard.policy.environment import expand, refuse
+if TYPE_CHECKING:
+    from pydantic import ValidationInfo
+
+_REFERENCE = re.compile(r"\$\{([^}]*)\}?")
+_INSIDE = re.compile(r"(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?::-(?P<default>.*))?", re.DOTALL)
+
+
+def has_reference(text: str) -> bool:
+    """Return whether a text asks for an environment value."""
+    return "${" in text
+
+
+def expand(value: object, info: ValidationInfo) -> object:
+    """Return a text with its environment values filled in; anything else comes back as it is.
+
+    The environment is the `env` of the validation context, else that of the process.
+    """
+    if not isinstance(value, str) or not has_reference(value):
+        return value
+    context: object = info.context
+    env: object = cast("Mapping[str, object]", context).get("env") if isinstance(context, Mapping) else None
+    known = cast("Mapping[str, str]", env) if isinstance(env, Mapping) else os.environ
+    return _REFERENCE.sub(lambda match: _value(match, known), value)
+
+
+def _value(match: re.Match[str], env: Mapping[str, str]) -> str:
+    inside = _INSIDE.fullmatch(match[1]) if match[0].endswith("}") else None
+    if inside is None:
+        raise PydanticCustomError(
+            "environment", "`{seen}` is not an environment value: write ${NAME} or ${NAME:-default}", {"seen": match[0]}
+        )
+    found = env.get(inside["name"]) or inside["default"]
+    if found is None:
+        raise PydanticCustomError(
+            "environment",
+            "the environment variable {name} is not set or empty: set it, or write ${{name}:-default}",
+            {"name": inside["name"]},
+        )
+    return found
+
+
+def refuse(value: object) -> object:
+    """Return a value that asks for no environment value, looking into lists and mappings."""
+    if isinstance(value, str) and has_reference(value):
+        raise PydanticCustomError("environment", "environment values are not allowed here: write the value itself")
+    if isinstance(value, Mapping):
+        for key, inner in cast("Mapping[object, object]", value).items():
+            refuse(key)
+            refuse(inner)
+    elif isinstance(value, list | tuple | set | frozenset):
+        for inner in cast("list[object]", value):
+            refuse(inner)
+    return value
+
+
+_USERINFO = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*://)(?P<user>[^:@/?#\s]*):(?P<password>.*)@")
+_PARAMETER = re.compile(r"(?P<key>[?&;][^=&;\s]+)=[^&;\s#]*")
+_HIDDEN = "***"
+
+
+def mask_url(text: str) -> str:
+    """Return a text with the password and the query values of a URL in it replaced by `***`."""
+    if "://" not in text:
+        return text
+    return _PARAMETER.sub(rf"\g<key>={_HIDDEN}", _USERINFO.sub(rf"\g<scheme>\g<user>:{_HIDDEN}@", text))
+
+
+def versus(value: float, relation: str, limit: float) -> str:
+    """Return two numbers and how they compare, with as many digits as it takes to tell them apart.
+
+    Example:
+        >>> versus(0.6999, "<", 0.7)
+        '0.6999 < 0.7000'
+    """
+    for digits in range(2, 17):
+        left, right = f"{value:.{digits}f}", f"{limit:.{digits}f}"
+        if left != right:
+            return f"{left} {relation} {right}"
+    return f"{value:.2f} {relation} {limit:.2f}"
+
+
+def listed(words: list[str], joint: str = "and") -> str:
+    """Return words as a sentence lists them.
+
+    Example:
+        >>> listed(["a", "b", "c"], "or")
+        'a, b or c'
+    """
+    return f" {joint} ".join([", ".join(words[:-1]), words[-1]]) if len(words) > 1 else "".join(words)
 
 
 class Frozen(BaseModel):

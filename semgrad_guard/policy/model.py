@@ -13,9 +13,8 @@ from pydantic import BeforeValidator, Discriminator, Field, PrivateAttr, Tag, mo
 from pydantic_core import PydanticCustomError
 
 from semgrad_guard.policy.conditions import Selector
-from semgrad_guard.policy.fields import Frozen, Probability
+from semgrad_guard.policy.fields import Frozen, Probability, mask_url
 from semgrad_guard.policy.review_section import ReviewSettings
-from semgrad_guard.policy.secrets import mask_url
 from semgrad_guard.policy.sections import (
     Budget,
     MessageChanges,

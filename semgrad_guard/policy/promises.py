@@ -13,8 +13,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from semgrad_guard.policy.fields import listed
 from semgrad_guard.policy.sections import RiskTarget
-from semgrad_guard.policy.wording import listed
 
 if TYPE_CHECKING:
     from semgrad_guard.policy.model import Policy

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from semgrad_guard.flow import UNCALIBRATED, Confidence, Decision
 from semgrad_guard.policy.best import best_judged, known
 from semgrad_guard.policy.conditions import Standing
-from semgrad_guard.policy.wording import versus
+from semgrad_guard.policy.fields import versus
 
 if TYPE_CHECKING:
     from semgrad_guard.flow import Exchange, Failure, Progress, Score, Step

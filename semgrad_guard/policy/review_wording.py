@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from semgrad_guard.policy.fields import listed, mask_url
 from semgrad_guard.policy.review_section import ReviewSettings
-from semgrad_guard.policy.secrets import mask_url
-from semgrad_guard.policy.wording import listed
 
 if TYPE_CHECKING:
     from semgrad_guard.policy.review_section import ReuseVerdicts

@@ -9,8 +9,7 @@ from pydantic_core import PydanticCustomError
 
 from semgrad_guard.flow import Action, FallbackModel, HumanReview, RetryRetrieval
 from semgrad_guard.policy.conditions import ALWAYS, When
-from semgrad_guard.policy.environment import refuse
-from semgrad_guard.policy.fields import Frozen, Seconds, Text
+from semgrad_guard.policy.fields import Frozen, Seconds, Text, refuse
 
 if TYPE_CHECKING:
     from semgrad_guard.flow import Step

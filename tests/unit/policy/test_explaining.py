@@ -7,9 +7,8 @@ from textwrap import dedent
 import pytest
 
 from semgrad_guard.policy import explain, load_policy, parse_policy
+from semgrad_guard.policy.fields import listed, mask_url, versus
 from semgrad_guard.policy.notes import notes
-from semgrad_guard.policy.secrets import mask_url
-from semgrad_guard.policy.wording import listed, versus
 
 EVERYTHING = """
     accept: {max_error_rate: 0.1, delta: 0.05}
