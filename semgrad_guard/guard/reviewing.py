@@ -9,7 +9,7 @@ from semgrad_guard.flow import Verdict
 
 if TYPE_CHECKING:
     from semgrad_guard.flow import Exchange, Ruling
-    from semgrad_guard.policy.review_section import ReuseVerdicts, ReviewSettings
+    from semgrad_guard.policy.review import ReuseVerdicts, ReviewSettings
     from semgrad_guard.review import QueueSettings, SqlReviewQueue
     from semgrad_guard.review.client import ReviewClient
 

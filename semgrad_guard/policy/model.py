@@ -14,7 +14,7 @@ from pydantic_core import PydanticCustomError
 
 from semgrad_guard.policy.conditions import Selector
 from semgrad_guard.policy.fields import Frozen, Probability, mask_url
-from semgrad_guard.policy.review_section import ReviewSettings
+from semgrad_guard.policy.review import ReviewSettings
 from semgrad_guard.policy.sections import (
     Budget,
     MessageChanges,

@@ -15,7 +15,7 @@ from semgrad_guard.guard.assembly import parts_of
 from semgrad_guard.guard.reviewing import EarlierVerdicts, queue_of
 from semgrad_guard.guard.verdict_loop import VerdictLoop
 from semgrad_guard.policy import parse_policy
-from semgrad_guard.policy.review_section import ReuseVerdicts, ReviewSettings
+from semgrad_guard.policy.review import ReuseVerdicts, ReviewSettings
 from semgrad_guard.review import AtExpiry, open_queue
 from semgrad_guard.review.client import ReviewClient
 from semgrad_guard.telemetry.fields import record_fields
