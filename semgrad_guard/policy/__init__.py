@@ -3,8 +3,7 @@
 `decider` says precisely how a policy is read; `default.yaml` is the shipped one, with every key explained.
 """
 
-from semgrad_guard.policy.best import best_attempt
-from semgrad_guard.policy.decider import PolicyDecider
+from semgrad_guard.policy.decide import PolicyDecider, best_attempt
 from semgrad_guard.policy.explaining import explain
 from semgrad_guard.policy.json_schema import policy_schema
 from semgrad_guard.policy.loading import default_text, load_policy, parse_policy, policy_from

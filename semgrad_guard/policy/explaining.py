@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from semgrad_guard.policy.decide import step_rule
 from semgrad_guard.policy.fields import listed
 from semgrad_guard.policy.notes import notes
 from semgrad_guard.policy.review import review_in_words
-from semgrad_guard.policy.rules import step_rule
 from semgrad_guard.policy.sections import RiskTarget
 from semgrad_guard.policy.steps import FallbackModelStep, HumanReviewStep, RetryRetrievalStep
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from semgrad_guard.policy.conditions import ALWAYS
+from semgrad_guard.policy.decide import step_rule
 from semgrad_guard.policy.loading import SHIPPED
-from semgrad_guard.policy.rules import step_rule
 from semgrad_guard.policy.steps import FallbackModelStep, HumanReviewStep
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from semgrad_guard.flow import Accept, Action, Status
 from semgrad_guard.guard.assembly import NoCalibrator, decider_of, profile_of
 from semgrad_guard.guard.parts import Parts
 from semgrad_guard.guard.running import Question
-from semgrad_guard.policy.rules import step_rule
+from semgrad_guard.policy.decide import step_rule
 from semgrad_guard.policy.steps import FallbackModelStep, NewAttemptStep
 
 if TYPE_CHECKING:

@@ -1,0 +1,408 @@
+"""Chooses the next step of a policy for one answer: which rules apply, which step comes next, which attempt is best."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+from semgrad_guard.errors import CalibrationError, UncalibratedError
+from semgrad_guard.flow import (
+    UNCALIBRATED,
+    Abstain,
+    Accept,
+    AnswerWithWarning,
+    Attempt,
+    Confidence,
+    Decision,
+    Failure,
+    HumanReview,
+)
+from semgrad_guard.policy.conditions import Standing
+from semgrad_guard.policy.fields import versus
+from semgrad_guard.policy.promises import promises
+from semgrad_guard.policy.sections import RiskTarget
+from semgrad_guard.policy.steps import HumanReviewStep, NewAttemptStep
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from semgrad_guard.flow import Exchange, Progress, Score, Step
+    from semgrad_guard.policy.model import Override, Policy
+    from semgrad_guard.policy.promises import Promise
+    from semgrad_guard.policy.sections import Budget, Messages, OnError, OnUncalibrated, Otherwise
+    from semgrad_guard.policy.steps import Rung
+
+    Thresholds = Callable[[Promise], float]
+    """A promise -> the lowest confidence that keeps it; raises `CalibrationError` if none does."""
+
+
+def known(confidence: Confidence) -> float | None:
+    """Return a confidence that can be compared; `None` when there is none, or none that lies in [0, 1]."""
+    value = confidence.value
+    return value if value is not None and math.isfinite(value) and 0 <= value <= 1 else None
+
+
+def best_attempt(progress: Progress, present: Attempt) -> Attempt:
+    """Return the attempt with the highest confidence, the earliest of equals.
+
+    An attempt without a usable confidence is never better than one with; if none has one, it is the present attempt.
+    """
+    return best_judged((*progress.attempts, present)) or present
+
+
+def best_judged(attempts: Iterable[Attempt]) -> Attempt | None:
+    """Return the attempt with the highest usable confidence, the earliest of equals; `None` if none has one."""
+    judged = [(value, a) for a in attempts if (value := known(a.decision.confidence)) is not None]
+    return max(judged, key=lambda pair: pair[0])[1] if judged else None
+
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Ruled(Generic[T]):
+    """A setting and the rule that it comes from."""
+
+    value: T
+    rule: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rules:
+    """The settings for one exchange."""
+
+    accept: Ruled[float | RiskTarget]
+    escalate: tuple[Ruled[Rung], ...]
+    otherwise: Ruled[Otherwise]
+    on_error: Ruled[OnError]
+    on_uncalibrated: Ruled[OnUncalibrated]
+    messages: Messages
+
+
+def rules_for(policy: Policy, exchange: Exchange) -> Rules:
+    """Return the settings for an exchange: each from the first matching override that sets it, else from the top."""
+    matching = [(f"overrides[{i}]", o) for i, o in enumerate(policy.overrides) if o.match.fits(exchange)]
+    return Rules(
+        accept=_setting("accept", policy.accept, matching),
+        escalate=_ladder(policy, matching),
+        otherwise=_setting("otherwise", policy.otherwise, matching),
+        on_error=_setting("on_error", policy.on_error, matching),
+        on_uncalibrated=_setting("on_uncalibrated", policy.on_uncalibrated, matching),
+        messages=_messages(policy, matching),
+    )
+
+
+def step_rule(place: str, rung: Rung) -> str:
+    """Return the rule of a step: `escalate[0].retry_retrieval` for the step at `escalate[0]`."""
+    return f"{place}.{rung.name}"
+
+
+def _setting(key: str, general: T, matching: list[tuple[str, Override]]) -> Ruled[T]:
+    for place, override in matching:
+        value: T | None = getattr(override, key)
+        if value is not None:
+            return Ruled(value, f"{place}.{key}")
+    return Ruled(general, key)
+
+
+def _ladder(policy: Policy, matching: list[tuple[str, Override]]) -> tuple[Ruled[Rung], ...]:
+    ladder = _setting("escalate", policy.escalate, matching)
+    return tuple(Ruled(rung, step_rule(f"{ladder.rule}[{i}]", rung)) for i, rung in enumerate(ladder.value))
+
+
+def _messages(policy: Policy, matching: list[tuple[str, Override]]) -> Messages:
+    changes: dict[str, str] = {}
+    for _, override in reversed(matching):
+        if override.messages is not None:
+            changes |= override.messages.model_dump(exclude_none=True)
+    return policy.messages.model_copy(update=changes) if changes else policy.messages
+
+
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """What a question has used of its budget."""
+
+    seconds: float
+    attempts: int
+    cost: float
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """A step that is not tried, and why."""
+
+    rule: str
+    why: str
+    limit: str = ""
+    """The part of the budget that stops it, for example `budget.seconds`; empty for any other reason."""
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The step to try, or none, and the steps before it that are not tried."""
+
+    rung: Ruled[Rung] | None
+    skipped: tuple[Skipped, ...] = ()
+
+    @property
+    def limit(self) -> str:
+        """The part of the budget that stopped a step first; empty where none did."""
+        return next((one.limit for one in self.skipped if one.limit), "")
+
+
+def climb(
+    ladder: Sequence[Ruled[Rung]], standing: Standing, progress: Progress, budget: Budget, spent: Spent
+) -> Choice:
+    """Return the first step that may be tried now.
+
+    Args:
+        ladder: the steps, in the order of the file.
+        standing: how the question stands.
+        progress: which steps were tried, and which can't help any more.
+        budget: the limits of new attempts.
+        spent: what was used of them.
+    """
+    skipped: list[Skipped] = []
+    for rung in ladder:
+        obstacle = _obstacle(rung, standing, progress) or _over_budget(rung, budget, spent)
+        if obstacle is None:
+            return Choice(rung, tuple(skipped))
+        skipped.append(obstacle)
+    return Choice(None, tuple(skipped))
+
+
+def cost_of(ladder: Sequence[Ruled[Rung]], tried: Mapping[str, int]) -> float:
+    """Return the cost units of all tries of the steps of a ladder."""
+    return sum(tried.get(r.rule, 0) * r.value.spec.cost for r in ladder if isinstance(r.value.spec, NewAttemptStep))
+
+
+def tries_left(rung: Ruled[Rung], progress: Progress) -> int:
+    """Return how often a step may still be tried; a step that ends the question has one try."""
+    spec = rung.value.spec
+    return 1 if isinstance(spec, HumanReviewStep) else spec.attempts - progress.tried.get(rung.rule, 0)
+
+
+def _obstacle(rung: Ruled[Rung], standing: Standing, progress: Progress) -> Skipped | None:
+    if rung.rule in progress.exhausted:
+        return Skipped(rung.rule, "failed or can't help any more")
+    if tries_left(rung, progress) < 1:
+        return Skipped(rung.rule, "used up")
+    if not rung.value.spec.when.holds(standing):
+        return Skipped(rung.rule, "not meant for this answer")
+    return None
+
+
+def _over_budget(rung: Ruled[Rung], budget: Budget, spent: Spent) -> Skipped | None:
+    """Return which limit stops a step; steps that end the question are never stopped."""
+    spec = rung.value.spec
+    if isinstance(spec, HumanReviewStep):
+        return None
+    if budget.seconds is not None and not spent.seconds < budget.seconds:
+        return Skipped(rung.rule, f"{spent.seconds:.3g} of {budget.seconds:g} s used", "budget.seconds")
+    if budget.attempts is not None and spent.attempts >= budget.attempts:
+        return Skipped(rung.rule, f"{spent.attempts} of {budget.attempts} attempts used", "budget.attempts")
+    if budget.cost is not None and not spent.cost + spec.cost <= budget.cost:
+        return Skipped(rung.rule, f"{spent.cost:g} + {spec.cost:g} of {budget.cost:g} cost units", "budget.cost")
+    return None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """What one decision is about."""
+
+    rules: Rules
+    exchange: Exchange
+    """The present attempt."""
+    progress: Progress
+    score: Score | None = None
+    confidence: Confidence = UNCALIBRATED
+
+    @property
+    def judged_before(self) -> bool:
+        """Whether an earlier attempt has a usable confidence."""
+        return best_judged(self.progress.attempts) is not None
+
+    def standing(self) -> Standing:
+        """Return how the question stands: by its best attempt."""
+        best, score = known(self.confidence), self.score
+        before = best_judged(self.progress.attempts)
+        earlier = known(before.decision.confidence) if before else None
+        if before and earlier is not None and (best is None or earlier >= best):
+            best, score = earlier, before.decision.score
+        ids = {attempt.exchange.id for attempt in self.progress.attempts} | {self.exchange.id}
+        return Standing(
+            exchange=self.exchange,
+            confidence=best or 0.0,
+            spans=score.spans if score else (),
+            n_attempts=max(len(ids), self.exchange.attempt),
+        )
+
+    def doubt(self, threshold: float) -> str:
+        """Return in words why the present attempt is not accepted."""
+        value, best = known(self.confidence), self.standing().confidence
+        if value is None:
+            return (
+                f"no calibrated confidence ({self.confidence.why}), best of the attempts {best:.2f} < {threshold:.2f}"
+            )
+        said = f"confidence {versus(value, '<', threshold)}"
+        return f"{said} (best attempt {best:.2f})" if best > value else said
+
+    def decision(self, step: Step, rule: str, why: str, failure: Failure | None = None) -> Decision:
+        """Return the decision for the present attempt."""
+        return Decision(
+            step=step,
+            rule=rule,
+            why=why,
+            exchange_id=self.exchange.id,
+            score=self.score,
+            confidence=self.confidence,
+            failure=failure,
+        )
+
+
+def no_thresholds(promise: Promise) -> float:  # noqa: ARG001 - the shape of a resolver
+    """Refuse to compute a threshold: there is nothing to compute it from."""
+    raise UncalibratedError("`accept` asks for an error rate, and no profile was given to compute its threshold from")
+
+
+class PolicyDecider:
+    """Decides as a policy says; pure, so one decider may be used from many threads at once."""
+
+    def __init__(self, policy: Policy, thresholds: Thresholds = no_thresholds) -> None:
+        """Make a decider.
+
+        Args:
+            policy: what to do.
+            thresholds: computes the confidence that keeps an error rate; asked once for each `accept` that needs it.
+        """
+        self.policy = policy
+        self._thresholds = thresholds
+        self._promises = promises(policy)
+        self._computed: dict[str, float] = {}
+
+    @property
+    def can_change_answers(self) -> bool:
+        """Whether the caller may get anything but the model's own words: a refusal, a person's words or a warning.
+
+        Adapters may pass the tokens of an answer on before it is judged only where this is false.
+        """
+        policy = self.policy
+        said: list[Policy | Override] = [policy, *policy.overrides]
+        ends = {end for rules in said for end in (rules.otherwise, rules.on_error, rules.on_uncalibrated)} - {None}
+        people = any(rung.human_review is not None for _, rung in policy.ladders())
+        texts = [rules.messages for rules in said if rules.messages is not None]
+        warned = any(messages.warning or messages.unchecked for messages in texts)
+        return bool(ends - {"answer_with_warning", "warn"}) or people or warned
+
+    def compute_thresholds(self) -> dict[str, float]:
+        """Return the confidence that each `accept` needs, by rule; error rates are computed now, not at first use.
+
+        A rule that never decides, because earlier ones take all its answers, is left out where it asks for a rate.
+
+        Raises:
+            CalibrationError: an error rate cannot be kept, or there is no profile to compute its threshold from.
+        """
+        overrides = enumerate(self.policy.overrides)
+        wanted = {"accept": self.policy.accept, **{f"overrides[{i}].accept": o.accept for i, o in overrides}}
+        decided = {
+            rule: one for rule, one in wanted.items() if not isinstance(one, RiskTarget) or rule in self._promises
+        }
+        return {rule: self._number(Ruled(one, rule)) for rule, one in decided.items() if one is not None}
+
+    def decide(self, exchange: Exchange, score: Score, confidence: Confidence, progress: Progress) -> Decision:
+        """Return the step for a judged attempt.
+
+        Raises:
+            UncalibratedError: there is no confidence and the policy says `on_uncalibrated: error`.
+        """
+        rules = rules_for(self.policy, exchange)
+        question = Question(rules=rules, exchange=exchange, progress=progress, score=score, confidence=confidence)
+        value = known(confidence)
+        if value is None and confidence.value is not None:
+            why = f"confidence {confidence.value} is not in [0, 1]"
+            return self._failed(question, Failure("calibration", "ConfidenceOutOfRange", why))
+        if value is None and not question.judged_before:
+            return self._unjudged(question, f"no calibrated confidence: {confidence.why}", confidence.why)
+        try:
+            threshold = self._number(rules.accept)
+        except CalibrationError as error:
+            return self._unjudged(question, f"no threshold to compare with: {error}", str(error))
+        if value is not None and value >= threshold:
+            return question.decision(Accept(), rules.accept.rule, f"confidence {versus(value, '>=', threshold)}")
+        return self._escalate(question, threshold)
+
+    def decide_failure(self, exchange: Exchange, failure: Failure, progress: Progress) -> Decision:
+        """Return what happens to an answer that could not be judged or handed over: the policy's `on_error`."""
+        question = Question(rules=rules_for(self.policy, exchange), exchange=exchange, progress=progress)
+        return self._failed(question, failure)
+
+    def best(self, exchange: Exchange, decision: Decision, progress: Progress) -> Exchange:
+        """Return the attempt with the highest confidence among the earlier ones and the present one."""
+        return best_attempt(progress, Attempt(exchange, decision)).exchange
+
+    def _number(self, accept: Ruled[float | RiskTarget]) -> float:
+        if not isinstance(accept.value, RiskTarget):
+            return accept.value
+        if accept.rule not in self._computed:
+            self._computed[accept.rule] = self._thresholds(self._promises[accept.rule])
+        return self._computed[accept.rule]
+
+    def _unjudged(self, question: Question, why: str, error: str) -> Decision:
+        """Decide when nothing can be compared."""
+        on_uncalibrated, messages = question.rules.on_uncalibrated, question.rules.messages
+        if on_uncalibrated.value == "error":
+            raise UncalibratedError(error)
+        warn = on_uncalibrated.value == "warn"
+        step: Step = AnswerWithWarning(warning=messages.unchecked) if warn else Abstain(message=messages.abstain)
+        return question.decision(step, on_uncalibrated.rule, why)
+
+    def _escalate(self, question: Question, threshold: float) -> Decision:
+        rules, standing, progress = question.rules, question.standing(), question.progress
+        spent = Spent(
+            seconds=progress.elapsed_s,
+            attempts=standing.n_attempts,
+            cost=max(progress.cost, cost_of(rules.escalate, progress.tried)),
+        )
+        choice = climb(rules.escalate, standing, progress, self.policy.budget, spent)
+        doubt = question.doubt(threshold)
+        if choice.rung is not None:
+            why = f"{doubt}; {_how(choice, progress)}"
+            step = choice.rung.value.spec.to_flow(rules.messages.pending)
+            return question.decision(step, choice.rung.rule, why)
+        why = "; ".join([f"{doubt}, and no step is left", *(f"{one.rule}: {one.why}" for one in choice.skipped)])
+        return question.decision(_last_step(rules), choice.limit or rules.otherwise.rule, why)
+
+    def _failed(self, question: Question, failure: Failure) -> Decision:
+        on_error, messages = question.rules.on_error, question.rules.messages
+        step: Step = Abstain(message=messages.abstain)
+        why = f"{failure.stage} failed ({failure.type}: {failure.message})"
+        not_handed_over = failure.stage == HumanReview.action.value or on_error.rule in question.progress.exhausted
+        if on_error.value == "human_review" and not not_handed_over:
+            step = HumanReview(message=messages.pending)
+        elif on_error.value == "answer_with_warning" and not (not_handed_over or question.judged_before):
+            step = AnswerWithWarning(warning=messages.unchecked)
+        elif on_error.value != "abstain":
+            why += (
+                f"; `{on_error.rule}: {on_error.value}` would let out or lose an answer that is held back: abstaining"
+            )
+        return question.decision(step, on_error.rule, why, failure)
+
+
+def _last_step(rules: Rules) -> Step:
+    if rules.otherwise.value == "abstain":
+        return Abstain(message=rules.messages.abstain)
+    return AnswerWithWarning(warning=rules.messages.warning)
+
+
+def _how(choice: Choice, progress: Progress) -> str:
+    """Return in words which step is taken, and which were passed over by the budget."""
+    rung = choice.rung
+    if rung is None:
+        return ""
+    spec = rung.value.spec
+    passed = [f"{one.rule} is over budget ({one.why})" for one in choice.skipped if one.limit]
+    if isinstance(spec, HumanReviewStep):
+        return "; ".join([*passed, "a person decides"])
+    this = spec.attempts - tries_left(rung, progress) + 1
+    return "; ".join([*passed, f"try {this} of {spec.attempts}"])
