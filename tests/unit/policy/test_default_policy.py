@@ -8,9 +8,9 @@ import yaml
 
 from semgrad_guard.flow import Action, RetryRetrieval
 from semgrad_guard.policy import default_text, load_policy, parse_policy
+from semgrad_guard.policy.explain import notes
 from semgrad_guard.policy.json_schema import keys_at
 from semgrad_guard.policy.model import Policy
-from semgrad_guard.policy.notes import notes
 
 
 def test_it_retries_then_asks_a_person_then_abstains() -> None:

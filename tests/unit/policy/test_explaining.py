@@ -7,8 +7,8 @@ from textwrap import dedent
 import pytest
 
 from semgrad_guard.policy import explain, load_policy, parse_policy
+from semgrad_guard.policy.explain import notes
 from semgrad_guard.policy.fields import listed, mask_url, versus
-from semgrad_guard.policy.notes import notes
 
 EVERYTHING = """
     accept: {max_error_rate: 0.1, delta: 0.05}
