@@ -10,7 +10,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from semgrad_guard.errors import PolicyFileError
-from semgrad_guard.policy.complaints import complain
+from semgrad_guard.policy.mistakes import complain
 from semgrad_guard.policy.model import Policy
 from semgrad_guard.policy.yaml_source import Document, read_yaml
 

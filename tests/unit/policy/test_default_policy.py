@@ -9,7 +9,7 @@ import yaml
 from semgrad_guard.flow import Action, RetryRetrieval
 from semgrad_guard.policy import default_text, load_policy, parse_policy
 from semgrad_guard.policy.explain import notes
-from semgrad_guard.policy.json_schema import keys_at
+from semgrad_guard.policy.mistakes import keys_at
 from semgrad_guard.policy.model import Policy
 
 

@@ -7,7 +7,7 @@ import yaml
 from jsonschema import Draft202012Validator
 
 from semgrad_guard.policy import default_text, policy_schema
-from semgrad_guard.policy.json_schema import homes_of, keys_at, words_at
+from semgrad_guard.policy.mistakes import homes_of, keys_at, words_at
 from semgrad_guard.scoring.signals import METHODS, SIGNALS
 
 VALIDATOR = Draft202012Validator(policy_schema())

@@ -9,7 +9,7 @@ import jsonschema
 import pytest
 
 from semgrad_guard.policy import explain, parse_policy
-from semgrad_guard.policy.json_schema import policy_schema
+from semgrad_guard.policy.mistakes import policy_schema
 
 if TYPE_CHECKING:
     from collections.abc import Callable
