@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from semgrad_guard.policy.conditions import ALWAYS
 from semgrad_guard.policy.decide import step_rule
 from semgrad_guard.policy.fields import listed
-from semgrad_guard.policy.loading import SHIPPED
+from semgrad_guard.policy.load import SHIPPED
 from semgrad_guard.policy.review import review_in_words
 from semgrad_guard.policy.sections import RiskTarget
 from semgrad_guard.policy.steps import FallbackModelStep, HumanReviewStep, RetryRetrievalStep
