@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from semgrad_guard.calibration import Profile
     from semgrad_guard.flow import Exchange, Score
     from semgrad_guard.models.embedding import Embedder
-    from semgrad_guard.policy.sections import ScorerSettings
+    from semgrad_guard.policy.model import ScorerSettings
     from semgrad_guard.ports import Calibrator, Scorer, Sink
 
     PolicySource = str | Path | Mapping[str, object] | Policy | None

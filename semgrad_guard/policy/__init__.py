@@ -7,8 +7,7 @@ from semgrad_guard.policy.decide import PolicyDecider, best_attempt
 from semgrad_guard.policy.explain import explain
 from semgrad_guard.policy.load import PolicyWatcher, default_text, load_policy, parse_policy, policy_from
 from semgrad_guard.policy.mistakes import policy_schema
-from semgrad_guard.policy.model import Policy
-from semgrad_guard.policy.sections import RiskTarget
+from semgrad_guard.policy.model import Policy, RiskTarget
 
 __all__ = [
     "Policy",

@@ -20,17 +20,16 @@ from semgrad_guard.flow import (
 )
 from semgrad_guard.policy.conditions import Standing
 from semgrad_guard.policy.fields import versus
+from semgrad_guard.policy.model import RiskTarget
 from semgrad_guard.policy.promises import promises
-from semgrad_guard.policy.sections import RiskTarget
 from semgrad_guard.policy.steps import HumanReviewStep, NewAttemptStep
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from semgrad_guard.flow import Exchange, Progress, Score, Step
-    from semgrad_guard.policy.model import Override, Policy
+    from semgrad_guard.policy.model import Budget, Messages, OnError, OnUncalibrated, Otherwise, Override, Policy
     from semgrad_guard.policy.promises import Promise
-    from semgrad_guard.policy.sections import Budget, Messages, OnError, OnUncalibrated, Otherwise
     from semgrad_guard.policy.steps import Rung
 
     Thresholds = Callable[[Promise], float]

@@ -8,16 +8,15 @@ from semgrad_guard.policy.conditions import ALWAYS
 from semgrad_guard.policy.decide import step_rule
 from semgrad_guard.policy.fields import listed
 from semgrad_guard.policy.load import SHIPPED
+from semgrad_guard.policy.model import RiskTarget
 from semgrad_guard.policy.review import review_in_words
-from semgrad_guard.policy.sections import RiskTarget
 from semgrad_guard.policy.steps import FallbackModelStep, HumanReviewStep, RetryRetrievalStep
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from semgrad_guard.policy.conditions import Match, When
-    from semgrad_guard.policy.model import Override, Policy
-    from semgrad_guard.policy.sections import Accept
+    from semgrad_guard.policy.model import AcceptTarget, Override, Policy
     from semgrad_guard.policy.steps import Rung
 
 
@@ -119,7 +118,7 @@ def _scoring(policy: Policy) -> list[str]:
     ]
 
 
-def _accepted(accept: Accept) -> str:
+def _accepted(accept: AcceptTarget) -> str:
     if isinstance(accept, RiskTarget):
         rate, certainty = f"{accept.max_error_rate * 100:g} %", f"{(1 - accept.delta) * 100:g} %"
         return (

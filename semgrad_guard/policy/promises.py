@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from semgrad_guard.policy.fields import listed
-from semgrad_guard.policy.sections import RiskTarget
+from semgrad_guard.policy.model import RiskTarget
 
 if TYPE_CHECKING:
     from semgrad_guard.policy.model import Policy
