@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch  # noqa: TID253 - this module is reached only to measure a model
 
-from semgrad_guard.models.borrow import evaluating
+from semgrad_guard.models.device import evaluating
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -11,7 +11,7 @@ from semgrad_guard.errors import NonFiniteScoreError
 from semgrad_guard.evaluation.paraphrases import last_word
 from semgrad_guard.evaluation.prompts import question_prompt
 from semgrad_guard.evaluation.sps import TIE, States
-from semgrad_guard.models.borrow import evaluating, plain_tensors
+from semgrad_guard.models.device import evaluating, plain_tensors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

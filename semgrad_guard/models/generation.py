@@ -9,9 +9,8 @@ import torch
 from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
 from semgrad_guard.errors import ContextTooLongError, EmptyPromptError, ModelSettingError
-from semgrad_guard.models.borrow import evaluating, plain_tensors
+from semgrad_guard.models.device import evaluating, held, plain_tensors
 from semgrad_guard.models.kept import KeptCache, full_cache
-from semgrad_guard.models.locks import held
 from semgrad_guard.models.prompt_cache import pad_left, prompt_cache
 from semgrad_guard.models.sampling import Sampler
 from semgrad_guard.models.special import special_tokens

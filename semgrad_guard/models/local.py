@@ -10,12 +10,10 @@ from semgrad_guard.errors import ModelSettingError
 from semgrad_guard.flow import Message
 from semgrad_guard.models import tokens
 from semgrad_guard.models.batches import generate_batches
+from semgrad_guard.models.device import input_device, lock_of, weights_digest
 from semgrad_guard.models.generation import Generated, GenerationSettings, Keep, Row, generate
-from semgrad_guard.models.locks import lock_of
-from semgrad_guard.models.placement import input_device
 from semgrad_guard.models.template import has_template, template_digest
 from semgrad_guard.models.watch import ending
-from semgrad_guard.models.weights_digest import weights_digest
 
 if TYPE_CHECKING:
     import threading

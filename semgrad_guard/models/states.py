@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from semgrad_guard.models.borrow import in_this_thread
+from semgrad_guard.models.device import in_this_thread
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Sequence

@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import chain
 from typing import TYPE_CHECKING
 
-from semgrad_guard.models.locks import lock_of
+from semgrad_guard.models.device import lock_of
 from semgrad_guard.models.special import starts_special
 from semgrad_guard.models.template import has_template, render, turn_end_ids
 from semgrad_guard.models.text import clean_text

@@ -6,7 +6,7 @@ import threading
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
-from semgrad_guard.models.borrow import evaluating, in_this_thread, plain_tensors
+from semgrad_guard.models.device import evaluating, in_this_thread, plain_tensors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable

@@ -8,8 +8,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 
-from semgrad_guard.models.borrow import in_this_thread
-from semgrad_guard.models.placement import input_device
+from semgrad_guard.models.device import in_this_thread, input_device
 
 if TYPE_CHECKING:
     from collections.abc import Generator

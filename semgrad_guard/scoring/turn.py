@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from semgrad_guard.errors import ScoringEndedError
-from semgrad_guard.models.locks import held
+from semgrad_guard.models.device import held
 from semgrad_guard.scoring.borrow import hooked
 
 if TYPE_CHECKING:

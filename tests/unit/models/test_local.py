@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from semgrad_guard.models import LocalModel
-from semgrad_guard.models.weights_digest import weights_digest
+from semgrad_guard.models.device import weights_digest
 from tests.unit.models.conftest import make_model, make_tokenizer
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ def test_the_digest_is_equal_in_another_process() -> None:
     """A profile made on one machine must fit the same model on another."""
     code = (
         "from tests.unit.models.conftest import make_model\n"
-        "from semgrad_guard.models.weights_digest import weights_digest\n"
+        "from semgrad_guard.models.device import weights_digest\n"
         "print(weights_digest(make_model()))"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
@@ -152,11 +152,11 @@ def test_locks_die_with_their_model() -> None:
     import gc
     import weakref
 
-    from semgrad_guard.models import locks
+    from semgrad_guard.models import device
 
     local = LocalModel(make_model(), make_tokenizer(), "")
-    watched, before = weakref.ref(local.model), len(locks._locks)
+    watched, before = weakref.ref(local.model), len(device._locks)
     del local
     gc.collect()
     assert watched() is None
-    assert len(locks._locks) < before
+    assert len(device._locks) < before

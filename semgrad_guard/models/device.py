@@ -1,0 +1,150 @@
+"""What stands around a loaded model's weights: where they are, what they are, and who may use them now."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Iterator
+
+    from torch import Tensor, nn
+    from transformers import PreTrainedModel
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Generator[None]:
+    """Put a model into eval mode, and every module back into the mode that it was in, also on error."""
+    training = [module for module in model.modules() if module.training]
+    if training:
+        model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+@contextmanager
+def plain_tensors() -> Generator[None]:
+    """Compute without gradients but with ordinary tensors, whatever mode the caller is in.
+
+    A KV cache written under `torch.inference_mode` could never take part in a backward pass later.
+    """
+    with torch.inference_mode(mode=False), torch.no_grad():
+        yield
+
+
+def in_this_thread(hook: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a hook that does nothing in other threads: they may use the model without asking for its lock."""
+    mine = threading.get_ident()
+
+    # torch passes a hook's keyword arguments on by a look-up of their own: a thread that meets the hook while it is
+    # taken off calls it without them
+    def called(*args: Any) -> Any:
+        return hook(*args) if threading.get_ident() == mine else None
+
+    return called
+
+
+_LOOK_S = 0.02
+"""How often someone who waits for a lock looks whether the work is still wanted."""
+
+_locks: WeakKeyDictionary[object, threading.RLock] = WeakKeyDictionary()
+_guard = threading.Lock()
+
+
+def lock_of(thing: object) -> threading.RLock:
+    """Return the one re-entrant lock of a model or tokenizer; it lives as long as that object."""
+    with _guard:
+        return _locks.setdefault(thing, threading.RLock())
+
+
+@contextmanager
+def held(lock: threading.RLock, should_end: Callable[[], bool]) -> Generator[bool]:
+    """Hold a lock; give False, without it, when `should_end` says so while another holds it."""
+    owned = lock.acquire(blocking=False)
+    while not owned and not should_end():
+        owned = lock.acquire(timeout=_LOOK_S)
+    try:
+        yield owned
+    finally:
+        if owned:
+            lock.release()
+
+
+def input_device(model: PreTrainedModel) -> torch.device:
+    """Return where a model takes its token ids: the place of its input embeddings, or where those are computed."""
+    embeddings = model.get_input_embeddings()
+    weight: Tensor | None = getattr(embeddings, "weight", None)
+    if weight is not None and not weight.is_meta:
+        return weight.device
+    computed: Any = getattr(getattr(embeddings, "_hf_hook", None), "execution_device", None)
+    return model.device if computed is None else torch.device(computed)
+
+
+def offloaded_weight(model: nn.Module, name: str) -> Tensor | None:
+    """Return a weight that is not in memory, by its name in the model; `None` when it is nowhere."""
+    path, _, own = name.rpartition(".")
+    weights: Any = next((hook.weights_map for hook in _hooks(model.get_submodule(path)) if hook.weights_map), None)
+    try:
+        return None if weights is None else weights[own]
+    except KeyError:
+        return None
+
+
+def missing_weight(model: nn.Module) -> str | None:
+    """Return the name of a weight that is neither in memory nor offloaded, `None` when all are there."""
+    names = (name for name, weight in model.named_parameters() if weight.is_meta)
+    return next((name for name in names if offloaded_weight(model, name) is None), None)
+
+
+def _hooks(module: nn.Module) -> Iterator[Any]:
+    hook: Any = getattr(module, "_hf_hook", None)
+    several: Any = getattr(hook, "hooks", (hook,))
+    yield from (one for one in several if getattr(one, "weights_map", None) is not None)
+
+
+_SAMPLES = 64
+"""How many entries of each weight are looked at."""
+_PASSING = {"_name_or_path", "_attn_implementation", "dtype", "torch_dtype", "transformers_version", "use_cache"}
+"""Config keys that say how a model was loaded, not what it is."""
+
+
+def weights_digest(model: PreTrainedModel) -> str:
+    """Return a digest of the config and of evenly spaced entries of every weight.
+
+    It is the same in every process and for every copy of the same files. Other weights of the same architecture, a
+    fine-tuned or quantised copy, and another number format give another digest.
+    """
+    digest = hashlib.sha256(_config_text(model).encode())
+    for name, weight in sorted(model.state_dict(keep_vars=False).items()):
+        digest.update(f"{name}{tuple(getattr(weight, 'shape', ()))}".encode())
+        offloaded = offloaded_weight(model, name) if getattr(weight, "is_meta", False) else None
+        digest.update(_sample(weight if offloaded is None else offloaded))
+    return digest.hexdigest()
+
+
+def _config_text(model: PreTrainedModel) -> str:
+    config = {key: value for key, value in model.config.to_dict().items() if key not in _PASSING}
+    return json.dumps(config, sort_keys=True, default=str)
+
+
+def _sample(weight: object) -> bytes:
+    """Return a few entries of a weight as bytes; nothing for one that holds no numbers."""
+    if not isinstance(weight, torch.Tensor) or weight.is_meta or not weight.numel():
+        return b""
+    flat = _unpacked(weight.detach()).reshape(-1)
+    places = torch.linspace(0, flat.numel() - 1, min(_SAMPLES, flat.numel()), dtype=torch.float64).long()
+    return flat[places.to(flat.device)].to("cpu", torch.float32).numpy().tobytes()
+
+
+def _unpacked(weight: torch.Tensor) -> torch.Tensor:
+    """Return a weight as plain numbers; quantised ones of torchao are tensors that can't be indexed."""
+    return weight if type(weight) in {torch.Tensor, torch.nn.Parameter} else weight.dequantize()
