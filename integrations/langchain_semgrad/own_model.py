@@ -37,6 +37,6 @@ class OwnModel:
         tokenizer = getattr(self._llm, "tokenizer", None)
         if tokenizer is None or isinstance(prompt, str):
             return ""
-        from semgrad_guard.models.template import render  # noqa: PLC0415 - loads transformers, as the model already did
+        from semgrad_guard.models.tokens import render  # noqa: PLC0415 - loads transformers, as the model already did
 
         return render(tokenizer, prompt)

@@ -13,8 +13,8 @@ from semgrad_guard.models.device import evaluating, held, plain_tensors
 from semgrad_guard.models.kept import KeptCache, full_cache
 from semgrad_guard.models.prompt_cache import pad_left, prompt_cache
 from semgrad_guard.models.sampling import Sampler
-from semgrad_guard.models.special import special_tokens
 from semgrad_guard.models.states import recorded, recorded_outputs
+from semgrad_guard.models.tokens import special_tokens
 from semgrad_guard.models.watch import AnswerWatch, first_stop
 
 if TYPE_CHECKING:

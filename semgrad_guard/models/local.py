@@ -12,7 +12,7 @@ from semgrad_guard.models import tokens
 from semgrad_guard.models.batches import generate_batches
 from semgrad_guard.models.device import input_device, lock_of, weights_digest
 from semgrad_guard.models.generation import Generated, GenerationSettings, Keep, Row, generate
-from semgrad_guard.models.template import has_template, template_digest
+from semgrad_guard.models.tokens import has_template, template_digest
 from semgrad_guard.models.watch import ending
 
 if TYPE_CHECKING:

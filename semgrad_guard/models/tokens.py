@@ -1,21 +1,138 @@
-"""Prompts and answers -> the exact token ids that a model reads and writes."""
+"""Texts and chat messages -> token ids and back, by the model's own template."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 from itertools import chain
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
+from weakref import WeakKeyDictionary
 
+from jinja2.exceptions import TemplateError
+
+from semgrad_guard.flow import Message
 from semgrad_guard.models.device import lock_of
-from semgrad_guard.models.special import starts_special
-from semgrad_guard.models.template import has_template, render, turn_end_ids
-from semgrad_guard.models.text import clean_text
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from semgrad_guard.flow import Prompt
+
+
+def clean_text(text: str) -> str:
+    """Return the text without lone surrogates, which no UTF-8 tokenizer can read.
+
+    A high and a low surrogate that belong together become the character that they stand for; a lone one becomes
+    U+FFFD, as a browser or a terminal would show it. Other text comes back unchanged.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    return text
+
+
+_known: WeakKeyDictionary[PreTrainedTokenizerBase, Mapping[str, int]] = WeakKeyDictionary()
+
+
+def special_tokens(tokenizer: PreTrainedTokenizerBase) -> Mapping[str, int]:
+    """Return text -> id of all special tokens; a chat template's own are often named nowhere but among the added ones.
+
+    Listing thousands of added tokens takes milliseconds, so it is done once a tokenizer.
+    """
+    found = _known.get(tokenizer)
+    if found is None:
+        added = {
+            str(token.content): number for number, token in tokenizer.added_tokens_decoder.items() if token.special
+        }
+        named = zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True)
+        found = _known[tokenizer] = {text: number for text, number in {**added, **dict(named)}.items() if text}
+    return found
+
+
+def starts_special(tokenizer: PreTrainedTokenizerBase, text: str) -> bool:
+    """Tell whether a text begins with a special token, as one does that a template has already rendered."""
+    return text.startswith(tuple(special_tokens(tokenizer)))
+
+
+_PROBE = "probe"
+
+
+def has_template(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Tell whether the model was made for chat: its tokenizer carries a template."""
+    return bool(tokenizer.chat_template)
+
+
+def template_digest(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return the SHA-256 digest of the chat template; of the empty text for a base model."""
+    template: object = tokenizer.chat_template or ""
+    text = template if isinstance(template, str) else json.dumps(template, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> str:
+    """Return the text of a chat, up to the point where the assistant's answer begins.
+
+    - A chat model's own template is used, with its generation prompt.
+    - A template that refuses a system message, or turns that do not alternate, gets the same contents merged: the
+      system message at the head of the first user message, neighbours of one role joined by a blank line.
+    - A base model has no template: contents are joined by blank lines. Only when earlier turns of an assistant are
+      among them is each led by its role (`user: …`), and `assistant:` ends the text.
+    """
+    messages = [Message(message.role, clean_text(message.content)) for message in messages]
+    if not has_template(tokenizer):
+        return join_plainly(messages)
+    try:
+        return _apply(tokenizer, messages)
+    except TemplateError:
+        return _apply(tokenizer, _merged(messages))
+
+
+def join_plainly(messages: Sequence[Message]) -> str:
+    """Return the messages as plain text, for a model without a chat template."""
+    if not any(message.role == "assistant" for message in messages):
+        return "\n\n".join(message.content for message in messages)
+    turns = [f"{message.role}: {message.content}" for message in messages]
+    return "\n\n".join([*turns, "assistant:"])
+
+
+def turn_end_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """Return the id of the special token that closes an assistant's turn in the chat template, or nothing.
+
+    Checkpoints do not always name it as an end token: the template is where it can be read with certainty.
+    """
+    if not has_template(tokenizer):
+        return ()
+    turn = [Message("user", _PROBE), Message("assistant", _PROBE)]
+    try:
+        text = _apply(tokenizer, turn, add_generation_prompt=False)
+    except TemplateError:
+        return ()
+    rest = text.rpartition(_PROBE)[2].lstrip()
+    ids = tokenizer(rest, add_special_tokens=False)["input_ids"] if rest else []
+    return tuple(ids[:1]) if ids and ids[0] in special_tokens(tokenizer).values() else ()
+
+
+def _apply(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, add_generation_prompt: bool = True
+) -> str:
+    chat = [{"role": message.role, "content": message.content} for message in messages]
+    rendered = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=add_generation_prompt)
+    return cast("str", rendered)
+
+
+def _merged(messages: Sequence[Message]) -> list[Message]:
+    """Return messages of alternating roles without a system message."""
+    merged: list[Message] = []
+    for message in messages:
+        role = "user" if message.role == "system" else message.role
+        if merged and merged[-1].role == role:
+            merged[-1] = Message(role, f"{merged[-1].content}\n\n{message.content}")
+        else:
+            merged.append(Message(role, message.content))
+    return merged
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, text: str, *, special: bool) -> tuple[int, ...]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from semgrad_guard.errors import ScoringSettingError
-from semgrad_guard.models.text import clean_text
+from semgrad_guard.models.tokens import clean_text
 from semgrad_guard.scoring.sentences import sentence_spans, token_span
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from tokenizers import AddedToken
 
 from semgrad_guard.flow import Message
 from semgrad_guard.models import LocalModel
-from semgrad_guard.models.text import clean_text
+from semgrad_guard.models.tokens import clean_text
 from tests.unit.models.conftest import make_model, make_tokenizer
 
 BOS, EOS, START, END = 1, 2, 3, 4
