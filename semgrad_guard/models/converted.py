@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from filelock import FileLock
 
-from semgrad_guard.models.files_digest import files_digest
+from semgrad_guard.models.files import files_digest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -12,7 +12,7 @@ from typing_extensions import override
 
 from semgrad_guard.errors import ModelNotFoundError
 from semgrad_guard.extras import require
-from semgrad_guard.models.packaged import PackagedModel
+from semgrad_guard.models.files import PackagedModel
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

