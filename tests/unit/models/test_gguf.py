@@ -17,8 +17,8 @@ from transformers import LlamaForCausalLM
 
 from semgrad_guard.errors import ModelFilesError, ModelNotFoundError
 from semgrad_guard.models import gguf, load_model
-from semgrad_guard.models.converted import cache_root
 from semgrad_guard.models.files import PACKAGED, PackagedModel
+from semgrad_guard.models.gguf import cache_root
 from tests.unit.models.conftest import TEMPLATE, make_model
 from tests.unit.models.tiny_gguf import write_gguf
 
