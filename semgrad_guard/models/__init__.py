@@ -2,7 +2,7 @@
 
 from semgrad_guard.models.generation import FinishReason, Generated
 from semgrad_guard.models.kept import KeptCache
-from semgrad_guard.models.loading import load_model
+from semgrad_guard.models.load import load_model
 from semgrad_guard.models.local import LocalModel
 from semgrad_guard.models.text_model import LocalTextModel
 
