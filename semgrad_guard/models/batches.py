@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from semgrad_guard.models.cache import full_cache
 from semgrad_guard.models.generation import Row, generate
-from semgrad_guard.models.kept import full_cache
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from semgrad_guard.models.cache import KeptCache
     from semgrad_guard.models.generation import Generated, GenerationSettings
-    from semgrad_guard.models.kept import KeptCache
     from semgrad_guard.models.local import LocalModel
 
 

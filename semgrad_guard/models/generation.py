@@ -9,11 +9,9 @@ import torch
 from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
 from semgrad_guard.errors import ContextTooLongError, EmptyPromptError, ModelSettingError
+from semgrad_guard.models.cache import KeptCache, full_cache, pad_left, prompt_cache, recorded, recorded_outputs
 from semgrad_guard.models.device import evaluating, held, plain_tensors
-from semgrad_guard.models.kept import KeptCache, full_cache
-from semgrad_guard.models.prompt_cache import pad_left, prompt_cache
 from semgrad_guard.models.sampling import Sampler
-from semgrad_guard.models.states import recorded, recorded_outputs
 from semgrad_guard.models.tokens import special_tokens
 from semgrad_guard.models.watch import AnswerWatch, first_stop
 
@@ -23,8 +21,8 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers.cache_utils import Cache
 
+    from semgrad_guard.models.cache import Recorded, RecordedOutputs
     from semgrad_guard.models.local import LocalModel
-    from semgrad_guard.models.states import Recorded, RecordedOutputs
 
 FinishReason = Literal["stop", "length", "stop_sequence", "cancelled"]
 """Why an answer ended: the model ended its turn, token limit, stop sequence, cancelled or out of time."""

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from semgrad_guard.flow import Prompt
-    from semgrad_guard.models.kept import KeptCache
+    from semgrad_guard.models.cache import KeptCache
 
 _LIMIT_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length", "seq_length")
 

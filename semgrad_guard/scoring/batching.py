@@ -13,7 +13,7 @@ from semgrad_guard.scoring.layout import shared_start
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from semgrad_guard.models.kept import KeptCache
+    from semgrad_guard.models.cache import KeptCache
     from semgrad_guard.scoring.engine import Measure, Reading
     from semgrad_guard.scoring.layout import Tokens
     from semgrad_guard.scoring.turn import Turn

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-    from semgrad_guard.models.kept import KeptCache
+    from semgrad_guard.models.cache import KeptCache
     from semgrad_guard.scoring.anatomy import Anatomy
     from semgrad_guard.scoring.gradients import Band, Recorded
     from semgrad_guard.scoring.layout import Layout, Tokens

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from semgrad_guard.models.kept import full_cache
+from semgrad_guard.models.cache import full_cache
 from semgrad_guard.scoring.anatomy import anatomy_of
 from semgrad_guard.scoring.behind import known_outputs, record_behind
 from semgrad_guard.scoring.borrow import borrowed
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from semgrad_guard.flow import ScorePath
-    from semgrad_guard.models.kept import KeptCache
+    from semgrad_guard.models.cache import KeptCache
     from semgrad_guard.scoring.anatomy import Anatomy
     from semgrad_guard.scoring.gradients import Band, Recorded, Recording
     from semgrad_guard.scoring.head import HeadPass, WeightNorm, WeightNorms

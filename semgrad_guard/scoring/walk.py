@@ -12,8 +12,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 
-from semgrad_guard.models.kept import KeptCache, full_cache
-from semgrad_guard.models.states import recorded
+from semgrad_guard.models.cache import KeptCache, full_cache, recorded
 from semgrad_guard.scoring.borrow import hooked
 from semgrad_guard.scoring.gradients import Band, record, run_blind, state_norms, upper_half
 from semgrad_guard.scoring.layout import Tokens, lay_out

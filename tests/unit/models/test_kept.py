@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from semgrad_guard.models import LocalModel, states
-from semgrad_guard.models.states import N_PROMPT_STATES
+from semgrad_guard.models.cache import N_PROMPT_STATES
 from tests.unit.models.conftest import make_model, make_tokenizer
 
 PROMPT = "red, green, blue: what is the answer to the question in the passage about colours"
