@@ -1,7 +1,7 @@
 """Local models: load one, turn prompts into token ids, write answers, keep the KV cache of it for scoring."""
 
 from semgrad_guard.models.cache import KeptCache
-from semgrad_guard.models.generation import FinishReason, Generated
+from semgrad_guard.models.generate import FinishReason, Generated
 from semgrad_guard.models.load import load_model
 from semgrad_guard.models.local import LocalModel
 from semgrad_guard.models.text_model import LocalTextModel

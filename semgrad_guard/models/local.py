@@ -9,11 +9,9 @@ from typing import TYPE_CHECKING
 from semgrad_guard.errors import ModelSettingError
 from semgrad_guard.flow import Message
 from semgrad_guard.models import tokens
-from semgrad_guard.models.batches import generate_batches
 from semgrad_guard.models.device import input_device, lock_of, weights_digest
-from semgrad_guard.models.generation import Generated, GenerationSettings, Keep, Row, generate
+from semgrad_guard.models.generate import Generated, GenerationSettings, Keep, Row, ending, generate, generate_batches
 from semgrad_guard.models.tokens import has_template, template_digest
-from semgrad_guard.models.watch import ending
 
 if TYPE_CHECKING:
     import threading

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Generator
 
-    from semgrad_guard.models.generation import Generated
+    from semgrad_guard.models.generate import Generated
 
     Item = str | Generated | BaseException
 

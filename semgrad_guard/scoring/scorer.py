@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 from semgrad_guard.errors import PositionOutsidePromptError, ScoringError, ScoringSettingError
 from semgrad_guard.flow import Exchange, Fingerprint, Score
 from semgrad_guard.models.embedding import UnitVectors
-from semgrad_guard.models.watch import ending
+from semgrad_guard.models.generate import ending
 from semgrad_guard.scoring.anatomy import anatomy_of
 from semgrad_guard.scoring.baselines import norms_behind
 from semgrad_guard.scoring.batching import MAX_BATCH_TOKENS, measure_many

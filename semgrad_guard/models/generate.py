@@ -1,21 +1,23 @@
-"""Writing answers, and keeping the KV cache of it for scoring."""
+"""Writes answers: one, several to one prompt, or padded batches, and keeps the cache for scoring."""
 
 from __future__ import annotations
 
+import hashlib
+import time
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
-from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
+from typing_extensions import override
 
-from semgrad_guard.errors import ContextTooLongError, EmptyPromptError, ModelSettingError
+from semgrad_guard.errors import ContextTooLongError, EmptyPromptError, ModelSettingError, NonFiniteScoreError
 from semgrad_guard.models.cache import KeptCache, full_cache, pad_left, prompt_cache, recorded, recorded_outputs
 from semgrad_guard.models.device import evaluating, held, plain_tensors
-from semgrad_guard.models.sampling import Sampler
 from semgrad_guard.models.tokens import special_tokens
-from semgrad_guard.models.watch import AnswerWatch, first_stop
 
 if TYPE_CHECKING:
+    import threading
     from collections.abc import Callable, Sequence
 
     from torch import nn
@@ -23,6 +25,162 @@ if TYPE_CHECKING:
 
     from semgrad_guard.models.cache import Recorded, RecordedOutputs
     from semgrad_guard.models.local import LocalModel
+
+
+class Sampler(LogitsProcessor):
+    """Draws each row's next token and leaves it as the only possible one.
+
+    Every row has its own generator, so an answer depends on the seed and its row alone: not on the batch it shares,
+    nor on other threads that draw at the same time.
+    """
+
+    def __init__(self, temperature: float, top_p: float, seed: int | None, rows: Sequence[int]) -> None:
+        """Take the settings and the number of each row among all that share the seed.
+
+        Without a seed, torch's global random state decides.
+        """
+        self._temperature, self._top_p = temperature, top_p
+        start = int(torch.randint(2**62, (1,)).item()) if seed is None else seed
+        self._generators = [torch.Generator().manual_seed(_row_seed(start, row)) for row in rows]
+        self._nlls: list[torch.Tensor] = []
+
+    def nlls(self, row: int, n_tokens: int) -> tuple[float, ...]:
+        """Return the negative log-likelihoods of a row's first tokens in nats, by the model's own distribution.
+
+        Temperature and `top_p` change what is drawn, not how likely the model finds it.
+        """
+        return tuple(float(step[row]) for step in self._nlls[:n_tokens])
+
+    @override
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.FloatTensor:
+        """Return scores of minus infinity everywhere but at the drawn tokens."""
+        probabilities = torch.softmax(scores.float() / self._temperature, dim=-1).cpu()
+        if not torch.isfinite(probabilities).all():
+            raise NonFiniteScoreError("the distribution of the next token")
+        if self._top_p < 1:
+            probabilities = nucleus(probabilities, self._top_p)
+        drawn = [
+            torch.multinomial(row, 1, generator=generator)
+            for row, generator in zip(probabilities, self._generators, strict=True)
+        ]
+        tokens = torch.stack(drawn).to(scores.device)
+        self._nlls.append(-torch.log_softmax(scores.float(), dim=-1).gather(-1, tokens)[:, 0].cpu())
+        chosen = torch.full_like(scores, -torch.inf)
+        return chosen.scatter_(-1, tokens, 0.0)  # type: ignore[return-value] # torch types it as Tensor
+
+
+def nucleus(probabilities: torch.Tensor, top_p: float) -> torch.Tensor:
+    """Return the probabilities with all but the smallest set of tokens that reaches `top_p` set to 0."""
+    ranked, order = probabilities.sort(dim=-1, descending=True)
+    before = ranked.cumsum(dim=-1) - ranked
+    ranked = ranked.masked_fill(before >= top_p, 0.0)
+    return torch.zeros_like(probabilities).scatter_(-1, order, ranked)
+
+
+def _row_seed(seed: int, row: int) -> int:
+    """Return a seed for one row; neighbouring seeds and rows share nothing."""
+    digest = hashlib.sha256(f"{seed}:{row}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+UNFINISHED = "\ufffd"
+"""What a tokenizer shows for a character of which only some bytes have been written."""
+
+
+class AnswerWatch(StoppingCriteria):
+    """Ends the generation of each row at its stop sequence, or of all rows when told to or out of time."""
+
+    def __init__(
+        self,
+        decode: Callable[[Sequence[int]], str],
+        *,
+        n_prompt: int,
+        stop: Sequence[str] = (),
+        on_text: Callable[[str], None] | None = None,
+        should_end: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """Take what to look for.
+
+        Args:
+            decode: ids of an answer -> its text.
+            n_prompt: length of the (padded) prompt in tokens.
+            stop: texts that end an answer.
+            on_text: gets each piece of text that is certain to stay, in order; for a single row only.
+            should_end: asked after each token; True ends every row.
+        """
+        self._decode, self._n_prompt, self._stop = decode, n_prompt, tuple(stop)
+        self._on_text, self._should_end = on_text, should_end
+        self._n_sent = 0
+        self._n_tokens: dict[int, int] = {}
+        self.ended_early = False
+
+    @override
+    def __call__(self, input_ids: torch.Tensor, scores: object, **_: object) -> torch.BoolTensor:
+        """Return which rows are done."""
+        if self._stop or self._on_text:
+            for row in range(input_ids.shape[0]):
+                self._look(row, input_ids)
+        self.ended_early = self.ended_early or self._should_end()  # last: who listens to the text may have cancelled
+        done = [self.ended_early or row in self._n_tokens for row in range(input_ids.shape[0])]
+        return torch.tensor(done, device=input_ids.device)  # type: ignore[return-value] # torch types it as Tensor
+
+    def n_written(self, row: int) -> int | None:
+        """Return after how many tokens a row met its stop sequence, `None` when it did not."""
+        return self._n_tokens.get(row)
+
+    def finish(self, text: str) -> None:
+        """Send what of the final text has not been sent."""
+        if self._on_text and len(text) > self._n_sent:
+            self._on_text(text[self._n_sent :])
+            self._n_sent = len(text)
+
+    def _look(self, row: int, input_ids: torch.Tensor) -> None:
+        if row in self._n_tokens:
+            return
+        written = input_ids[row, self._n_prompt :].tolist()
+        text = self._decode(written)
+        if first_stop(text, self._stop) is not None:
+            self._n_tokens[row] = len(written)
+        elif self._on_text:
+            self._send(text)
+
+    def _send(self, text: str) -> None:
+        end = certain_length(text, self._stop)
+        if self._on_text and end > self._n_sent:
+            self._on_text(text[self._n_sent : end])
+            self._n_sent = end
+
+
+def first_stop(text: str, stop: Sequence[str]) -> int | None:
+    """Return where the earliest stop sequence begins in a text, `None` when it holds none."""
+    found = [at for at in map(text.find, stop) if at >= 0]
+    return min(found, default=None)
+
+
+def certain_length(text: str, stop: Sequence[str]) -> int:
+    """Return how many characters will stay whatever comes next.
+
+    An unfinished character at the end may change, and an ending that could grow into a stop sequence may be cut.
+    """
+    end = len(text.rstrip(UNFINISHED))
+    text = text[:end]
+    for sequence in stop:
+        held = next((n for n in range(len(sequence) - 1, 0, -1) if text.endswith(sequence[:n])), 0)
+        end = min(end, len(text) - held)
+    return end
+
+
+def ending(
+    cancel: threading.Event | None, max_time_s: float | None, clock: Callable[[], float] = time.monotonic
+) -> Callable[[], bool]:
+    """Return a question that is answered with True once `cancel` is set or `max_time_s` seconds have passed."""
+    deadline = None if max_time_s is None else clock() + max_time_s
+
+    def should_end() -> bool:
+        return (cancel is not None and cancel.is_set()) or (deadline is not None and clock() >= deadline)
+
+    return should_end
+
 
 FinishReason = Literal["stop", "length", "stop_sequence", "cancelled"]
 """Why an answer ended: the model ended its turn, token limit, stop sequence, cancelled or out of time."""
@@ -272,3 +430,44 @@ def _kept(
     by_block = [one.states() for one in seen]
     states = torch.cat([one.to(by_block[0].device) for one in by_block]) if by_block else None
     return KeptCache(cache, tuple(row[:n_tokens]), states=states, states_of=states_of, outputs=outputs.outputs())
+
+
+def generate_batches(
+    local: LocalModel,
+    prompts: Sequence[tuple[int, ...]],
+    settings: GenerationSettings,
+    *,
+    batch_size: int,
+    should_end: Callable[[], bool],
+    kept: KeptCache | None = None,
+) -> list[Generated]:
+    """Return one answer for each prompt, in order.
+
+    Prompts of like length share a batch, so little is padded, and equal ones are read once. A model whose state can't
+    ignore padding (recurrent layers) writes one answer at a time.
+    """
+    size = batch_size if full_cache(local.model) is not None else 1
+    rows = sorted(map(Row._make, enumerate(prompts)), key=lambda row: (len(row.ids), row.ids))
+    answers: dict[int, Generated] = {}
+    for start in range(0, len(rows), size):
+        answers |= _write(local, rows[start : start + size], settings, should_end, kept)
+    return [answers[number] for number in range(len(prompts))]
+
+
+def _write(
+    local: LocalModel,
+    rows: Sequence[Row],
+    settings: GenerationSettings,
+    should_end: Callable[[], bool],
+    kept: KeptCache | None,
+) -> dict[int, Generated]:
+    """Return the answers of one batch by their number; halved and tried again when it does not fit the memory."""
+    try:
+        answers = generate(local, rows, settings, should_end=should_end, memory=kept)
+        return {row.number: answer for row, answer in zip(rows, answers, strict=True)}
+    except torch.OutOfMemoryError:
+        if len(rows) == 1:
+            raise
+    half = len(rows) // 2
+    first = _write(local, rows[:half], settings, should_end, kept)
+    return first | _write(local, rows[half:], settings, should_end, kept)
