@@ -3,7 +3,6 @@
 from semgrad_guard.models.cache import KeptCache
 from semgrad_guard.models.generate import FinishReason, Generated
 from semgrad_guard.models.load import load_model
-from semgrad_guard.models.local import LocalModel
-from semgrad_guard.models.text_model import LocalTextModel
+from semgrad_guard.models.local import LocalModel, LocalTextModel
 
 __all__ = ["FinishReason", "Generated", "KeptCache", "LocalModel", "LocalTextModel", "load_model"]

@@ -223,3 +223,22 @@ class LocalModel:
         if not isinstance(prompt, str) or not tokens.can_wrap(self.tokenizer, prompt):
             return prompt
         return (Message("user", prompt),)
+
+
+class LocalTextModel:
+    """A `TextModel` that continues prompts greedily with a local model."""
+
+    def __init__(self, local: LocalModel, *, max_new_tokens: int = 256, stop: Sequence[str] = ()) -> None:
+        """Take the model and how it ends.
+
+        Args:
+            local: the model.
+            max_new_tokens: the most tokens of one answer.
+            stop: texts that end an answer, for base models that would go on writing.
+        """
+        self._local, self._max_new_tokens, self._stop = local, max_new_tokens, tuple(stop)
+
+    def complete(self, prompt: Prompt) -> str:
+        """Return the model's answer to a prompt, without surrounding blanks."""
+        answer = self._local.generate(prompt, max_new_tokens=self._max_new_tokens, stop=self._stop, keep=False)
+        return answer.text.strip()
