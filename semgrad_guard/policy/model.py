@@ -243,7 +243,7 @@ class Policy(Frozen):
     """What happens to an answer when no profile fits its score."""
     review: ReviewSettings = ReviewSettings()
     """Where answers wait for people, and what their verdicts are good for."""
-    telemetry: TelemetrySettings = TelemetrySettings()
+    telemetry: TelemetrySection = TelemetrySection()
     """Where decisions are logged."""
 
     _source: str = PrivateAttr("policy")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from semgrad_guard.models import LocalModel, states
+from semgrad_guard.models import LocalModel, cache
 from semgrad_guard.models.cache import N_PROMPT_STATES
 from tests.unit.models.conftest import make_model, make_tokenizer
 
@@ -175,7 +175,7 @@ def test_too_many_outputs_are_not_kept(local: LocalModel, monkeypatch: pytest.Mo
     """A long answer over a large vocabulary would fill the memory; part of it would serve nobody."""
     layer = local.model.model.layers[1]
     n_vocabulary = local.model.config.vocab_size
-    monkeypatch.setattr(states, "MAX_OUTPUTS", 4 * n_vocabulary)
+    monkeypatch.setattr(cache, "MAX_OUTPUTS", 4 * n_vocabulary)
     outputs = []
     for n in (4, 5):
         kept = local.generate(PROMPT, max_new_tokens=n, states_of=[layer]).kept
