@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from semgrad_guard.models.cache import KeptCache
     from semgrad_guard.scoring.engine import Measure, Reading
     from semgrad_guard.scoring.layout import Tokens
-    from semgrad_guard.scoring.turn import Turn
+    from semgrad_guard.scoring.model_lease import Turn
 
 MAX_BATCH_TOKENS = 8192
 """Padded tokens that one batch may hold: about 0.4 GB of KV cache for the demo model, 1 GB for a model of 8 billion."""

@@ -12,10 +12,10 @@ import torch
 from semgrad_guard.models.cache import full_cache
 from semgrad_guard.scoring.anatomy import anatomy_of
 from semgrad_guard.scoring.behind import known_outputs, record_behind
-from semgrad_guard.scoring.borrow import borrowed
 from semgrad_guard.scoring.gradients import record, run_blind, state_norms
 from semgrad_guard.scoring.head import STORED_ENTRIES, WEIGHT_NORMS, run_head
 from semgrad_guard.scoring.layout import lay_out
+from semgrad_guard.scoring.model_lease import borrowed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 
 from semgrad_guard.errors import GradientsUnavailableError, NonFiniteScoreError
-from semgrad_guard.scoring.borrow import hooked, passed_over
-from semgrad_guard.scoring.precision import wide_states
+from semgrad_guard.scoring.model_lease import hooked, passed_over, wide_states
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -13,10 +13,9 @@ from weakref import WeakKeyDictionary
 import torch
 
 from semgrad_guard.models.cache import KeptCache, full_cache, recorded
-from semgrad_guard.scoring.borrow import hooked
 from semgrad_guard.scoring.gradients import Band, record, run_blind, state_norms, upper_half
 from semgrad_guard.scoring.layout import Tokens, lay_out
-from semgrad_guard.scoring.precision import wide_states
+from semgrad_guard.scoring.model_lease import hooked, wide_states
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -1,0 +1,144 @@
+"""How a model is used for scoring and given back as it was: its turn, the hooks and the wider number type."""
+
+from __future__ import annotations
+
+import threading
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+import torch
+
+from semgrad_guard.errors import ScoringEndedError
+from semgrad_guard.models.device import evaluating, held, in_this_thread, input_device, plain_tensors
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Iterable, Sequence
+
+    from torch import Tensor, nn
+    from transformers import PreTrainedModel
+
+
+@contextmanager
+def borrowed(model: PreTrainedModel) -> Generator[None]:
+    """Lend the model in evaluation mode, its weights without gradients, outside any inference mode of the caller.
+
+    Gradients are not recorded inside; the one part of the scoring that needs them switches them on for itself.
+    """
+    recording = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    with plain_tensors(), evaluating(model), ExitStack() as undo:
+        for parameter in recording:
+            undo.callback(parameter.requires_grad_, True)  # noqa: FBT003 - torch's own signature
+            parameter.requires_grad_(False)  # noqa: FBT003
+        yield
+
+
+@contextmanager
+def passed_over(blocks: Iterable[nn.Module]) -> Generator[None]:
+    """Make decoder blocks hand on the states that they get, in this thread and for as long as the context lasts."""
+    mine = threading.get_ident()
+    with ExitStack() as undo:
+        for block in blocks:
+            undo.callback(delattr, block, "forward")
+            setattr(block, "forward", _handing_on(block.forward, mine))  # noqa: B010 - hides the class's own method
+        yield
+
+
+def _handing_on(forward: Callable[..., Any], thread: int) -> Callable[..., Any]:
+    def called(hidden_states: Tensor, *args: object, **kwargs: object) -> Any:
+        return hidden_states if threading.get_ident() == thread else forward(hidden_states, *args, **kwargs)
+
+    return called
+
+
+@contextmanager
+def hooked(hooks: Iterable[tuple[nn.Module, Callable[..., object]]]) -> Generator[None]:
+    """Call each function before its module runs in this thread, with `(module, args, kwargs)`, in this context."""
+    with ExitStack() as undo:
+        for module, function in hooks:
+            undo.callback(module.register_forward_pre_hook(in_this_thread(function), with_kwargs=True).remove)
+        yield
+
+
+_known: WeakKeyDictionary[PreTrainedModel, bool] = WeakKeyDictionary()
+
+
+@contextmanager
+def wide_states(model: PreTrainedModel) -> Generator[None]:
+    """Let the states of a bfloat16 model be float32, in this thread; any other model runs as it is.
+
+    Each block adds to the state, and in bfloat16 every sum is rounded to 8 bits: that moves scores by up to 16 % and
+    so changes their order, where rounded weights alone move them by 2 %. Products with the weights stay in bfloat16:
+    no weight is ever converted. A model with an operation that refuses the mixture runs as it is too.
+    """
+    if not _can_widen(model):
+        yield
+        return
+    with _widening(model):
+        yield
+
+
+def _can_widen(model: PreTrainedModel) -> bool:
+    if model.dtype != torch.bfloat16:
+        return False
+    if model not in _known:
+        _known[model] = _runs(model)
+    return _known[model]
+
+
+@torch.no_grad()
+def _runs(model: PreTrainedModel) -> bool:
+    called: Any = model
+    try:
+        with _widening(model):
+            called(input_ids=torch.ones(1, 2, dtype=torch.long, device=input_device(model)), use_cache=False)
+    except RuntimeError:  # on a processor, a layer norm wants its weights as wide as its input
+        return False
+    return True
+
+
+@contextmanager
+def _widening(model: PreTrainedModel) -> Generator[None]:
+    hook = model.get_input_embeddings().register_forward_hook(in_this_thread(_widened))
+    try:
+        with torch.autocast(input_device(model).type, dtype=model.dtype):
+            yield
+    finally:
+        hook.remove()
+
+
+def _widened(_embeddings: nn.Module, _args: object, output: Tensor) -> Tensor:
+    return output.float()
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """How to wait for the model, and when to give up: while waiting, and between two decoder blocks."""
+
+    model: PreTrainedModel
+    lock: threading.RLock
+    blocks: Sequence[nn.Module] = ()
+    should_end: Callable[[], bool] | None = None
+    """`None` never gives up."""
+
+    @contextmanager
+    def taken(self) -> Generator[None]:
+        """Hold the model for the time of the context; it may be entered several times.
+
+        Raises:
+            ScoringEndedError: the work is no longer wanted.
+        """
+        if self.should_end is None:
+            with self.lock:
+                yield
+            return
+        with held(self.lock, self.should_end) as owned, hooked([(block, self._look) for block in self.blocks]):
+            if not owned:
+                raise ScoringEndedError
+            self._look()
+            yield
+
+    def _look(self, *_: object) -> None:
+        if self.should_end is not None and self.should_end():
+            raise ScoringEndedError
