@@ -18,8 +18,7 @@ from torch import nn
 from semgrad_guard.errors import GradientsUnavailableError
 from semgrad_guard.models.cache import full_cache
 from semgrad_guard.models.device import in_this_thread, input_device, missing_weight
-from semgrad_guard.scoring.head import OutputHead
-from semgrad_guard.scoring.logit_map import fit_logit_map, probe_values
+from semgrad_guard.scoring.head import OutputHead, fit_logit_map, probe_values
 from semgrad_guard.scoring.model_lease import borrowed
 from semgrad_guard.scoring.quantised import require_gradients
 

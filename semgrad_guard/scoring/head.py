@@ -1,27 +1,169 @@
-"""The output head: likelihood, entropy and all gradients of it in closed form, a block of the vocabulary at a time.
-
-For one answer token with head input `z`, softmax `p` and target `y`, the gradient of `-log p(y)` is `p - onehot(y)` by
-the logits, `e = (p - onehot(y)) * slope` by the head's raw output, `e W` by `z`, and the outer product of `e` and `z`
-by the weight W. The gradient by W never exists as a whole.
-"""
+"""The output head: where its weight is, how logits are made of it, and one pass over the vocabulary by blocks."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 import torch
+from torch import nn
 
 from semgrad_guard.errors import NonFiniteScoreError
-from semgrad_guard.scoring.head_source import head_source
-from semgrad_guard.scoring.logit_map import LogitMap
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from torch import Tensor, nn
+    from torch import Tensor
 
-    from semgrad_guard.scoring.head_source import HeadSource
+PROBE_PEAK = 60.0
+"""Largest value of the probe: wide enough that a soft cap (30 to 50 in published models) shows."""
+
+
+@dataclass(frozen=True, slots=True)
+class LogitMap:
+    """`logits = scale * raw`, or `cap * tanh(scale * raw / cap)` where there is a soft cap."""
+
+    scale: float = 1.0
+    cap: float | None = None
+
+    def apply_(self, raw: Tensor) -> Tensor:
+        """Turn, in place, the head's raw output into logits."""
+        if self.scale != 1.0:
+            raw.mul_(self.scale)
+        return raw if self.cap is None else raw.div_(self.cap).tanh_().mul_(self.cap)
+
+    def pull_back_(self, gradient: Tensor, logits: Tensor) -> Tensor:
+        """Turn, in place, a gradient by the logits into the gradient by the head's raw output."""
+        if self.cap is not None:
+            gradient.mul_(1.0 - (logits / self.cap).square_())
+        return gradient if self.scale == 1.0 else gradient.mul_(self.scale)
+
+
+def probe_values(n: int, dtype: torch.dtype) -> Tensor:
+    """Return `n` head outputs for the model to turn into logits; the last is the peak, the one before half of it."""
+    values = torch.linspace(-PROBE_PEAK, PROBE_PEAK, n, dtype=torch.float64)
+    values[-2] = PROBE_PEAK / 2
+    return values.to(dtype)
+
+
+def fit_logit_map(raw: Tensor, logits: Tensor) -> LogitMap | None:
+    """Return what turns probe values into what the model made of them; `None` when it is neither scale nor soft cap.
+
+    Args:
+        raw: what `probe_values` gave, shape ``(vocabulary,)``.
+        logits: the model's logits for them, same shape.
+    """
+    tolerance = 1e-5 if torch.finfo(logits.dtype).bits > 16 else 1e-2
+    raw, logits = raw.double(), logits.double()
+    linear = LogitMap(_rounded(float((raw @ logits) / (raw @ raw)), tolerance))
+    for candidate in (linear, _soft_cap(logits, tolerance)):
+        if candidate is None:
+            continue
+        made = candidate.apply_(raw.clone())
+        if bool((made - logits).abs().max() <= tolerance * logits.abs().max()):
+            return candidate
+    return None
+
+
+def _soft_cap(logits: Tensor, tolerance: float) -> LogitMap | None:
+    """Return the soft cap that sends the probe's peak and half of it where they went.
+
+    With `t = tanh(scale * half / cap)`: half becomes `cap * t`, and the peak `cap * 2t / (1 + t²)`.
+    """
+    half, peak = float(logits[-2]), float(logits[-1])
+    square = 2.0 * half / peak - 1.0 if peak else 0.0
+    if not 0.0 < square < 1.0:
+        return None
+    t = math.sqrt(square)
+    cap = _rounded(half / t, tolerance)
+    return LogitMap(_rounded(math.atanh(t) * cap / (PROBE_PEAK / 2), tolerance), cap)
+
+
+def _rounded(value: float, tolerance: float) -> float:
+    """Return a round number, as configs have them, if there is one within the tolerance."""
+    rounded = float(f"{value:.3g}")
+    return rounded if abs(rounded - value) <= tolerance * abs(value) else value
+
+
+class HeadSource(Protocol):
+    """Computes the head's raw output for some tokens, and sends gradients back through it."""
+
+    inputs: Tensor
+    """The head inputs in the number format of the computation, ``(token, hidden)``."""
+
+    def raw(self, block: slice) -> Tensor:
+        """Return the raw output for a block of the vocabulary, fresh, ``(token, vocabulary of the block)``."""
+        ...
+
+    def push(self, block: slice, errors: Tensor) -> None:
+        """Take the gradient by the raw output of a block."""
+        ...
+
+    def pull(self) -> Tensor:
+        """Return the gradient by the head inputs, ``(token, hidden)``, of all that was pushed."""
+        ...
+
+
+def head_source(module: nn.Module, z: Tensor) -> HeadSource:
+    """Return the source for a head: by its weight where that is an ordinary one.
+
+    Args:
+        module: the output head.
+        z: head inputs, ``(token, hidden)``.
+    """
+    if type(module) is nn.Linear and type(module.weight) is nn.Parameter and not hasattr(module, "_hf_hook"):
+        return _OpenWeight(module.weight, module.bias, z)
+    return _Module(module, z)
+
+
+def _at_least_float32(z: Tensor) -> Tensor:
+    return z.to(torch.promote_types(z.dtype, torch.float32))
+
+
+class _OpenWeight:
+    """Works with slices of the weight, at least in float32, so that nothing as large as the vocabulary is needed."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, z: Tensor) -> None:
+        self._weight, self._bias = weight, bias
+        self.inputs = _at_least_float32(z.to(weight.device))
+        self._pull = torch.zeros_like(self.inputs)
+
+    def raw(self, block: slice) -> Tensor:
+        output = self.inputs @ self._rows(block).T
+        return output if self._bias is None else output.add_(self._bias[block].to(output.dtype))
+
+    def push(self, block: slice, errors: Tensor) -> None:
+        self._pull.addmm_(errors, self._rows(block))
+
+    def pull(self) -> Tensor:
+        return self._pull
+
+    def _rows(self, block: slice) -> Tensor:
+        return self._weight[block].to(self.inputs.dtype)
+
+
+class _Module:
+    """Runs the head itself: quantised, offloaded, adapted or otherwise not a plain matrix."""
+
+    def __init__(self, module: nn.Module, z: Tensor) -> None:
+        self.inputs = _at_least_float32(z)
+        self._leaf = z.detach().requires_grad_()
+        with torch.enable_grad():
+            self._output: Tensor = module(self._leaf)
+        self._errors = torch.zeros_like(self._output)
+
+    def raw(self, block: slice) -> Tensor:
+        output = self._output[:, block].detach()
+        return output.to(torch.promote_types(output.dtype, torch.float32), copy=True)
+
+    def push(self, block: slice, errors: Tensor) -> None:
+        self._errors[:, block] = errors.to(self._errors.dtype)
+
+    def pull(self) -> Tensor:
+        (gradient,) = torch.autograd.grad(self._output, self._leaf, self._errors)
+        return gradient.to(self.inputs.dtype)
+
 
 BLOCK_ENTRIES = 2**21
 """Entries of the weight's gradient held at a time (8 MB in float32): more falls out of the processor's caches."""

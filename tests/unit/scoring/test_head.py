@@ -10,8 +10,7 @@ from torch import nn
 
 from semgrad_guard.errors import NonFiniteScoreError
 from semgrad_guard.scoring import head as head_module
-from semgrad_guard.scoring.head import OutputHead, run_head
-from semgrad_guard.scoring.logit_map import LogitMap
+from semgrad_guard.scoring.head import LogitMap, OutputHead, run_head
 
 
 def _linear(weight: torch.Tensor, bias: torch.Tensor | None = None) -> nn.Linear:

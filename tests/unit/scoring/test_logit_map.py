@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from semgrad_guard.scoring.logit_map import LogitMap, fit_logit_map, probe_values
+from semgrad_guard.scoring.head import LogitMap, fit_logit_map, probe_values
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
