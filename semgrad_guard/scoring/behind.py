@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from semgrad_guard.scoring.anatomy import anatomy_of
 from semgrad_guard.scoring.gradients import record
+from semgrad_guard.scoring.model_parts import anatomy_of
 from semgrad_guard.scoring.walk import can_walk, walk
 
 if TYPE_CHECKING:
@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from semgrad_guard.models.cache import KeptCache
-    from semgrad_guard.scoring.anatomy import Anatomy
     from semgrad_guard.scoring.gradients import Band, Recorded
     from semgrad_guard.scoring.layout import Layout, Tokens
+    from semgrad_guard.scoring.model_parts import Anatomy
 
 
 def record_behind(

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
     from transformers.cache_utils import Cache
 
-    from semgrad_guard.scoring.anatomy import Anatomy
     from semgrad_guard.scoring.layout import Segment
+    from semgrad_guard.scoring.model_parts import Anatomy
 
 
 @dataclass(frozen=True, slots=True)

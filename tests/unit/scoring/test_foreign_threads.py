@@ -10,7 +10,7 @@ import torch
 
 from semgrad_guard.flow import Exchange
 from semgrad_guard.scoring import SemGradScorer
-from semgrad_guard.scoring.anatomy import anatomy_of
+from semgrad_guard.scoring.model_parts import anatomy_of
 from tests.models_for_tests import local_model
 
 IDS = torch.tensor([[5, 9, 13, 7, 60, 61, 62]])

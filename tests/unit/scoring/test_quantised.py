@@ -14,7 +14,7 @@ from semgrad_guard.errors import GradientsUnavailableError, ModelError, ModelFil
 from semgrad_guard.flow import Exchange
 from semgrad_guard.models import load_model
 from semgrad_guard.scoring import SemGradScorer
-from semgrad_guard.scoring.quantised import require_gradients
+from semgrad_guard.scoring.model_parts import require_gradients
 from tests.models_for_tests import local_model
 
 EXCHANGE = Exchange(prompt_ids=tuple(range(3, 60)), answer_ids=tuple(range(9, 19)), on_policy=True)

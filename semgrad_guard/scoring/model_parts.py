@@ -1,8 +1,4 @@
-"""What the scoring must know of a model's build: its decoder blocks, its output head, and whether a KV cache serves it.
-
-Nothing here knows an architecture by name: blocks are found by their number, the head by transformers' own accessor,
-and what happens to its output by a probe of two tokens.
-"""
+"""Which parts of a model scoring needs: its blocks, norm and head, and whether gradients pass through them."""
 
 from __future__ import annotations
 
@@ -20,13 +16,46 @@ from semgrad_guard.models.cache import full_cache
 from semgrad_guard.models.device import in_this_thread, input_device, missing_weight
 from semgrad_guard.scoring.head import OutputHead, fit_logit_map, probe_values
 from semgrad_guard.scoring.model_lease import borrowed
-from semgrad_guard.scoring.quantised import require_gradients
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from torch import Tensor
     from transformers import PreTrainedModel
+
+
+def require_gradients(model: str, block: nn.Module) -> None:
+    """Look whether the quantised linear layers of a decoder block pass gradients on.
+
+    One that quantises its inputs on the way rounds them, and rounding has no gradient: its zeros would look like a
+    sure answer.
+
+    Args:
+        model: the model's name, for the error.
+        block: one of its blocks.
+
+    Raises:
+        GradientsUnavailableError: a layer's gradient by its inputs is zero, or it has none.
+    """
+    for name, layer in block.named_modules():
+        if isinstance(layer, nn.Linear) and type(layer.weight) is not nn.Parameter and not _passes(layer):
+            kind = f"{type(layer).__name__} with a weight of {type(layer.weight).__name__}"
+            why = f"its layer {name} ({kind}) gives no gradient by its inputs: quantise the weights only"
+            raise GradientsUnavailableError(model, why)
+
+
+def _passes(layer: nn.Linear) -> bool:
+    at = layer.weight.device
+    with torch.inference_mode(mode=False), torch.enable_grad():
+        generator = torch.Generator().manual_seed(0)
+        values = torch.randn(1, 2, layer.in_features, generator=generator)
+        inputs = values.to(at, layer.weight.dtype if layer.weight.is_floating_point() else None).requires_grad_()
+        output = layer(inputs)
+        if not output.requires_grad:
+            return False
+        (gradient,) = torch.autograd.grad(output.float().sum(), inputs, materialize_grads=True)
+    return bool(gradient.any())
+
 
 _PROBE_TOKENS = 2
 
