@@ -10,13 +10,13 @@ import numpy as np
 from rich.table import Table
 
 from semgrad_guard.evaluation.sps_choice import SURE_HALVES, SURE_SHARE
-from semgrad_guard.scoring.positions import LAST_TOKEN
+from semgrad_guard.scoring.layout import LAST_TOKEN
 
 if TYPE_CHECKING:
     from semgrad_guard.evaluation.sps import SpsMap
     from semgrad_guard.evaluation.sps_choice import Choice
     from semgrad_guard.evaluation.sps_labels import LabelCheck
-    from semgrad_guard.scoring.positions import KnownPosition
+    from semgrad_guard.scoring.layout import KnownPosition
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

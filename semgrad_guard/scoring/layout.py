@@ -1,4 +1,4 @@
-"""Token ids of several exchanges -> padded tensors: a prefix that is only read, and a rest that is differentiated."""
+"""Where prompt, answer and position t* lie in the tokens of an exchange."""
 
 from __future__ import annotations
 
@@ -13,6 +13,45 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from torch import Tensor
+    from transformers import PreTrainedTokenizerBase
+
+LAST_TOKEN = -1
+
+
+@dataclass(frozen=True, slots=True)
+class KnownPosition:
+    """t* of a family of templates."""
+
+    family: str
+    markers: tuple[str, ...]
+    """Texts that all stand in the family's chat template."""
+    position: int
+    source: str
+
+
+PAPER = "SemGrad (arXiv 2605.04638), the positions of its authors' code"
+
+KNOWN_POSITIONS = (
+    KnownPosition("Llama 3", ("<|start_header_id|>", "<|eot_id|>"), -4, PAPER),
+    KnownPosition(
+        "ChatML (Qwen, SmolLM2)", ("<|im_start|>", "<|im_end|>"), -3, f"{PAPER}, for Qwen; SmolLM2 shares the template"
+    ),
+    KnownPosition("Mistral", ("[INST]", "[/INST]"), -2, PAPER),
+)
+"""Families by what their templates hold; the first that fits counts."""
+
+
+def known_position(tokenizer: PreTrainedTokenizerBase) -> KnownPosition | None:
+    """Return the family that a tokenizer's chat template belongs to, `None` when it is none of the known ones."""
+    template = str(tokenizer.chat_template or "")
+    return next((known for known in KNOWN_POSITIONS if all(marker in template for marker in known.markers)), None)
+
+
+def default_position(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return t* for a tokenizer's template: the known one, or the last prompt token."""
+    known = known_position(tokenizer)
+    return known.position if known else LAST_TOKEN
+
 
 SHORTEST_SHARED = 16
 """Fewer common tokens are not worth a pass of their own."""
