@@ -8,8 +8,8 @@ from semgrad_guard.evaluation.sps import scan
 from semgrad_guard.evaluation.sps_choice import choose
 from semgrad_guard.evaluation.sps_report import SpsReport
 from semgrad_guard.evaluation.sps_states import N_POSITIONS, read_states
-from semgrad_guard.scoring.gradients import upper_half
 from semgrad_guard.scoring.layout import default_position, known_position
+from semgrad_guard.scoring.recording import upper_half
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

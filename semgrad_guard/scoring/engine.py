@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING
 import torch
 
 from semgrad_guard.models.cache import full_cache
-from semgrad_guard.scoring.behind import known_outputs, record_behind
-from semgrad_guard.scoring.gradients import record, run_blind, state_norms
 from semgrad_guard.scoring.head import STORED_ENTRIES, WEIGHT_NORMS, run_head
 from semgrad_guard.scoring.layout import lay_out
 from semgrad_guard.scoring.model_lease import borrowed
 from semgrad_guard.scoring.model_parts import anatomy_of
+from semgrad_guard.scoring.recording import known_outputs, record, record_behind, run_blind, state_norms
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -25,10 +24,10 @@ if TYPE_CHECKING:
 
     from semgrad_guard.flow import ScorePath
     from semgrad_guard.models.cache import KeptCache
-    from semgrad_guard.scoring.gradients import Band, Recorded, Recording
     from semgrad_guard.scoring.head import HeadPass, WeightNorm, WeightNorms
     from semgrad_guard.scoring.layout import Layout, Tokens
     from semgrad_guard.scoring.model_parts import Anatomy
+    from semgrad_guard.scoring.recording import Band, Recorded, Recording
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from semgrad_guard.scoring.gradients import run_blind
 from semgrad_guard.scoring.head import run_head
 from semgrad_guard.scoring.layout import lay_out
 from semgrad_guard.scoring.model_lease import borrowed
 from semgrad_guard.scoring.model_parts import anatomy_of
+from semgrad_guard.scoring.recording import run_blind
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -15,12 +15,12 @@ from semgrad_guard.models.generate import ending
 from semgrad_guard.scoring.baselines import norms_behind
 from semgrad_guard.scoring.batching import MAX_BATCH_TOKENS, measure_many
 from semgrad_guard.scoring.engine import Reading
-from semgrad_guard.scoring.gradients import Band, upper_half
 from semgrad_guard.scoring.layout import default_position
 from semgrad_guard.scoring.model_lease import Turn
 from semgrad_guard.scoring.model_parts import anatomy_of
 from semgrad_guard.scoring.reading import read_exchange
 from semgrad_guard.scoring.readout import Readout
+from semgrad_guard.scoring.recording import Band, upper_half
 from semgrad_guard.scoring.signals import CLOSENESS, FREE, METHODS, POSITIONS, SIGNALS
 from semgrad_guard.scoring.spans import place_spans
 
