@@ -8,7 +8,7 @@ import numpy as np
 
 from semgrad_guard.errors import EmbeddingFailedError
 from semgrad_guard.scoring.grounding import claimed_words
-from semgrad_guard.scoring.sentences import sentence_spans
+from semgrad_guard.scoring.spans import sentence_spans
 from semgrad_guard.scoring.words import words
 
 if TYPE_CHECKING:
