@@ -6,11 +6,9 @@ from typing import TYPE_CHECKING
 
 from semgrad_guard.flow import SpanScore
 from semgrad_guard.scoring.baselines import gradient_signals, likelihood_signals
-from semgrad_guard.scoring.closeness import closeness_signals
 from semgrad_guard.scoring.context_gain import context_gain
-from semgrad_guard.scoring.grounding import grounding_signals
 from semgrad_guard.scoring.p_true import p_true
-from semgrad_guard.scoring.retrieval_signals import retrieval_signals
+from semgrad_guard.scoring.text_signals import closeness_signals, grounding_signals, retrieval_signals
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

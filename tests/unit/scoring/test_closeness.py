@@ -11,8 +11,8 @@ from semgrad_guard.errors import EmbeddingFailedError
 from semgrad_guard.flow import Exchange, Passage
 from semgrad_guard.models.embedding import UnitVectors
 from semgrad_guard.scoring import SemGradScorer
-from semgrad_guard.scoring.closeness import closeness_signals
 from semgrad_guard.scoring.signals import CLOSENESS
+from semgrad_guard.scoring.text_signals import closeness_signals
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -1,0 +1,251 @@
+"""Signals read from the texts alone: words of the answer in the passages and the question, and their meaning."""
+
+from __future__ import annotations
+
+import math
+import re
+import statistics
+import sys
+import unicodedata
+from functools import cache
+from itertools import combinations
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from semgrad_guard.errors import EmbeddingFailedError
+from semgrad_guard.scoring.spans import sentence_spans
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from semgrad_guard.flow import Exchange, Passage
+    from semgrad_guard.models.embedding import Embedder
+
+    Array = NDArray[np.float64]
+
+_UNSPACED = (
+    "\u0e00-\u0eff"  # Thai, Lao
+    "\u1000-\u109f\u1780-\u17ff"  # Burmese, Khmer
+    "\u3040-\u30ff\u31f0-\u31ff"  # kana
+    "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"  # Han
+)
+"""Scripts written without spaces: every character counts as a word."""
+_FUNCTION_WORDS = frozenset(
+    """
+    a about after all also an and any are as at be because been before being between both but by can could did do does
+    each for from had has have he her here him his how i if in into is it its itself just may me might more most must my
+    no nor not of on one only or other our out over own s same she should so some such t than that the their them then
+    there these they this those through to too under until up upon us very was we were what when where which while who
+    whom whose why will with would yes you your
+    """.split()  # noqa: SIM905 - a list would be a line each
+)
+"""English words that carry no content; other languages' small words are mostly found in the passages anyway."""
+
+
+@cache
+def _pattern() -> re.Pattern[str]:
+    marks = "".join(c for c in map(chr, range(0x300, 0x3100)) if unicodedata.category(c).startswith("M"))
+    letter = rf"(?:(?![{_UNSPACED}])[^\W_]|[{re.escape(marks)}])"
+    return re.compile(rf"\d+(?:[.,]\d+)+|[{_UNSPACED}]|{letter}+")
+
+
+def words(text: str) -> list[str]:
+    """Return the words of a text in order, in one form: compatibility-normalised, case-folded, digits ungrouped.
+
+    `1,000.5` is one word `1000.5`; what stands on both sides of an apostrophe or hyphen are two.
+    """
+    plain = unicodedata.normalize("NFKC", text).casefold()
+    return [_number(word) if word[0].isdigit() else word for word in _pattern().findall(plain)]
+
+
+def content_words(text: str) -> set[str]:
+    """Return the words of a text that can be right or wrong: no function words, no single letters."""
+    return content_of(words(text))
+
+
+def content_of(said: Sequence[str]) -> set[str]:
+    """Return those among the words of a text that can be right or wrong."""
+    return {sys.intern(word) for word in said if _has_content(word)}
+
+
+def _has_content(word: str) -> bool:
+    if word in _FUNCTION_WORDS:
+        return False
+    return len(word) > 1 or word.isdigit() or bool(re.match(f"[{_UNSPACED}]", word))
+
+
+def _number(word: str) -> str:
+    """Return a number without thousands separators: commas and points before exactly three digits, all of one kind."""
+    grouped = re.fullmatch(r"\d{1,3}(,\d{3})+(\.\d+)?|\d{1,3}(\.\d{3}){2,}(,\d+)?", word)
+    if grouped is None:
+        return word
+    return word.replace(",", "") if "," in grouped.group(0)[:4] else word.replace(".", "").replace(",", ".")
+
+
+NEARBY = 40
+"""Words before and behind an answer word that count as near it: two or three sentences."""
+
+
+def grounding_signals(exchange: Exchange, answer: str | None = None) -> dict[str, float]:
+    """Return how the answer's words relate to the passages and the question, under the names of `signals`.
+
+    Args:
+        exchange: with the passages that the prompt held; without any, only the echo of the question is counted.
+        answer: a part of the answer; `None` is the whole.
+    """
+    text = exchange.answer if answer is None else answer
+    asked = content_words(exchange.question or "")
+    said = content_words(text)
+    found = {"answer_echo": len(said & asked) / len(said)} if said and asked else {}
+    if not exchange.passages:
+        return found
+    passages = [words(passage.text) for passage in exchange.passages]
+    vocabularies = [content_of(passage) for passage in passages]
+    found["copied_span"] = _copied_span(words(text), passages)
+    new = said - asked
+    claimed = claimed_words(text, exchange.question or "")
+    if claimed:
+        held = vocabularies if new else [set(passage) for passage in passages]
+        found["grounding"] = len(claimed & set[str]().union(*held)) / len(claimed)
+        found["passage_support"] = sum(claimed <= vocabulary for vocabulary in held) / len(held)
+    if asked:
+        fullest = max(vocabularies, key=lambda vocabulary: (len(new & vocabulary), len(asked & vocabulary)))
+        found["question_overlap"] = len(asked & fullest) / len(asked)
+        if claimed:
+            found["question_nearby"] = _question_nearby(asked, claimed, passages)
+    return found
+
+
+def claimed_words(answer: str, question: str) -> set[str]:
+    """Return the words by which an answer can be right or wrong: its content words that the question does not have.
+
+    An answer without any says something by its other new words, as in "the symbol is P", or only repeats.
+    """
+    new = content_words(answer) - content_words(question)
+    said = set(words(answer))
+    return new or said - set(words(question)) or said
+
+
+def _question_nearby(asked: set[str], claimed: set[str], passages: Sequence[Sequence[str]]) -> float:
+    """Return how much of the question stands around the answer's words in the best place of a passage.
+
+    A question word counts more the fewer passages have it: ln(1 + passages / passages with it).
+    """
+    vocabularies = [set(passage) for passage in passages]
+    n_with = {word: sum(word in vocabulary for vocabulary in vocabularies) for word in asked}
+    weight = {word: math.log1p(len(passages) / max(n, 0.5)) for word, n in n_with.items()}
+    total = sum(weight.values())
+    best = 0.0
+    for passage in passages:
+        for place in (i for i, word in enumerate(passage) if word in claimed):
+            around = set(passage[max(0, place - NEARBY) : place + NEARBY + 1])
+            of_question = sum(weight[word] for word in (asked & around) - claimed) / total
+            best = max(best, of_question * len(claimed & around) / len(claimed))
+    return best
+
+
+def _copied_span(answer: Sequence[str], passages: Sequence[Sequence[str]]) -> float:
+    """Return the longest run of answer words that a passage holds in order, as a share of the answer's words."""
+    if not answer:
+        return 0.0
+    longest = max(_longest_common_run(answer, passage) for passage in passages)
+    return longest / len(answer)
+
+
+def _longest_common_run(left: Sequence[str], right: Sequence[str]) -> int:
+    """Return the length of the longest run of words that both hold; `runs[j]` ends at the word and at `right[j]`."""
+    places: dict[str, list[int]] = {}
+    for j, word in enumerate(right):
+        places.setdefault(word, []).append(j)
+    best, runs = 0, dict[int, int]()
+    for word in left:
+        runs = {j: runs.get(j - 1, 0) + 1 for j in places.get(word, ())}
+        best = max(best, *runs.values()) if runs else best
+    return best
+
+
+_COMPARED = 10
+"""How many leading passages are compared with each other."""
+
+
+def retrieval_signals(passages: Sequence[Passage]) -> dict[str, float]:
+    """Return the signals of the passages and their retriever scores, under the names of `signals`.
+
+    Scores that are not there, or not finite, are left out of the count.
+    """
+    if not passages:
+        return {}
+    found = {"n_passages": float(len(passages))}
+    scores = sorted((p.score for p in passages if p.score is not None and math.isfinite(p.score)), reverse=True)
+    if scores:
+        found["retrieval_top"] = float(scores[0])
+    if len(scores) > 1:
+        found["retrieval_gap"] = float(scores[0] - scores[1])
+        found["retrieval_spread"] = statistics.pstdev(scores)
+    vocabularies = [content_words(passage.text) for passage in passages[:_COMPARED]]
+    pairs = [(a, b) for a, b in combinations(vocabularies, 2) if a or b]
+    if pairs:
+        found["retrieval_agreement"] = statistics.fmean(len(a & b) / len(a | b) for a, b in pairs)
+    return found
+
+
+def closeness_signals(
+    exchange: Exchange, embedder: Embedder, language: str = "en", answer: str | None = None
+) -> dict[str, float]:
+    """Return the signals of meaning, under the names of `signals`; none without question, answer or passages.
+
+    Args:
+        exchange: with question and passages.
+        embedder: gives vectors of length 1.
+        language: two-letter code, for finding sentences.
+        answer: a part of the answer; `None` is the whole.
+
+    Raises:
+        EmbeddingFailedError: the embedder raised, or gave something else than vectors.
+    """
+    text = (exchange.answer if answer is None else answer).strip()
+    question = (exchange.question or "").strip()
+    passages = [passage.text for passage in exchange.passages if passage.text.strip()]
+    if not (text and question and passages):
+        return {}
+    said = [f"{question} {part}" for part in _sentences(text, language)]
+    read = [sentence for passage in passages for sentence in _sentences(passage, language)]
+    claimed = claimed_words(text, question)
+    parts = _vectors(embedder, [question], said, read, passages)
+    asked, said_v, read_v, passage_v = parts[0][0], *parts[1:]
+    near = passage_v @ asked
+    held = _share(claimed, passages)
+    best = int(np.lexsort((near, held))[-1])
+    found = {
+        "support_similarity": float((_share(claimed, read) * (read_v @ asked)).max()),
+        "passage_similarity": float((held * near).max()),
+        "answer_similarity": float((said_v @ read_v.T).max(axis=1).min()),
+    }
+    if len(passages) > 1:
+        found["support_margin"] = float(near[best] - np.delete(near, best).max())
+    return found
+
+
+def _sentences(text: str, language: str) -> list[str]:
+    return [text[start:end] for start, end in sentence_spans(text, language)] or [text]
+
+
+def _share(claimed: set[str], texts: Sequence[str]) -> Array:
+    """Return the share of the claimed words that each text holds."""
+    return np.array([len(claimed.intersection(words(text))) / max(1, len(claimed)) for text in texts])
+
+
+def _vectors(embedder: Embedder, *groups: Sequence[str]) -> list[Array]:
+    """Return the vectors of each group of texts, embedded in one go."""
+    texts = [text for group in groups for text in group]
+    try:
+        vectors = np.asarray(embedder(texts), dtype=np.float64)
+    except Exception as error:
+        raise EmbeddingFailedError(embedder.name, f"{type(error).__name__}: {error}") from error
+    if vectors.ndim != 2 or len(vectors) != len(texts) or not np.isfinite(vectors).all():
+        raise EmbeddingFailedError(embedder.name, f"gave {vectors.shape} finite numbers for {len(texts)} texts")
+    ends = np.cumsum([len(group) for group in groups])
+    return np.split(vectors, ends[:-1])
