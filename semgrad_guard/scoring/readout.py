@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING
 
 from semgrad_guard.flow import SpanScore
 from semgrad_guard.scoring.baselines import gradient_signals, likelihood_signals
-from semgrad_guard.scoring.context_gain import context_gain
-from semgrad_guard.scoring.p_true import p_true
+from semgrad_guard.scoring.forward_signals import context_gain, p_true
 from semgrad_guard.scoring.text_signals import closeness_signals, grounding_signals, retrieval_signals
 
 if TYPE_CHECKING:

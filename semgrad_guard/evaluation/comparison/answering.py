@@ -12,8 +12,7 @@ from semgrad_guard.errors import EmptyAnswerError, ScoringError
 from semgrad_guard.evaluation.prompts import answer_stops
 from semgrad_guard.evaluation.resumable import ROW_KEY, digest
 from semgrad_guard.evaluation.writing import write_answer
-from semgrad_guard.scoring.context_gain import context_gain
-from semgrad_guard.scoring.p_true import p_true
+from semgrad_guard.scoring.forward_signals import context_gain, p_true
 from semgrad_guard.scoring.reading import read_exchange
 from semgrad_guard.scoring.signals import CLOSENESS
 

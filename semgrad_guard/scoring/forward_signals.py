@@ -1,0 +1,107 @@
+"""Signals that cost forward passes of their own: what the passages add, and whether the model says that it is true."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from semgrad_guard.flow import Message
+from semgrad_guard.scoring.head import run_head
+from semgrad_guard.scoring.layout import Tokens, lay_out
+from semgrad_guard.scoring.model_lease import borrowed
+from semgrad_guard.scoring.model_parts import anatomy_of
+from semgrad_guard.scoring.recording import run_blind
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+    from semgrad_guard.flow import Exchange, Passage, Prompt
+    from semgrad_guard.models import LocalModel
+
+
+def answer_nll(model: PreTrainedModel, tokens: Tokens) -> Tensor:
+    """Return the negative log-likelihood of each answer token in nats. The caller holds the model's lock."""
+    first = len(tokens.prompt) - 1
+    with borrowed(model):
+        z = _head_inputs(model, tokens)[first : first + len(tokens.answer)]
+        targets = torch.tensor(tokens.answer, device=z.device)
+        return run_head(anatomy_of(model).head, z, targets, ()).nll.cpu()
+
+
+def next_probabilities(model: PreTrainedModel, tokens: Tokens, candidates: Sequence[int]) -> Tensor:
+    """Return the probability of each candidate as the token at the place of the answer's first."""
+    with borrowed(model):
+        z = _head_inputs(model, tokens)[len(tokens.prompt) - 1]
+        targets = torch.tensor(candidates, device=z.device)
+        return run_head(anatomy_of(model).head, z.expand(len(targets), -1), targets, ()).nll.neg().exp().cpu()
+
+
+def _head_inputs(model: PreTrainedModel, tokens: Tokens) -> Tensor:
+    anatomy = anatomy_of(model)
+    return run_blind(model, anatomy, lay_out([tokens], 0, anatomy.device, split=False).rest, None)[0]
+
+
+def context_gain(model: LocalModel, exchange: Exchange, tokens: Tokens, mean_nll: float) -> float | None:
+    """Return the mean log-likelihood of the answer with the passages minus without, in nats a token.
+
+    `None` when the prompt does not hold the passages word for word, so that they can't be left out.
+
+    Args:
+        model: the scoring model.
+        exchange: with its passages.
+        tokens: of the exchange.
+        mean_nll: mean negative log-likelihood of the answer with the passages.
+    """
+    shorter = _ids_without(model, exchange, tokens)
+    if not shorter:
+        return None
+    with model.lock:
+        without = answer_nll(model.model, Tokens(shorter, tokens.answer))
+    return float(without.mean()) - mean_nll
+
+
+def without_passages(prompt: Prompt, passages: Sequence[Passage]) -> Prompt:
+    """Return a prompt with the passages' texts left out."""
+    if isinstance(prompt, str):
+        for passage in sorted(passages, key=lambda passage: len(passage.text), reverse=True):
+            if passage.text.strip():
+                prompt = prompt.replace(passage.text.strip(), "")
+        return prompt
+    return tuple(Message(message.role, str(without_passages(message.content, passages))) for message in prompt)
+
+
+def _ids_without(model: LocalModel, exchange: Exchange, tokens: Tokens) -> tuple[int, ...] | None:
+    shorter = without_passages(exchange.prompt, exchange.passages)
+    if shorter != exchange.prompt:
+        return model.encode_prompt(shorter, as_chat=not exchange.on_policy)
+    # only the ids are known: their text, special tokens and all, is a rendered prompt
+    text = str(model.tokenizer.decode(list(tokens.prompt), skip_special_tokens=False))
+    shorter = without_passages(text, exchange.passages)
+    return None if shorter == text else model.encode_prompt(shorter)
+
+
+_ASK = "Is the proposed answer correct? Reply with Yes or No."
+
+
+def p_true(model: LocalModel, exchange: Exchange) -> float | None:
+    """Return the probability of yes against no, in [0, 1]; `None` when the exchange has no question or answer as text.
+
+    Source: P(True), Kadavath et al. 2022 (arXiv 2207.05221); here with passages, and yes or no instead of letters.
+    """
+    question = exchange.question or (exchange.prompt if isinstance(exchange.prompt, str) else "")
+    if not question or not exchange.answer:
+        return None
+    passages = "\n\n".join(passage.text for passage in exchange.passages)
+    context = f"{passages}\n\n" if passages and exchange.question else ""
+    text = f"{context}Question: {question}\nProposed answer: {exchange.answer}\n{_ASK}"
+    prompt = (Message("user", text),) if model.is_chat else f"{text}\nReply:"
+    ids = model.encode_prompt(prompt)
+    space = "" if model.is_chat else " "
+    yes, no = (model.tokenizer(space + word, add_special_tokens=False)["input_ids"][0] for word in ("Yes", "No"))
+    with model.lock:
+        chances = next_probabilities(model.model, Tokens(ids, (yes,)), (yes, no))
+    return float(chances[0] / chances.sum())
