@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from semgrad_guard.flow import SpanScore
-from semgrad_guard.scoring.baselines import gradient_signals, likelihood_signals
 from semgrad_guard.scoring.forward_signals import context_gain, p_true
+from semgrad_guard.scoring.measure import gradient_signals, likelihood_signals
 from semgrad_guard.scoring.text_signals import closeness_signals, grounding_signals, retrieval_signals
 
 if TYPE_CHECKING:
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from semgrad_guard.flow import Exchange
     from semgrad_guard.models import LocalModel
     from semgrad_guard.models.embedding import Embedder
-    from semgrad_guard.scoring.engine import Measure, PartMeasure
     from semgrad_guard.scoring.layout import Tokens
+    from semgrad_guard.scoring.measure import Measure, PartMeasure
     from semgrad_guard.scoring.spans import PlacedSpan
 
 

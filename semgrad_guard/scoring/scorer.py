@@ -12,10 +12,8 @@ from semgrad_guard.errors import PositionOutsidePromptError, ScoringError, Scori
 from semgrad_guard.flow import Exchange, Fingerprint, Score
 from semgrad_guard.models.embedding import UnitVectors
 from semgrad_guard.models.generate import ending
-from semgrad_guard.scoring.baselines import norms_behind
-from semgrad_guard.scoring.batching import MAX_BATCH_TOKENS, measure_many
-from semgrad_guard.scoring.engine import Reading
 from semgrad_guard.scoring.layout import default_position
+from semgrad_guard.scoring.measure import MAX_BATCH_TOKENS, Reading, measure_many, norms_behind
 from semgrad_guard.scoring.model_lease import Turn
 from semgrad_guard.scoring.model_parts import anatomy_of
 from semgrad_guard.scoring.reading import read_exchange
@@ -31,8 +29,8 @@ if TYPE_CHECKING:
 
     from semgrad_guard.models import Generated, KeptCache, LocalModel
     from semgrad_guard.models.embedding import Embedder
-    from semgrad_guard.scoring.engine import Measure
     from semgrad_guard.scoring.layout import Tokens
+    from semgrad_guard.scoring.measure import Measure
     from semgrad_guard.scoring.spans import PlacedSpan
 
 Granularity = Literal["answer", "sentence"]

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from semgrad_guard.models import LocalModel
-from semgrad_guard.scoring.engine import Measure, Reading, measure
 from semgrad_guard.scoring.layout import Tokens
+from semgrad_guard.scoring.measure import Measure, Reading, measure
 from semgrad_guard.scoring.model_parts import anatomy_of
 from semgrad_guard.scoring.recording import upper_half
 from tests.differential.plain_definition import plain_scores

@@ -9,8 +9,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from semgrad_guard.scoring.engine import Reading, measure
 from semgrad_guard.scoring.layout import Tokens
+from semgrad_guard.scoring.measure import Reading, measure
 from semgrad_guard.scoring.recording import Band
 from semgrad_guard.scoring.spans import sentence_spans
 from semgrad_guard.scoring.text_signals import content_words, words

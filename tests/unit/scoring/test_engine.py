@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from semgrad_guard.errors import GradientsUnavailableError
-from semgrad_guard.scoring.engine import Reading, measure
 from semgrad_guard.scoring.layout import Tokens
+from semgrad_guard.scoring.measure import Reading, measure
 from semgrad_guard.scoring.recording import Band, upper_half
 from tests.differential.plain_definition import plain_scores
 from tests.models_for_tests import build, tiny_lm

@@ -7,9 +7,8 @@ import torch
 
 from semgrad_guard.errors import EmptyAnswerError, EmptyPromptError
 from semgrad_guard.scoring import engine as engine_module
-from semgrad_guard.scoring.batching import batches
-from semgrad_guard.scoring.engine import Reading, measure
 from semgrad_guard.scoring.layout import Tokens, lay_out
+from semgrad_guard.scoring.measure import Reading, batches, measure
 from semgrad_guard.scoring.recording import Band
 from tests.models_for_tests import tiny_lm
 
