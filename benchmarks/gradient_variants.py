@@ -28,7 +28,7 @@ from semgrad_guard.evaluation.comparison.tables import short
 from semgrad_guard.evaluation.labelling import Labeller
 from semgrad_guard.evaluation.rows import read_rows
 from semgrad_guard.models import load_model
-from semgrad_guard.scoring.reading import read_exchange
+from semgrad_guard.scoring.scorer import read_exchange
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

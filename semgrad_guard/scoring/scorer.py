@@ -8,19 +8,33 @@ import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
-from semgrad_guard.errors import PositionOutsidePromptError, ScoringError, ScoringSettingError
-from semgrad_guard.flow import Exchange, Fingerprint, Score
+from semgrad_guard.errors import (
+    ContextTooLongError,
+    EmptyAnswerError,
+    ForeignTokensError,
+    PositionOutsidePromptError,
+    ScoringError,
+    ScoringSettingError,
+)
+from semgrad_guard.flow import Exchange, Fingerprint, Score, SpanScore
 from semgrad_guard.models.embedding import UnitVectors
 from semgrad_guard.models.generate import ending
-from semgrad_guard.scoring.layout import default_position
-from semgrad_guard.scoring.measure import MAX_BATCH_TOKENS, Reading, measure_many, norms_behind
+from semgrad_guard.scoring.forward_signals import context_gain, p_true
+from semgrad_guard.scoring.layout import Tokens, default_position
+from semgrad_guard.scoring.measure import (
+    MAX_BATCH_TOKENS,
+    Reading,
+    gradient_signals,
+    likelihood_signals,
+    measure_many,
+    norms_behind,
+)
 from semgrad_guard.scoring.model_lease import Turn
 from semgrad_guard.scoring.model_parts import anatomy_of
-from semgrad_guard.scoring.reading import read_exchange
-from semgrad_guard.scoring.readout import Readout
 from semgrad_guard.scoring.recording import Band, upper_half
 from semgrad_guard.scoring.signals import CLOSENESS, FREE, METHODS, POSITIONS, SIGNALS
 from semgrad_guard.scoring.spans import place_spans
+from semgrad_guard.scoring.text_signals import closeness_signals, grounding_signals, retrieval_signals
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,9 +43,105 @@ if TYPE_CHECKING:
 
     from semgrad_guard.models import Generated, KeptCache, LocalModel
     from semgrad_guard.models.embedding import Embedder
-    from semgrad_guard.scoring.layout import Tokens
-    from semgrad_guard.scoring.measure import Measure
+    from semgrad_guard.scoring.measure import Measure, PartMeasure
     from semgrad_guard.scoring.spans import PlacedSpan
+
+CUT_OFF = frozenset({"length", "max_tokens", "stop_sequence", "cancelled", "content_filter"})
+"""Values of the metadata key `finish_reason` that say that the model did not end its turn by itself."""
+
+
+def read_exchange(model: LocalModel, exchange: Exchange) -> Tokens:
+    """Return the ids of an exchange: the given ones, else those of its texts.
+
+    A re-tokenised answer of a chat model ends with the end-of-turn token, because that is how answers that reached a
+    caller usually ended, unless the exchange's metadata has a `finish_reason` that says otherwise. A base model's
+    answer gets none: it was cut by a stop text or a limit. Text that another model was asked is put into the scoring
+    model's own chat template; text that this model read stands as it is.
+
+    Raises:
+        EmptyAnswerError, EmptyPromptError, ContextTooLongError, ForeignTokensError: the exchange cannot be scored.
+    """
+    prompt = exchange.prompt_ids
+    if prompt is None:
+        prompt = model.encode_prompt(exchange.prompt, as_chat=not exchange.on_policy)
+    _require_known(model, prompt)
+    answer = exchange.answer_ids
+    if answer is None:
+        if not exchange.answer:
+            raise EmptyAnswerError
+        ended = model.is_chat and exchange.metadata.get("finish_reason") not in CUT_OFF
+        answer = model.encode_answer(prompt, exchange.prompt, exchange.answer, ended=ended)
+    _require_known(model, answer)
+    tokens = Tokens(tuple(prompt), tuple(answer))
+    if all(token in model.end_ids for token in tokens.answer):
+        raise EmptyAnswerError
+    n_tokens, limit = len(tokens.prompt) + len(tokens.answer), model.context_limit
+    if limit is not None and n_tokens > limit:
+        raise ContextTooLongError(n_tokens, limit)
+    return tokens
+
+
+def _require_known(model: LocalModel, ids: Sequence[int]) -> None:
+    n_vocabulary: int = model.model.config.get_text_config(decoder=True).vocab_size
+    foreign = next((token for token in ids if not 0 <= token < n_vocabulary), None)
+    if foreign is not None:
+        raise ForeignTokensError(foreign, n_vocabulary)
+
+
+class Readout:
+    """Reads the wanted signals."""
+
+    def __init__(
+        self,
+        model: LocalModel,
+        position: int,
+        wanted: frozenset[str],
+        *,
+        embedder: Embedder | None = None,
+        language: str = "en",
+    ) -> None:
+        """Take the scoring model (for signals that run it again), t*, the names wanted and what they need."""
+        self._model, self._position, self._wanted = model, position, wanted
+        self._embedder, self._language = embedder, language
+
+    def signals(self, measured: Measure, exchange: Exchange, tokens: Tokens) -> dict[str, float]:
+        """Return the signals of a whole answer."""
+        found = {**self._of_part(measured, measured.parts[0]), **self.text_signals(exchange)}
+        if "context_gain" in self._wanted:
+            gain = context_gain(self._model, exchange, tokens, float(measured.nll.mean()))
+            found |= {} if gain is None else {"context_gain": gain}
+        if "p_true" in self._wanted:
+            chance = p_true(self._model, exchange)
+            found |= {} if chance is None else {"p_true": chance}
+        return found
+
+    def text_signals(self, exchange: Exchange) -> dict[str, float]:
+        """Return the signals that need no pass of the language model."""
+        return self._only({**self._of_text(exchange), **retrieval_signals(exchange.passages)})
+
+    def spans(self, measured: Measure, exchange: Exchange, spans: Sequence[PlacedSpan]) -> tuple[SpanScore, ...]:
+        """Return the scores of the parts of an answer, whose measures follow that of the whole."""
+        return tuple(
+            SpanScore(
+                span.start,
+                span.end,
+                self._of_part(measured, part) | self._only(self._of_text(exchange, span.text)),
+            )
+            for span, part in zip(spans, measured.parts[1:], strict=True)
+        )
+
+    def _of_text(self, exchange: Exchange, answer: str | None = None) -> dict[str, float]:
+        found = grounding_signals(exchange, answer)
+        if self._embedder is not None:
+            found |= closeness_signals(exchange, self._embedder, self._language, answer)
+        return found
+
+    def _of_part(self, measured: Measure, part: PartMeasure) -> dict[str, float]:
+        return self._only({**gradient_signals(measured, part, self._position), **likelihood_signals(measured, part)})
+
+    def _only(self, signals: dict[str, float]) -> dict[str, float]:
+        return {name: value for name, value in signals.items() if name in self._wanted}
+
 
 Granularity = Literal["answer", "sentence"]
 _GRANULARITIES = ("answer", "sentence")

@@ -13,7 +13,7 @@ from semgrad_guard.evaluation.prompts import answer_stops
 from semgrad_guard.evaluation.resumable import ROW_KEY, digest
 from semgrad_guard.evaluation.writing import write_answer
 from semgrad_guard.scoring.forward_signals import context_gain, p_true
-from semgrad_guard.scoring.reading import read_exchange
+from semgrad_guard.scoring.scorer import read_exchange
 from semgrad_guard.scoring.signals import CLOSENESS
 
 if TYPE_CHECKING:
