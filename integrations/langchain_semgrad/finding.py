@@ -10,7 +10,7 @@ from langchain_core.runnables import Runnable
 from langchain_semgrad.convert import to_passage
 from langchain_semgrad.retrievers import asking_for
 from semgrad_guard.errors import StepUnavailableError
-from semgrad_guard.routing.answer_again import wanted_passages, worth_reading
+from semgrad_guard.routing.steps import wanted_passages, worth_reading
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

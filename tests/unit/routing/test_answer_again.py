@@ -9,7 +9,7 @@ import pytest
 from semgrad_guard.errors import FallbackFailedError, RetrievalFailedError, StepUnavailableError
 from semgrad_guard.flow import Exchange, FallbackModel, Passage, RetryRetrieval
 from semgrad_guard.routing import Deadline, Resources, next_attempt
-from semgrad_guard.routing.answer_again import is_transient, wanted_passages, worth_reading
+from semgrad_guard.routing.steps import is_transient, wanted_passages, worth_reading
 from tests.fakes import Answerer, ListRetriever
 
 NO_LIMIT = Deadline(None)

@@ -1,23 +1,71 @@
-"""The steps that lead to a new attempt: retrieve again, or ask another model."""
+"""Carries out one step of the policy: retrieve and answer again, ask another model, hand over to a person, or settle."""
 
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, stop_after_delay, wait_random_exponential
 
-from semgrad_guard.errors import FallbackFailedError, RetrievalFailedError, StepUnavailableError
-from semgrad_guard.flow import FallbackModel, NewAttempt, Passage, RetryRetrieval
+from semgrad_guard.errors import (
+    FallbackFailedError,
+    QueueUnavailableError,
+    RetrievalFailedError,
+    ReviewError,
+    StepUnavailableError,
+)
+from semgrad_guard.flow import (
+    Abstain,
+    Accept,
+    AnswerWithWarning,
+    FallbackModel,
+    NewAttempt,
+    Passage,
+    Progress,
+    RetryRetrieval,
+    Status,
+    Verdict,
+)
 from semgrad_guard.ports import AnswerModel, Retriever, RetrievingChain
 from semgrad_guard.routing.deadline import Deadline, call_before
-from semgrad_guard.routing.postponed import PostponedError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
-    from semgrad_guard.flow import Exchange
-    from semgrad_guard.routing.resources import Resources
+    from semgrad_guard.flow import Attempt, Decision, Exchange, HumanReview, ReviewId, Ruling
+    from semgrad_guard.ports import QueryRewriter, ReviewQueue
+
+
+class PostponedError(Exception):
+    """Raised by `RetrievingChain.answer_again` when the new answer will come as another call.
+
+    An agent searches again by going on with its graph: the guard's run ends here without a record, and the agent's next
+    final answer is judged by `Guard.run(exchange, resources, progress=error.progress)`.
+    """
+
+    def __init__(self) -> None:
+        """Begin without a progress; the guard fills it in."""
+        self.progress = Progress()
+        super().__init__("the new answer comes in another call")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resources:
+    """Retrievers, models and chains by which the policy's steps act; a step without its resource is skipped."""
+
+    chain: AnswerModel | RetrievingChain | None = None
+    """Answers the question again: from passages found by `retriever`, or with a retriever of its own."""
+    retriever: Retriever | None = None
+    retrievers: Mapping[str, Retriever] = field(default_factory=dict[str, "Retriever"])
+    """Other retrievers by the name that the policy uses."""
+    rewriter: QueryRewriter | None = None
+    fallbacks: Mapping[str, AnswerModel] = field(default_factory=dict[str, "AnswerModel"])
+    """Fallback models by the name that the policy uses."""
+
+
+NO_RESOURCES = Resources()
+
 
 T = TypeVar("T")
 
@@ -180,3 +228,70 @@ def is_transient(error: BaseException) -> bool:
         "APIConnectionError",
         "ReadError",
     }
+
+
+def hand_over(
+    step: HumanReview, exchange: Exchange, decision: Decision, attempts: Sequence[Attempt], queue: ReviewQueue | None
+) -> tuple[ReviewId, Ruling | None]:
+    """Return the id of the stored review item and, where the policy waits and a person was quick, the verdict.
+
+    Args:
+        step: what the policy chose.
+        exchange: the best attempt, which the person reads.
+        decision: why it is handed over.
+        attempts: all attempts, oldest first.
+        queue: where it is stored.
+
+    Raises:
+        ReviewError: it could not be stored; the cause is kept.
+        StepUnavailableError: there is no queue.
+    """
+    if queue is None:
+        msg = "the policy asks for human review but names no queue: add `review: {url: sqlite:///review.db}`"
+        raise StepUnavailableError(msg)
+    try:
+        review_id = queue.submit(exchange, decision, attempts)
+    except ReviewError:
+        raise
+    except Exception as error:
+        msg = f"the review queue did not take the answer: {type(error).__name__}: {error}"
+        raise QueueUnavailableError(msg) from error
+    if step.wait_s <= 0:
+        return review_id, None
+    try:
+        return review_id, queue.wait(review_id, step.wait_s)
+    except Exception:  # noqa: BLE001 - the item is stored: not seeing the verdict now only means that it is pending
+        return review_id, None
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """Text for the caller, and what kind of text it is."""
+
+    text: str
+    status: Status
+
+
+def settle(step: Accept | AnswerWithWarning | Abstain, exchange: Exchange) -> Settled:
+    """Return what the caller gets for a step that needs nobody else."""
+    if isinstance(step, Accept):
+        return Settled(exchange.answer, Status.ANSWERED)
+    if isinstance(step, AnswerWithWarning):
+        text = f"{step.warning}\n\n{exchange.answer}" if step.warning else exchange.answer
+        return Settled(text, Status.WARNED)
+    return Settled(step.message, Status.ABSTAINED)
+
+
+def settle_review(ruling: Ruling | None, *, pending: str, abstain: str) -> Settled:
+    """Return what the caller gets for an answer that was handed to a person.
+
+    Args:
+        ruling: the verdict; `None` while there is none.
+        pending: message for a caller who does not wait any longer.
+        abstain: message for a rejected or expired answer.
+    """
+    if ruling is None:
+        return Settled(pending, Status.PENDING)
+    if ruling.verdict in {Verdict.APPROVED, Verdict.EDITED}:
+        return Settled(ruling.text, Status.REVIEWED)
+    return Settled(abstain, Status.ABSTAINED)
