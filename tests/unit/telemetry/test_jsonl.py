@@ -20,7 +20,7 @@ import pytest
 from semgrad_guard.errors import DataFileError
 from semgrad_guard.flow import ExchangeId
 from semgrad_guard.telemetry import JsonlSink, read_records
-from semgrad_guard.telemetry.append import LOCK_TRIES, AppendFile
+from semgrad_guard.telemetry.jsonl import LOCK_TRIES, AppendFile
 from tests.records import make_attempt, make_record
 
 if TYPE_CHECKING:
@@ -145,7 +145,7 @@ def test_half_a_line_is_taken_back(tmp_path: Path) -> None:
     script = f"""
 import resource, signal
 from pathlib import Path
-from semgrad_guard.telemetry.append import AppendFile
+from semgrad_guard.telemetry.jsonl import AppendFile
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 file = AppendFile(path=Path({str(tmp_path / "f")!r}), max_bytes=10**9, keep=1)
 file.append(b"whole\\n")
