@@ -94,8 +94,10 @@ class VerdictLoop:
 
     def _post(self, delivery: Delivery) -> None:
         from semgrad_guard.review import exchange_of  # noqa: PLC0415 - loads the database library
-        from semgrad_guard.telemetry.feedback import verdict_feedback  # noqa: PLC0415 - loads the sinks' libraries
-        from semgrad_guard.telemetry.verdicts import post_verdict_feedback  # noqa: PLC0415 - loads LangSmith
+        from semgrad_guard.telemetry.feedback import (
+            post_verdict_feedback,  # noqa: PLC0415 - loads LangSmith
+            verdict_feedback,  # noqa: PLC0415 - loads the sinks' libraries
+        )
 
         detail = self._queue.get(delivery.item_id)
         if detail.ruling is None or detail.document is None:

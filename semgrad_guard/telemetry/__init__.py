@@ -1,5 +1,6 @@
 """Record -> LangSmith, OpenTelemetry, JSONL: one sink a file, each isolated from the others and from the answer."""
 
+from semgrad_guard.telemetry.feedback import post_verdict_feedback
 from semgrad_guard.telemetry.fields import record_fields, summary_fields
 from semgrad_guard.telemetry.jsonl import JsonlSink, read_records
 from semgrad_guard.telemetry.langsmith_run import annotate_current_run, judged_within
@@ -10,7 +11,6 @@ from semgrad_guard.telemetry.replay import RecordFieldsError, record_from_fields
 from semgrad_guard.telemetry.runs import RunRef, user_metadata
 from semgrad_guard.telemetry.settings import TelemetrySettings
 from semgrad_guard.telemetry.sinks import Sinks, build_sinks
-from semgrad_guard.telemetry.verdicts import post_verdict_feedback
 
 __all__ = [
     "JsonlSink",

@@ -1,17 +1,24 @@
-"""Record or verdict -> the LangSmith feedback that says it."""
+"""Feedback in LangSmith: confidences and verdicts, and how they are posted."""
 
 from __future__ import annotations
 
+import logging
+import threading
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 from uuid import UUID, uuid5
 
+from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
+
+from semgrad_guard.extras import require
 from semgrad_guard.flow import Verdict
 from semgrad_guard.telemetry.fields import answered_attempt, number, signals_fields
 from semgrad_guard.telemetry.runs import RunRef
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from langsmith import Client
 
     from semgrad_guard.flow import Attempt, Exchange, Json, Record, Ruling
 
@@ -133,3 +140,120 @@ def _confidence(ref: RunRef, attempt: Attempt, within: RunRef | None, *, log_tex
 
 def _id(*parts: str) -> UUID:
     return uuid5(_NAMESPACE, "\n".join(parts))
+
+
+THREAD_NAME = "semgrad-langsmith"
+"""Begins the names of the threads that post."""
+
+
+class FeedbackPoster:
+    """Posts feedback one by one, and remembers the ids of projects."""
+
+    def __init__(self, *, extend_retention: bool) -> None:
+        """Say how long LangSmith is to keep the traces.
+
+        Args:
+            extend_retention: True lets feedback prolong how long a trace is kept, which LangSmith charges for; the
+                client then puts feedback on traces into its own batches instead of sending it at once.
+        """
+        self._extend_retention = extend_retention
+        self._projects: dict[tuple[str, str], UUID] = {}
+        self._langsmith = require("langsmith", extra="langsmith")
+        logging.getLogger("langsmith.client").addFilter(_leave_out_ours)
+
+    def post(self, client: Client, feedback: Feedback) -> None:
+        """Post one feedback; posting it again changes nothing.
+
+        Raises:
+            Exception: it was not taken; `is_transient` says whether to try again.
+        """
+        try:
+            client.create_feedback(
+                feedback.run.run_id,
+                key=feedback.key,
+                score=feedback.score,
+                value=feedback.value,
+                comment=feedback.comment or None,
+                correction=dict(feedback.correction) if feedback.correction else None,
+                trace_id=feedback.run.trace_id,
+                session_id=self._project_id(client, feedback.run.session_name),
+                source_info=dict(feedback.details),
+                source_run_id=feedback.source_run_id,
+                feedback_source_type=feedback.by,
+                feedback_id=feedback.id,
+                stop_after_attempt=1,
+                extend_trace_retention=self._extend_retention,
+            )
+        except self._langsmith.utils.LangSmithConflictError:
+            return  # it is there already
+
+    def _project_id(self, client: Client, name: str | None) -> UUID:
+        """Return the id of a project; `None` names the one that the environment names."""
+        name = name or str(self._langsmith.utils.get_tracer_project())
+        key = client.api_url, name
+        if key not in self._projects:
+            self._projects[key] = client.read_project(project_name=name).id
+        return self._projects[key]
+
+
+def is_transient(error: Exception) -> bool:
+    """Return whether the same request may be taken later: the server is down, busy, or does not know the run yet."""
+    utils = require("langsmith.utils", extra="langsmith")
+    if not isinstance(error, utils.LangSmithError | OSError):
+        return False
+    if isinstance(error, utils.LangSmithAuthError | utils.LangSmithUserError):
+        return False
+    cause: Any = error.__cause__ or error.__context__
+    status = getattr(getattr(cause, "response", None), "status_code", None)
+    return status is None or status >= 500 or status in {404, 408, 425, 429}
+
+
+def _leave_out_ours(log: logging.LogRecord) -> bool:
+    """Keep the client from logging a traceback for each post that fails: the worker counts them and logs the first."""
+    return not (log.name == "langsmith.client" and threading.current_thread().name.startswith(THREAD_NAME))
+
+
+_log = logging.getLogger("semgrad_guard")
+
+TRIES = 3
+MAX_WAIT_S = 5.0
+
+
+def post_verdict_feedback(
+    ruling: Ruling, exchange: Exchange, *, client: Client | None = None, log_text: bool = True
+) -> bool:
+    """Post a verdict as feedback `semgrad_verdict` on the run that wrote the answer, now, and say whether it is there.
+
+    The score is 1 where the answer was approved as it was and 0 where it was edited or rejected; an edited answer is
+    the feedback's correction. Posting a verdict again changes nothing. A failure is logged, never raised: a verdict
+    stands whether LangSmith hears of it or not. `LangSmithSink.emit_verdict` does the same without waiting.
+
+    Args:
+        ruling: the verdict.
+        exchange: what was judged, with its reserved `run` metadata.
+        client: LangSmith client; `None` takes the one that LangChain's tracing uses.
+        log_text: whether the edited answer and the reviewer's reason may be sent.
+
+    Returns:
+        False where the run is not known, nobody decided before the deadline, or LangSmith did not take it.
+
+    Raises:
+        MissingExtraError: `langsmith` is not installed.
+    """
+    feedback = verdict_feedback(ruling, exchange, log_text=log_text)
+    if feedback is None:
+        return False
+    poster = FeedbackPoster(extend_retention=False)
+    client = client or require("langsmith.run_trees", extra="langsmith").get_cached_client()
+    again = Retrying(
+        stop=stop_after_attempt(TRIES),
+        wait=wait_random_exponential(max=MAX_WAIT_S),
+        retry=retry_if_exception(lambda error: isinstance(error, Exception) and is_transient(error)),
+        reraise=True,
+    )
+    try:
+        again(poster.post, client, feedback)
+    except Exception as error:  # noqa: BLE001 - the verdict stands, whether it is seen in LangSmith or not
+        _log.warning("verdict %s was not posted to LangSmith: %s: %s", ruling.review_id, type(error).__name__, error)
+        return False
+    return True

@@ -11,8 +11,14 @@ from typing import TYPE_CHECKING
 
 from semgrad_guard.extras import require
 from semgrad_guard.telemetry.background import CAPACITY, BackgroundWorker, TryAgainError
-from semgrad_guard.telemetry.feedback import Feedback, confidence_feedback, verdict_feedback
-from semgrad_guard.telemetry.langsmith_post import THREAD_NAME, FeedbackPoster, is_transient
+from semgrad_guard.telemetry.feedback import (
+    THREAD_NAME,
+    Feedback,
+    FeedbackPoster,
+    confidence_feedback,
+    is_transient,
+    verdict_feedback,
+)
 from semgrad_guard.telemetry.langsmith_run import annotate_current_run, is_traced, post_own_run, ref_of, run_of
 from semgrad_guard.telemetry.runs import RunRef
 
