@@ -6,7 +6,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from semgrad_guard.telemetry.jsonl import JsonlSink
-from semgrad_guard.telemetry.langsmith_sink import LangSmithSink
+from semgrad_guard.telemetry.langsmith import LangSmithSink
 from semgrad_guard.telemetry.otel_sink import OtelSink
 
 if TYPE_CHECKING:

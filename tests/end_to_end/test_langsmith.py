@@ -16,7 +16,7 @@ from urllib3 import Retry
 from examples.loopback_langsmith import LoopbackLangSmith
 from semgrad_guard.flow import RUN_KEY, ExchangeId, Record, ReviewId, Ruling, Verdict, utc_now
 from semgrad_guard.telemetry import LangSmithSink, RunRef, annotate_current_run, judged_within, post_verdict_feedback
-from semgrad_guard.telemetry.langsmith_sink import TRIES, Timing
+from semgrad_guard.telemetry.langsmith import TRIES, Timing
 from tests.records import make_attempt, make_record
 
 if TYPE_CHECKING:

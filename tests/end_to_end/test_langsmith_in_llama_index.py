@@ -8,7 +8,7 @@ import pytest
 
 from examples.loopback_langsmith import LoopbackLangSmith
 from semgrad_guard.telemetry import LangSmithSink
-from semgrad_guard.telemetry.langsmith_sink import Timing
+from semgrad_guard.telemetry.langsmith import Timing
 from tests.fakes import guard_of
 
 langsmith = pytest.importorskip("langsmith")
