@@ -4,8 +4,8 @@ from semgrad_guard.telemetry.feedback import post_verdict_feedback
 from semgrad_guard.telemetry.fields import record_fields, summary_fields
 from semgrad_guard.telemetry.jsonl import JsonlSink, read_records
 from semgrad_guard.telemetry.langsmith import LangSmithSink, annotate_current_run, judged_within
+from semgrad_guard.telemetry.otel import OtelSink
 from semgrad_guard.telemetry.otel_providers import Providers
-from semgrad_guard.telemetry.otel_sink import OtelSink
 from semgrad_guard.telemetry.replay import RecordFieldsError, record_from_fields
 from semgrad_guard.telemetry.runs import RunRef, user_metadata
 from semgrad_guard.telemetry.settings import TelemetrySettings

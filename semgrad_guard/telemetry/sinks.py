@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from semgrad_guard.telemetry.jsonl import JsonlSink
 from semgrad_guard.telemetry.langsmith import LangSmithSink
-from semgrad_guard.telemetry.otel_sink import OtelSink
+from semgrad_guard.telemetry.otel import OtelSink
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 from semgrad_guard.flow import RetryRetrieval
 from semgrad_guard.routing import Resources
-from semgrad_guard.telemetry.timeline import nanoseconds, started_at, timeline
+from semgrad_guard.telemetry.otel import nanoseconds, started_at, timeline
 from tests.fakes import Answerer, LadderDecider, ListRetriever, MemorySink, guard_of
 from tests.records import make_attempt, make_record
 

@@ -1,34 +1,164 @@
-"""Record -> OpenTelemetry: spans, `gen_ai.evaluation.result` log events and metrics."""
+"""Records in OpenTelemetry: attributes, spans on a timeline, and metrics."""
 
 from __future__ import annotations
 
 import logging
 import threading
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from semgrad_guard.extras import require
 from semgrad_guard.flow import Action
-from semgrad_guard.telemetry.fields import number
-from semgrad_guard.telemetry.otel_attributes import (
-    EVALUATION_EVENT,
-    attempt_attributes,
-    decision_labels,
-    evaluation_attributes,
-    record_attributes,
-    scoring_labels,
-)
+from semgrad_guard.telemetry.fields import number, signals_fields, summary_fields
 from semgrad_guard.telemetry.otel_providers import EXTRA, Providers, find_providers, need_packages
 from semgrad_guard.telemetry.runs import RunRef
-from semgrad_guard.telemetry.timeline import Stretch, nanoseconds, started_at, timeline
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from opentelemetry._logs import Logger
     from opentelemetry.context import Context
     from opentelemetry.metrics import Counter, Histogram, Meter
     from opentelemetry.trace import Span, Tracer
 
-    from semgrad_guard.flow import Attempt, Failure, Record
+    from semgrad_guard.flow import Attempt, Failure, Record, Score
+
+_EPOCH = datetime.fromisoformat("1970-01-01T00:00:00+00:00")
+
+
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """One attempt in time."""
+
+    attempt: Attempt
+    judging_at: datetime
+    judged_at: datetime
+    acted_at: datetime
+    """When the next attempt was judged, or the outcome was there."""
+
+
+def started_at(record: Record) -> datetime:
+    """Return when the first attempt came to be judged."""
+    return record.at - timedelta(seconds=record.seconds)
+
+
+def timeline(record: Record) -> list[Stretch]:
+    """Return the attempts whose time is known, oldest first.
+
+    Where a record does not say when an attempt was judged, only the first attempt's time is known: its judgement began
+    the record.
+    """
+    begun = started_at(record)
+    known: list[tuple[Attempt, datetime, datetime]] = []
+    for n, attempt in enumerate(record.attempts):
+        score = attempt.decision.score
+        took = timedelta(seconds=score.seconds if score else 0.0)
+        judged_at = attempt.judged_at or (begun + took if n == 0 else None)
+        if judged_at is not None:
+            known.append((attempt, max(begun, judged_at - took), judged_at))
+    ends = [judging_at for _, judging_at, _ in known[1:]] + [record.at]
+    return [Stretch(a, start, end, max(end, acted)) for (a, start, end), acted in zip(known, ends, strict=False)]
+
+
+def nanoseconds(moment: datetime) -> int:
+    """Return a moment as OpenTelemetry counts it, exactly."""
+    return (moment - _EPOCH) // timedelta(microseconds=1) * 1000
+
+
+Attributes = dict[str, str | bool | int | float]
+
+EVALUATION_EVENT = "gen_ai.evaluation.result"
+EVALUATION_NAME = "semgrad_confidence"
+"""What `gen_ai.evaluation.score.value` is: calibrated P(answer is correct). The label is the chosen action."""
+
+
+def evaluation_attributes(attempt: Attempt, *, log_text: bool) -> Attributes:
+    """Return the attributes of the `gen_ai.evaluation.result` event of one attempt."""
+    decision = attempt.decision
+    run = RunRef.of(attempt.exchange)
+    return {
+        **_known(
+            {
+                "gen_ai.evaluation.name": EVALUATION_NAME,
+                "gen_ai.evaluation.score.value": number(decision.confidence.value),
+                "gen_ai.evaluation.score.label": str(decision.action),
+                "gen_ai.evaluation.explanation": decision.why if log_text else None,
+                "gen_ai.response.id": run.response_id if run else None,
+                "error.type": decision.failure.type if decision.failure else None,
+            }
+        ),
+        **attempt_attributes(attempt),
+    }
+
+
+def attempt_attributes(attempt: Attempt) -> Attributes:
+    """Return `semgrad.…` attributes of one attempt, without text."""
+    decision, exchange = attempt.decision, attempt.exchange
+    return {
+        **_known(
+            {
+                "semgrad.attempt": exchange.attempt,
+                "semgrad.action": str(decision.action),
+                "semgrad.rule": decision.rule,
+                "semgrad.confidence": number(decision.confidence.value),
+                "semgrad.profile": decision.confidence.profile,
+                "semgrad.drifted": decision.confidence.drifted,
+                "semgrad.author": exchange.author,
+            }
+        ),
+        **(_score(decision.score) if decision.score else {}),
+    }
+
+
+def record_attributes(record: Record, *, log_text: bool) -> Attributes:
+    """Return `semgrad.…` attributes of a question."""
+    said = {f"semgrad.{name}": value for name, value in summary_fields(record).items() if name != "at"}
+    if record.failures:
+        said["error.type"] = record.failures[0].type
+    if log_text:
+        said["semgrad.question"] = record.attempts[0].exchange.question if record.attempts else None
+        said["semgrad.text"] = record.text
+    return _known(said)
+
+
+def decision_labels(attempt: Attempt) -> Attributes:
+    """Return what the metrics of one decision are counted by: few values only."""
+    score = attempt.decision.score
+    return _known(
+        {
+            "semgrad.action": str(attempt.decision.action),
+            "semgrad.rule": attempt.decision.rule,
+            "semgrad.scorer": score.model if score else None,
+        }
+    )
+
+
+def scoring_labels(score: Score) -> Attributes:
+    """Return what scoring time is counted by."""
+    return {"semgrad.scorer": score.model, "semgrad.method": score.method, "semgrad.path": score.path}
+
+
+def _score(score: Score) -> Attributes:
+    signals = {f"semgrad.signal.{name}": value for name, value in signals_fields(score.signals).items()}
+    return _known(
+        {
+            "semgrad.method": score.method,
+            "semgrad.score": number(score.value),
+            "semgrad.scorer": score.model,
+            "semgrad.proxy": score.proxy,
+            "semgrad.path": score.path,
+            "semgrad.prompt_tokens": score.n_prompt_tokens,
+            "semgrad.answer_tokens": score.n_answer_tokens,
+            **signals,
+        }
+    )
+
+
+def _known(said: Mapping[str, object]) -> Attributes:
+    """Leave out what is not known; attributes cannot be `None`."""
+    return {name: value for name, value in said.items() if isinstance(value, str | bool | int | float)}
+
 
 _log = logging.getLogger("semgrad_guard")
 
