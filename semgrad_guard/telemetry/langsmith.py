@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 from uuid import UUID, uuid5
 
 from semgrad_guard.extras import require
-from semgrad_guard.telemetry.background import CAPACITY, BackgroundWorker, TryAgainError
 from semgrad_guard.telemetry.feedback import (
     THREAD_NAME,
     Feedback,
@@ -25,6 +24,7 @@ from semgrad_guard.telemetry.feedback import (
 )
 from semgrad_guard.telemetry.fields import answered_attempt, signals_fields, summary_fields
 from semgrad_guard.telemetry.runs import RunRef
+from semgrad_guard.telemetry.worker import CAPACITY, BackgroundWorker, TryAgainError
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Mapping, Sequence

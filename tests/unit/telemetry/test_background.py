@@ -11,7 +11,7 @@ import weakref
 
 import pytest
 
-from semgrad_guard.telemetry.background import BackgroundWorker, TryAgainError
+from semgrad_guard.telemetry.worker import BackgroundWorker, TryAgainError
 
 
 def test_jobs_are_done_in_order_by_one_thread() -> None:

@@ -1,4 +1,4 @@
-"""Work off the answer's path: a bounded queue and threads of its own."""
+"""A thread of its own for slow sinks, with a bounded queue, retries and an end at exit."""
 
 from __future__ import annotations
 
