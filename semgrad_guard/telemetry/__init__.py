@@ -8,8 +8,7 @@ from semgrad_guard.telemetry.otel import OtelSink
 from semgrad_guard.telemetry.otel_providers import Providers
 from semgrad_guard.telemetry.replay import RecordFieldsError, record_from_fields
 from semgrad_guard.telemetry.runs import RunRef, user_metadata
-from semgrad_guard.telemetry.settings import TelemetrySettings
-from semgrad_guard.telemetry.sinks import Sinks, build_sinks
+from semgrad_guard.telemetry.sinks import Sinks, TelemetrySettings, build_sinks
 
 __all__ = [
     "JsonlSink",

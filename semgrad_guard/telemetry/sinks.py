@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from semgrad_guard.telemetry.jsonl import JsonlSink
@@ -11,10 +12,23 @@ from semgrad_guard.telemetry.otel import OtelSink
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from pathlib import Path
 
     from semgrad_guard.flow import Record
     from semgrad_guard.ports import Sink
-    from semgrad_guard.telemetry.settings import TelemetrySettings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TelemetrySettings:
+    """Which sinks get the records, and whether they see texts."""
+
+    langsmith: bool = False
+    otel: bool = False
+    jsonl: Path | None = None
+    """File to append one line a record to; `None` writes none."""
+    log_text: bool = True
+    """False keeps every text (questions, prompts, passages, answers, messages) out of all sinks."""
+
 
 _log = logging.getLogger("semgrad_guard")
 
