@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from semgrad_guard.cli.progress import bar
+from semgrad_guard.cli.terminal import bar
 
 EXAMPLES = """[bold]Examples[/bold]
 

@@ -13,8 +13,7 @@ import typer
 from rich import box
 from rich.table import Table
 
-from semgrad_guard.cli.progress import bar
-from semgrad_guard.cli.screen import wide_console
+from semgrad_guard.cli.terminal import bar, wide_console
 from semgrad_guard.extras import require
 
 if TYPE_CHECKING:

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from rich.console import Console
 
-from semgrad_guard.cli.progress import bar
-from semgrad_guard.cli.screen import wide_console
+from semgrad_guard.cli.terminal import bar, wide_console
 
 if TYPE_CHECKING:
     from semgrad_guard.evaluation.comparison.answering import Asked

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, cast
 
 import typer
 
-from semgrad_guard.cli.progress import bar
+from semgrad_guard.cli.terminal import bar
 from semgrad_guard.errors import DataFileError
 from semgrad_guard.evaluation.labelling import Labeller, ReviewedAnswers, signals_of
 from semgrad_guard.evaluation.rows import read_rows

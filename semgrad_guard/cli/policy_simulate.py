@@ -13,7 +13,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from semgrad_guard.cli.progress import bar
+from semgrad_guard.cli.terminal import bar
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable

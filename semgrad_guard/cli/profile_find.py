@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from semgrad_guard.cli.progress import bar
+from semgrad_guard.cli.terminal import bar
 
 if TYPE_CHECKING:
     from semgrad_guard.evaluation.sps_report import SpsReport

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from semgrad_guard.cli.progress import bar
+from semgrad_guard.cli.terminal import bar
 
 if TYPE_CHECKING:
     from semgrad_guard.ports import Calibrator

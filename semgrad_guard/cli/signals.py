@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rich.table import Table
 
-from semgrad_guard.cli.screen import wide_console
+from semgrad_guard.cli.terminal import wide_console
 
 EXAMPLES = """[bold]Examples[/bold]
 

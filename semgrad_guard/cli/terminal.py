@@ -1,9 +1,8 @@
-"""The one progress bar of all commands."""
+"""What commands show on a terminal: progress bars and a console that is wide enough."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -13,9 +12,6 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 
 def bar(console: Console) -> Progress:
@@ -29,3 +25,9 @@ def bar(console: Console) -> Progress:
         TimeRemainingColumn(),
         console=console,
     )
+
+
+def wide_console(columns: int) -> Console:
+    """Return the usual console; into a file or pipe it prints at least so many columns, where nobody sees an edge."""
+    console = Console()
+    return Console(width=columns) if console.width < columns and not console.is_terminal else console
