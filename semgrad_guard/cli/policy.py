@@ -1,19 +1,164 @@
-"""`semgrad-guard policy`: explain, describe, start and try policy files."""
+"""`semgrad-guard policy`: check, explain and simulate policies, write a first one, print the schema."""
 
 from __future__ import annotations
 
 import json
+import logging
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
 
-from semgrad_guard.cli import policy_simulate
+from semgrad_guard.cli.terminal import bar
 from semgrad_guard.errors import PolicyError
 from semgrad_guard.guard.assembly import profile_of
 from semgrad_guard.guard.thresholds import promised
 from semgrad_guard.policy import default_text, explain, load_policy, policy_schema
 from semgrad_guard.policy.promises import promises
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Iterable
+
+    from semgrad_guard.evaluation.simulation import RecordedQuestion, RouteFigures, Simulation
+    from semgrad_guard.policy import Policy
+
+EXAMPLES = """[bold]Examples[/bold]
+
+  semgrad-guard policy simulate policy.yaml scored.jsonl
+
+  semgrad-guard policy simulate policy.yaml scored.jsonl --plot policy.png --json > figures.json
+
+  semgrad-guard policy simulate policy.yaml guard.jsonl --labels labels.jsonl
+
+A line of the data is what `semgrad-guard score` wrote, with `correct` or accepted `answers`. Later answers to the same
+`question` (and `group`) are lines with `attempt` 2, 3, ... and the `route` by which they came: `retry_retrieval` or
+`fallback_model:NAME`. `seconds`, `answer_s` and `cost` count where they are there.
+
+Or the data are the records of a guard (`telemetry: {jsonl: ...}`), and --labels names lines such as
+{"id": "...", "correct": true}, with the `id` of an attempt.
+"""
+
+
+def simulate(
+    policy: Annotated[Path, typer.Argument(help="Policy file.", show_default=False)],
+    data: Annotated[Path, typer.Argument(help="JSONL of labelled answers, or a guard's records.", show_default=False)],
+    labels: Annotated[
+        Path | None, typer.Option(help="JSONL of labels for a guard's records.", show_default=False)
+    ] = None,
+    grader: Annotated[
+        Literal["contains", "exact", "f1"], typer.Option(help="Compares answers with accepted ones.")
+    ] = "contains",
+    plot: Annotated[Path | None, typer.Option(help="Plot to write (.png, .svg, .pdf).", show_default=False)] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON in place of tables.")] = False,
+) -> None:
+    """Replay labelled answers under a policy: how many are given, held back and wrong, by route, and what it costs.
+
+    The whole policy is measured, retries, fallbacks and review included. Use answers that the policy's profile was not
+    fitted on.
+    """
+    from semgrad_guard.evaluation.simulation import Simulator, save_simulation_plot  # noqa: PLC0415 - loads numpy
+    from semgrad_guard.evaluation.simulation import simulate as run  # noqa: PLC0415 - beside its use
+    from semgrad_guard.policy import load_policy  # noqa: PLC0415 - loads pydantic
+
+    loaded = load_policy(policy)
+    simulator = Simulator(loaded)
+    questions, total = _recorded(loaded, data, labels, grader)
+    with bar(Console(stderr=True)) as progress, _quiet():
+        found = run(simulator, progress.track(questions, total=total, description="Replaying questions"))
+    _report(found, loaded, as_json=as_json)
+    if plot is not None:
+        save_simulation_plot(plot, found)
+        Console(stderr=True).print(f"plot: {plot}", soft_wrap=True, markup=False)
+
+
+def _recorded(
+    policy: Policy, data: Path, labels: Path | None, grader: str
+) -> tuple[Iterable[RecordedQuestion], int | None]:
+    """Return the recorded questions and their number, where it is known beforehand."""
+    from semgrad_guard.errors import DataFileError  # noqa: PLC0415 - beside its use
+    from semgrad_guard.evaluation.simulation import (  # noqa: PLC0415 - loads numpy
+        RecordedLog,
+        RecordedRows,
+        is_log,
+        read_labels,
+        unscored_routes,
+    )
+
+    if labels is not None:
+        return RecordedLog(data, read_labels(labels, grader=grader)), None
+    if is_log(data):
+        why = "holds a guard's records, which do not say which answers are right"
+        raise DataFileError(data, None, why, "name the file that does with --labels")
+    rows = RecordedRows(data, grader=grader, unscored=unscored_routes(policy))
+    return rows, rows.n_questions
+
+
+@contextmanager
+def _quiet() -> Generator[None, None, None]:
+    """Keep the guard's warnings about single answers from the screen: the report counts them."""
+    log = logging.getLogger("semgrad_guard")
+    before = log.level
+    log.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        log.setLevel(before)
+
+
+def _report(found: Simulation, policy: Policy, *, as_json: bool) -> None:
+    """Print the figures, and what they do not show."""
+    from semgrad_guard.evaluation.simulation.wording import LIMITS, cautions, summary  # noqa: PLC0415 - loads numpy
+
+    notes = cautions(found, policy)
+    if as_json:
+        print(json.dumps({**found.to_json(), "cautions": notes, "limits": list(LIMITS[1:])}, indent=2))
+        return
+    console = Console()
+    for line in summary(found):
+        console.print(line, soft_wrap=True, markup=False)
+    console.print(_table(found))
+    needed = ", ".join(f"`{rule}` {value:.3f}" for rule, value in found.thresholds.items())
+    legend = f"Intervals 95 %; cost and seconds (s) are means of a question. Confidence needed: {needed}."
+    console.print(legend, style="dim", soft_wrap=True, markup=False)
+    for line in notes:
+        console.print(line, style="yellow", soft_wrap=True, markup=False)
+    for line in LIMITS:
+        console.print(line, style="dim", soft_wrap=True, markup=False)
+
+
+def _table(found: Simulation) -> Table:
+    """Return the table of routes, all of them together last; it fits 80 columns."""
+    table = Table(
+        title="How questions end", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False
+    )
+    table.add_column("route", no_wrap=True)
+    for name in ("n", "share", "wrong of given", "right of held", "cost", "s"):
+        table.add_column(name, justify="right", no_wrap=" " not in name)
+    for figures in found.routes:
+        table.add_row(*_cells(figures))
+    table.add_section()
+    table.add_row(*_cells(found.total))
+    return table
+
+
+def _cells(figures: RouteFigures) -> tuple[str, ...]:
+    from semgrad_guard.evaluation.simulation.wording import percent  # noqa: PLC0415 - loads numpy
+
+    held = f"{figures.n_right_withheld:,} of {figures.n_withheld_labelled:,}" if figures.n_withheld_labelled else ""
+    return (
+        figures.route,
+        f"{figures.n:,}",
+        f"{figures.n / max(1, figures.n_all):.1%}",
+        percent(figures.error_rate) if figures.n_answered else "",
+        held,
+        f"{figures.mean_cost:.2f}",
+        "" if figures.mean_seconds is None else f"{figures.mean_seconds:.2f}",
+    )
+
 
 app = typer.Typer(name="policy", no_args_is_help=True, help="Check, describe, start and try policy files.")
 app.command(epilog=policy_simulate.EXAMPLES)(policy_simulate.simulate)
