@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, cast
 import typer
 from rich.console import Console
 
-from semgrad_guard.cli.profile_tables import describe, evidence_table
+from semgrad_guard.cli.profile import describe, evidence_table
 from semgrad_guard.cli.terminal import bar
 from semgrad_guard.errors import DataFileError
 from semgrad_guard.evaluation.labelling import Labeller, ReviewedAnswers, signals_of

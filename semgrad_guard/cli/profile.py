@@ -1,7 +1,8 @@
-"""`semgrad-guard profile`: look at calibration profiles, and find a model's position for a new one."""
+"""`semgrad-guard profile`: show profiles, watch them for drift, find a model's position."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,12 +10,146 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from semgrad_guard.cli import profile_find
-from semgrad_guard.cli.profile_tables import describe, evidence_table
+from semgrad_guard.cli.terminal import bar
 from semgrad_guard.flow import utc_now
 
 if TYPE_CHECKING:
-    from semgrad_guard.calibration import DriftMonitor, Profile
+    from semgrad_guard.calibration import DriftMonitor, Interval, Profile
+    from semgrad_guard.evaluation.sps_report import SpsReport
+
+_MEANING = {
+    "auroc": ("AUROC", "a right answer is surer than a wrong one; 0.5 is chance"),
+    "auprc": ("AUPRC", "precision of finding wrong answers"),
+    "prr": ("PRR", "share of the possible gain of rejecting the least sure; 0 is chance, 1 perfect"),
+    "aurc": ("AURC", "mean error rate among the surest answers; lower is better"),
+    "ece": ("ECE", "mean gap of confidence and share right; lower is better"),
+    "brier": ("Brier", "mean squared gap; lower is better"),
+    "log_loss": ("log-loss", "nats; lower is better"),
+}
+N_SIGNALS = 8
+"""Single signals listed beside the profile's own figures."""
+
+
+def describe(profile: Profile) -> str:
+    """Return what a profile is, one fact a line."""
+    if profile.label_free:
+        basis = f"{profile.reference.n:,} scores, no labels: its values are percentiles, not probabilities"
+    else:
+        basis = f"{profile.n_labels:,} labelled answers, {profile.base_rate or 0:.0%} of them right"
+    fit = profile.fingerprint
+    lines = [
+        f"profile {profile.name}: {profile.method}, {profile.curve.kind} curve, from {basis}",
+        f"model {fit.model}, {fit.dtype}, template {fit.template}, {fit.settings}"
+        + (", answers of another model (proxy)" if fit.proxy else ""),
+        f"made {profile.created_at:%Y-%m-%d}"
+        + (f", expires {profile.expires_at:%Y-%m-%d}" if profile.expires_at else ", no expiry date"),
+        *profile.notes,
+    ]
+    return "\n".join(lines)
+
+
+def evidence_table(profile: Profile) -> Table:
+    """Return the table of out-of-sample figures, and of the best single signals beside them."""
+    table = Table(title="What it is worth, out-of-sample", title_justify="left")
+    table.add_column("figure")
+    table.add_column("value (95 % interval)", justify="right")
+    table.add_column("meaning")
+    if profile.evidence is None:
+        table.add_row("none", "", "no labels")
+        return table
+    for field, (title, meaning) in _MEANING.items():
+        found: Interval = getattr(profile.evidence, field)
+        table.add_row(title, found.text(), meaning)
+    singles = sorted(profile.evidence.signals.items(), key=lambda item: -(item[1].value or 0.0))
+    for i, (signal, found) in enumerate(singles[:N_SIGNALS]):
+        if i == 0:
+            table.add_section()
+        table.add_row(signal, found.text(), "AUROC of this signal alone")
+    return table
+
+
+EXAMPLES = """[bold]Examples[/bold]
+
+  semgrad-guard profile find smollm2-135m --plot sps.png
+
+  semgrad-guard profile find Qwen/Qwen3-0.6B --out policy.yaml
+
+  semgrad-guard profile find my-model/ --paraphrases mine.jsonl --labels scored.jsonl --json sps.json
+
+A line of --paraphrases: {"question": "...", "paraphrases": ["...", "..."]}; vary how they end, because a last word that
+paraphrases share makes their states similar without any meaning. --labels is a file that `semgrad-guard score` wrote,
+with `correct` or `answers` on each line.
+"""
+
+
+def find(
+    model: Annotated[str, typer.Argument(help="Model: name, Hugging Face id, folder or .gguf.")] = "smollm2-135m",
+    paraphrases: Annotated[
+        Path | None, typer.Option(help="JSONL file of questions and paraphrases; the built-in set when left out.")
+    ] = None,
+    labels: Annotated[
+        Path | None, typer.Option(help="Scored and labelled answers: adds AUROC by position.", show_default=False)
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Policy file to write, with position and band.", show_default=False)
+    ] = None,
+    plot: Annotated[Path | None, typer.Option(help="Heat map to write (.png, .svg, .pdf).", show_default=False)] = None,
+    numbers: Annotated[
+        Path | None, typer.Option("--json", help="Also write all numbers here.", show_default=False)
+    ] = None,
+    questions: Annotated[int | None, typer.Option(min=8, help="Only the first questions.", show_default=False)] = None,
+    positions: Annotated[int, typer.Option(min=1, max=64, help="Last prompt positions to look at.")] = 12,
+    batch_size: Annotated[int, typer.Option(min=1, help="Texts read together.")] = 16,
+    dtype: Annotated[str, typer.Option(help="Number type of the weights.")] = "float32",
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, ...", show_default=False)] = None,
+    seed: Annotated[int, typer.Option(help="Seed of draws and halvings.")] = 0,
+) -> None:
+    """Find the prompt position whose state carries the meaning of the question, for a model of any template."""
+    from semgrad_guard.evaluation.paraphrases import read_paraphrases  # noqa: PLC0415 - beside its use
+    from semgrad_guard.evaluation.sps_labels import check_labels  # noqa: PLC0415 - loads numpy
+    from semgrad_guard.evaluation.sps_run import find_position  # noqa: PLC0415 - loads torch
+    from semgrad_guard.models import load_model  # noqa: PLC0415 - loads torch
+
+    console = Console(stderr=True)
+    paraphrased = read_paraphrases(paraphrases)[:questions]  # mistakes are named before a model is loaded
+    check = check_labels(labels, seed=seed) if labels else None
+    with console.status(f"Loading {model}"):
+        local = load_model(model, dtype=dtype, device=device)
+    with bar(console) as progress:
+        task = progress.add_task("Reading paraphrases", total=sum(len(group.texts) for group in paraphrased))
+        report = find_position(
+            local,
+            paraphrased,
+            n_positions=positions,
+            batch_size=batch_size,
+            seed=seed,
+            labels=check,
+            advance=lambda n: progress.advance(task, n),
+        )
+    _print(report)
+    if plot is not None:
+        from semgrad_guard.evaluation.sps_plot import save_sps_plot  # noqa: PLC0415 - only when asked for
+
+        save_sps_plot(plot, report.sps, report.choice, report.tokens, title=f"What states of {local.name} carry")
+        console.print(f"plot: {plot}", markup=False, soft_wrap=True)
+    if numbers is not None:
+        numbers.write_text(json.dumps(report.to_json(), indent=1, allow_nan=False), encoding="utf-8")
+        console.print(f"numbers: {numbers}", markup=False, soft_wrap=True)
+    if out is not None:
+        out.write_text(report.policy_text(model, dtype), encoding="utf-8")
+        console.print(
+            f"policy: {out}; next: semgrad-guard calibrate labelled.jsonl --policy {out} --out profile.json",
+            markup=False,
+            soft_wrap=True,
+        )
+
+
+def _print(report: SpsReport) -> None:
+    console = Console()
+    console.print(report.table())
+    console.print(report.map_table())
+    console.print("\n".join(report.verdict()), markup=False, soft_wrap=True)
+
 
 app = typer.Typer(
     name="profile",
