@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from semgrad_guard.cli import bench, calibrate, demo, evaluate, policy, profile, review, score, signals
+from semgrad_guard.cli import bench, calibrate, demo, evaluate, policy, profile, review, score
 from semgrad_guard.errors import SemGradGuardError
 
 USER_ERROR = 2
@@ -27,7 +27,7 @@ app = typer.Typer(
 )
 app.command(epilog=demo.EXAMPLES)(demo.demo)
 app.command(epilog=score.EXAMPLES)(score.score)
-app.command(epilog=signals.EXAMPLES)(signals.signals)
+app.command(epilog=score.SIGNALS_EXAMPLES)(score.signals)
 app.command(epilog=calibrate.EXAMPLES)(calibrate.calibrate)
 app.command(epilog=evaluate.EXAMPLES)(evaluate.evaluate)
 app.command(epilog=bench.EXAMPLES)(bench.bench)

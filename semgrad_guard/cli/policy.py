@@ -161,7 +161,7 @@ def _cells(figures: RouteFigures) -> tuple[str, ...]:
 
 
 app = typer.Typer(name="policy", no_args_is_help=True, help="Check, describe, start and try policy files.")
-app.command(epilog=policy_simulate.EXAMPLES)(policy_simulate.simulate)
+app.command(epilog=EXAMPLES)(simulate)
 
 DEFAULT_PATH = Path("policy.yaml")
 

@@ -156,7 +156,7 @@ app = typer.Typer(
     no_args_is_help=True,
     help="Look at calibration profiles, and `find MODEL`: where a model's states carry the meaning of the question.",
 )
-app.command(epilog=profile_find.EXAMPLES)(profile_find.find)
+app.command(epilog=EXAMPLES)(find)
 
 NOT_FIT = 1
 """Exit code of `status` when the profile expired or drifted."""

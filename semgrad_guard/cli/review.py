@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import click
 import typer
 
-from semgrad_guard.cli import review_access, review_consume, review_upkeep
+from semgrad_guard.cli import review_access, review_upkeep
 from semgrad_guard.cli.review_options import AsJson, By, ItemId, ItemIds, PolicyFile, Url, queue_at, reviewer
 from semgrad_guard.errors import ReviewError, SemGradGuardError
 
@@ -230,7 +230,7 @@ app.add_typer(review_access.webhook_app, name="webhook")
 app.command("export", epilog=review_upkeep.EXPORT_EXAMPLE)(review_upkeep.export)
 app.command("import", epilog=review_upkeep.IMPORT_EXAMPLE)(review_upkeep.import_items)
 app.command("erase", epilog=review_upkeep.ERASE_EXAMPLE)(review_upkeep.erase)
-app.command("consume", epilog=review_consume.CONSUME_EXAMPLE)(review_consume.consume)
+app.command("consume", epilog=review_upkeep.CONSUME_EXAMPLE)(review_upkeep.consume)
 app.command("migrate", epilog=review_upkeep.MIGRATE_EXAMPLE)(review_upkeep.migrate)
 app.command("stats", epilog=review_upkeep.STATS_EXAMPLE)(review_upkeep.stats)
 

@@ -94,9 +94,9 @@ class VerdictLoop:
 
     def _post(self, delivery: Delivery) -> None:
         from semgrad_guard.review import exchange_of  # noqa: PLC0415 - loads the database library
-        from semgrad_guard.telemetry.feedback import (
-            post_verdict_feedback,  # noqa: PLC0415 - loads LangSmith
-            verdict_feedback,  # noqa: PLC0415 - loads the sinks' libraries
+        from semgrad_guard.telemetry.feedback import (  # noqa: PLC0415 - loads LangSmith
+            post_verdict_feedback,
+            verdict_feedback,
         )
 
         detail = self._queue.get(delivery.item_id)

@@ -1,4 +1,4 @@
-"""Carries out one step of the policy: retrieve and answer again, ask another model, hand over to a person, or settle."""
+"""Carries out one step of the policy: retrieve and answer again, ask another model, ask a person, or settle."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from semgrad_guard.errors import EmptyAnswerError, EmptyPromptError
-from semgrad_guard.scoring import engine as engine_module
+from semgrad_guard.scoring import measure as measure_module
 from semgrad_guard.scoring.layout import Tokens, lay_out
 from semgrad_guard.scoring.measure import Reading, batches, measure
 from semgrad_guard.scoring.recording import Band
@@ -56,9 +56,9 @@ def test_shared_beginnings_change_no_number(arch, monkeypatch):
     beginning = tuple(torch.randint(3, 80, (40,), generator=torch.Generator().manual_seed(2)).tolist())
     family = [_tokens((*beginning, *range(10, 10 + n)), range(20, 20 + n)) for n in (2, 5, 2)]
     rows = []
-    real = engine_module.run_blind
+    real = measure_module.run_blind
     monkeypatch.setattr(
-        engine_module,
+        measure_module,
         "run_blind",
         lambda m, a, segment, cache: rows.append(len(segment.ids)) or real(m, a, segment, cache),
     )

@@ -20,7 +20,7 @@ from semgrad_guard.errors import (
 from semgrad_guard.flow import Exchange, Message
 from semgrad_guard.ports import Scorer
 from semgrad_guard.scoring import SIGNALS, SemGradScorer
-from semgrad_guard.scoring import batching as batching_module
+from semgrad_guard.scoring import measure as measure_module
 from semgrad_guard.scoring.signals import FREE, METHODS
 from tests.models_for_tests import local_model
 
@@ -236,7 +236,7 @@ def test_settings_out_of_range_are_refused(local, setting):
 def test_running_out_of_memory_halves_the_batch(scorer, exchange, monkeypatch):
     """A batch that does not fit may fit in halves."""
     sizes = []
-    real = batching_module.measure
+    real = measure_module.measure
 
     def small_machine(model, batch, *args, **kwargs):
         sizes.append(len(batch))
@@ -245,7 +245,7 @@ def test_running_out_of_memory_halves_the_batch(scorer, exchange, monkeypatch):
             raise RuntimeError(message)
         return real(model, batch, *args, **kwargs)
 
-    monkeypatch.setattr(batching_module, "measure", small_machine)
+    monkeypatch.setattr(measure_module, "measure", small_machine)
     scores = scorer.score_batch([exchange] * 3)
     assert sizes == [3, 1, 2, 1, 1]
     _assert_same(scores[2], scores[0])
@@ -257,7 +257,7 @@ def test_an_exchange_that_alone_does_not_fit_is_an_error_of_its_own(scorer, exch
     def full(*_, **__):
         raise torch.OutOfMemoryError
 
-    monkeypatch.setattr(batching_module, "measure", full)
+    monkeypatch.setattr(measure_module, "measure", full)
     with pytest.raises(OutOfMemoryError) as caught:
         scorer.score(exchange)
     assert caught.value.n_tokens > len(exchange.answer)
@@ -270,6 +270,6 @@ def test_other_runtime_errors_are_not_taken_for_memory(scorer, exchange, monkeyp
         message = "shape mismatch"
         raise RuntimeError(message)
 
-    monkeypatch.setattr(batching_module, "measure", broken)
+    monkeypatch.setattr(measure_module, "measure", broken)
     with pytest.raises(RuntimeError, match="shape mismatch"):
         scorer.score(exchange)
