@@ -1,4 +1,4 @@
-"""`semgrad-guard score`: JSONL of prompts and answers in, the same with scores out."""
+"""`semgrad-guard score` and `signals`: score answers in a file, list what is measured."""
 
 from __future__ import annotations
 
@@ -9,11 +9,43 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
+from rich.table import Table
 
-from semgrad_guard.cli.terminal import bar
+from semgrad_guard.cli.terminal import bar, wide_console
 
 if TYPE_CHECKING:
     from semgrad_guard.ports import Calibrator
+
+SIGNALS_EXAMPLES = """[bold]Examples[/bold]
+
+  semgrad-guard signals
+
+Any of them may be the `method` of a policy, if it is a score; `fused` weighs all that a profile was fitted on.
+"""
+COSTS = {
+    "free": "comes with the one backward pass",
+    "text": "counts words: about a millisecond",
+    "embedding": "sentence embeddings, where `scorer.embedding` or a chain's own are given; passages are remembered",
+    "forward": "another forward pass: only with `scorer.signals`",
+}
+"""What each kind of cost means."""
+MIN_WIDTH = 120
+
+
+def signals() -> None:
+    """List every raw signal: meaning, unit, direction and cost."""
+    from semgrad_guard.scoring.signals import SIGNALS  # noqa: PLC0415 - beside its use
+
+    console = wide_console(MIN_WIDTH)
+    table = Table(show_lines=True)
+    for column in ("signal", "meaning", "unit", "higher is", "cost"):
+        table.add_column(column)
+    for signal in SIGNALS.values():
+        table.add_row(signal.name, signal.meaning, signal.unit, signal.higher, signal.cost)
+    console.print(table)
+    for cost, meaning in COSTS.items():
+        console.print(f"{cost}: {meaning}", markup=False, highlight=False, soft_wrap=True)
+
 
 EXAMPLES = """[bold]Examples[/bold]
 
