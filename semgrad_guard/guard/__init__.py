@@ -2,6 +2,6 @@
 
 from semgrad_guard.guard.giving_up import in_thread
 from semgrad_guard.guard.guard import Guard
-from semgrad_guard.guard.parts import Parts
+from semgrad_guard.guard.question_run import Parts
 
 __all__ = ["Guard", "Parts", "in_thread"]

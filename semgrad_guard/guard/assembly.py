@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, cast
 
 from semgrad_guard.flow import Confidence
 from semgrad_guard.guard.lazy import LazyScorer
-from semgrad_guard.guard.parts import Parts
+from semgrad_guard.guard.question_run import Parts
 from semgrad_guard.guard.reviewing import EarlierVerdicts, queue_of
 from semgrad_guard.guard.thresholds import resolver
 from semgrad_guard.guard.verdict_loop import pass_verdicts_on

@@ -8,9 +8,7 @@ from typing import TYPE_CHECKING
 
 from semgrad_guard.flow import Progress
 from semgrad_guard.guard.giving_up import in_thread
-from semgrad_guard.guard.judging import judge
-from semgrad_guard.guard.running import NOT_BEGUN, Question
-from semgrad_guard.guard.scoring_time import score_batch_within
+from semgrad_guard.guard.question_run import NOT_BEGUN, Question, judge, score_batch_within
 from semgrad_guard.routing import NO_RESOURCES, Resources
 
 if TYPE_CHECKING:
@@ -20,7 +18,7 @@ if TYPE_CHECKING:
 
     from semgrad_guard.errors import ScoringError
     from semgrad_guard.flow import Decision, Exchange, Outcome, Record, Score
-    from semgrad_guard.guard.parts import Parts
+    from semgrad_guard.guard.question_run import Parts
     from semgrad_guard.models.embedding import Embedder
     from semgrad_guard.ports import Scorer
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from semgrad_guard.guard.scoring_time import score_batch_within, score_within
+from semgrad_guard.guard.question_run import score_batch_within, score_within
 from semgrad_guard.routing.deadline import Deadline, call_before
 
 if TYPE_CHECKING:

@@ -17,8 +17,7 @@ from semgrad_guard.evaluation.simulation.playback import (
 from semgrad_guard.evaluation.simulation.recorded import FIRST, fallback_route
 from semgrad_guard.flow import Accept, Action, Status
 from semgrad_guard.guard.assembly import NoCalibrator, decider_of, profile_of
-from semgrad_guard.guard.parts import Parts
-from semgrad_guard.guard.running import Question
+from semgrad_guard.guard.question_run import Parts, Question
 from semgrad_guard.policy.decide import step_rule
 from semgrad_guard.policy.steps import FallbackModelStep, NewAttemptStep
 

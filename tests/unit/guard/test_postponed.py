@@ -8,7 +8,7 @@ import pytest
 
 from semgrad_guard.flow import Exchange, FallbackModel, Progress, RetryRetrieval, Status
 from semgrad_guard.guard import Guard
-from semgrad_guard.guard.running import MAX_STEPS, NOT_BEGUN
+from semgrad_guard.guard.question_run import MAX_STEPS, NOT_BEGUN
 from semgrad_guard.policy import PolicyDecider, policy_from
 from semgrad_guard.routing import PostponedError, Resources
 from tests.fakes import Answerer, LadderDecider, MemorySink, guard_of

@@ -1,12 +1,17 @@
-"""One question from its first attempt to its outcome."""
+"""One question from its first answer to its outcome: judged, answered again, settled."""
 
 from __future__ import annotations
 
+import asyncio
+import inspect
 import logging
-from dataclasses import replace
-from typing import TYPE_CHECKING
+import math
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from semgrad_guard.errors import NonFiniteScoreError, UncalibratedError
 from semgrad_guard.flow import (
+    UNCALIBRATED,
     Abstain,
     Accept,
     AnswerWithWarning,
@@ -22,7 +27,7 @@ from semgrad_guard.flow import (
     Status,
     utc_now,
 )
-from semgrad_guard.guard.judging import decide, judge, on_error
+from semgrad_guard.guard.giving_up import given_up
 from semgrad_guard.routing import (
     Deadline,
     PostponedError,
@@ -33,14 +38,153 @@ from semgrad_guard.routing import (
     settle,
     settle_review,
 )
+from semgrad_guard.routing.deadline import Deadline, call_before
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
-    from semgrad_guard.flow import Exchange, ReviewId, Ruling, Score
-    from semgrad_guard.guard.parts import Parts
+    from semgrad_guard.errors import ScoringError
+    from semgrad_guard.flow import Confidence, Exchange, ReviewId, Ruling, Score
+    from semgrad_guard.guard.reviewing import EarlierVerdicts
+    from semgrad_guard.guard.verdict_loop import VerdictLoop
+    from semgrad_guard.ports import Calibrator, Decider, ReviewQueue, Scorer, Sink
+
+T = TypeVar("T")
+
+
+def score_within(scorer: Scorer, exchange: Exchange, seconds: float | None) -> Score:
+    """Return the score of an exchange.
+
+    A scorer that takes `max_time_s` and `cancel` ends its work by itself; any other is left to finish, when time is up
+    in a thread of its own.
+
+    Args:
+        scorer: any scorer.
+        exchange: what to score.
+        seconds: how long it may take; `None` sets no limit.
+
+    Raises:
+        TimeoutError: it took longer.
+        CancelledError: nobody waits for it any more (see `giving_up`).
+        ScoringError: the exchange cannot be scored.
+    """
+    return _within(scorer.score, exchange, seconds)
+
+
+def score_batch_within(
+    scorer: Scorer, exchanges: Sequence[Exchange], seconds: float | None
+) -> list[Score | ScoringError]:
+    """Same as `score_within` for many exchanges, each of which may take so many seconds: they share the sum.
+
+    Raises:
+        TimeoutError: a scorer that takes no limit took longer than the sum.
+        CancelledError: as for `score_within`.
+    """
+    return _within(scorer.score_batch, exchanges, None if seconds is None else seconds * len(exchanges))
+
+
+def _within(score: Callable[..., T], scored: object, seconds: float | None) -> T:
+    cancel, takes = given_up(), inspect.signature(score).parameters
+    given: dict[str, Any] = {"max_time_s": None if seconds is None else max(0.0, seconds), "cancel": cancel}
+    given = {name: value for name, value in given.items() if name in takes and value is not None}
+    try:
+        if seconds is None or "max_time_s" in given:
+            return score(scored, **given)
+        return call_before(Deadline.after(seconds), lambda: score(scored, **given), "scoring")
+    finally:
+        if cancel is not None and cancel.is_set():
+            raise asyncio.CancelledError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """One of each stage; swap any by `dataclasses.replace`."""
+
+    scorer: Scorer
+    calibrator: Calibrator
+    decider: Decider
+    queue: ReviewQueue | None = None
+    earlier: EarlierVerdicts | None = None
+    """Verdicts that answer the same question again; `None` asks a person each time."""
+    verdicts: VerdictLoop | None = None
+    """Passes verdicts on while the program runs."""
+    sink: Sink | None = None
+    abstain_message: str
+    """What the caller gets when a person rejects the answer, or when nothing else could be done."""
+    budget_s: float | None = None
+    """Seconds for all attempts at one question, scoring included; `None` sets no limit."""
+    policy: str = "policy"
+    """Where the policy came from, with its digest: for records."""
+
 
 _log = logging.getLogger("semgrad_guard")
+
+
+def judge(parts: Parts, exchange: Exchange, progress: Progress, scored: Score | Exception | None = None) -> Decision:
+    """Return what the policy chooses for one attempt.
+
+    Args:
+        parts: the stages.
+        exchange: the attempt.
+        progress: what has happened to the question so far.
+        scored: the score, or the error that scoring ended with, when it was already taken in a batch.
+
+    Raises:
+        UncalibratedError: there is no confidence and the policy says that this is an error.
+    """
+    stage = "scoring"
+    try:
+        score = _score(parts, exchange, progress, scored)
+        stage = "calibration"
+        confidence = parts.calibrator.confidence(exchange, score)
+        if score.spans:
+            score = parts.calibrator.with_span_confidences(score)
+    except Exception as error:  # noqa: BLE001 - whatever fails, the answer must take `on_error`
+        _log.warning("could not judge an answer (%s): %s: %s", stage, type(error).__name__, error)
+        return on_error(parts, exchange, Failure.of(stage, error), progress)
+    return decide(parts, exchange, score, confidence, progress)
+
+
+def decide(parts: Parts, exchange: Exchange, score: Score, confidence: Confidence, progress: Progress) -> Decision:
+    """Return what the policy chooses for a scored attempt.
+
+    Raises:
+        UncalibratedError: there is no confidence and the policy says that this is an error.
+    """
+    try:
+        return parts.decider.decide(exchange, score, confidence, progress)
+    except UncalibratedError:
+        raise
+    except Exception as error:  # noqa: BLE001 - whatever fails, the answer must take `on_error`
+        _log.warning("the policy could not decide: %s: %s", type(error).__name__, error)
+        return on_error(parts, exchange, Failure.of("policy", error), progress)
+
+
+def on_error(parts: Parts, exchange: Exchange, failure: Failure, progress: Progress) -> Decision:
+    """Return what the policy wants done with an answer that could not be judged; abstain if even that fails."""
+    try:
+        return parts.decider.decide_failure(exchange, failure, progress)
+    except Exception as error:  # noqa: BLE001 - the last line of defence
+        _log.exception("the policy could not say what to do on an error: the answer is held back")
+        return Decision(
+            step=Abstain(message=parts.abstain_message),
+            rule="on_error",
+            why=f"{failure.stage} failed ({failure.type}), and so did the policy ({type(error).__name__}: {error})",
+            exchange_id=exchange.id,
+            confidence=UNCALIBRATED,
+            failure=failure,
+        )
+
+
+def _score(parts: Parts, exchange: Exchange, progress: Progress, scored: Score | Exception | None) -> Score:
+    if isinstance(scored, Exception):
+        raise scored
+    left_s = None if parts.budget_s is None else parts.budget_s - progress.elapsed_s
+    score = scored or score_within(parts.scorer, exchange, left_s)
+    if not math.isfinite(score.value):
+        raise NonFiniteScoreError(score.method)
+    return score
+
 
 MAX_STEPS = 100
 """Steps after which a policy that never ends is cut off, whatever it says."""
