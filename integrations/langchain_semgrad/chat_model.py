@@ -14,7 +14,7 @@ from pydantic import Field, PrivateAttr
 from typing_extensions import override
 
 from langchain_semgrad.convert import SCORE_KEY, to_prompt
-from semgrad_guard.guard.lazy import Lazy, band_blocks
+from semgrad_guard.guard.assembly import Lazy, band_blocks
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

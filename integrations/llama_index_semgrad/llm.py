@@ -30,7 +30,7 @@ from llama_index_semgrad.calls import SCORE_KEY
 from llama_index_semgrad.convert import flow_messages
 from semgrad_guard.errors import ScoringError
 from semgrad_guard.flow import Message
-from semgrad_guard.guard.lazy import Lazy, band_blocks
+from semgrad_guard.guard.assembly import Lazy, band_blocks
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -61,7 +61,7 @@ def queue_at(url: str | None, policy: Path | None) -> SqlReviewQueue:
         from semgrad_guard.review import open_queue  # noqa: PLC0415 - loads SQLAlchemy
 
         return open_queue(url or DEFAULT_URL)
-    from semgrad_guard.guard.reviewing import queue_of  # noqa: PLC0415 - needed for this option only
+    from semgrad_guard.guard.assembly import queue_of  # noqa: PLC0415 - needed for this option only
 
     queue = queue_of(policy_at(url, policy).review)
     if not _is_database(queue):

@@ -5,28 +5,178 @@ from __future__ import annotations
 import logging
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Generic, TypeVar, cast
 
-from semgrad_guard.flow import Confidence
-from semgrad_guard.guard.lazy import LazyScorer
-from semgrad_guard.guard.question_run import Parts
-from semgrad_guard.guard.reviewing import EarlierVerdicts, queue_of
+from semgrad_guard.flow import Confidence, Verdict
+from semgrad_guard.guard.question_run import Parts, score_batch_within, score_within
 from semgrad_guard.guard.thresholds import resolver
 from semgrad_guard.guard.verdict_loop import pass_verdicts_on
 from semgrad_guard.policy import Policy, PolicyDecider, PolicyWatcher, policy_from
+from semgrad_guard.routing.deadline import Deadline, call_before
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
+
+    from torch import nn
 
     from semgrad_guard.calibration import Profile
-    from semgrad_guard.flow import Exchange, Score
+    from semgrad_guard.errors import ScoringError
+    from semgrad_guard.flow import Exchange, Fingerprint, Ruling, Score
     from semgrad_guard.models.embedding import Embedder
     from semgrad_guard.policy.model import ScorerSettings
+    from semgrad_guard.policy.review import ReuseVerdicts, ReviewSettings
     from semgrad_guard.ports import Calibrator, Scorer, Sink
+    from semgrad_guard.review import QueueSettings, SqlReviewQueue
+    from semgrad_guard.review.client import ReviewClient
+    from semgrad_guard.scoring import SemGradScorer
 
     PolicySource = str | Path | Mapping[str, object] | Policy | None
 
+T = TypeVar("T")
+
+
+class Lazy(Generic[T]):
+    """A value made at first use; a failed attempt is made again at the next use."""
+
+    def __init__(self, make: Callable[[], T]) -> None:
+        """Keep how to make it."""
+        self._make = make
+        self._lock = threading.Lock()
+        self._made: list[T] = []
+
+    def get(self) -> T:
+        """Return the value."""
+        with self._lock:
+            if not self._made:
+                self._made.append(self._make())
+            return self._made[0]
+
+    @property
+    def is_made(self) -> bool:
+        """True once the value is there, so that `get` returns at once."""
+        return bool(self._made)
+
+
+def band_blocks(scorer: Lazy[SemGradScorer]) -> tuple[nn.Module, ...]:
+    """Return the blocks whose states a model keeps while it writes, so that scoring its answer is cheap.
+
+    None where the scorer cannot be made: that costs no answer, and is reported when the answer is to be scored.
+    """
+    try:
+        return scorer.get().band_blocks
+    except Exception:  # noqa: BLE001 - see above
+        return ()
+
+
+class LazyScorer:
+    """A `Scorer` whose model is loaded when the first answer is scored.
+
+    A time limit includes the loading: when it ends first, the loading goes on for the answers that follow.
+    """
+
+    def __init__(self, name: str, make: Callable[[], Scorer]) -> None:
+        """Keep the model's name and how to load it."""
+        self.name = name
+        self._scorer = Lazy(make)
+
+    def load(self) -> Scorer:
+        """Return the scorer itself, loaded."""
+        return self._scorer.get()
+
+    def fingerprint(self, *, proxy: bool = False) -> Fingerprint:
+        """Same as the scorer's own."""
+        return self.load().fingerprint(proxy=proxy)
+
+    def score(self, exchange: Exchange, *, max_time_s: float | None = None) -> Score:
+        """Same as the scorer's own.
+
+        Raises:
+            TimeoutError: loading and scoring took longer than `max_time_s` seconds.
+        """
+        scorer, left_s = self._loaded_within(max_time_s)
+        return score_within(scorer, exchange, left_s)
+
+    def score_batch(
+        self, exchanges: Sequence[Exchange], *, max_time_s: float | None = None
+    ) -> list[Score | ScoringError]:
+        """Same as the scorer's own.
+
+        Raises:
+            TimeoutError: loading took longer than `max_time_s` seconds.
+        """
+        scorer, left_s = self._loaded_within(max_time_s)
+        return score_batch_within(scorer, exchanges, None if left_s is None else left_s / max(1, len(exchanges)))
+
+    def _loaded_within(self, seconds: float | None) -> tuple[Scorer, float | None]:
+        if self._scorer.is_made:
+            return self.load(), seconds
+        deadline = Deadline.after(seconds)
+        scorer = call_before(deadline, self.load, f"loading {self.name}")
+        return scorer, deadline.remaining_s()
+
+
 _log = logging.getLogger("semgrad_guard")
+
+_DAY_S = 86_400.0
+_GIVEN = frozenset({Verdict.APPROVED, Verdict.EDITED})
+
+
+def queue_of(review: ReviewSettings) -> SqlReviewQueue | ReviewClient:
+    """Return the queue that a policy names; it is reached at the first use.
+
+    Raises:
+        ReviewError: the URL is none that a queue can live at.
+        MissingExtraError: the database driver or the web client is not installed.
+    """
+    from semgrad_guard.review import open_queue  # noqa: PLC0415 - loads the database library
+
+    settings = queue_settings(review)
+    if review.token is not None:
+        return open_queue(review.url, token=review.token, settings=settings)
+    return open_queue(review.url, settings=settings)
+
+
+def queue_settings(review: ReviewSettings) -> QueueSettings:
+    """Return how the queue of a policy behaves."""
+    from semgrad_guard.review import AtExpiry, QueueSettings  # noqa: PLC0415 - loads the database library
+
+    return QueueSettings(
+        lease_s=review.lease_s,
+        deadline_s=review.deadline_s,
+        at_expiry=AtExpiry(review.at_deadline),
+        tag_weights=review.tag_weights,
+        retention_s=None if review.retention_days is None else review.retention_days * _DAY_S,
+    )
+
+
+class EarlierVerdicts:
+    """What people said before, for the questions that a policy lets it answer again."""
+
+    def __init__(self, queue: SqlReviewQueue | ReviewClient, wanted: ReuseVerdicts) -> None:
+        """Keep where verdicts are, and which of them count."""
+        self._queue, self._wanted = queue, wanted
+
+    def find(self, exchange: Exchange) -> Ruling | None:
+        """Return the verdict that answers the exchange's question; `None` when a person must look again.
+
+        The earlier item must carry all tags of the exchange. Where the latest verdict is a rejection, there is nothing
+        to give. A queue that can't be asked counts as one that knows nothing.
+        """
+        wanted, question = self._wanted, exchange.question
+        if not question or (wanted.tags is not None and not wanted.tags & exchange.tags):
+            return None
+        try:
+            found = self._queue.reuse(
+                question,
+                tags=exchange.tags,
+                similar=wanted.threshold if wanted.mode == "similar" else None,
+                max_age_s=None if wanted.expires_days is None else wanted.expires_days * _DAY_S,
+            )
+        except Exception as error:  # noqa: BLE001 - a person can still look
+            _log.warning("could not look for an earlier verdict: %s: %s", type(error).__name__, error)
+            return None
+        return found.ruling if found is not None and found.ruling.verdict in _GIVEN else None
+
 
 FUSED = "fused"
 """Method by which the profile weighs all signals; the raw score shown beside it is the paper's mixture."""

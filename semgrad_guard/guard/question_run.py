@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
     from semgrad_guard.errors import ScoringError
     from semgrad_guard.flow import Confidence, Exchange, ReviewId, Ruling, Score
-    from semgrad_guard.guard.reviewing import EarlierVerdicts
+    from semgrad_guard.guard.assembly import EarlierVerdicts
     from semgrad_guard.guard.verdict_loop import VerdictLoop
     from semgrad_guard.ports import Calibrator, Decider, ReviewQueue, Scorer, Sink
 

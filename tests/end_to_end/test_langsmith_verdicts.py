@@ -106,7 +106,7 @@ def test_a_guard_with_langsmith_posts_verdicts_by_itself(
 ) -> None:
     """Nothing to set up beside `telemetry: {langsmith: true}`."""
     monkeypatch.setattr(verdict_loop.VerdictLoop, "every_s", 0.05)
-    monkeypatch.setattr("semgrad_guard.guard.reviewing.queue_settings", lambda _: QueueSettings(undo_s=0))
+    monkeypatch.setattr("semgrad_guard.guard.assembly.queue_settings", lambda _: QueueSettings(undo_s=0))
     policy = parse_policy(f"accept: 0.7\nreview: {{url: 'sqlite:///{tmp_path}/r.db'}}\ntelemetry: {{langsmith: true}}")
     parts = parts_of(policy, TableScorer({}))
     asked = exchange(1, metadata=about(RUN))

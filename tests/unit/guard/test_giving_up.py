@@ -11,7 +11,7 @@ import pytest
 
 from semgrad_guard.flow import Exchange, Record
 from semgrad_guard.guard import Guard, in_thread
-from semgrad_guard.guard.lazy import LazyScorer
+from semgrad_guard.guard.assembly import LazyScorer
 from semgrad_guard.scoring import SemGradScorer
 from tests.fakes import LadderDecider, guard_of
 from tests.models_for_tests import in_use, local_model

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from semgrad_guard.guard.lazy import Lazy, LazyScorer
+from semgrad_guard.guard.assembly import Lazy, LazyScorer
 
 if TYPE_CHECKING:
     from tests.fakes import TableScorer

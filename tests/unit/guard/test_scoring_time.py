@@ -13,7 +13,7 @@ from typing_extensions import override
 
 from semgrad_guard.flow import Exchange, Progress, Status
 from semgrad_guard.guard import Guard
-from semgrad_guard.guard.lazy import LazyScorer
+from semgrad_guard.guard.assembly import LazyScorer
 from semgrad_guard.scoring import SemGradScorer
 from tests.fakes import LadderDecider, TableScorer, guard_of
 from tests.models_for_tests import in_use, local_model
