@@ -38,7 +38,7 @@ from semgrad_guard.routing import (
     settle,
     settle_review,
 )
-from semgrad_guard.routing.deadline import Deadline, call_before
+from semgrad_guard.routing.deadline import call_before
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
