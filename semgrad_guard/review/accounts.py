@@ -12,7 +12,7 @@ from sqlalchemy import delete, insert, select, update
 
 from semgrad_guard.errors import AccountError
 from semgrad_guard.extras import require
-from semgrad_guard.review.schema import sessions, users
+from semgrad_guard.review.store.schema import sessions, users
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -8,10 +8,9 @@ from sqlalchemy import delete, inspect, select, update
 
 from semgrad_guard.flow import ReviewId
 from semgrad_guard.review import moves, trail
-from semgrad_guard.review.ddl import FTS_TABLE
 from semgrad_guard.review.reading import read_item
-from semgrad_guard.review.schema import comments, documents, items, rulings, search
 from semgrad_guard.review.states import SETTLED, Event
+from semgrad_guard.review.store.schema import FTS_TABLE, comments, documents, items, rulings, search
 from semgrad_guard.review.trail import Happening
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ from sqlalchemy import case, cast, func, select
 from sqlalchemy.types import Integer
 
 from semgrad_guard.review.listing import counts
-from semgrad_guard.review.schema import items, rulings
 from semgrad_guard.review.states import OPEN, State
+from semgrad_guard.review.store.schema import items, rulings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -14,9 +14,9 @@ from sqlalchemy.dialects import postgresql, sqlite
 from semgrad_guard.flow import ReviewId
 from semgrad_guard.review import outbox, trail
 from semgrad_guard.review.ranking import rank
-from semgrad_guard.review.schema import documents, items, search
-from semgrad_guard.review.schema import tags as tag_table
 from semgrad_guard.review.states import Event, State
+from semgrad_guard.review.store.schema import documents, items, search
+from semgrad_guard.review.store.schema import tags as tag_table
 from semgrad_guard.review.text import question_key, shorten, storable
 from semgrad_guard.review.trail import Change, Happening
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from sqlalchemy import func, select
 
 from semgrad_guard.review.document import Document, exchange_of
-from semgrad_guard.review.schema import documents, items, rulings
+from semgrad_guard.review.store.schema import documents, items, rulings
 
 if TYPE_CHECKING:
     from datetime import datetime

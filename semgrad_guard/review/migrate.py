@@ -9,8 +9,8 @@ from sqlalchemy import inspect
 
 from semgrad_guard.errors import SchemaVersionError
 from semgrad_guard.extras import require
-from semgrad_guard.review.schema import HEAD, items
 from semgrad_guard.review.schema_version import is_known, lock_schema, revision_of
+from semgrad_guard.review.store.schema import HEAD, items
 
 if TYPE_CHECKING:
     from alembic.config import Config

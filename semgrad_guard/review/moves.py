@@ -12,8 +12,8 @@ from semgrad_guard.errors import AlreadyClaimedError, IllegalMoveError, UndoRefu
 from semgrad_guard.review import outbox, trail
 from semgrad_guard.review.items import AtExpiry
 from semgrad_guard.review.reading import item_of, read_item
-from semgrad_guard.review.schema import comments, items, rulings
 from semgrad_guard.review.states import MOVES, Event, State, allowed_from
+from semgrad_guard.review.store.schema import comments, items, rulings
 from semgrad_guard.review.text import storable
 from semgrad_guard.review.trail import Change, Happening
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy import case, delete, insert, literal, select, update
 
 from semgrad_guard.flow import ReviewId
-from semgrad_guard.review.schema import UtcDateTime, consumers, deliveries, items
+from semgrad_guard.review.store.schema import UtcDateTime, consumers, deliveries, items
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

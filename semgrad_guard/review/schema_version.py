@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy import Column, MetaData, String, Table, inspect, select, text
 
 from semgrad_guard.errors import SchemaVersionError
-from semgrad_guard.review.schema import HEAD, VERSION_TABLE, items, metadata
+from semgrad_guard.review.store.schema import HEAD, VERSION_TABLE, items, metadata
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection

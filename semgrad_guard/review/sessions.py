@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy import delete, insert, or_, select, update
 
 from semgrad_guard.review.accounts import user_of
-from semgrad_guard.review.schema import sessions, users
+from semgrad_guard.review.store.schema import sessions, users
 
 if TYPE_CHECKING:
     from semgrad_guard.review.accounts import User

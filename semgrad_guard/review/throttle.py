@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import delete, func, insert, select
 
-from semgrad_guard.review.schema import failures
+from semgrad_guard.review.store.schema import failures
 
 if TYPE_CHECKING:
     from semgrad_guard.review.database import Database, Transaction

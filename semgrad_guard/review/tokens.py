@@ -13,8 +13,8 @@ from sqlalchemy import insert, select, update
 
 from semgrad_guard.errors import AccountError
 from semgrad_guard.review.accounts import user_of
-from semgrad_guard.review.schema import tokens, users
 from semgrad_guard.review.sessions import digest
+from semgrad_guard.review.store.schema import tokens, users
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

@@ -10,8 +10,8 @@ from sqlalchemy import insert, select
 
 from semgrad_guard.flow import ReviewId
 from semgrad_guard.review.items import AuditRow
-from semgrad_guard.review.schema import audit
 from semgrad_guard.review.states import Event, State
+from semgrad_guard.review.store.schema import audit
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

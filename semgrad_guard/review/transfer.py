@@ -15,8 +15,8 @@ from semgrad_guard.review.document import Document
 from semgrad_guard.review.items import AtExpiry, Sort
 from semgrad_guard.review.listing import list_items
 from semgrad_guard.review.reading import read_comments, read_document
-from semgrad_guard.review.schema import audit, comments, items, rulings
 from semgrad_guard.review.states import SETTLED, Event, State
+from semgrad_guard.review.store.schema import audit, comments, items, rulings
 from semgrad_guard.review.text import storable
 from semgrad_guard.review.trail import Change, Happening, Replayed, replay
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from alembic import context
 
-from semgrad_guard.review.schema import VERSION_TABLE, metadata
+from semgrad_guard.review.store.schema import VERSION_TABLE, metadata
 
 context.configure(
     connection=context.config.attributes["connection"],

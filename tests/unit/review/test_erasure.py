@@ -8,7 +8,7 @@ from sqlalchemy import inspect, select, text
 
 from semgrad_guard.flow import Verdict
 from semgrad_guard.review import Event, State, open_queue
-from semgrad_guard.review.schema import metadata
+from semgrad_guard.review.store.schema import metadata
 from tests.review_queues import submit
 
 NAME = "Quicksilverspecimen"

@@ -10,7 +10,8 @@ import pytest
 from sqlalchemy import event, text
 
 from semgrad_guard.errors import AmbiguousIdError, CursorError, ItemNotFoundError
-from semgrad_guard.review import OPEN, SETTLED, Filters, Sort, State, ddl, document_of, intake, open_queue
+from semgrad_guard.review import OPEN, SETTLED, Filters, Sort, State, document_of, intake, open_queue
+from semgrad_guard.review.store import schema
 from tests.review_queues import doubtful, exchange, ready_url, submit
 
 
@@ -109,7 +110,7 @@ def test_any_text_can_be_searched_for(queue, query):
 
 def test_search_works_where_sqlite_cannot_index_words(memory_queue, monkeypatch):
     """Some builds of SQLite lack the index: the search is slower, not absent."""
-    monkeypatch.setattr(ddl, "has_fts5", lambda _: False)
+    monkeypatch.setattr(schema, "has_fts5", lambda _: False)
     review_id = submit(memory_queue, 1, answer="100% Quicksilver")
     submit(memory_queue, 2)
     assert [item.id for item in memory_queue.search("100% quick").items] == [review_id]

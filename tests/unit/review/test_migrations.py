@@ -19,8 +19,8 @@ from sqlalchemy.schema import DropTable
 from semgrad_guard.errors import SchemaVersionError
 from semgrad_guard.review import QueueSettings, document_of, intake, migrate, open_queue, schema_version
 from semgrad_guard.review.database import Transaction
-from semgrad_guard.review.schema import HEAD, VERSION_TABLE, metadata
 from semgrad_guard.review.schema_version import version_table
+from semgrad_guard.review.store.schema import HEAD, VERSION_TABLE, metadata
 from tests.review_queues import FakeClock, doubtful, exchange, submit
 
 _POSTGRES_OBJECTS = """
@@ -124,7 +124,7 @@ def test_tables_without_a_revision_are_left_alone(queue_url):
 
 def test_a_migration_that_stops_half_way_leaves_the_database_as_it_was(engine, empty_url, monkeypatch):
     """All of it or nothing: the next start tries again from where it was."""
-    from semgrad_guard.review import ddl
+    from semgrad_guard.review.store import schema
 
     def stop(*_):
         msg = "power cut"
@@ -132,7 +132,7 @@ def test_a_migration_that_stops_half_way_leaves_the_database_as_it_was(engine, e
 
     with closing(open_queue(empty_url)) as queue:
         with monkeypatch.context() as patched:
-            patched.setattr(ddl, "_run", stop)
+            patched.setattr(schema, "_run", stop)
             with pytest.raises(RuntimeError):
                 queue.migrate()
         with engine.connect() as conn:

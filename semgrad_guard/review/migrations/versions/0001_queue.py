@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
-from semgrad_guard.review.ddl import create_audit_guard, create_search_index
+from semgrad_guard.review.store.schema import create_audit_guard, create_search_index
 
 revision = "0001"
 down_revision = None
