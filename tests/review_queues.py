@@ -14,7 +14,7 @@ from sqlalchemy import create_engine, event, make_url, text
 
 from semgrad_guard.flow import Confidence, Decision, Exchange, HumanReview, Passage
 from semgrad_guard.review import QueueSettings, SqlReviewQueue, open_queue
-from semgrad_guard.review.schema_version import create_current
+from semgrad_guard.review.store.migrate import create_current
 
 if TYPE_CHECKING:
     from collections.abc import Generator

@@ -16,7 +16,7 @@ from semgrad_guard.errors import QueueUnavailableError
 from semgrad_guard.review.address import masked, parse_url
 from semgrad_guard.review.engines import WRITES, make_engine
 from semgrad_guard.review.faults import is_passing
-from semgrad_guard.review.schema_version import ensure_current
+from semgrad_guard.review.store.migrate import ensure_current
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
@@ -94,7 +94,7 @@ class Database:
 
     def migrate(self) -> tuple[str | None, str]:
         """Bring the database to the newest revision; return the one before and the one now."""
-        from semgrad_guard.review.migrate import migrate  # noqa: PLC0415 - reaches for the extra `review`
+        from semgrad_guard.review.store.migrate import migrate  # noqa: PLC0415 - reaches for the extra `review`
 
         def attempt(_: int) -> tuple[str | None, str]:
             with self._transaction(writes=True) as conn:

@@ -17,9 +17,10 @@ from sqlalchemy import event, inspect, text
 from sqlalchemy.schema import DropTable
 
 from semgrad_guard.errors import SchemaVersionError
-from semgrad_guard.review import QueueSettings, document_of, intake, migrate, open_queue, schema_version
+from semgrad_guard.review import QueueSettings, document_of, intake, open_queue
 from semgrad_guard.review.database import Transaction
-from semgrad_guard.review.schema_version import version_table
+from semgrad_guard.review.store import migrate
+from semgrad_guard.review.store.migrate import version_table
 from semgrad_guard.review.store.schema import HEAD, VERSION_TABLE, metadata
 from tests.review_queues import FakeClock, doubtful, exchange, submit
 
@@ -85,7 +86,7 @@ def test_migrating_step_by_step_gives_the_same_tables_as_making_them_at_once(eng
         migrated = (_objects(conn), _tables(conn), compare_metadata(context, metadata))
         transaction.rollback()
     with engine.connect() as conn, conn.begin():
-        schema_version.create_current(conn, empty_url)
+        migrate.create_current(conn, empty_url)
         made = (_objects(conn), _tables(conn), [])
     for one, other in zip(migrated, made, strict=True):
         assert one == other
@@ -198,7 +199,7 @@ def test_a_migration_whose_process_is_killed_is_made_again(empty_url):
     assert killed.exitcode == -signal.SIGKILL
     with closing(open_queue(empty_url)) as queue:
         with queue.database.engine.connect() as conn:
-            assert schema_version.revision_of(conn) == "0002"
+            assert migrate.revision_of(conn) == "0002"
             assert "ix_semgrad_items_assignee_state_rank_id" not in _objects(conn)
         assert queue.migrate() == ("0002", HEAD)
         (item,) = queue.list().items

@@ -1,15 +1,18 @@
-"""Which revision a database has, and what may be done about it without the migration tool."""
+"""Brings a database to the newest revision, with Alembic where the extra `review` installs it, and checks its revision."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sqlalchemy import Column, MetaData, String, Table, inspect, select, text
 
 from semgrad_guard.errors import SchemaVersionError
+from semgrad_guard.extras import require
 from semgrad_guard.review.store.schema import HEAD, VERSION_TABLE, items, metadata
 
 if TYPE_CHECKING:
+    from alembic.config import Config
     from sqlalchemy import Connection
 
 _LOCK_KEY = 0x53454D47
@@ -65,7 +68,6 @@ def create_current(connection: Connection, shown_url: str) -> None:
 
 def upgrade_sqlite(connection: Connection, shown_url: str, found: str) -> None:
     """Bring an older SQLite database up to date in the running transaction."""
-    from semgrad_guard.review.migrate import upgrade  # noqa: PLC0415 - needs the extra `review`
 
     if not is_known(found):
         raise SchemaVersionError(shown_url, found, HEAD, known=False)
@@ -75,3 +77,44 @@ def upgrade_sqlite(connection: Connection, shown_url: str, found: str) -> None:
 def is_known(revision: str) -> bool:
     """True when this code can upgrade from a revision: they are numbered, so an unknown one is a later one."""
     return revision <= HEAD
+
+
+SCRIPTS = Path(__file__).parent / "migrations"
+
+
+def migrate(connection: Connection, shown_url: str) -> tuple[str | None, str]:
+    """Bring the database to the newest revision, in the running transaction: all of it or nothing.
+
+    Returns:
+        The revision before and the one now.
+
+    Raises:
+        SchemaVersionError: the database is newer than this code, or holds tables without a revision.
+    """
+    lock_schema(connection)
+    before = revision_of(connection)
+    if before is None and inspect(connection).has_table(items.name):
+        raise SchemaVersionError(shown_url, None, HEAD, known=False)
+    if before is not None and not is_known(before):
+        raise SchemaVersionError(shown_url, before, HEAD, known=False)
+    if before != HEAD:
+        upgrade(connection)
+    return before, HEAD
+
+
+def upgrade(connection: Connection, revision: str = HEAD) -> None:
+    """Run the migrations up to a revision, in the running transaction."""
+    require("alembic", extra="review")
+    from alembic import command  # noqa: PLC0415 - optional
+
+    command.upgrade(configuration(connection), revision)
+
+
+def configuration(connection: Connection) -> Config:
+    """Return Alembic's settings for a connection; there is no `alembic.ini`."""
+    from alembic.config import Config  # noqa: PLC0415 - optional
+
+    config = Config()
+    config.set_main_option("script_location", str(SCRIPTS).replace("%", "%%"))
+    config.attributes["connection"] = connection
+    return config
