@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from argon2 import PasswordHasher
 
-    from semgrad_guard.review.database import Database, Transaction
+    from semgrad_guard.review.store.database import Database, Transaction
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._@-]{0,63}")
 SHORTEST_PASSWORD = 12

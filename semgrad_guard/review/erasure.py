@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection
 
-    from semgrad_guard.review.database import Transaction
+    from semgrad_guard.review.store.database import Transaction
 
 
 def erase(tx: Transaction, review_ids: Iterable[str], by: str) -> int:

@@ -23,9 +23,9 @@ from semgrad_guard.review.trail import Change, Happening
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from semgrad_guard.review.database import Transaction
     from semgrad_guard.review.document import Document
     from semgrad_guard.review.items import QueueSettings
+    from semgrad_guard.review.store.database import Transaction
 
 _INSERT_DOCUMENT, _INSERT_SEARCH, _INSERT_TAGS = insert(documents), insert(search), insert(tag_table)
 _INSERT_SQLITE = sqlite.insert(items).on_conflict_do_nothing(index_elements=["exchange_id"]).returning(items.c.id)

@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from semgrad_guard.flow import ReviewId
-    from semgrad_guard.review.database import Database, Transaction
     from semgrad_guard.review.insight import Insight
     from semgrad_guard.review.labels import Judged, Label
     from semgrad_guard.review.outbox import Delivery
     from semgrad_guard.review.reuse import EarlierVerdict
+    from semgrad_guard.review.store.database import Database, Transaction
 
 
 class QueueKeeping:

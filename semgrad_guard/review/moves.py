@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection
 
-    from semgrad_guard.review.database import Transaction
     from semgrad_guard.review.items import Item, QueueSettings
+    from semgrad_guard.review.store.database import Transaction
 
 CLOCK = "clock"
 """Who did it, in the audit trail, when time did: a lease or a deadline ended."""

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection
 
-    from semgrad_guard.review.database import Transaction
+    from semgrad_guard.review.store.database import Transaction
 
 DUE, DONE, FAILED = "due", "done", "failed"
 VERDICT = "verdict"

@@ -16,7 +16,7 @@ from semgrad_guard.review.store.schema import sessions, users
 
 if TYPE_CHECKING:
     from semgrad_guard.review.accounts import User
-    from semgrad_guard.review.database import Database, Transaction
+    from semgrad_guard.review.store.database import Database, Transaction
 
 IDLE_S = 3600.0
 LONGEST_S = 12 * 3600.0

@@ -11,7 +11,7 @@ from sqlalchemy import delete, func, insert, select
 from semgrad_guard.review.store.schema import failures
 
 if TYPE_CHECKING:
-    from semgrad_guard.review.database import Database, Transaction
+    from semgrad_guard.review.store.database import Database, Transaction
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from semgrad_guard.review.accounts import User
-    from semgrad_guard.review.database import Database, Transaction
+    from semgrad_guard.review.store.database import Database, Transaction
 
 PREFIX = "sgr_"
 """Start of every token, so that scanners for leaked secrets can find it."""

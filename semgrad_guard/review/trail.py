@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection, RowMapping
 
     from semgrad_guard.flow import Json
-    from semgrad_guard.review.database import Transaction
+    from semgrad_guard.review.store.database import Transaction
 
 
 _INSERT = insert(audit)

@@ -23,8 +23,8 @@ from semgrad_guard.review.trail import Change, Happening, Replayed, replay
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
-    from semgrad_guard.review.database import Transaction
     from semgrad_guard.review.items import Filters, Item, QueueSettings
+    from semgrad_guard.review.store.database import Transaction
 
 _ADVICE = 'write it as `semgrad-guard review export` does, or as {"document": {...}} for a new item'
 

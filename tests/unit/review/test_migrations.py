@@ -18,8 +18,8 @@ from sqlalchemy.schema import DropTable
 
 from semgrad_guard.errors import SchemaVersionError
 from semgrad_guard.review import QueueSettings, document_of, intake, open_queue
-from semgrad_guard.review.database import Transaction
 from semgrad_guard.review.store import migrate
+from semgrad_guard.review.store.database import Transaction
 from semgrad_guard.review.store.migrate import version_table
 from semgrad_guard.review.store.schema import HEAD, VERSION_TABLE, metadata
 from tests.review_queues import FakeClock, doubtful, exchange, submit

@@ -11,7 +11,7 @@ from sqlalchemy.exc import OperationalError
 
 from semgrad_guard.errors import QueueUnavailableError, ReviewError, SchemaVersionError
 from semgrad_guard.review import QueueSettings, State, open_queue
-from semgrad_guard.review.faults import is_passing
+from semgrad_guard.review.store.database import is_passing
 from tests.review_queues import FakeClock, database_url, ready_url, submit
 
 

@@ -1,0 +1,312 @@
+"""A database that holds a queue: its address, engine, passing faults and transactions."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import secrets
+import sqlite3
+import threading
+import weakref
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from sqlalchemy import URL, create_engine, event, make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.pool import QueuePool
+from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
+
+from semgrad_guard.errors import QueueUnavailableError, ReviewError
+from semgrad_guard.extras import require
+from semgrad_guard.review.store.migrate import ensure_current
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator
+    from datetime import datetime
+
+    from sqlalchemy import Connection, Engine
+    from sqlalchemy.pool import ConnectionPoolEntry
+
+_POSTGRES = "postgresql+psycopg"
+_DRIVERS = {
+    "sqlite": "sqlite",
+    "sqlite+pysqlite": "sqlite",
+    "postgres": _POSTGRES,
+    "postgresql": _POSTGRES,
+    _POSTGRES: _POSTGRES,
+}
+_SECRET_KEYS = frozenset({"password", "sslpassword", "passfile", "sslkey"})
+_ADVICE = "use sqlite:///path/to/file.db or postgresql://user:password@host/database"
+
+
+def parse_url(text: str) -> URL:
+    """Return the database URL with the driver this package uses.
+
+    Raises:
+        ReviewError: it is no URL, or names a database that is not supported. The text itself is not repeated, as it
+            may hold a password.
+        MissingExtraError: the driver is not installed.
+    """
+    try:
+        url = make_url(text)
+    except ArgumentError:
+        msg = f"the review url is not a database URL: {_ADVICE}"
+        raise ReviewError(msg) from None  # the cause repeats the text
+    driver = _DRIVERS.get(url.drivername)
+    if driver is None:
+        msg = f"the review queue cannot live in {url.drivername!r}: {_ADVICE}"
+        raise ReviewError(msg)
+    if driver == _POSTGRES:
+        require("psycopg", extra="postgres")
+    return url.set(drivername=driver)
+
+
+def masked(url: URL) -> str:
+    """Return the URL as it may be printed: without password and key files."""
+    hidden = {key: "***" for key in url.query if key in _SECRET_KEYS}
+    return url.update_query_dict(hidden).render_as_string(hide_password=True)
+
+
+def is_memory(url: URL) -> bool:
+    """True for an SQLite database that lives only in this process."""
+    return url.drivername == "sqlite" and (url.database in {None, "", ":memory:"} or "mode=memory" in str(url.database))
+
+
+def is_loopback(host: str | None) -> bool:
+    """True for a name or address of this machine itself."""
+    if host is None or host == "localhost":
+        return host is not None
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+WRITES = "semgrad_writes"
+"""Execution option of a connection: its next transaction will write."""
+
+_SQLITE = (
+    "PRAGMA foreign_keys = ON",
+    "PRAGMA secure_delete = ON",  # erased texts don't stay in free pages
+    # Whatever kills the process or its container, nothing acknowledged is lost: the system holds it. When the machine
+    # itself loses power, the last moments before may be missing, and the file is whole all the same.
+    "PRAGMA synchronous = NORMAL",
+    "PRAGMA wal_autocheckpoint = 4000",  # pages: fewer waits for the disk than every 1000
+    "PRAGMA cache_size = -16384",  # KiB: the upper levels of every index of a large queue
+)
+
+
+def make_engine(url: URL, *, busy_s: float) -> Engine:
+    """Return the engine for a database; a forked child opens connections of its own.
+
+    Args:
+        url: where the database is.
+        busy_s: seconds to wait for another writer, or for the server to answer, before a try has failed.
+    """
+    engine = _sqlite(url, busy_s) if url.drivername == "sqlite" else _postgres(url, busy_s)
+    _forget_connections_in_children(engine)
+    return engine
+
+
+def _postgres(url: URL, busy_s: float) -> Engine:
+    return create_engine(url, hide_parameters=True, connect_args={"connect_timeout": max(2, round(busy_s))})
+
+
+def _sqlite(url: URL, busy_s: float) -> Engine:
+    pool: dict[str, Any] = {"pool_size": 1, "max_overflow": 0} if is_memory(url) else {}
+    engine = create_engine(
+        url,
+        hide_parameters=True,
+        poolclass=QueuePool,
+        connect_args={"timeout": busy_s, "check_same_thread": False},
+        **pool,
+    )
+    event.listen(engine, "connect", _set_up_sqlite)
+    event.listen(engine, "begin", _begin_sqlite)
+    return engine
+
+
+def _set_up_sqlite(connection: Any, _: ConnectionPoolEntry) -> None:
+    connection.isolation_level = None  # the driver's own BEGIN would come too late to take the write lock
+    for setting in _SQLITE:
+        connection.execute(setting)
+    if connection.execute("PRAGMA journal_mode").fetchone()[0] not in {"wal", "memory"}:
+        connection.execute("PRAGMA journal_mode = WAL")
+
+
+def _begin_sqlite(conn: Connection) -> None:
+    # Taking the write lock at once means a transaction never fails half-way because another one wrote meanwhile.
+    conn.exec_driver_sql("BEGIN IMMEDIATE" if conn.get_execution_options().get(WRITES) else "BEGIN")
+
+
+def _forget_connections_in_children(engine: Engine) -> None:
+    reference = weakref.ref(engine)
+
+    def forget() -> None:
+        parent = reference()
+        if parent is not None:
+            parent.dispose(close=False)
+
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=forget)
+
+
+_SQLITE_PASSING = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR})
+_POSTGRES_PASSING = (
+    "08",  # connection
+    "40",  # serialization failure, deadlock
+    "53",  # disk full, out of memory, too many connections
+    "55P03",  # lock not available
+    "57P",  # server shutting down, starting up, or our connection ended by an administrator
+)
+
+
+def is_passing(error: BaseException) -> bool:
+    """True when the same transaction may well succeed a moment later."""
+    if isinstance(error, PoolTimeoutError):
+        return True
+    if not isinstance(error, DBAPIError):
+        return False
+    if error.connection_invalidated:
+        return True
+    if isinstance(error.orig, sqlite3.Error):
+        code = getattr(error.orig, "sqlite_errorcode", None)
+        return code is not None and code & 0xFF in _SQLITE_PASSING
+    state = getattr(error.orig, "sqlstate", None)
+    if state is None:
+        return isinstance(error, OperationalError)  # psycopg gives no state when the server can't be reached
+    return str(state).startswith(_POSTGRES_PASSING)
+
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Transaction:
+    """One transaction under way."""
+
+    conn: Connection
+    now: datetime
+    op: str
+    """Name of the operation; stays the same when the transaction is tried again."""
+    retried: bool
+    """True from the second try on: an earlier commit may have gone through unseen."""
+
+
+class Database:
+    """The queue's database. It is safe to share between threads, and a forked child opens connections of its own."""
+
+    def __init__(
+        self, url: str, *, clock: Callable[[], datetime], sleep: Callable[[float], None], retry_s: float
+    ) -> None:
+        """Keep the address; nothing is opened before the first transaction."""
+        self.url = parse_url(url)
+        self.shown_url = masked(self.url)
+        self.clock = clock
+        self._sleep = sleep
+        self._retry_s = retry_s
+        self._engine = make_engine(self.url, busy_s=retry_s / 2)
+        self._ready = False
+        self._set_up = threading.Lock()
+
+    @property
+    def engine(self) -> Engine:
+        """The engine, for migrations and tests."""
+        return self._engine
+
+    @property
+    def dialect(self) -> str:
+        """`sqlite` or `postgresql`."""
+        return self._engine.dialect.name
+
+    def read(self, work: Callable[[Connection], T]) -> T:
+        """Return what `work` reads in one transaction.
+
+        Raises:
+            QueueUnavailableError: the database cannot be reached or is not set up.
+        """
+        return self._retrying(lambda _: self._run(work, writes=False), verb="answer")
+
+    def write(self, work: Callable[[Transaction], T], *, op: str | None = None) -> T:
+        """Return the result of `work`, committed; `work` may run several times and must touch nothing but the database.
+
+        Args:
+            work: what to do in the transaction.
+            op: name of the operation where the caller has one that outlives this call.
+
+        Raises:
+            QueueUnavailableError: it could not be committed.
+        """
+        name = op or secrets.token_hex(16)
+
+        def attempt(number: int) -> T:
+            return self._run(
+                lambda conn: work(Transaction(conn, self.clock(), name, op is not None or number > 1)), writes=True
+            )
+
+        return self._retrying(attempt, verb="take the write")
+
+    def migrate(self) -> tuple[str | None, str]:
+        """Bring the database to the newest revision; return the one before and the one now."""
+        from semgrad_guard.review.store.migrate import migrate  # noqa: PLC0415 - reaches for the extra `review`
+
+        def attempt(_: int) -> tuple[str | None, str]:
+            with self._transaction(writes=True) as conn:
+                return migrate(conn, self.shown_url)
+
+        return self._retrying(attempt, verb="take the migration")
+
+    def truncate_log(self) -> None:
+        """Let SQLite forget the pages it has yet to move into the file, where erased texts may still stand."""
+        if self.dialect == "sqlite":
+            connection = self._engine.raw_connection()  # a checkpoint can't run within a transaction
+            try:
+                with suppress(sqlite3.OperationalError):  # a reader is in the way: the next checkpoint does it
+                    connection.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            finally:
+                connection.close()
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._engine.dispose()
+
+    def _run(self, work: Callable[[Connection], T], *, writes: bool) -> T:
+        if not self._ready:
+            with self._set_up:
+                if not self._ready:
+                    self._prepare()
+                    self._ready = True
+        with self._transaction(writes=writes) as conn:
+            return work(conn)
+
+    def _prepare(self) -> None:
+        with self._transaction(writes=True) as conn:
+            ensure_current(conn, self.shown_url)
+
+    @contextmanager
+    def _transaction(self, *, writes: bool) -> Generator[Connection]:
+        with self._engine.connect() as plain:
+            conn = plain.execution_options(**{WRITES: writes})
+            with conn.begin():
+                yield conn
+
+    def _retrying(self, attempt: Callable[[int], T], *, verb: str) -> T:
+        retrying = Retrying(
+            stop=stop_after_delay(self._retry_s),
+            wait=wait_random_exponential(multiplier=0.02, max=0.5),
+            retry=retry_if_exception(is_passing),
+            sleep=self._sleep,
+            reraise=True,
+        )
+        tries = iter(range(1, 1_000_000))
+        try:
+            return retrying(lambda: attempt(next(tries)))
+        except SQLAlchemyError as error:
+            reason = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
+            msg = (
+                f"the review queue at {self.shown_url} did not {verb}: {reason}; "
+                "check that the database is reachable, writable and has space left"
+            )
+            raise QueueUnavailableError(msg) from error
