@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 from semgrad_guard.review.document import Document, document_of, exchange_of
-from semgrad_guard.review.items import (
+from semgrad_guard.review.opening import open_queue
+from semgrad_guard.review.queue import SqlReviewQueue
+from semgrad_guard.review.store.items import (
     ALL_ITEMS,
+    MOVES,
+    OPEN,
     OPEN_ITEMS,
+    SETTLED,
     AtExpiry,
     AuditRow,
     Comment,
+    Event,
     Filters,
     Item,
     ItemDetail,
     Page,
     QueueSettings,
     Sort,
+    State,
 )
-from semgrad_guard.review.opening import open_queue
-from semgrad_guard.review.queue import SqlReviewQueue
-from semgrad_guard.review.states import MOVES, OPEN, SETTLED, Event, State
 
 __all__ = [
     "ALL_ITEMS",

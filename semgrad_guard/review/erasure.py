@@ -9,7 +9,7 @@ from sqlalchemy import delete, inspect, select, update
 from semgrad_guard.flow import ReviewId
 from semgrad_guard.review import moves, trail
 from semgrad_guard.review.reading import read_item
-from semgrad_guard.review.states import SETTLED, Event
+from semgrad_guard.review.store.items import SETTLED, Event
 from semgrad_guard.review.store.schema import FTS_TABLE, comments, documents, items, rulings, search
 from semgrad_guard.review.trail import Happening
 

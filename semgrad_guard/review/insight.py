@@ -10,7 +10,7 @@ from sqlalchemy import case, cast, func, select
 from sqlalchemy.types import Integer
 
 from semgrad_guard.review.listing import counts
-from semgrad_guard.review.states import OPEN, State
+from semgrad_guard.review.store.items import OPEN, State
 from semgrad_guard.review.store.schema import items, rulings
 
 if TYPE_CHECKING:

@@ -13,8 +13,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from semgrad_guard.flow import ReviewId
 from semgrad_guard.review import outbox, trail
-from semgrad_guard.review.ranking import rank
-from semgrad_guard.review.states import Event, State
+from semgrad_guard.review.store.items import Event, State, rank
 from semgrad_guard.review.store.schema import documents, items, search
 from semgrad_guard.review.store.schema import tags as tag_table
 from semgrad_guard.review.text import question_key, shorten, storable
@@ -24,8 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from semgrad_guard.review.document import Document
-    from semgrad_guard.review.items import QueueSettings
     from semgrad_guard.review.store.database import Transaction
+    from semgrad_guard.review.store.items import QueueSettings
 
 _INSERT_DOCUMENT, _INSERT_SEARCH, _INSERT_TAGS = insert(documents), insert(search), insert(tag_table)
 _INSERT_SQLITE = sqlite.insert(items).on_conflict_do_nothing(index_elements=["exchange_id"]).returning(items.c.id)

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 from semgrad_guard.review import erasure, outbox
 from semgrad_guard.review.insight import insight
-from semgrad_guard.review.items import ALL_ITEMS, Filters, QueueSettings
 from semgrad_guard.review.labels import judged_after, labels_after, last_ruling
 from semgrad_guard.review.reuse import Reuse, earlier_verdict, trigram_similarity
+from semgrad_guard.review.store.items import ALL_ITEMS, Filters, QueueSettings
 from semgrad_guard.review.transfer import export_page, import_line, read_line
 
 if TYPE_CHECKING:

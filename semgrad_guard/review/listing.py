@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import ColumnElement, and_, column, func, inspect, literal, or_, select, table, text, tuple_, union_all
 
 from semgrad_guard.errors import CursorError
-from semgrad_guard.review.items import Filters, Page, Sort
 from semgrad_guard.review.reading import item_of
-from semgrad_guard.review.states import State
+from semgrad_guard.review.store.items import Filters, Page, Sort, State
 from semgrad_guard.review.store.schema import FTS_TABLE, UtcDateTime, items, search, tags
 from semgrad_guard.review.text import storable
 

@@ -10,9 +10,8 @@ from sqlalchemy import bindparam, insert, select, update
 
 from semgrad_guard.errors import AlreadyClaimedError, IllegalMoveError, UndoRefusedError
 from semgrad_guard.review import outbox, trail
-from semgrad_guard.review.items import AtExpiry
 from semgrad_guard.review.reading import item_of, read_item
-from semgrad_guard.review.states import MOVES, Event, State, allowed_from
+from semgrad_guard.review.store.items import MOVES, AtExpiry, Event, State, allowed_from
 from semgrad_guard.review.store.schema import comments, items, rulings
 from semgrad_guard.review.text import storable
 from semgrad_guard.review.trail import Change, Happening
@@ -22,8 +21,8 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection
 
-    from semgrad_guard.review.items import Item, QueueSettings
     from semgrad_guard.review.store.database import Transaction
+    from semgrad_guard.review.store.items import Item, QueueSettings
 
 CLOCK = "clock"
 """Who did it, in the audit trail, when time did: a lease or a deadline ended."""

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, overload
 from semgrad_guard.errors import ReviewError
 from semgrad_guard.flow import utc_now
 from semgrad_guard.review.client import ReviewClient
-from semgrad_guard.review.items import QueueSettings
 from semgrad_guard.review.queue import SqlReviewQueue
+from semgrad_guard.review.store.items import QueueSettings
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -10,7 +10,7 @@ from sqlalchemy import select
 
 from semgrad_guard.review.listing import with_any_word
 from semgrad_guard.review.reading import read_document, ruling_from
-from semgrad_guard.review.states import State
+from semgrad_guard.review.store.items import State
 from semgrad_guard.review.store.schema import items, rulings
 from semgrad_guard.review.store.schema import tags as tag_table
 from semgrad_guard.review.text import plain_question, question_key

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 from sqlalchemy import insert, select
 
 from semgrad_guard.flow import ReviewId
-from semgrad_guard.review.items import AuditRow
-from semgrad_guard.review.states import Event, State
+from semgrad_guard.review.store.items import AuditRow, Event, State
 from semgrad_guard.review.store.schema import audit
 
 if TYPE_CHECKING:

@@ -12,10 +12,9 @@ from semgrad_guard.errors import DataFileError
 from semgrad_guard.flow import ReviewId, Verdict
 from semgrad_guard.review import intake, trail
 from semgrad_guard.review.document import Document
-from semgrad_guard.review.items import AtExpiry, Sort
 from semgrad_guard.review.listing import list_items
 from semgrad_guard.review.reading import read_comments, read_document
-from semgrad_guard.review.states import SETTLED, Event, State
+from semgrad_guard.review.store.items import SETTLED, AtExpiry, Event, Sort, State
 from semgrad_guard.review.store.schema import audit, comments, items, rulings
 from semgrad_guard.review.text import storable
 from semgrad_guard.review.trail import Change, Happening, Replayed, replay
@@ -23,8 +22,8 @@ from semgrad_guard.review.trail import Change, Happening, Replayed, replay
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
-    from semgrad_guard.review.items import Filters, Item, QueueSettings
     from semgrad_guard.review.store.database import Transaction
+    from semgrad_guard.review.store.items import Filters, Item, QueueSettings
 
 _ADVICE = 'write it as `semgrad-guard review export` does, or as {"document": {...}} for a new item'
 

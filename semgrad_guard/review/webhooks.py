@@ -15,8 +15,8 @@ from semgrad_guard.extras import require
 from semgrad_guard.review import outbox
 from semgrad_guard.review.consuming import consume
 from semgrad_guard.review.outbox import Hook
-from semgrad_guard.review.states import Event
 from semgrad_guard.review.store.database import is_loopback
+from semgrad_guard.review.store.items import Event
 from semgrad_guard.review.wire import ItemView, RulingView
 
 if TYPE_CHECKING:

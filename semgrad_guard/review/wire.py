@@ -9,14 +9,13 @@ from pydantic import BaseModel, ConfigDict, JsonValue
 
 from semgrad_guard.flow import Verdict
 from semgrad_guard.review.document import Document
-from semgrad_guard.review.items import AtExpiry
-from semgrad_guard.review.states import Event, State
+from semgrad_guard.review.store.items import AtExpiry, Event, State
 
 if TYPE_CHECKING:
     from semgrad_guard.flow import Ruling
     from semgrad_guard.review.insight import Insight
-    from semgrad_guard.review.items import AuditRow, Comment, Item, ItemDetail, Page
     from semgrad_guard.review.reuse import EarlierVerdict
+    from semgrad_guard.review.store.items import AuditRow, Comment, Item, ItemDetail, Page
 
 
 class _View(BaseModel):

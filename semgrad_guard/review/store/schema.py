@@ -31,7 +31,7 @@ from sqlalchemy import (
 from sqlalchemy.exc import OperationalError
 from typing_extensions import override
 
-from semgrad_guard.review.states import State
+from semgrad_guard.review.store.items import State
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Dialect

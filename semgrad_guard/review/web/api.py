@@ -17,8 +17,7 @@ from starlette.responses import Response
 
 from semgrad_guard.flow import ReviewId
 from semgrad_guard.review.document import Document
-from semgrad_guard.review.items import Filters, Item, Sort
-from semgrad_guard.review.states import State
+from semgrad_guard.review.store.items import Filters, Item, Sort, State
 from semgrad_guard.review.tokens import Bearer, Scope
 from semgrad_guard.review.web.desk import Desk, desk_of
 from semgrad_guard.review.web.problems import RefusedError

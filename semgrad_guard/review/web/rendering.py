@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from starlette.responses import HTMLResponse
 
-from semgrad_guard.review.items import Filters
-from semgrad_guard.review.states import State
+from semgrad_guard.review.store.items import Filters, State
 from semgrad_guard.review.web.desk import desk_of
 from semgrad_guard.review.web.segments import doubt_level, segments
 

@@ -12,7 +12,7 @@ from langgraph.types import Command
 from langchain_semgrad import SemGradGraphState, SemGradNode, resume_with
 from semgrad_guard.flow import HumanReview, ReviewId, Ruling, Verdict, utc_now
 from semgrad_guard.review import open_queue
-from semgrad_guard.review.states import State
+from semgrad_guard.review.store.items import State
 from tests.adapters.langchain.agents import THREAD, agent_of, ask, says
 from tests.adapters.langchain.chains import LYON, REFUSAL
 from tests.fakes import LadderDecider, MemoryQueue, MemorySink, guard_of
