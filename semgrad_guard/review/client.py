@@ -20,8 +20,8 @@ from semgrad_guard.errors import (
 )
 from semgrad_guard.extras import require
 from semgrad_guard.flow import ReviewId, Ruling
-from semgrad_guard.review.document import document_of
 from semgrad_guard.review.reuse import EarlierVerdict
+from semgrad_guard.review.store.document import document_of
 from semgrad_guard.review.store.items import OPEN_ITEMS, Filters, Sort
 from semgrad_guard.review.wire import AuditView, DetailView, EarlierView, InsightView, ItemView, PageView, RulingView
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     import httpx
 
     from semgrad_guard.flow import Decision, Exchange
-    from semgrad_guard.review.document import AttemptsLike
+    from semgrad_guard.review.store.document import AttemptsLike
 
 T = TypeVar("T", bound=BaseModel)
 

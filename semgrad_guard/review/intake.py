@@ -13,17 +13,17 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from semgrad_guard.flow import ReviewId
 from semgrad_guard.review import outbox, trail
+from semgrad_guard.review.store.document import question_key, shorten, storable
 from semgrad_guard.review.store.items import Event, State, rank
 from semgrad_guard.review.store.schema import documents, items, search
 from semgrad_guard.review.store.schema import tags as tag_table
-from semgrad_guard.review.text import question_key, shorten, storable
 from semgrad_guard.review.trail import Change, Happening
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from semgrad_guard.review.document import Document
     from semgrad_guard.review.store.database import Transaction
+    from semgrad_guard.review.store.document import Document
     from semgrad_guard.review.store.items import QueueSettings
 
 _INSERT_DOCUMENT, _INSERT_SEARCH, _INSERT_TAGS = insert(documents), insert(search), insert(tag_table)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sqlalchemy import func, select
 
-from semgrad_guard.review.document import Document, exchange_of
+from semgrad_guard.review.store.document import Document, exchange_of
 from semgrad_guard.review.store.schema import documents, items, rulings
 
 if TYPE_CHECKING:

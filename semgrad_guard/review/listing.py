@@ -13,9 +13,9 @@ from sqlalchemy import ColumnElement, and_, column, func, inspect, literal, or_,
 
 from semgrad_guard.errors import CursorError
 from semgrad_guard.review.reading import item_of
+from semgrad_guard.review.store.document import storable
 from semgrad_guard.review.store.items import Filters, Page, Sort, State
 from semgrad_guard.review.store.schema import FTS_TABLE, UtcDateTime, items, search, tags
-from semgrad_guard.review.text import storable
 
 if TYPE_CHECKING:
     from sqlalchemy import Column, Connection, FromClause, RowMapping, Select

@@ -11,9 +11,9 @@ from sqlalchemy import bindparam, insert, select, update
 from semgrad_guard.errors import AlreadyClaimedError, IllegalMoveError, UndoRefusedError
 from semgrad_guard.review import outbox, trail
 from semgrad_guard.review.reading import item_of, read_item
+from semgrad_guard.review.store.document import storable
 from semgrad_guard.review.store.items import MOVES, AtExpiry, Event, State, allowed_from
 from semgrad_guard.review.store.schema import comments, items, rulings
-from semgrad_guard.review.text import storable
 from semgrad_guard.review.trail import Change, Happening
 
 if TYPE_CHECKING:

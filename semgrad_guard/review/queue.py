@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 from semgrad_guard.errors import EmptyTextError, QueueUnavailableError, SemGradGuardError
 from semgrad_guard.review import intake, listing, moves, reading, trail
-from semgrad_guard.review.document import document_of
 from semgrad_guard.review.keeping import QueueKeeping
 from semgrad_guard.review.moves import Judgement
 from semgrad_guard.review.store.database import Database, is_passing
+from semgrad_guard.review.store.document import document_of
 from semgrad_guard.review.store.items import OPEN_ITEMS, Event, Filters, Sort
 from semgrad_guard.review.together import Together
 from semgrad_guard.review.trail import Happening
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from semgrad_guard.flow import Decision, Exchange, ReviewId, Ruling
-    from semgrad_guard.review.document import AttemptsLike, Document
     from semgrad_guard.review.store.database import Transaction
+    from semgrad_guard.review.store.document import AttemptsLike, Document
     from semgrad_guard.review.store.items import AuditRow, Item, ItemDetail, Page, QueueSettings, State
 
 

@@ -9,7 +9,7 @@ from sqlalchemy import bindparam, select
 
 from semgrad_guard.errors import AmbiguousIdError, ItemNotFoundError
 from semgrad_guard.flow import ExchangeId, ReviewId, Ruling, Verdict
-from semgrad_guard.review.document import Document
+from semgrad_guard.review.store.document import Document
 from semgrad_guard.review.store.items import AtExpiry, Comment, Item, ItemDetail, State
 from semgrad_guard.review.store.schema import comments, documents, items, rulings
 

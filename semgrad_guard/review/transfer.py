@@ -11,12 +11,11 @@ from sqlalchemy import insert, select, update
 from semgrad_guard.errors import DataFileError
 from semgrad_guard.flow import ReviewId, Verdict
 from semgrad_guard.review import intake, trail
-from semgrad_guard.review.document import Document
 from semgrad_guard.review.listing import list_items
 from semgrad_guard.review.reading import read_comments, read_document
+from semgrad_guard.review.store.document import Document, storable
 from semgrad_guard.review.store.items import SETTLED, AtExpiry, Event, Sort, State
 from semgrad_guard.review.store.schema import audit, comments, items, rulings
-from semgrad_guard.review.text import storable
 from semgrad_guard.review.trail import Change, Happening, Replayed, replay
 
 if TYPE_CHECKING:

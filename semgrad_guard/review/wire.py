@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from pydantic import BaseModel, ConfigDict, JsonValue
 
 from semgrad_guard.flow import Verdict
-from semgrad_guard.review.document import Document
+from semgrad_guard.review.store.document import Document
 from semgrad_guard.review.store.items import AtExpiry, Event, State
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from semgrad_guard.flow import ExchangeId, Json, ReviewId, Ruling
-    from semgrad_guard.review.document import Document
+    from semgrad_guard.review.store.document import Document
 
 
 class State(StrEnum):

@@ -16,7 +16,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from semgrad_guard.flow import ReviewId
-from semgrad_guard.review.document import Document
+from semgrad_guard.review.store.document import Document
 from semgrad_guard.review.store.items import Filters, Item, Sort, State
 from semgrad_guard.review.tokens import Bearer, Scope
 from semgrad_guard.review.web.desk import Desk, desk_of

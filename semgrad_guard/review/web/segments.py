@@ -6,12 +6,12 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from semgrad_guard.review.text import UNSEEN
+from semgrad_guard.review.store.document import UNSEEN
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from semgrad_guard.review.document import Document
+    from semgrad_guard.review.store.document import Document
 
 LONGEST_SHOWN = 50_000
 """Characters of one text that a page shows; the rest is a download away."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from semgrad_guard.review.text import question_key, reveal, shorten, storable
+from semgrad_guard.review.store.document import question_key, reveal, shorten, storable
 
 
 def test_storable_replaces_one_character_by_one():

@@ -11,8 +11,8 @@ from starlette.testclient import TestClient
 
 from semgrad_guard.review import State
 from semgrad_guard.review.accounts import Role
-from semgrad_guard.review.document import Document
 from semgrad_guard.review.sessions import IDLE_S, LONGEST_S
+from semgrad_guard.review.store.document import Document
 from semgrad_guard.review.store.schema import metadata
 from semgrad_guard.review.tokens import Scope
 from semgrad_guard.review.web.app import create_app
