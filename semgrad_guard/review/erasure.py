@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 from sqlalchemy import delete, inspect, select, update
 
 from semgrad_guard.flow import ReviewId
-from semgrad_guard.review import moves, trail
+from semgrad_guard.review import moves
 from semgrad_guard.review.reading import read_item
+from semgrad_guard.review.store import audit
+from semgrad_guard.review.store.audit import Happening
 from semgrad_guard.review.store.items import SETTLED, Event
 from semgrad_guard.review.store.schema import FTS_TABLE, comments, documents, items, rulings, search
-from semgrad_guard.review.trail import Happening
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -58,5 +59,5 @@ def _erase(tx: Transaction, review_id: str, by: str) -> bool:
         tx.conn.execute(update(table).where(table.c.item_id == item.id).values(text=""))
     blank = {"title": "", "preview": "", "question_key": None, "erased_at": tx.now}
     tx.conn.execute(update(items).where(items.c.id == item.id).values(**blank))
-    trail.record(tx, item.id, Happening(Event.ERASE, by, is_main=False))
+    audit.record(tx, item.id, Happening(Event.ERASE, by, is_main=False))
     return True

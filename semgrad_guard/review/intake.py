@@ -12,12 +12,13 @@ from sqlalchemy import insert, select
 from sqlalchemy.dialects import postgresql, sqlite
 
 from semgrad_guard.flow import ReviewId
-from semgrad_guard.review import outbox, trail
+from semgrad_guard.review import outbox
+from semgrad_guard.review.store import audit
+from semgrad_guard.review.store.audit import Change, Happening
 from semgrad_guard.review.store.document import question_key, shorten, storable
 from semgrad_guard.review.store.items import Event, State, rank
 from semgrad_guard.review.store.schema import documents, items, search
 from semgrad_guard.review.store.schema import tags as tag_table
-from semgrad_guard.review.trail import Change, Happening
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -63,8 +64,8 @@ def submit_all(tx: Transaction, submissions: Sequence[Submission], settings: Que
     stored = {ids[each]: by_exchange[each] for each in by_exchange if ids[each] in new}
     insert_texts(tx, {review_id: each.document for review_id, each in stored.items()})
     insert_tags(tx, {review_id: each.document.tags for review_id, each in stored.items()})
-    arrivals = [trail.row(tx, id_, _arrival(each), Change(None, State.PENDING, 1)) for id_, each in stored.items()]
-    trail.record_all(tx, arrivals)
+    arrivals = [audit.row(tx, id_, _arrival(each), Change(None, State.PENDING, 1)) for id_, each in stored.items()]
+    audit.record_all(tx, arrivals)
     outbox.announce(tx, stored, Event.SUBMIT)
     if len(stored) < len(ids):
         ids |= _known(tx, [each for each in ids if ids[each] not in new])

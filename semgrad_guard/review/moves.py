@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import bindparam, insert, select, update
 
 from semgrad_guard.errors import AlreadyClaimedError, IllegalMoveError, UndoRefusedError
-from semgrad_guard.review import outbox, trail
+from semgrad_guard.review import outbox
 from semgrad_guard.review.reading import item_of, read_item
+from semgrad_guard.review.store import audit
+from semgrad_guard.review.store.audit import Change, Happening
 from semgrad_guard.review.store.document import storable
 from semgrad_guard.review.store.items import MOVES, AtExpiry, Event, State, allowed_from
 from semgrad_guard.review.store.schema import comments, items, rulings
-from semgrad_guard.review.trail import Change, Happening
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -205,14 +206,14 @@ def comment(tx: Transaction, item_id: str, by: str, text: str) -> None:
     """Note something beside an item, in any state."""
     item = read_item(tx.conn, item_id)
     tx.conn.execute(insert(comments).values(item_id=item.id, by=by, at=tx.now, text=storable(text)))
-    trail.record(tx, item.id, Happening(Event.COMMENT, by))
+    audit.record(tx, item.id, Happening(Event.COMMENT, by))
 
 
 def deliver(tx: Transaction, item: Item, to: str) -> None:
     """Note that a waiting caller has the verdict."""
     if item.delivered_at is None:
         tx.conn.execute(update(items).where(items.c.id == item.id).values(delivered_at=tx.now))
-        trail.record(tx, item.id, Happening(Event.DELIVER, to))
+        audit.record(tx, item.id, Happening(Event.DELIVER, to))
 
 
 def freed(tx: Transaction, item: Item, by: str) -> Item:
@@ -270,5 +271,5 @@ def _change(tx: Transaction, item: Item, happening: Happening, state: State, val
     if tx.conn.execute(_UPDATE, {"its_id": item.id, "its_version": item.version, **changed}).rowcount != 1:
         now = read_item(tx.conn, item.id)  # someone else changed it between reading and writing
         raise IllegalMoveError(item.id, now.state, state, allowed_from(now.state))
-    trail.record(tx, item.id, happening, Change(item.state, state, version))
+    audit.record(tx, item.id, happening, Change(item.state, state, version))
     return replace(item, **changed)

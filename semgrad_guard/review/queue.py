@@ -6,14 +6,15 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from semgrad_guard.errors import EmptyTextError, QueueUnavailableError, SemGradGuardError
-from semgrad_guard.review import intake, listing, moves, reading, trail
+from semgrad_guard.review import intake, listing, moves, reading
 from semgrad_guard.review.keeping import QueueKeeping
 from semgrad_guard.review.moves import Judgement
+from semgrad_guard.review.store import audit
+from semgrad_guard.review.store.audit import Happening
 from semgrad_guard.review.store.database import Database, is_passing
 from semgrad_guard.review.store.document import document_of
 from semgrad_guard.review.store.items import OPEN_ITEMS, Event, Filters, Sort
 from semgrad_guard.review.together import Together
-from semgrad_guard.review.trail import Happening
 from semgrad_guard.review.waiting import poll
 
 if TYPE_CHECKING:
@@ -154,7 +155,7 @@ class SqlReviewQueue(QueueKeeping):
 
         def work(tx: Transaction) -> ItemDetail:
             detail = reading.read_detail(tx.conn, review_id)
-            trail.record(tx, review_id, Happening(Event.VIEW, viewer))
+            audit.record(tx, review_id, Happening(Event.VIEW, viewer))
             return detail
 
         return self._db.write(work)
@@ -179,11 +180,11 @@ class SqlReviewQueue(QueueKeeping):
 
     def audit(self, review_id: ReviewId) -> tuple[AuditRow, ...]:
         """Return everything that happened to an item, oldest first."""
-        return self._db.read(lambda conn: trail.rows_of(conn, reading.read_item(conn, review_id).id))
+        return self._db.read(lambda conn: audit.rows_of(conn, reading.read_item(conn, review_id).id))
 
     def audit_after(self, seq: int = 0, *, limit: int = 1000) -> tuple[AuditRow, ...]:
         """Return what happened to any item behind audit row `seq`, oldest first."""
-        return self._db.read(lambda conn: trail.rows_after(conn, seq, limit))
+        return self._db.read(lambda conn: audit.rows_after(conn, seq, limit))
 
     # --- deciding -----------------------------------------------------------------------------------------------------
 
@@ -197,7 +198,7 @@ class SqlReviewQueue(QueueKeeping):
         skipped = frozenset(skip)
 
         def work(tx: Transaction) -> Item | None:
-            done = trail.item_of_operation(tx)
+            done = audit.item_of_operation(tx)
             if done is not None:
                 return reading.read_item(tx.conn, done)
             return moves.claim_next(tx, reviewer, self.settings, skipped)
@@ -313,7 +314,7 @@ class SqlReviewQueue(QueueKeeping):
         """Return the result of a move that is made once even if its transaction is tried again."""
 
         def work(tx: Transaction) -> Item:
-            done = trail.item_of_operation(tx)
+            done = audit.item_of_operation(tx)
             return move(tx) if done is None else reading.read_item(tx.conn, done)
 
         return self._db.write(work, op=op)

@@ -10,13 +10,14 @@ from sqlalchemy import insert, select, update
 
 from semgrad_guard.errors import DataFileError
 from semgrad_guard.flow import ReviewId, Verdict
-from semgrad_guard.review import intake, trail
+from semgrad_guard.review import intake
 from semgrad_guard.review.listing import list_items
 from semgrad_guard.review.reading import read_comments, read_document
+from semgrad_guard.review.store import audit
+from semgrad_guard.review.store.audit import Change, Happening, Replayed, replay
 from semgrad_guard.review.store.document import Document, storable
 from semgrad_guard.review.store.items import SETTLED, AtExpiry, Event, Sort, State
 from semgrad_guard.review.store.schema import audit, comments, items, rulings
-from semgrad_guard.review.trail import Change, Happening, Replayed, replay
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -152,7 +153,7 @@ def _insert(tx: Transaction, item: ItemLine, line: TransferLine, by: str) -> Non
     for each in line.audit:
         tx.conn.execute(insert(audit), {**each.model_dump(), "detail": json.dumps(each.detail), "item_id": review_id})
     arrived = Happening(Event.IMPORT, by, {"assignee": item.assignee}, is_main=False)
-    trail.record(tx, review_id, arrived, None if line.audit else Change(None, state, item.version))
+    audit.record(tx, review_id, arrived, None if line.audit else Change(None, state, item.version))
 
 
 def _insert_rulings(tx: Transaction, review_id: str, lines: tuple[RulingLine, ...]) -> int | None:
@@ -195,5 +196,5 @@ def _line_of(conn: Connection, item: Item) -> TransferLine:
         document=read_document(conn, item.id),
         rulings=tuple(RulingLine.model_validate(each, from_attributes=True) for each in given),
         comments=tuple(CommentLine.model_validate(each, from_attributes=True) for each in read_comments(conn, item.id)),
-        audit=tuple(AuditLine.model_validate(each, from_attributes=True) for each in trail.rows_of(conn, item.id)),
+        audit=tuple(AuditLine.model_validate(each, from_attributes=True) for each in audit.rows_of(conn, item.id)),
     )

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy import create_engine, make_url, text
 
 from semgrad_guard.review import SETTLED, Event, Filters, QueueSettings, Sort, State, document_of, intake, open_queue
-from semgrad_guard.review.trail import replay
+from semgrad_guard.review.store.audit import replay
 from tests.review_queues import POSTGRES, doubtful, exchange, ready_url
 
 if TYPE_CHECKING:

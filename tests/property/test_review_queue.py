@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from semgrad_guard.errors import AlreadyClaimedError, IllegalMoveError, UndoRefusedError
 from semgrad_guard.review import OPEN, SETTLED, Event, Filters, QueueSettings, State, open_queue
-from semgrad_guard.review.trail import replay
+from semgrad_guard.review.store.audit import replay
 from tests.review_queues import FakeClock, doubtful, exchange
 
 if TYPE_CHECKING:

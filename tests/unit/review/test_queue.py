@@ -16,8 +16,8 @@ from semgrad_guard.errors import (
 from semgrad_guard.flow import Attempt, ReviewId, Verdict
 from semgrad_guard.ports import ReviewQueue
 from semgrad_guard.review import AtExpiry, Event, State
+from semgrad_guard.review.store.audit import replay
 from semgrad_guard.review.store.schema import audit
-from semgrad_guard.review.trail import replay
 from tests.review_queues import doubtful, exchange, submit
 
 

@@ -1,4 +1,4 @@
-"""The audit trail: one row for every happening, and the state that the rows replay to."""
+"""The audit trail: one row a move, written with it, never changed; and what it says when it is replayed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
     from semgrad_guard.flow import Json
     from semgrad_guard.review.store.database import Transaction
-
 
 _INSERT = insert(audit)
 
