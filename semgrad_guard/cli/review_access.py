@@ -198,7 +198,7 @@ def add_hook(
 @webhook_app.command("list", epilog="Example: semgrad-guard review webhook list")
 def list_hooks(url: Url = None, policy: PolicyFile = None) -> None:
     """List the webhooks, without their secrets."""
-    from semgrad_guard.review.outbox import hooks  # noqa: PLC0415 - loads SQLAlchemy
+    from semgrad_guard.review.store.outbox import hooks  # noqa: PLC0415 - loads SQLAlchemy
     from semgrad_guard.review.webhooks import shown_url  # noqa: PLC0415 - loads SQLAlchemy
 
     table = Table("name", "address", "is told of", box=None)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from semgrad_guard.policy import Policy
     from semgrad_guard.ports import Calibrator
     from semgrad_guard.review import SqlReviewQueue
-    from semgrad_guard.review.outbox import Delivery
+    from semgrad_guard.review.store.outbox import Delivery
 
 _log = logging.getLogger("semgrad_guard")
 
@@ -80,7 +80,7 @@ class VerdictLoop:
 
     def look(self) -> int:
         """Pass on what is new; return how many verdicts that were."""
-        from semgrad_guard.review.consuming import consume  # noqa: PLC0415 - loads the database library
+        from semgrad_guard.review.store.outbox import consume  # noqa: PLC0415 - loads the database library
 
         posted = consume(self._queue, LANGSMITH, self._post) if self._langsmith else 0
         return posted + self._observe()

@@ -12,8 +12,7 @@ from sqlalchemy import insert, select
 from sqlalchemy.dialects import postgresql, sqlite
 
 from semgrad_guard.flow import ReviewId
-from semgrad_guard.review import outbox
-from semgrad_guard.review.store import audit
+from semgrad_guard.review.store import audit, outbox
 from semgrad_guard.review.store.audit import Change, Happening
 from semgrad_guard.review.store.document import question_key, shorten, storable
 from semgrad_guard.review.store.items import Event, State, rank

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import bindparam, insert, select, update
 
 from semgrad_guard.errors import AlreadyClaimedError, IllegalMoveError, UndoRefusedError
-from semgrad_guard.review import outbox
 from semgrad_guard.review.reading import item_of, read_item
-from semgrad_guard.review.store import audit
+from semgrad_guard.review.store import audit, outbox
 from semgrad_guard.review.store.audit import Change, Happening
 from semgrad_guard.review.store.document import storable
 from semgrad_guard.review.store.items import MOVES, AtExpiry, Event, State, allowed_from

@@ -12,11 +12,10 @@ from urllib.parse import urlsplit
 
 from semgrad_guard.errors import ReviewError
 from semgrad_guard.extras import require
-from semgrad_guard.review import outbox
-from semgrad_guard.review.consuming import consume
-from semgrad_guard.review.outbox import Hook
+from semgrad_guard.review.store import outbox
 from semgrad_guard.review.store.database import is_loopback
 from semgrad_guard.review.store.items import Event
+from semgrad_guard.review.store.outbox import Hook, consume
 from semgrad_guard.review.wire import ItemView, RulingView
 
 if TYPE_CHECKING:
@@ -25,8 +24,8 @@ if TYPE_CHECKING:
 
     import httpx
 
-    from semgrad_guard.review.outbox import Delivery
     from semgrad_guard.review.queue import SqlReviewQueue
+    from semgrad_guard.review.store.outbox import Delivery
 
 SIGNATURE = "Semgrad-Signature"
 """Header `t=<seconds>,v1=<hex>`: HMAC-SHA-256 of `<seconds>.<body>` under the webhook's secret."""

@@ -8,7 +8,7 @@ import pytest
 
 from semgrad_guard.errors import UndoRefusedError
 from semgrad_guard.flow import Verdict
-from semgrad_guard.review.consuming import consume, consume_until
+from semgrad_guard.review.store.outbox import consume, consume_until
 from tests.review_queues import submit
 
 

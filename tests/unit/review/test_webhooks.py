@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from semgrad_guard.errors import ReviewError
-from semgrad_guard.review.outbox import hooks
+from semgrad_guard.review.store.outbox import hooks
 from semgrad_guard.review.webhooks import KEY, SIGNATURE, WebhookSender, add_webhook, shown_url, sign, verify
 from tests.review_queues import submit
 
