@@ -17,7 +17,8 @@ from semgrad_guard.review.store import audit
 from semgrad_guard.review.store.audit import Change, Happening, Replayed, replay
 from semgrad_guard.review.store.document import Document, storable
 from semgrad_guard.review.store.items import SETTLED, AtExpiry, Event, Sort, State
-from semgrad_guard.review.store.schema import audit, comments, items, rulings
+from semgrad_guard.review.store.schema import audit as audit_table
+from semgrad_guard.review.store.schema import comments, items, rulings
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -151,7 +152,7 @@ def _insert(tx: Transaction, item: ItemLine, line: TransferLine, by: str) -> Non
     for comment in line.comments:
         tx.conn.execute(insert(comments), {**comment.model_dump(), "item_id": review_id})
     for each in line.audit:
-        tx.conn.execute(insert(audit), {**each.model_dump(), "detail": json.dumps(each.detail), "item_id": review_id})
+        tx.conn.execute(insert(audit_table), {**each.model_dump(), "detail": json.dumps(each.detail), "item_id": review_id})
     arrived = Happening(Event.IMPORT, by, {"assignee": item.assignee}, is_main=False)
     audit.record(tx, review_id, arrived, None if line.audit else Change(None, state, item.version))
 

@@ -1,4 +1,4 @@
-"""Brings a database to the newest revision, with Alembic where the extra `review` installs it, and checks its revision."""
+"""Brings a database to the newest revision, with Alembic where it is installed, and checks which one it has."""
 
 from __future__ import annotations
 
@@ -68,7 +68,6 @@ def create_current(connection: Connection, shown_url: str) -> None:
 
 def upgrade_sqlite(connection: Connection, shown_url: str, found: str) -> None:
     """Bring an older SQLite database up to date in the running transaction."""
-
     if not is_known(found):
         raise SchemaVersionError(shown_url, found, HEAD, known=False)
     upgrade(connection)

@@ -1,4 +1,4 @@
-"""Alembic's entry: it runs on the connection and in the transaction that `semgrad_guard.review.store.migrate` opened."""
+"""Alembic's entry: it runs on the connection and in the transaction that `store.migrate` opened."""
 
 from __future__ import annotations
 
