@@ -6,11 +6,10 @@ from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING
 
-from semgrad_guard.review import erasure
 from semgrad_guard.review.insight import insight
 from semgrad_guard.review.labels import judged_after, labels_after, last_ruling
 from semgrad_guard.review.reuse import Reuse, earlier_verdict, trigram_similarity
-from semgrad_guard.review.store import outbox
+from semgrad_guard.review.store import outbox, transitions
 from semgrad_guard.review.store.items import ALL_ITEMS, Filters, QueueSettings
 from semgrad_guard.review.transfer import export_page, import_line, read_line
 
@@ -157,7 +156,7 @@ class QueueKeeping:
         An open item ends as expired, since nobody can judge it any more.
         """
         ids = tuple(review_ids)
-        erased = self._db.write(lambda tx: erasure.erase(tx, ids, by))
+        erased = self._db.write(lambda tx: transitions.erase(tx, ids, by))
         self._db.truncate_log()
         return erased
 
@@ -165,6 +164,6 @@ class QueueKeeping:
         """Erase all settled items submitted longer ago than that; return how many."""
         before = self._db.clock() - timedelta(seconds=seconds)
         erased = 0
-        while ids := self._db.read(lambda conn: erasure.due(conn, before, 200)):
+        while ids := self._db.read(lambda conn: transitions.due(conn, before, 200)):
             erased += self.erase(ids, by)
         return erased

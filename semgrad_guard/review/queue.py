@@ -6,14 +6,14 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from semgrad_guard.errors import EmptyTextError, QueueUnavailableError, SemGradGuardError
-from semgrad_guard.review import intake, listing, moves, reading
+from semgrad_guard.review import intake, listing, reading
 from semgrad_guard.review.keeping import QueueKeeping
-from semgrad_guard.review.moves import Judgement
-from semgrad_guard.review.store import audit
+from semgrad_guard.review.store import audit, transitions
 from semgrad_guard.review.store.audit import Happening
 from semgrad_guard.review.store.database import Database, is_passing
 from semgrad_guard.review.store.document import document_of
 from semgrad_guard.review.store.items import OPEN_ITEMS, Event, Filters, Sort
+from semgrad_guard.review.store.transitions import Judgement
 from semgrad_guard.review.together import Together
 from semgrad_guard.review.waiting import poll
 
@@ -114,10 +114,10 @@ class SqlReviewQueue(QueueKeeping):
         def work(tx: Transaction) -> Ruling | None:
             current = reading.read_item(tx.conn, review_id, lock=True)
             if current.is_open and current.deadline_at is not None and current.deadline_at <= tx.now:
-                current = moves.expire(tx, current)
+                current = transitions.expire(tx, current)
             if current.is_open:
                 return None
-            moves.deliver(tx, current, intake.SUBMITTER)
+            transitions.deliver(tx, current, intake.SUBMITTER)
             return reading.read_ruling(tx.conn, current)
 
         return self._db.write(work)
@@ -138,7 +138,10 @@ class SqlReviewQueue(QueueKeeping):
 
     def can_undo(self, item: Item, by: str) -> bool:
         """True when `by` gave the item's verdict and may still take it back."""
-        return self._db.read(lambda conn: moves.why_not_undo(conn, item, by, self._db.clock(), self.settings)) is None
+        return (
+            self._db.read(lambda conn: transitions.why_not_undo(conn, item, by, self._db.clock(), self.settings))
+            is None
+        )
 
     def get(self, review_id: ReviewId, *, viewer: str | None = None) -> ItemDetail:
         """Return an item with all that a reviewer reads.
@@ -201,7 +204,7 @@ class SqlReviewQueue(QueueKeeping):
             done = audit.item_of_operation(tx)
             if done is not None:
                 return reading.read_item(tx.conn, done)
-            return moves.claim_next(tx, reviewer, self.settings, skipped)
+            return transitions.claim_next(tx, reviewer, self.settings, skipped)
 
         return self._db.write(work)
 
@@ -212,11 +215,11 @@ class SqlReviewQueue(QueueKeeping):
             AlreadyClaimedError: somebody else holds it.
             IllegalMoveError: it has its verdict.
         """
-        return self._once(lambda tx: moves.claim(tx, review_id, reviewer, self.settings))
+        return self._once(lambda tx: transitions.claim(tx, review_id, reviewer, self.settings))
 
     def release(self, review_id: ReviewId, reviewer: str, *, force: bool = False) -> Item:
         """Put a claimed item back; `force` does so for somebody else's."""
-        return self._once(lambda tx: moves.release(tx, review_id, reviewer, force=force))
+        return self._once(lambda tx: transitions.release(tx, review_id, reviewer, force=force))
 
     def approve(self, review_id: ReviewId, by: str, *, op: str | None = None) -> Item:
         """Let the answer out as it is.
@@ -259,18 +262,18 @@ class SqlReviewQueue(QueueKeeping):
         Raises:
             UndoRefusedError: it is too late, a caller already has the verdict, or (without `force`) another gave it.
         """
-        return self._once(lambda tx: moves.undo(tx, review_id, by, self.settings, force=force))
+        return self._once(lambda tx: transitions.undo(tx, review_id, by, self.settings, force=force))
 
     def comment(self, review_id: ReviewId, by: str, text: str) -> None:
         """Note something beside an item."""
         if not text.strip():
             msg = "a comment needs a text"
             raise EmptyTextError(msg)
-        self._db.write(lambda tx: moves.comment(tx, review_id, by, text))
+        self._db.write(lambda tx: transitions.comment(tx, review_id, by, text))
 
     def assign(self, review_id: ReviewId, by: str, assignee: str | None) -> Item:
         """Say who is to judge an item; `None` leaves it to anybody."""
-        return self._once(lambda tx: moves.assign(tx, review_id, by, assignee))
+        return self._once(lambda tx: transitions.assign(tx, review_id, by, assignee))
 
     def each(
         self, review_ids: Iterable[ReviewId], action: Callable[[ReviewId], Item]
@@ -300,15 +303,15 @@ class SqlReviewQueue(QueueKeeping):
 
     def expire_leases(self, *, limit: int = 500) -> int:
         """Put back items whose lease has ended; return how many. Claiming does the same by itself."""
-        return self._db.write(lambda tx: moves.lapse_all(tx, limit=limit))
+        return self._db.write(lambda tx: transitions.lapse_all(tx, limit=limit))
 
     def expire_deadlines(self, *, limit: int = 500) -> int:
         """End items whose deadline has passed; return how many. Waiting for an item does the same for that item."""
-        return self._db.write(lambda tx: moves.expire_all(tx, limit=limit))
+        return self._db.write(lambda tx: transitions.expire_all(tx, limit=limit))
 
     def _settle(self, review_id: ReviewId, event: Event, by: str, judgement: Judgement, op: str | None) -> Item:
         delay_s = self.settings.undo_s
-        return self._once(lambda tx: moves.settle(tx, review_id, event, by, judgement, delay_s=delay_s), op=op)
+        return self._once(lambda tx: transitions.settle(tx, review_id, event, by, judgement, delay_s=delay_s), op=op)
 
     def _once(self, move: Callable[[Transaction], Item], *, op: str | None = None) -> Item:
         """Return the result of a move that is made once even if its transaction is tried again."""
