@@ -6,15 +6,15 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from semgrad_guard.errors import EmptyTextError, QueueUnavailableError, SemGradGuardError
-from semgrad_guard.review import intake, listing, reading
+from semgrad_guard.review import listing, reading
 from semgrad_guard.review.keeping import QueueKeeping
-from semgrad_guard.review.store import audit, transitions
+from semgrad_guard.review.store import audit, submit, transitions
 from semgrad_guard.review.store.audit import Happening
 from semgrad_guard.review.store.database import Database, is_passing
 from semgrad_guard.review.store.document import document_of
 from semgrad_guard.review.store.items import OPEN_ITEMS, Event, Filters, Sort
+from semgrad_guard.review.store.submit import Together
 from semgrad_guard.review.store.transitions import Judgement
-from semgrad_guard.review.together import Together
 from semgrad_guard.review.waiting import poll
 
 if TYPE_CHECKING:
@@ -78,10 +78,10 @@ class SqlReviewQueue(QueueKeeping):
         return self.submit_document(document_of(exchange, decision, attempts), deadline_s=deadline_s)
 
     def submit_document(
-        self, document: Document, *, deadline_s: float | None = None, by: str = intake.SUBMITTER
+        self, document: Document, *, deadline_s: float | None = None, by: str = submit.SUBMITTER
     ) -> ReviewId:
         """Store a document that was already made; see `submit`."""
-        review_id = self._submit(intake.Submission(document=document, by=by, deadline_s=deadline_s))
+        review_id = self._submit(submit.Submission(document=document, by=by, deadline_s=deadline_s))
         if self._after_submit is not None:
             self._after_submit()
         return review_id
@@ -117,7 +117,7 @@ class SqlReviewQueue(QueueKeeping):
                 current = transitions.expire(tx, current)
             if current.is_open:
                 return None
-            transitions.deliver(tx, current, intake.SUBMITTER)
+            transitions.deliver(tx, current, submit.SUBMITTER)
             return reading.read_ruling(tx.conn, current)
 
         return self._db.write(work)
@@ -323,8 +323,8 @@ class SqlReviewQueue(QueueKeeping):
         return self._db.write(work, op=op)
 
 
-def _store(database: Database, settings: QueueSettings, submissions: Sequence[intake.Submission]) -> list[ReviewId]:
-    return database.write(lambda tx: intake.submit_all(tx, submissions, settings))
+def _store(database: Database, settings: QueueSettings, submissions: Sequence[submit.Submission]) -> list[ReviewId]:
+    return database.write(lambda tx: submit.submit_all(tx, submissions, settings))
 
 
 def _is_database_away(error: Exception) -> bool:

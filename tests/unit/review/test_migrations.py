@@ -17,8 +17,8 @@ from sqlalchemy import event, inspect, text
 from sqlalchemy.schema import DropTable
 
 from semgrad_guard.errors import SchemaVersionError
-from semgrad_guard.review import QueueSettings, document_of, intake, open_queue
-from semgrad_guard.review.store import migrate
+from semgrad_guard.review import QueueSettings, document_of, open_queue
+from semgrad_guard.review.store import migrate, submit
 from semgrad_guard.review.store.database import Transaction
 from semgrad_guard.review.store.migrate import version_table
 from semgrad_guard.review.store.schema import HEAD, VERSION_TABLE, metadata
@@ -171,9 +171,9 @@ def _at_revision(url: str, revision: str) -> None:
         with conn.begin():
             migrate.upgrade(conn, revision)
             asked = exchange(1)
-            submission = intake.Submission(document=document_of(asked, doubtful(asked)))
+            submission = submit.Submission(document=document_of(asked, doubtful(asked)))
             transaction = Transaction(conn, FakeClock()(), "old", retried=False)
-            intake.submit_all(transaction, [submission], QueueSettings())
+            submit.submit_all(transaction, [submission], QueueSettings())
 
 
 def _migrate_and_die(url: str) -> None:
