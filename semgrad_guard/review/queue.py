@@ -6,9 +6,8 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from semgrad_guard.errors import EmptyTextError, QueueUnavailableError, SemGradGuardError
-from semgrad_guard.review import listing, reading
 from semgrad_guard.review.keeping import QueueKeeping
-from semgrad_guard.review.store import audit, submit, transitions
+from semgrad_guard.review.store import audit, read, submit, transitions
 from semgrad_guard.review.store.audit import Happening
 from semgrad_guard.review.store.database import Database, is_passing
 from semgrad_guard.review.store.document import document_of
@@ -103,22 +102,22 @@ class SqlReviewQueue(QueueKeeping):
 
     def ruling(self, review_id: ReviewId) -> Ruling | None:
         """Return the verdict without taking it: it can still be undone."""
-        return self._db.read(lambda conn: reading.read_ruling(conn, reading.read_item(conn, review_id)))
+        return self._db.read(lambda conn: read.read_ruling(conn, read.read_item(conn, review_id)))
 
     def _take_ruling(self, review_id: ReviewId) -> Ruling | None:
-        item = self._db.read(lambda conn: reading.read_item(conn, review_id))
+        item = self._db.read(lambda conn: read.read_item(conn, review_id))
         late = item.is_open and item.deadline_at is not None and item.deadline_at <= self._db.clock()
         if item.is_open and not late:
             return None
 
         def work(tx: Transaction) -> Ruling | None:
-            current = reading.read_item(tx.conn, review_id, lock=True)
+            current = read.read_item(tx.conn, review_id, lock=True)
             if current.is_open and current.deadline_at is not None and current.deadline_at <= tx.now:
                 current = transitions.expire(tx, current)
             if current.is_open:
                 return None
             transitions.deliver(tx, current, submit.SUBMITTER)
-            return reading.read_ruling(tx.conn, current)
+            return read.read_ruling(tx.conn, current)
 
         return self._db.write(work)
 
@@ -126,7 +125,7 @@ class SqlReviewQueue(QueueKeeping):
 
     def find_id(self, prefix: str) -> ReviewId:
         """Return the full id that starts like this."""
-        return self._db.read(lambda conn: reading.find_id(conn, prefix))
+        return self._db.read(lambda conn: read.find_id(conn, prefix))
 
     def item(self, review_id: ReviewId) -> Item:
         """Return an item without its texts.
@@ -134,7 +133,7 @@ class SqlReviewQueue(QueueKeeping):
         Raises:
             ItemNotFoundError: there is none.
         """
-        return self._db.read(lambda conn: reading.read_item(conn, review_id))
+        return self._db.read(lambda conn: read.read_item(conn, review_id))
 
     def can_undo(self, item: Item, by: str) -> bool:
         """True when `by` gave the item's verdict and may still take it back."""
@@ -154,10 +153,10 @@ class SqlReviewQueue(QueueKeeping):
             ItemNotFoundError: there is none.
         """
         if viewer is None:
-            return self._db.read(lambda conn: reading.read_detail(conn, review_id))
+            return self._db.read(lambda conn: read.read_detail(conn, review_id))
 
         def work(tx: Transaction) -> ItemDetail:
-            detail = reading.read_detail(tx.conn, review_id)
+            detail = read.read_detail(tx.conn, review_id)
             audit.record(tx, review_id, Happening(Event.VIEW, viewer))
             return detail
 
@@ -167,7 +166,7 @@ class SqlReviewQueue(QueueKeeping):
         self, filters: Filters = OPEN_ITEMS, *, sort: Sort = Sort.RISK, cursor: str | None = None, limit: int = 50
     ) -> Page:
         """Return one page of items; its cost does not depend on how many there are."""
-        return self._db.read(lambda conn: listing.list_items(conn, filters, sort, cursor, limit))
+        return self._db.read(lambda conn: read.list_items(conn, filters, sort, cursor, limit))
 
     def search(self, text: str, *, limit: int = 50) -> Page:
         """Return the newest items, open or settled, in whose texts all the words occur."""
@@ -175,15 +174,15 @@ class SqlReviewQueue(QueueKeeping):
 
     def counts(self) -> dict[State, int]:
         """Return how many items are in each state."""
-        return self._db.read(listing.counts)
+        return self._db.read(read.counts)
 
     def count_up_to(self, filters: Filters, limit: int) -> int:
         """Return how many items pass the filters, counting no further than `limit`."""
-        return self._db.read(lambda conn: listing.count_up_to(conn, filters, limit))
+        return self._db.read(lambda conn: read.count_up_to(conn, filters, limit))
 
     def audit(self, review_id: ReviewId) -> tuple[AuditRow, ...]:
         """Return everything that happened to an item, oldest first."""
-        return self._db.read(lambda conn: audit.rows_of(conn, reading.read_item(conn, review_id).id))
+        return self._db.read(lambda conn: audit.rows_of(conn, read.read_item(conn, review_id).id))
 
     def audit_after(self, seq: int = 0, *, limit: int = 1000) -> tuple[AuditRow, ...]:
         """Return what happened to any item behind audit row `seq`, oldest first."""
@@ -203,7 +202,7 @@ class SqlReviewQueue(QueueKeeping):
         def work(tx: Transaction) -> Item | None:
             done = audit.item_of_operation(tx)
             if done is not None:
-                return reading.read_item(tx.conn, done)
+                return read.read_item(tx.conn, done)
             return transitions.claim_next(tx, reviewer, self.settings, skipped)
 
         return self._db.write(work)
@@ -318,7 +317,7 @@ class SqlReviewQueue(QueueKeeping):
 
         def work(tx: Transaction) -> Item:
             done = audit.item_of_operation(tx)
-            return move(tx) if done is None else reading.read_item(tx.conn, done)
+            return move(tx) if done is None else read.read_item(tx.conn, done)
 
         return self._db.write(work, op=op)
 

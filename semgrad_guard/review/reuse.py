@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import select
 
-from semgrad_guard.review.listing import with_any_word
-from semgrad_guard.review.reading import read_document, ruling_from
 from semgrad_guard.review.store.document import plain_question, question_key
 from semgrad_guard.review.store.items import State
+from semgrad_guard.review.store.read import read_document, ruling_from, with_any_word
 from semgrad_guard.review.store.schema import items, rulings
 from semgrad_guard.review.store.schema import tags as tag_table
 

@@ -10,12 +10,11 @@ from sqlalchemy import insert, select, update
 
 from semgrad_guard.errors import DataFileError
 from semgrad_guard.flow import ReviewId, Verdict
-from semgrad_guard.review.listing import list_items
-from semgrad_guard.review.reading import read_comments, read_document
 from semgrad_guard.review.store import audit, submit
 from semgrad_guard.review.store.audit import Change, Happening, Replayed, replay
 from semgrad_guard.review.store.document import Document, storable
 from semgrad_guard.review.store.items import SETTLED, AtExpiry, Event, Sort, State
+from semgrad_guard.review.store.read import list_items, read_comments, read_document
 from semgrad_guard.review.store.schema import audit as audit_table
 from semgrad_guard.review.store.schema import comments, items, rulings
 

@@ -13,9 +13,9 @@ from semgrad_guard.review.store.items import AtExpiry, Event, State
 
 if TYPE_CHECKING:
     from semgrad_guard.flow import Ruling
-    from semgrad_guard.review.insight import Insight
     from semgrad_guard.review.reuse import EarlierVerdict
     from semgrad_guard.review.store.items import AuditRow, Comment, Item, ItemDetail, Page
+    from semgrad_guard.review.store.read import Insight
 
 
 class _View(BaseModel):

@@ -10,11 +10,11 @@ from sqlalchemy import bindparam, delete, insert, inspect, select, update
 
 from semgrad_guard.errors import AlreadyClaimedError, IllegalMoveError, UndoRefusedError
 from semgrad_guard.flow import ReviewId
-from semgrad_guard.review.reading import item_of, read_item
 from semgrad_guard.review.store import audit, outbox
 from semgrad_guard.review.store.audit import Change, Happening
 from semgrad_guard.review.store.document import storable
 from semgrad_guard.review.store.items import MOVES, SETTLED, AtExpiry, Event, State, allowed_from
+from semgrad_guard.review.store.read import item_of, read_item
 from semgrad_guard.review.store.schema import FTS_TABLE, comments, documents, items, rulings, search
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from semgrad_guard.review.insight import Band
+    from semgrad_guard.review.store.read import Band
 
 SIZE = 240
 """Side of the square in which confidence and share correct run from 0 to 1."""
