@@ -20,9 +20,9 @@ from semgrad_guard.errors import (
 )
 from semgrad_guard.extras import require
 from semgrad_guard.flow import ReviewId, Ruling
-from semgrad_guard.review.reuse import EarlierVerdict
 from semgrad_guard.review.store.document import document_of
 from semgrad_guard.review.store.items import OPEN_ITEMS, Filters, Sort
+from semgrad_guard.review.store.learn import EarlierVerdict
 from semgrad_guard.review.wire import AuditView, DetailView, EarlierView, InsightView, ItemView, PageView, RulingView
 
 if TYPE_CHECKING:

@@ -6,10 +6,16 @@ from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING
 
-from semgrad_guard.review.labels import judged_after, labels_after, last_ruling
-from semgrad_guard.review.reuse import Reuse, earlier_verdict, trigram_similarity
 from semgrad_guard.review.store import outbox, transitions
 from semgrad_guard.review.store.items import ALL_ITEMS, Filters, QueueSettings
+from semgrad_guard.review.store.learn import (
+    Reuse,
+    earlier_verdict,
+    judged_after,
+    labels_after,
+    last_ruling,
+    trigram_similarity,
+)
 from semgrad_guard.review.store.read import insight
 from semgrad_guard.review.transfer import export_page, import_line, read_line
 
@@ -17,9 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from semgrad_guard.flow import ReviewId
-    from semgrad_guard.review.labels import Judged, Label
-    from semgrad_guard.review.reuse import EarlierVerdict
     from semgrad_guard.review.store.database import Database, Transaction
+    from semgrad_guard.review.store.learn import EarlierVerdict, Judged, Label
     from semgrad_guard.review.store.outbox import Delivery
     from semgrad_guard.review.store.read import Insight
 

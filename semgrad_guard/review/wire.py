@@ -13,8 +13,8 @@ from semgrad_guard.review.store.items import AtExpiry, Event, State
 
 if TYPE_CHECKING:
     from semgrad_guard.flow import Ruling
-    from semgrad_guard.review.reuse import EarlierVerdict
     from semgrad_guard.review.store.items import AuditRow, Comment, Item, ItemDetail, Page
+    from semgrad_guard.review.store.learn import EarlierVerdict
     from semgrad_guard.review.store.read import Insight
 
 

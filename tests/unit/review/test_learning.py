@@ -6,7 +6,7 @@ import pytest
 
 from semgrad_guard.flow import Verdict
 from semgrad_guard.review import AtExpiry, State
-from semgrad_guard.review.reuse import trigram_similarity
+from semgrad_guard.review.store.learn import trigram_similarity
 from tests.review_queues import exchange, submit
 
 
