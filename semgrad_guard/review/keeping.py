@@ -17,7 +17,7 @@ from semgrad_guard.review.store.learn import (
     trigram_similarity,
 )
 from semgrad_guard.review.store.read import insight
-from semgrad_guard.review.transfer import export_page, import_line, read_line
+from semgrad_guard.review.store.transfer import export_page, import_line, read_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
