@@ -12,7 +12,7 @@ from starlette.testclient import TestClient
 
 from benchmarks.review_items import fill
 from semgrad_guard.review import ALL_ITEMS, OPEN, Filters, QueueSettings, Sort, open_queue
-from semgrad_guard.review.accounts import Role
+from semgrad_guard.review.access import Role
 from semgrad_guard.review.web.app import create_app
 
 if TYPE_CHECKING:

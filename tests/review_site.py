@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import uvicorn
 from argon2 import PasswordHasher
 
-from semgrad_guard.review.accounts import Role
+from semgrad_guard.review.access import Role
 from semgrad_guard.review.web.app import create_app
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from semgrad_guard.cli.review_upkeep import verdict_loop
 from semgrad_guard.extras import require
 
 if TYPE_CHECKING:
-    from semgrad_guard.review.accounts import Accounts
+    from semgrad_guard.review.access import Accounts
 
 SERVE_EXAMPLES = """[bold]Examples[/bold]
 
@@ -85,7 +85,7 @@ def add_user(
     policy: PolicyFile = None,
 ) -> None:
     """Make an account; its password is asked for."""
-    from semgrad_guard.review.accounts import Role  # noqa: PLC0415 - loads SQLAlchemy
+    from semgrad_guard.review.access import Role  # noqa: PLC0415 - loads SQLAlchemy
 
     _accounts(url, policy).add(name, _password(from_stdin=password_stdin), Role(role))
     _console.print(f"{name} may log in", markup=False)
@@ -118,7 +118,7 @@ def set_role(
     policy: PolicyFile = None,
 ) -> None:
     """Change what an account may do, and log it out everywhere."""
-    from semgrad_guard.review.accounts import Role  # noqa: PLC0415 - loads SQLAlchemy
+    from semgrad_guard.review.access import Role  # noqa: PLC0415 - loads SQLAlchemy
 
     _accounts(url, policy).set_role(name, Role(role))
 
@@ -145,7 +145,7 @@ def add_token(
     policy: PolicyFile = None,
 ) -> None:
     """Make a token and print it, this once."""
-    from semgrad_guard.review.tokens import Scope, Tokens  # noqa: PLC0415 - loads SQLAlchemy
+    from semgrad_guard.review.access import Scope, Tokens  # noqa: PLC0415 - loads SQLAlchemy
 
     queue = queue_at(url, policy)
     owner = _accounts(url, policy).get(user)
@@ -158,7 +158,7 @@ def add_token(
 @token_app.command("list", epilog="Example: semgrad-guard review token list")
 def list_tokens(url: Url = None, policy: PolicyFile = None) -> None:
     """List the tokens, without their secrets."""
-    from semgrad_guard.review.tokens import Tokens  # noqa: PLC0415 - loads SQLAlchemy
+    from semgrad_guard.review.access import Tokens  # noqa: PLC0415 - loads SQLAlchemy
 
     table = Table("id", "name", "user", "allows", "expires", "last used", "revoked", box=None)
     for token in Tokens(queue_at(url, policy).database).all():
@@ -173,7 +173,7 @@ def revoke_token(
     token: Annotated[str, typer.Argument(help="The token's id.")], url: Url = None, policy: PolicyFile = None
 ) -> None:
     """End a token for good."""
-    from semgrad_guard.review.tokens import Tokens  # noqa: PLC0415 - loads SQLAlchemy
+    from semgrad_guard.review.access import Tokens  # noqa: PLC0415 - loads SQLAlchemy
 
     Tokens(queue_at(url, policy).database).revoke(token)
 
@@ -217,7 +217,7 @@ def remove_hook(
 
 def _accounts(url: str | None, policy: Path | None) -> Accounts:
     require("argon2", extra="review")
-    from semgrad_guard.review.accounts import Accounts  # noqa: PLC0415 - loads SQLAlchemy
+    from semgrad_guard.review.access import Accounts  # noqa: PLC0415 - loads SQLAlchemy
 
     return Accounts(queue_at(url, policy).database)
 

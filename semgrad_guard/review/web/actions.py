@@ -13,8 +13,8 @@ from starlette.responses import RedirectResponse, Response
 
 from semgrad_guard.errors import SemGradGuardError
 from semgrad_guard.flow import ReviewId
+from semgrad_guard.review.access import Session
 from semgrad_guard.review.queue import SqlReviewQueue
-from semgrad_guard.review.sessions import Session
 from semgrad_guard.review.web.desk import desk_of
 from semgrad_guard.review.web.logins import Writer
 from semgrad_guard.review.web.problems import RefusedError

@@ -16,9 +16,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from semgrad_guard.flow import ReviewId
+from semgrad_guard.review.access import Bearer, Scope
 from semgrad_guard.review.store.document import Document
 from semgrad_guard.review.store.items import Filters, Item, Sort, State
-from semgrad_guard.review.tokens import Bearer, Scope
 from semgrad_guard.review.web.desk import Desk, desk_of
 from semgrad_guard.review.web.problems import RefusedError
 from semgrad_guard.review.wire import AuditView, DetailView, EarlierView, InsightView, ItemView, PageView, RulingView

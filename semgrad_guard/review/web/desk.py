@@ -7,10 +7,7 @@ from typing import TYPE_CHECKING, cast
 
 from starlette.requests import HTTPConnection
 
-from semgrad_guard.review.accounts import Accounts
-from semgrad_guard.review.sessions import Sessions
-from semgrad_guard.review.throttle import Limits, Throttle
-from semgrad_guard.review.tokens import Tokens
+from semgrad_guard.review.access import Accounts, Limits, Sessions, Throttle, Tokens
 
 if TYPE_CHECKING:
     from argon2 import PasswordHasher

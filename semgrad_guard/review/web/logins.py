@@ -12,7 +12,7 @@ from fastapi import APIRouter, Depends, Form, Query
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
-from semgrad_guard.review.sessions import LONGEST_S, Session, csrf_of, is_csrf
+from semgrad_guard.review.access import LONGEST_S, Session, csrf_of, is_csrf
 from semgrad_guard.review.web.desk import Desk, desk_of
 from semgrad_guard.review.web.problems import RefusedError
 from semgrad_guard.review.web.rendering import render

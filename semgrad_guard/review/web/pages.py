@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from semgrad_guard.errors import ItemNotFoundError
 from semgrad_guard.flow import ReviewId
-from semgrad_guard.review.sessions import Session
+from semgrad_guard.review.access import Session
 from semgrad_guard.review.store.items import OPEN, Filters, Item, ItemDetail, Sort, State
 from semgrad_guard.review.web.desk import Desk, desk_of
 from semgrad_guard.review.web.logins import Reader

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import uvicorn
 
 from semgrad_guard.errors import ReviewError
-from semgrad_guard.review.accounts import Accounts
+from semgrad_guard.review.access import Accounts
 from semgrad_guard.review.store.database import is_loopback
 from semgrad_guard.review.web.app import create_app
 from semgrad_guard.review.web.desk import WebSettings

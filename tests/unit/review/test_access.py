@@ -5,10 +5,7 @@ from __future__ import annotations
 import pytest
 
 from semgrad_guard.errors import AccountError
-from semgrad_guard.review.accounts import Accounts, Role
-from semgrad_guard.review.sessions import Sessions, is_csrf
-from semgrad_guard.review.throttle import Limits, Throttle
-from semgrad_guard.review.tokens import PREFIX, Scope, Tokens
+from semgrad_guard.review.access import PREFIX, Accounts, Limits, Role, Scope, Sessions, Throttle, Tokens, is_csrf
 from tests.review_site import HASHER, PASSWORD
 
 

@@ -22,8 +22,8 @@ from semgrad_guard.guard.assembly import parts_of
 from semgrad_guard.policy import parse_policy
 from semgrad_guard.ports import ReviewQueue
 from semgrad_guard.review import Event, Filters, Sort, State, open_queue
+from semgrad_guard.review.access import Scope
 from semgrad_guard.review.client import ReviewClient
-from semgrad_guard.review.tokens import Scope
 from tests.fakes import TableScorer
 from tests.review_queues import doubtful, exchange, submit
 from tests.review_site import serving, site_of

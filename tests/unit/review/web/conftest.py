@@ -9,8 +9,7 @@ from html import unescape
 import pytest
 from starlette.testclient import TestClient
 
-from semgrad_guard.review.throttle import Limits
-from semgrad_guard.review.tokens import Scope
+from semgrad_guard.review.access import Limits, Scope
 from semgrad_guard.review.web.desk import WebSettings
 from tests.review_site import PASSWORD, site_of
 

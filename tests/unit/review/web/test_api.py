@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy.exc import OperationalError
 
 from semgrad_guard.review import Event
-from semgrad_guard.review.tokens import Scope
+from semgrad_guard.review.access import Scope
 from tests.review_queues import submit
 
 DOCUMENT = {"exchange_id": "x1", "question": "Why?", "answer": "So.", "confidence": 0.2, "tags": ["a"]}

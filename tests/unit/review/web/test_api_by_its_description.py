@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 
 from semgrad_guard.review import open_queue
-from semgrad_guard.review.tokens import Scope
+from semgrad_guard.review.access import Scope
 from tests.review_queues import submit
 from tests.review_site import site_of
 

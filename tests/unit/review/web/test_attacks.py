@@ -10,11 +10,9 @@ import pytest
 from starlette.testclient import TestClient
 
 from semgrad_guard.review import State
-from semgrad_guard.review.accounts import Role
-from semgrad_guard.review.sessions import IDLE_S, LONGEST_S
+from semgrad_guard.review.access import IDLE_S, LONGEST_S, Role, Scope
 from semgrad_guard.review.store.document import Document
 from semgrad_guard.review.store.schema import metadata
-from semgrad_guard.review.tokens import Scope
 from semgrad_guard.review.web.app import create_app
 from semgrad_guard.review.web.desk import WebSettings
 from tests.review_queues import doubtful, exchange, submit
