@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from semgrad_guard.flow import Confidence, Decision, Exchange, HumanReview, Passage
 from semgrad_guard.review import document_of
-from semgrad_guard.review.store import submit
+from semgrad_guard.review.store import submission
 
 if TYPE_CHECKING:
     from semgrad_guard.review import Document, SqlReviewQueue
@@ -43,8 +43,8 @@ def fill(queue: SqlReviewQueue, size: int, already: int = 0) -> None:
     """Store answers until there are so many."""
     for first in range(already, size, _PER_TRANSACTION):
         numbers = range(first, min(first + _PER_TRANSACTION, size))
-        some = [submit.Submission(document=document(n, "fill")) for n in numbers]
-        queue.database.write(lambda tx, some=some: submit.submit_all(tx, some, queue.settings))
+        some = [submission.Submission(document=document(n, "fill")) for n in numbers]
+        queue.database.write(lambda tx, some=some: submission.submit_all(tx, some, queue.settings))
     if queue.database.dialect == "postgresql":
         queue.database.write(lambda tx: tx.conn.exec_driver_sql("ANALYZE"))  # its upkeep does so within a minute
 

@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from semgrad_guard.errors import EmptyTextError, QueueUnavailableError, SemGradGuardError
-from semgrad_guard.review.store import audit, outbox, read, submit, transitions
+from semgrad_guard.review.store import audit, outbox, read, submission, transitions
 from semgrad_guard.review.store.audit import Happening
 from semgrad_guard.review.store.database import Database, is_passing
 from semgrad_guard.review.store.document import document_of
@@ -266,10 +266,10 @@ class SqlReviewQueue(QueueKeeping):
         return self.submit_document(document_of(exchange, decision, attempts), deadline_s=deadline_s)
 
     def submit_document(
-        self, document: Document, *, deadline_s: float | None = None, by: str = submit.SUBMITTER
+        self, document: Document, *, deadline_s: float | None = None, by: str = submission.SUBMITTER
     ) -> ReviewId:
         """Store a document that was already made; see `submit`."""
-        review_id = self._submit(submit.Submission(document=document, by=by, deadline_s=deadline_s))
+        review_id = self._submit(submission.Submission(document=document, by=by, deadline_s=deadline_s))
         if self._after_submit is not None:
             self._after_submit()
         return review_id
@@ -305,7 +305,7 @@ class SqlReviewQueue(QueueKeeping):
                 current = transitions.expire(tx, current)
             if current.is_open:
                 return None
-            transitions.deliver(tx, current, submit.SUBMITTER)
+            transitions.deliver(tx, current, submission.SUBMITTER)
             return read.read_ruling(tx.conn, current)
 
         return self._db.write(work)
@@ -511,8 +511,8 @@ class SqlReviewQueue(QueueKeeping):
         return self._db.write(work, op=op)
 
 
-def _store(database: Database, settings: QueueSettings, submissions: Sequence[submit.Submission]) -> list[ReviewId]:
-    return database.write(lambda tx: submit.submit_all(tx, submissions, settings))
+def _store(database: Database, settings: QueueSettings, submissions: Sequence[submission.Submission]) -> list[ReviewId]:
+    return database.write(lambda tx: submission.submit_all(tx, submissions, settings))
 
 
 def _is_database_away(error: Exception) -> bool:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy import create_engine, make_url, text
 
 from semgrad_guard.review import SETTLED, Event, Filters, QueueSettings, Sort, State, document_of, open_queue
-from semgrad_guard.review.store import submit
+from semgrad_guard.review.store import submission
 from semgrad_guard.review.store.audit import replay
 from tests.review_queues import POSTGRES, doubtful, exchange, ready_url
 
@@ -121,7 +121,7 @@ def test_eight_reviewers_judge_every_item_once(queue_url, tmp_path):
         def fill(tx):
             asked = [exchange(n) for n in range(ITEMS)]
             documents = [document_of(each, doubtful(each, n / ITEMS)) for n, each in enumerate(asked)]
-            submit.submit_all(tx, [submit.Submission(document=each) for each in documents], settings)
+            submission.submit_all(tx, [submission.Submission(document=each) for each in documents], settings)
 
         queue.database.write(fill)
         queue.close()

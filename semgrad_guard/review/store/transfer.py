@@ -10,7 +10,7 @@ from sqlalchemy import insert, select, update
 
 from semgrad_guard.errors import DataFileError
 from semgrad_guard.flow import ReviewId, Verdict
-from semgrad_guard.review.store import audit, submit
+from semgrad_guard.review.store import audit, submission
 from semgrad_guard.review.store.audit import Change, Happening, Replayed, replay
 from semgrad_guard.review.store.document import Document, storable
 from semgrad_guard.review.store.items import SETTLED, AtExpiry, Event, Sort, State
@@ -129,21 +129,21 @@ def import_line(tx: Transaction, line: TransferLine, settings: QueueSettings, by
     if line.item is not None:
         _insert(tx, line.item, line, by)
     elif line.document is not None:
-        submit.submit(tx, submit.Submission(document=line.document, by=by), settings)
+        submission.submit(tx, submission.Submission(document=line.document, by=by), settings)
     return True
 
 
 def _insert(tx: Transaction, item: ItemLine, line: TransferLine, by: str) -> None:
     review_id = _free_id(tx, item.id)
     state = State.PENDING if item.state is State.CLAIMED and not line.audit else item.state
-    row = item.model_dump() | {"id": review_id, "state": state, "tags": json.dumps(submit.tag_names(item.tags))}
+    row = item.model_dump() | {"id": review_id, "state": state, "tags": json.dumps(submission.tag_names(item.tags))}
     if state is not State.CLAIMED:
         row |= {"holder": None, "held_until": None}
-    row["question_key"] = submit.key_of(line.document)
+    row["question_key"] = submission.key_of(line.document)
     tx.conn.execute(insert(items), row)
     if line.document is not None:
-        submit.insert_texts(tx, {review_id: line.document})
-    submit.insert_tags(tx, {review_id: item.tags})
+        submission.insert_texts(tx, {review_id: line.document})
+    submission.insert_tags(tx, {review_id: item.tags})
     ruling_id = _insert_rulings(tx, review_id, line.rulings)
     if item.state in SETTLED:
         tx.conn.execute(update(items).where(items.c.id == review_id).values(ruling_id=ruling_id))
@@ -169,7 +169,7 @@ def _insert_rulings(tx: Transaction, review_id: str, lines: tuple[RulingLine, ..
 def _free_id(tx: Transaction, wanted: str) -> ReviewId:
     """Return the wanted id, or a new one when another exchange has it here."""
     taken = tx.conn.execute(select(items.c.id).where(items.c.id == wanted)).first() is not None
-    return submit.new_id() if taken else ReviewId(wanted)
+    return submission.new_id() if taken else ReviewId(wanted)
 
 
 def _contradiction(line: TransferLine) -> str | None:

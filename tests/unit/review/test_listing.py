@@ -11,7 +11,7 @@ from sqlalchemy import event, text
 
 from semgrad_guard.errors import AmbiguousIdError, CursorError, ItemNotFoundError
 from semgrad_guard.review import OPEN, SETTLED, Filters, Sort, State, document_of, open_queue
-from semgrad_guard.review.store import schema, submit
+from semgrad_guard.review.store import schema, submission
 from tests.review_queues import doubtful, exchange, ready_url, submit
 
 
@@ -136,7 +136,7 @@ def test_an_id_may_be_shortened(queue):
 def test_an_ambiguous_start_of_an_id_is_refused(memory_queue, monkeypatch):
     """Approving the wrong answer would be worse than typing more."""
     ids = iter(["aaaa1111", "aaaa2222"])
-    monkeypatch.setattr("semgrad_guard.review.store.submit.secrets", SimpleNamespace(token_hex=lambda _: next(ids)))
+    monkeypatch.setattr("semgrad_guard.review.store.submission.secrets", SimpleNamespace(token_hex=lambda _: next(ids)))
     for n in range(2):
         submit(memory_queue, n)
     with pytest.raises(AmbiguousIdError) as caught:
@@ -150,10 +150,10 @@ _LISTS = [Filters(states=frozenset({State.PENDING})), Filters(states=OPEN), Filt
 def _fill(queue, numbers) -> None:
     asked = {n: exchange(n) for n in numbers}
     submissions = [
-        submit.Submission(document=document_of(each, doubtful(each)), deadline_s=n + 100 if n % 2 else None)
+        submission.Submission(document=document_of(each, doubtful(each)), deadline_s=n + 100 if n % 2 else None)
         for n, each in asked.items()
     ]
-    queue.database.write(lambda tx: submit.submit_all(tx, submissions, queue.settings))
+    queue.database.write(lambda tx: submission.submit_all(tx, submissions, queue.settings))
 
 
 def _steps(queue, act) -> int:

@@ -18,7 +18,7 @@ from sqlalchemy.schema import DropTable
 
 from semgrad_guard.errors import SchemaVersionError
 from semgrad_guard.review import QueueSettings, document_of, open_queue
-from semgrad_guard.review.store import migrate, submit
+from semgrad_guard.review.store import migrate, submission
 from semgrad_guard.review.store.database import Transaction
 from semgrad_guard.review.store.migrate import version_table
 from semgrad_guard.review.store.schema import HEAD, VERSION_TABLE, metadata
@@ -171,9 +171,9 @@ def _at_revision(url: str, revision: str) -> None:
         with conn.begin():
             migrate.upgrade(conn, revision)
             asked = exchange(1)
-            submission = submit.Submission(document=document_of(asked, doubtful(asked)))
+            submission = submission.Submission(document=document_of(asked, doubtful(asked)))
             transaction = Transaction(conn, FakeClock()(), "old", retried=False)
-            submit.submit_all(transaction, [submission], QueueSettings())
+            submission.submit_all(transaction, [submission], QueueSettings())
 
 
 def _migrate_and_die(url: str) -> None:
