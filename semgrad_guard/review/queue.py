@@ -22,7 +22,7 @@ from semgrad_guard.review.store.learn import (
     trigram_similarity,
 )
 from semgrad_guard.review.store.read import insight
-from semgrad_guard.review.store.submit import Together
+from semgrad_guard.review.store.submission import Together
 from semgrad_guard.review.store.transfer import export_page, import_line, read_line
 from semgrad_guard.review.store.transitions import Judgement
 

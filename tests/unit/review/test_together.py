@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
-from semgrad_guard.review.store.submit import Together
+from semgrad_guard.review.store.submission import Together
 
 
 class Slow:

@@ -123,7 +123,7 @@ def test_an_unreachable_database_is_a_503(program, monkeypatch):
     def broken(*_: object, **__: object):
         raise OperationalError("INSERT", {}, sqlite3.OperationalError("unable to open database file"))
 
-    monkeypatch.setattr("semgrad_guard.review.store.submit.submit_all", broken)
+    monkeypatch.setattr("semgrad_guard.review.store.submission.submit_all", broken)
     response = client.post("/api/v1/items", json={"document": DOCUMENT})
     assert response.status_code == 503
 
