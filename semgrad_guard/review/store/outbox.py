@@ -6,7 +6,7 @@ import json
 import logging
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from sqlalchemy import case, delete, insert, literal, select, update
 
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection
 
-    from semgrad_guard.review.queue import SqlReviewQueue
     from semgrad_guard.review.store.database import Transaction
 
 DUE, DONE, FAILED = "due", "done", "failed"
@@ -196,7 +195,23 @@ _LEASE_S = 60.0
 _BATCH = 20
 
 
-def consume(queue: SqlReviewQueue, consumer: str, act: Callable[[Delivery], None], *, limit: int = _BATCH) -> int:
+class Deliveries(Protocol):
+    """Where deliveries are taken from and noted as done: the queue."""
+
+    def take(self, consumer: str, *, limit: int, lease_s: float) -> list[Delivery]:
+        """Return what a consumer is to be told now, held for it for so many seconds."""
+        ...
+
+    def confirm(self, delivery: Delivery) -> None:
+        """Note that a delivery was acted on."""
+        ...
+
+    def postpone(self, delivery: Delivery, error: str) -> None:
+        """Note that acting on a delivery failed; it is handed out again later."""
+        ...
+
+
+def consume(queue: Deliveries, consumer: str, act: Callable[[Delivery], None], *, limit: int = _BATCH) -> int:
     """Act on what the consumer is to be told now; return how many succeeded.
 
     What fails is tried again later, ever less often. What is cut off between acting and noting it is handed out again
@@ -222,7 +237,7 @@ def consume(queue: SqlReviewQueue, consumer: str, act: Callable[[Delivery], None
 
 
 def consume_until(
-    stop: Event, queue: SqlReviewQueue, consumer: str, act: Callable[[Delivery], None], *, every_s: float = 1.0
+    stop: Event, queue: Deliveries, consumer: str, act: Callable[[Delivery], None], *, every_s: float = 1.0
 ) -> None:
     """Act on what happens until `stop` is set; meant for a thread of its own."""
     while not stop.is_set():

@@ -171,9 +171,9 @@ def _at_revision(url: str, revision: str) -> None:
         with conn.begin():
             migrate.upgrade(conn, revision)
             asked = exchange(1)
-            submission = submission.Submission(document=document_of(asked, doubtful(asked)))
+            old = submission.Submission(document=document_of(asked, doubtful(asked)))
             transaction = Transaction(conn, FakeClock()(), "old", retried=False)
-            submission.submit_all(transaction, [submission], QueueSettings())
+            submission.submit_all(transaction, [old], QueueSettings())
 
 
 def _migrate_and_die(url: str) -> None:
