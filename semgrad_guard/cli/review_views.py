@@ -14,7 +14,7 @@ from rich.text import Text
 from semgrad_guard.errors import SemGradGuardError
 from semgrad_guard.flow import utc_now
 from semgrad_guard.review.store.document import reveal
-from semgrad_guard.review.wire import AuditView, DetailView, ItemView, PageView
+from semgrad_guard.review.views import AuditView, DetailView, ItemView, PageView
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

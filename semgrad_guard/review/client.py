@@ -23,7 +23,7 @@ from semgrad_guard.flow import ReviewId, Ruling
 from semgrad_guard.review.store.document import document_of
 from semgrad_guard.review.store.items import OPEN_ITEMS, Filters, Sort
 from semgrad_guard.review.store.learn import EarlierVerdict
-from semgrad_guard.review.wire import AuditView, DetailView, EarlierView, InsightView, ItemView, PageView, RulingView
+from semgrad_guard.review.views import AuditView, DetailView, EarlierView, InsightView, ItemView, PageView, RulingView
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator

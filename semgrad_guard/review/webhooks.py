@@ -16,7 +16,7 @@ from semgrad_guard.review.store import outbox
 from semgrad_guard.review.store.database import is_loopback
 from semgrad_guard.review.store.items import Event
 from semgrad_guard.review.store.outbox import Hook, consume
-from semgrad_guard.review.wire import ItemView, RulingView
+from semgrad_guard.review.views import ItemView, RulingView
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -198,7 +198,7 @@ _BATCH = 20
 class Deliveries(Protocol):
     """Where deliveries are taken from and noted as done: the queue."""
 
-    def take(self, consumer: str, *, limit: int, lease_s: float) -> list[Delivery]:
+    def take(self, consumer: str, *, limit: int, lease_s: float) -> tuple[Delivery, ...]:
         """Return what a consumer is to be told now, held for it for so many seconds."""
         ...
 
