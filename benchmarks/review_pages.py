@@ -13,7 +13,7 @@ from starlette.testclient import TestClient
 from benchmarks.review_items import fill
 from semgrad_guard.review import ALL_ITEMS, OPEN, Filters, QueueSettings, Sort, open_queue
 from semgrad_guard.review.access import Role
-from semgrad_guard.review.web.app import create_app
+from semgrad_guard.review.site.app import create_app
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator

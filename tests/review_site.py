@@ -10,7 +10,7 @@ import uvicorn
 from argon2 import PasswordHasher
 
 from semgrad_guard.review.access import Role
-from semgrad_guard.review.web.app import create_app
+from semgrad_guard.review.site.app import create_app
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
     from semgrad_guard.review import SqlReviewQueue
-    from semgrad_guard.review.web.desk import WebSettings
+    from semgrad_guard.review.site.desk import WebSettings
 
 PASSWORD = "correct horse battery"  # noqa: S105 - of accounts that a test makes
 HASHER = PasswordHasher(time_cost=1, memory_cost=8, parallelism=1)

@@ -57,7 +57,7 @@ def serve(
 ) -> None:
     """Serve the review page and its API."""
     require("fastapi", extra="review")
-    from semgrad_guard.review.web import serving  # noqa: PLC0415 - loads the web framework
+    from semgrad_guard.review.site import serving  # noqa: PLC0415 - loads the web framework
 
     binding = serving.Binding(
         host=host,

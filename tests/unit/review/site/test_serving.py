@@ -10,8 +10,8 @@ import pytest
 
 from semgrad_guard.errors import ReviewError
 from semgrad_guard.review import QueueSettings, State, open_queue
-from semgrad_guard.review.web import serving
-from semgrad_guard.review.web.serving import Binding
+from semgrad_guard.review.site import serving
+from semgrad_guard.review.site.serving import Binding
 from tests.review_queues import FakeClock, submit
 
 

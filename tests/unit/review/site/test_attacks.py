@@ -11,13 +11,13 @@ from starlette.testclient import TestClient
 
 from semgrad_guard.review import State
 from semgrad_guard.review.access import IDLE_S, LONGEST_S, Role, Scope
+from semgrad_guard.review.site.app import create_app
+from semgrad_guard.review.site.desk import WebSettings
 from semgrad_guard.review.store.document import Document
 from semgrad_guard.review.store.schema import metadata
-from semgrad_guard.review.web.app import create_app
-from semgrad_guard.review.web.desk import WebSettings
 from tests.review_queues import doubtful, exchange, submit
 from tests.review_site import HASHER, PASSWORD
-from tests.unit.review.web.conftest import Browser
+from tests.unit.review.site.conftest import Browser
 
 PAYLOADS = [
     "<script>alert(1)</script>",

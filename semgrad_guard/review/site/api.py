@@ -17,11 +17,11 @@ from starlette.responses import Response
 
 from semgrad_guard.flow import ReviewId
 from semgrad_guard.review.access import Bearer, Scope
+from semgrad_guard.review.site.desk import Desk, desk_of
+from semgrad_guard.review.site.problems import RefusedError
 from semgrad_guard.review.store.document import Document
 from semgrad_guard.review.store.items import Filters, Item, Sort, State
 from semgrad_guard.review.views import AuditView, DetailView, EarlierView, InsightView, ItemView, PageView, RulingView
-from semgrad_guard.review.web.desk import Desk, desk_of
-from semgrad_guard.review.web.problems import RefusedError
 
 LONGEST_WAIT_S = 60.0
 _FIRST_LOOK_S, _LONGEST_LOOK_S, _GROWTH = 0.1, 1.0, 1.5

@@ -15,10 +15,10 @@ from semgrad_guard.errors import SemGradGuardError
 from semgrad_guard.flow import ReviewId
 from semgrad_guard.review.access import Session
 from semgrad_guard.review.queue import SqlReviewQueue
-from semgrad_guard.review.web.desk import desk_of
-from semgrad_guard.review.web.logins import Writer
-from semgrad_guard.review.web.problems import RefusedError
-from semgrad_guard.review.web.rendering import render, waiting
+from semgrad_guard.review.site.desk import desk_of
+from semgrad_guard.review.site.logins import Writer
+from semgrad_guard.review.site.problems import RefusedError
+from semgrad_guard.review.site.rendering import render, waiting
 
 router = APIRouter(include_in_schema=False)
 

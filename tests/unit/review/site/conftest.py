@@ -10,7 +10,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from semgrad_guard.review.access import Limits, Scope
-from semgrad_guard.review.web.desk import WebSettings
+from semgrad_guard.review.site.desk import WebSettings
 from tests.review_site import PASSWORD, site_of
 
 

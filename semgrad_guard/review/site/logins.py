@@ -13,9 +13,9 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
 from semgrad_guard.review.access import LONGEST_S, Session, csrf_of, is_csrf
-from semgrad_guard.review.web.desk import Desk, desk_of
-from semgrad_guard.review.web.problems import RefusedError
-from semgrad_guard.review.web.rendering import render
+from semgrad_guard.review.site.desk import Desk, desk_of
+from semgrad_guard.review.site.problems import RefusedError
+from semgrad_guard.review.site.rendering import render
 
 if TYPE_CHECKING:
     from starlette.datastructures import URL

@@ -9,12 +9,12 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.responses import PlainTextResponse
 
-from semgrad_guard.review.web.problems import API_ROOT
+from semgrad_guard.review.site.problems import API_ROOT
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-    from semgrad_guard.review.web.desk import WebSettings
+    from semgrad_guard.review.site.desk import WebSettings
 
 _POLICY = "; ".join(
     (

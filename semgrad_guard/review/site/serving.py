@@ -13,9 +13,9 @@ import uvicorn
 
 from semgrad_guard.errors import ReviewError
 from semgrad_guard.review.access import Accounts
+from semgrad_guard.review.site.app import create_app
+from semgrad_guard.review.site.desk import WebSettings
 from semgrad_guard.review.store.database import is_loopback
-from semgrad_guard.review.web.app import create_app
-from semgrad_guard.review.web.desk import WebSettings
 from semgrad_guard.review.webhooks import WebhookSender
 
 if TYPE_CHECKING:

@@ -14,13 +14,13 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from semgrad_guard.errors import ItemNotFoundError
 from semgrad_guard.flow import ReviewId
 from semgrad_guard.review.access import Session
+from semgrad_guard.review.site.desk import Desk, desk_of
+from semgrad_guard.review.site.logins import Reader
+from semgrad_guard.review.site.plot import SIZE, points
+from semgrad_guard.review.site.problems import RefusedError
+from semgrad_guard.review.site.rendering import render, waiting
+from semgrad_guard.review.site.segments import LONGEST_SHOWN, copied_marks, doubt_marks, segments
 from semgrad_guard.review.store.items import OPEN, Filters, Item, ItemDetail, Sort, State
-from semgrad_guard.review.web.desk import Desk, desk_of
-from semgrad_guard.review.web.logins import Reader
-from semgrad_guard.review.web.plot import SIZE, points
-from semgrad_guard.review.web.problems import RefusedError
-from semgrad_guard.review.web.rendering import render, waiting
-from semgrad_guard.review.web.segments import LONGEST_SHOWN, copied_marks, doubt_marks, segments
 
 router = APIRouter(include_in_schema=False)
 

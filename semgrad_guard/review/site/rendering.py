@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, cast
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from starlette.responses import HTMLResponse
 
+from semgrad_guard.review.site.desk import desk_of
+from semgrad_guard.review.site.segments import doubt_level, segments
 from semgrad_guard.review.store.items import Filters, State
-from semgrad_guard.review.web.desk import desk_of
-from semgrad_guard.review.web.segments import doubt_level, segments
 
 if TYPE_CHECKING:
     from starlette.requests import Request

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 from fastapi import FastAPI
 from starlette.staticfiles import StaticFiles
 
-from semgrad_guard.review.web import actions, api, logins, pages, problems
-from semgrad_guard.review.web.desk import Desk, WebSettings
-from semgrad_guard.review.web.protection import Protection
+from semgrad_guard.review.site import actions, api, logins, pages, problems
+from semgrad_guard.review.site.desk import Desk, WebSettings
+from semgrad_guard.review.site.protection import Protection
 
 if TYPE_CHECKING:
     from argon2 import PasswordHasher

@@ -23,7 +23,7 @@ from semgrad_guard.errors import (
     SemGradGuardError,
     UndoRefusedError,
 )
-from semgrad_guard.review.web.rendering import render
+from semgrad_guard.review.site.rendering import render
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
