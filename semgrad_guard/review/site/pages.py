@@ -16,10 +16,17 @@ from semgrad_guard.flow import ReviewId
 from semgrad_guard.review.access import Session
 from semgrad_guard.review.site.desk import Desk, desk_of
 from semgrad_guard.review.site.logins import Reader
-from semgrad_guard.review.site.plot import SIZE, points
 from semgrad_guard.review.site.problems import RefusedError
-from semgrad_guard.review.site.rendering import render, waiting
-from semgrad_guard.review.site.segments import LONGEST_SHOWN, copied_marks, doubt_marks, segments
+from semgrad_guard.review.site.rendering import (
+    LONGEST_SHOWN,
+    SIZE,
+    copied_marks,
+    doubt_marks,
+    points,
+    render,
+    segments,
+    waiting,
+)
 from semgrad_guard.review.store.items import OPEN, Filters, Item, ItemDetail, Sort, State
 
 router = APIRouter(include_in_schema=False)

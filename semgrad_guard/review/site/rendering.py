@@ -1,7 +1,9 @@
-"""Pages from templates: everything that is put into one is escaped."""
+"""Pages as text: templates, ages, marked answers and the dashboard's points."""
 
 from __future__ import annotations
 
+import re
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -10,11 +12,148 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from starlette.responses import HTMLResponse
 
 from semgrad_guard.review.site.desk import desk_of
-from semgrad_guard.review.site.segments import doubt_level, segments
+from semgrad_guard.review.store.document import UNSEEN
 from semgrad_guard.review.store.items import Filters, State
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
     from starlette.requests import Request
+
+    from semgrad_guard.review.store.document import Document
+    from semgrad_guard.review.store.read import Band
+
+LONGEST_SHOWN = 50_000
+"""Characters of one text that a page shows; the rest is a download away."""
+DOUBT_LEVELS = 4
+"""Strengths of marking: 4 is the most doubtful."""
+_WORD = re.compile(r"\w+")
+_COPIED_WORDS = 3
+"""A run of words this long in both texts counts as copied."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """A part of a text that is marked."""
+
+    start: int
+    end: int
+    css: str
+    label: str
+    """The same for those who hear the page or can't tell the colours."""
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A piece of a text; `css` is empty where nothing is marked, and `unseen` names a character that can't be seen."""
+
+    text: str
+    css: str = ""
+    label: str = ""
+    unseen: str = ""
+
+
+def segments(text: str, marks: Iterable[Mark] = ()) -> tuple[Segment, ...]:
+    """Return the start of a text in pieces; marks that overlap an earlier one are left out."""
+    shown = text[:LONGEST_SHOWN]
+    pieces: list[Segment] = []
+    end = 0
+    for mark in sorted(marks, key=lambda each: each.start):
+        start, stop = max(mark.start, 0), min(mark.end, len(shown))
+        if start < end or start >= stop:
+            continue
+        pieces += _reveal(shown[end:start], None)
+        pieces += _reveal(shown[start:stop], mark)
+        end = stop
+    pieces += _reveal(shown[end:], None)
+    return tuple(pieces)
+
+
+def doubt_marks(document: Document) -> tuple[Mark, ...]:
+    """Return the parts of the answer that have a confidence, marked by how doubtful they are."""
+    if document.score is None:
+        return ()
+    return tuple(
+        Mark(span.start, span.end, f"doubt doubt-{doubt_level(span.confidence)}", f"{span.confidence:.0%} sure")
+        for span in document.score.spans
+        if span.confidence is not None
+    )
+
+
+def doubt_level(confidence: float) -> int:
+    """Return how strongly a confidence is marked: 0 not at all, 4 the most."""
+    return min(DOUBT_LEVELS, int((1.0 - confidence) * (DOUBT_LEVELS + 1)))
+
+
+def copied_marks(passage: str, answer: str) -> tuple[Mark, ...]:
+    """Return the parts of a passage that also stand in the answer, word for word."""
+    theirs = [word.group().casefold() for word in _WORD.finditer(answer[:LONGEST_SHOWN])]
+    length = min(_COPIED_WORDS, len(theirs))
+    if not length:
+        return ()
+    runs = {tuple(theirs[n : n + length]) for n in range(len(theirs) - length + 1)}
+    words = [(word.group().casefold(), word.start(), word.end()) for word in _WORD.finditer(passage[:LONGEST_SHOWN])]
+    return tuple(Mark(start, end, "copied", "also in the answer") for start, end in _joined(words, runs, length))
+
+
+def _joined(
+    words: Sequence[tuple[str, int, int]], runs: set[tuple[str, ...]], length: int
+) -> Iterator[tuple[int, int]]:
+    """Give the stretches covered by runs, those that touch joined into one."""
+    start = end = -1
+    for n in range(len(words) - length + 1):
+        if tuple(word for word, _, _ in words[n : n + length]) not in runs:
+            continue
+        left, right = words[n][1], words[n + length - 1][2]
+        if left > end:
+            if end >= 0:
+                yield start, end
+            start = left
+        end = right
+    if end >= 0:
+        yield start, end
+
+
+def _reveal(text: str, mark: Mark | None) -> Iterator[Segment]:
+    css, label = (mark.css, mark.label) if mark else ("", "")
+    end = 0
+    for found in UNSEEN.finditer(text):
+        if found.start() > end:
+            yield Segment(text[end : found.start()], css, label)
+        yield Segment("", css, label, f"U+{ord(found.group()):04X}")
+        end = found.end()
+    if end < len(text):
+        yield Segment(text[end:], css, label)
+
+
+SIZE = 240
+"""Side of the square in which confidence and share correct run from 0 to 1."""
+_SMALLEST, _LARGEST = 4.0, 14.0
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One tenth of confidence: across is the guard's confidence, up is how often people agreed."""
+
+    x: float
+    y: float
+    radius: float
+    text: str
+
+
+def points(bands: Sequence[Band]) -> tuple[Point, ...]:
+    """Return one point for each band; its area grows with the number of answers."""
+    most = max((band.n for band in bands), default=1)
+    return tuple(
+        Point(
+            x=round(band.mean_confidence * SIZE, 1),
+            y=round((1.0 - band.share_correct) * SIZE, 1),
+            radius=round(max(_SMALLEST, _LARGEST * (band.n / most) ** 0.5), 1),
+            text=f"confidence {band.mean_confidence:.2f}: {band.n_correct} of {band.n} right",
+        )
+        for band in bands
+    )
+
 
 _TEMPLATES = Path(__file__).parent / "templates"
 MOST_COUNTED = 1000
