@@ -1,21 +1,122 @@
-"""The web application: pages for reviewers, an API for programs."""
+"""The review site as an application: its routes, and what protects them."""
 
 from __future__ import annotations
 
+from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.responses import PlainTextResponse
 from starlette.staticfiles import StaticFiles
 
 from semgrad_guard.review.site import actions, api, logins, pages, problems
 from semgrad_guard.review.site.desk import Desk, WebSettings
-from semgrad_guard.review.site.protection import Protection
+from semgrad_guard.review.site.problems import API_ROOT
 
 if TYPE_CHECKING:
     from argon2 import PasswordHasher
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
     from semgrad_guard.review.queue import SqlReviewQueue
+
+_POLICY = "; ".join(
+    (
+        "default-src 'none'",
+        "style-src 'self'",
+        "script-src 'self'",
+        "img-src 'self'",
+        "connect-src 'self'",
+        "form-action 'self'",
+        "base-uri 'none'",
+        "frame-ancestors 'none'",
+    )
+)
+_HEADERS = {
+    "Content-Security-Policy": _POLICY,
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "same-origin",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Permissions-Policy": "camera=(), microphone=(), geolocation=()",
+    "X-Robots-Tag": "noindex",
+}
+_YEAR_S = 31_536_000
+
+
+class Protection:
+    """Wraps the whole application."""
+
+    def __init__(self, app: ASGIApp, settings: WebSettings) -> None:
+        """Keep what is wrapped."""
+        self._app = app
+        self._settings = settings
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Check a request, hand it on, and put the headers on its answer."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        is_api = scope["path"].startswith(API_ROOT)
+        limit = self._settings.largest_submission if is_api else self._settings.largest_form
+        guarded = self._with_headers(send)
+        if not self._is_known_host(headers.get("host", "")):
+            await PlainTextResponse("unknown host name", HTTPStatus.MISDIRECTED_REQUEST)(scope, receive, guarded)
+        elif _announced_length(headers) > limit:
+            too_large = PlainTextResponse(
+                _too_large(limit), HTTPStatus.REQUEST_ENTITY_TOO_LARGE, {"Connection": "close"}
+            )
+            await too_large(scope, receive, guarded)
+        else:
+            await self._app(scope, _bounded(receive, limit), guarded)
+
+    def _is_known_host(self, host: str) -> bool:
+        if not self._settings.hosts:
+            return True
+        name = host[: host.find("]") + 1] if host.startswith("[") else host.partition(":")[0]
+        return name.lower() in self._settings.hosts
+
+    def _with_headers(self, send: Send) -> Send:
+        async def guarded(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                for name, value in _HEADERS.items():
+                    headers[name] = value
+                headers.setdefault("Cache-Control", "no-store")
+                if self._settings.is_encrypted:
+                    headers["Strict-Transport-Security"] = f"max-age={_YEAR_S}"
+            await send(message)
+
+        return guarded
+
+
+def _announced_length(headers: Headers) -> int:
+    text = headers.get("content-length", "0")
+    return int(text) if text.isascii() and text.isdigit() else 0
+
+
+def _bounded(receive: Receive, limit: int) -> Receive:
+    """Return `receive` that stops a body longer than `limit` bytes, also one that did not announce its length."""
+    seen = 0
+
+    async def bounded() -> Message:
+        nonlocal seen
+        message = await receive()
+        seen += len(message.get("body", b""))
+        if seen > limit:
+            raise HTTPException(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, _too_large(limit))
+        return message
+
+    return bounded
+
+
+def _too_large(limit: int) -> str:
+    return f"the request is larger than {limit // 1_048_576} MB"
+
 
 _STATIC = Path(__file__).parent / "static"
 
