@@ -17,13 +17,38 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
 from semgrad_guard.errors import DataFileError
-from semgrad_guard.evaluation.prompts import question_prompt
 from semgrad_guard.flow import Exchange, Fingerprint, Message, Passage
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from semgrad_guard.flow import Json, Prompt
+
+WITH_PASSAGES = "Answer the question with a short phrase, using the passages."
+CLOSED_BOOK = "Answer the question with a short phrase."
+BASE_MODEL_STOP = ("\n",)
+"""A base model has no end of turn: its answer is the rest of the line."""
+
+
+def question_prompt(question: str, passages: Sequence[Passage] = (), *, chat: bool) -> Prompt:
+    """Return the prompt that asks a question.
+
+    Args:
+        question: the question alone.
+        passages: texts to answer from; none asks from memory.
+        chat: one user message for the model's template; otherwise plain text that ends with `Answer:`.
+    """
+    numbered = [f"Passage {i}: {passage.text}" for i, passage in enumerate(passages, 1)]
+    parts = [WITH_PASSAGES if passages else CLOSED_BOOK, *numbered, f"Question: {question}"]
+    if chat:
+        return (Message("user", "\n\n".join(parts)),)
+    return "\n\n".join(parts) + "\nAnswer:"
+
+
+def answer_stops(*, chat: bool) -> tuple[str, ...]:
+    """Return the texts at which an answer to `question_prompt` ends."""
+    return () if chat else BASE_MODEL_STOP
+
 
 _FINGERPRINT: TypeAdapter[Fingerprint | None] = TypeAdapter(Fingerprint | None)
 FORM = 'each line is one object such as {"prompt": "...", "answer": "..."}'

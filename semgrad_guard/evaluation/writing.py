@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from semgrad_guard.evaluation.prompts import answer_stops
+from semgrad_guard.evaluation.rows import answer_stops
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
