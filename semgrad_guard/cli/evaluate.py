@@ -14,10 +14,9 @@ from semgrad_guard.cli.terminal import bar, wide_console
 if TYPE_CHECKING:
     from semgrad_guard.evaluation.comparison.answering import Asked
     from semgrad_guard.evaluation.comparison.answers_file import AnswersFile
-    from semgrad_guard.evaluation.comparison.graders import Grader
-    from semgrad_guard.evaluation.comparison.meaning import Similarity
     from semgrad_guard.evaluation.comparison.result import Result
     from semgrad_guard.evaluation.comparison.run import Evaluation
+    from semgrad_guard.evaluation.grading import Grader, Similarity
     from semgrad_guard.models.embedding import SentenceModel
     from semgrad_guard.scoring import SemGradScorer
 
@@ -76,12 +75,12 @@ def evaluate(
 ) -> None:
     """Answer, grade and score questions, and compare every method with intervals: tables, JSON and an HTML page."""
     from semgrad_guard.evaluation.comparison.answering import Asked  # noqa: PLC0415 - loads torch
-    from semgrad_guard.evaluation.comparison.meaning import (  # noqa: PLC0415 - loads numpy
+    from semgrad_guard.evaluation.comparison.run import RATES, Evaluation  # noqa: PLC0415 - loads numpy
+    from semgrad_guard.evaluation.grading import (  # noqa: PLC0415 - loads numpy
         SAME_WORDS,
         by_embedding,
         shared_words,
     )
-    from semgrad_guard.evaluation.comparison.run import RATES, Evaluation  # noqa: PLC0415 - loads numpy
 
     console = Console(stderr=True)
     folder = out or Path(f"{_stem(data)}-{_stem(model)}")
@@ -155,21 +154,21 @@ def _embedder(name: str) -> SentenceModel | None:
 
 
 def _grader(name: str, meaning: Similarity | None, same: float, judge: str | None) -> Grader:
-    from semgrad_guard.evaluation.comparison import graders  # noqa: PLC0415 - loads numpy
+    from semgrad_guard.evaluation import grading  # noqa: PLC0415 - loads numpy
 
     if name == "embedding":
         if meaning is None:
             raise typer.BadParameter("--grader embedding needs --embedding MODEL")
-        return graders.by_embedding(meaning, same)
+        return grading.by_embedding(meaning, same)
     if name != "judge":
-        return graders.by_words(name)
+        return grading.by_words(name)
     if judge is None:
         raise typer.BadParameter("--grader judge needs --judge MODEL")
     if ":" in judge:
-        return graders.by_judge(graders.remote_judge(judge))
+        return grading.by_judge(grading.remote_judge(judge))
     from semgrad_guard.models import load_model  # noqa: PLC0415 - loads torch
 
-    return graders.by_judge(graders.local_judge(load_model(judge)))
+    return grading.by_judge(grading.local_judge(load_model(judge)))
 
 
 def _scorer(

@@ -1,14 +1,28 @@
-"""Is an answer right, given accepted answers? Text comparisons in the manner of SQuAD; no model is asked."""
+"""Grades answers against references: by words, by meaning, or by a judge."""
 
 from __future__ import annotations
 
 import re
 import unicodedata
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from semgrad_guard.extras import require
+from semgrad_guard.flow import Message
+from semgrad_guard.models.embedding import UnitVectors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+    from numpy.typing import NDArray
+
+    from semgrad_guard.models import LocalModel
+    from semgrad_guard.models.embedding import Embedder
+
+    Similarity = Callable[[Sequence[str]], NDArray[np.float64]]
+    """Texts -> how alike each two are, ``(text, text)``, 1 on the diagonal."""
 
 _ARTICLES = frozenset({"a", "an", "the"})
 _WORD = re.compile(r"[^\W_]+(?:[.,]\d+)*")
@@ -68,3 +82,126 @@ def _contains(said: Sequence[str], wanted: Sequence[str]) -> bool:
 def _f1(said: Sequence[str], wanted: Sequence[str]) -> float:
     shared = sum((Counter(said) & Counter(wanted)).values())
     return 2 * shared / (len(said) + len(wanted)) if shared else 0.0
+
+
+SAME_WORDS = 0.5
+"""F1 of shared words from which two answers count as saying the same."""
+SAME_MEANING = 0.8
+"""Cosine of sentence embeddings from which two answers count as saying the same."""
+
+
+def shared_words(texts: Sequence[str]) -> NDArray[np.float64]:
+    """Return the F1 of shared words of each two texts."""
+    alike = np.eye(len(texts))
+    for i, left in enumerate(texts):
+        for j in range(i):
+            alike[i, j] = alike[j, i] = token_f1(left, [texts[j]]) if left != texts[j] else 1.0
+    return alike
+
+
+def by_embedding(embedder: Embedder) -> Similarity:
+    """Return the likeness by sentence embeddings: the cosine, below 0 counted as 0."""
+    unit = UnitVectors(embedder)
+
+    def alike(texts: Sequence[str]) -> NDArray[np.float64]:
+        vectors = unit(texts)
+        found = np.clip(vectors @ vectors.T, 0.0, 1.0)
+        np.fill_diagonal(found, 1.0)
+        return found
+
+    return alike
+
+
+def clusters(alike: NDArray[np.float64], same: float) -> list[int]:
+    """Return the cluster of each text: it joins the first one whose first text says the same.
+
+    Source: the greedy clustering of Kuhn, Gal and Farquhar, "Semantic uncertainty" (ICLR 2023), algorithm 1, with
+    similarity in place of entailment.
+    """
+    first: list[int] = []
+    found: list[int] = []
+    for i in range(len(alike)):
+        cluster = next((c for c, j in enumerate(first) if alike[i, j] >= same), None)
+        if cluster is None:
+            cluster = len(first)
+            first.append(i)
+        found.append(cluster)
+    return found
+
+
+class Grader(Protocol):
+    """Says whether an answer is right."""
+
+    def __call__(self, question: str, answer: str, references: Sequence[str], /) -> bool:
+        """Return whether the answer is right, given accepted answers; without any, every answer is wrong."""
+        ...
+
+
+def by_words(name: str) -> Grader:
+    """Return a grader that compares words.
+
+    Args:
+        name: one of `grading.GRADERS`.
+    """
+    compare = GRADERS[name]
+    return lambda _question, answer, references: compare(answer, references)
+
+
+def by_meaning(alike: Similarity, same: float = SAME_MEANING) -> Grader:
+    """Return a grader that takes an answer for right when its sentence embedding is like that of an accepted one.
+
+    Embeddings hardly notice a negation: look at some grades before you trust them.
+
+    Args:
+        alike: likeness by sentence embeddings.
+        same: cosine from which two sentences say the same.
+    """
+    return lambda _question, answer, references: (
+        bool(references) and bool(alike([answer, *references])[0, 1:].max() >= same)
+    )
+
+
+_JUDGE = (
+    "Question: {question}\nAccepted answers: {references}\nProposed answer: {answer}\n"
+    "Does the proposed answer say the same as one of the accepted answers? Reply with Yes or No."
+)
+
+
+def by_judge(ask: Callable[[str], str]) -> Grader:
+    """Return a grader that asks a language model.
+
+    Args:
+        ask: text -> reply; see `local_judge` and `remote_judge`.
+    """
+
+    def grade(question: str, answer: str, references: Sequence[str]) -> bool:
+        if not references:
+            return False
+        reply = ask(_JUDGE.format(question=question, references=" | ".join(references), answer=answer))
+        return reply.strip().casefold().startswith("yes")
+
+    return grade
+
+
+def local_judge(model: LocalModel) -> Callable[[str], str]:
+    """Return a judge that a local model plays."""
+
+    def ask(text: str) -> str:
+        prompt = (Message("user", text),) if model.is_chat else f"{text}\nReply:"
+        return model.generate(prompt, max_new_tokens=4, keep=False).text
+
+    return ask
+
+
+def remote_judge(name: str) -> Callable[[str], str]:
+    """Return a judge that a provider's model plays, through LangChain.
+
+    Args:
+        name: provider and model, for example `openai:gpt-4.1-mini`; keys come from the environment, as usual there.
+
+    Raises:
+        MissingExtraError: langchain is not installed.
+    """
+    library: Any = require("langchain.chat_models", extra="agents")
+    model: Any = library.init_chat_model(name, temperature=0)
+    return lambda text: str(model.invoke(text).text)

@@ -16,8 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
     from pathlib import Path
 
-    from semgrad_guard.evaluation.comparison.graders import Grader
-    from semgrad_guard.evaluation.comparison.meaning import Similarity
+    from semgrad_guard.evaluation.grading import Grader, Similarity
     from semgrad_guard.evaluation.resumable import ResumableFile
     from semgrad_guard.evaluation.rows import Row
 

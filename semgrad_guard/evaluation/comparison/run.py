@@ -19,9 +19,8 @@ if TYPE_CHECKING:
 
     from semgrad_guard.calibration.labels import Labels
     from semgrad_guard.evaluation.comparison.comparing import Ranked
-    from semgrad_guard.evaluation.comparison.graders import Grader
-    from semgrad_guard.evaluation.comparison.meaning import Similarity
     from semgrad_guard.evaluation.comparison.promise import PromiseCheck
+    from semgrad_guard.evaluation.grading import Grader, Similarity
     from semgrad_guard.evaluation.resumable import ResumableFile
 
 RATES = (0.1, 0.2, 0.3)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from semgrad_guard.evaluation.comparison.meaning import clusters, shared_words
+from semgrad_guard.evaluation.grading import clusters, shared_words
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

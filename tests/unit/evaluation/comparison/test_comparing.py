@@ -11,9 +11,8 @@ from semgrad_guard.calibration import metrics
 from semgrad_guard.calibration.labels import collect
 from semgrad_guard.errors import GradedAlikeError, TooFewLabelsError
 from semgrad_guard.evaluation.comparison.comparing import compare, rank
-from semgrad_guard.evaluation.comparison.graders import by_words
 from semgrad_guard.evaluation.comparison.labelled import Grading
-from semgrad_guard.evaluation.comparison.meaning import shared_words
+from semgrad_guard.evaluation.grading import by_words, shared_words
 from semgrad_guard.evaluation.resumable import ResumableFile
 from tests.unit.evaluation.comparison.answered import answered, write
 

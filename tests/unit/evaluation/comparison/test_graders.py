@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from semgrad_guard.errors import DataFileError
-from semgrad_guard.evaluation.comparison import graders
+from semgrad_guard.evaluation import grading
 from semgrad_guard.evaluation.comparison.labelled import check_rows
 from semgrad_guard.evaluation.rows import parse_row
 from tests.models_for_tests import local_model
@@ -19,7 +19,7 @@ def letters(texts) -> np.ndarray:
 
 def test_an_answer_like_any_accepted_one_is_right() -> None:
     """The best of the accepted answers counts."""
-    grade = graders.by_embedding(letters, 0.8)
+    grade = grading.by_embedding(letters, 0.8)
     assert grade("q", "apple", ["banana", "avocado"])
     assert not grade("q", "cherry", ["banana", "avocado"])
 
@@ -30,23 +30,23 @@ def test_without_accepted_answers_every_answer_is_wrong() -> None:
     def never(_: str) -> str:
         raise AssertionError
 
-    assert not graders.by_embedding(letters)("q", "a", [])
-    assert not graders.by_judge(never)("q", "a", [])
-    assert not graders.by_words("contains")("q", "a", [])
+    assert not grading.by_embedding(letters)("q", "a", [])
+    assert not grading.by_judge(never)("q", "a", [])
+    assert not grading.by_words("contains")("q", "a", [])
 
 
 @pytest.mark.parametrize(("reply", "right"), [("Yes", True), (" yes, it does", True), ("No", False), ("", False)])
 def test_a_judges_reply_is_read_from_its_first_word(*, reply: str, right: bool) -> None:
     """Anything but a yes is a no."""
     asked: list[str] = []
-    grade = graders.by_judge(lambda text: asked.append(text) or reply)
+    grade = grading.by_judge(lambda text: asked.append(text) or reply)
     assert grade("Who?", "Gustave", ["Eiffel", "Gustave Eiffel"]) is right
     assert "Accepted answers: Eiffel | Gustave Eiffel\nProposed answer: Gustave" in asked[0]
 
 
 def test_a_local_model_can_judge() -> None:
     """It replies in a few tokens, whatever they are."""
-    assert isinstance(graders.local_judge(local_model())("Question: q"), str)
+    assert isinstance(grading.local_judge(local_model())("Question: q"), str)
 
 
 @pytest.mark.parametrize(
