@@ -15,16 +15,43 @@ from semgrad_guard.calibration import LabelledScore
 from semgrad_guard.calibration.wording import is_known
 from semgrad_guard.errors import DataFileError, ScoringError
 from semgrad_guard.evaluation.grading import GRADERS, words
-from semgrad_guard.evaluation.writing import write_answer
+from semgrad_guard.evaluation.rows import answer_stops
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
+
+    from torch import nn
 
     from semgrad_guard.evaluation.rows import Row
     from semgrad_guard.flow import Exchange, Fingerprint, Score
-    from semgrad_guard.models import LocalModel
+    from semgrad_guard.models import Generated, LocalModel
     from semgrad_guard.scoring import SemGradScorer
+
+
+def write_answer(
+    exchange: Exchange, model: LocalModel, *, max_new_tokens: int, states_of: Sequence[nn.Module]
+) -> tuple[Exchange, Generated]:
+    """Return the exchange with the model's greedy answer, and what scoring takes it from.
+
+    Args:
+        exchange: with a prompt, without an answer.
+        model: the model.
+        max_new_tokens: length of the answer, at most.
+        states_of: blocks of the scorer's band; see `LocalModel.generate`.
+    """
+    written = model.generate(
+        exchange.prompt,
+        prompt_ids=exchange.prompt_ids,
+        max_new_tokens=max_new_tokens,
+        stop=answer_stops(chat=model.is_chat),
+        states_of=states_of,
+    )
+    own = replace(
+        exchange, answer=written.text, prompt_ids=written.prompt_ids, answer_ids=written.answer_ids, on_policy=True
+    )
+    return own, written
+
 
 MAX_NEW_TOKENS = 64
 """Length of an answer that the model writes for a row without one."""

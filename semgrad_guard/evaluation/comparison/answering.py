@@ -9,9 +9,9 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from semgrad_guard.errors import EmptyAnswerError, ScoringError
+from semgrad_guard.evaluation.labelling import write_answer
 from semgrad_guard.evaluation.resumable import ROW_KEY, digest
 from semgrad_guard.evaluation.rows import answer_stops
-from semgrad_guard.evaluation.writing import write_answer
 from semgrad_guard.scoring.forward_signals import context_gain, p_true
 from semgrad_guard.scoring.scorer import read_exchange
 from semgrad_guard.scoring.signals import CLOSENESS
