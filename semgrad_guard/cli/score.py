@@ -119,7 +119,7 @@ def score(
         f"{len(file.done):,} rows in {target}" + (f", {file.n_errors:,} with an error" if file.n_errors else "")
     )
     if html is not None:
-        from semgrad_guard.evaluation.html_answers import write_answers  # noqa: PLC0415 - only when asked for
+        from semgrad_guard.evaluation.score_file import write_answers  # noqa: PLC0415 - only when asked for
 
         write_answers(target, html)
         console.print(f"page: {html}")

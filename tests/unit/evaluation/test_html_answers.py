@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from semgrad_guard.evaluation.html_answers import write_answers
+from semgrad_guard.evaluation.score_file import write_answers
 
 if TYPE_CHECKING:
     from pathlib import Path
