@@ -1,27 +1,137 @@
-"""What scoring costs beside writing the answer: every way of doing it, measured in one run on one machine."""
+"""What scoring costs, measured beside writing and beside the plain definition in one run."""
 
 from __future__ import annotations
 
+import ctypes
+import gc
+import re
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch  # noqa: TID253 - this module is reached only to measure a model
 from typing_extensions import override
 
 from semgrad_guard.evaluation.cost_report import BatchCost, CostReport, CostRow
-from semgrad_guard.evaluation.peak_memory import peak_memory
-from semgrad_guard.evaluation.plain_scoring import plain_score
 from semgrad_guard.flow import Exchange
 from semgrad_guard.models import LocalModel
+from semgrad_guard.models.device import evaluating
 from semgrad_guard.scoring import SemGradScorer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Generator, Sequence
 
     from transformers.cache_utils import Cache
 
     from semgrad_guard.evaluation.cost_report import Way
+
+_STATUS = Path("/proc/self/status")
+_RESET = Path("/proc/self/clear_refs")
+_RESET_PEAK = "5"
+
+
+@dataclass(slots=True)
+class PeakMemory:
+    """Filled in when the work is done."""
+
+    extra_mb: float | None = None
+    """Peak resident memory beyond that at the start, in MiB; `None` where the system does not tell (not Linux)."""
+
+
+@contextmanager
+def peak_memory() -> Generator[PeakMemory]:
+    """Measure the work inside the context. It gives freed memory back first, so that none of it hides the peak."""
+    measured = PeakMemory()
+    before = resident_mb()
+    knows = _reset_peak()
+    yield measured
+    after = _megabytes("VmHWM")
+    if knows and before is not None and after is not None:
+        measured.extra_mb = max(0.0, after - before)
+
+
+def resident_mb() -> float | None:
+    """Return the resident memory in MiB once freed memory was given back; `None` where the system does not tell."""
+    gc.collect()
+    _give_back()
+    return _megabytes("VmRSS")
+
+
+def _reset_peak() -> bool:
+    try:
+        _RESET.write_text(_RESET_PEAK)
+    except OSError:
+        return False
+    return True
+
+
+def _give_back() -> None:
+    try:
+        trim = ctypes.CDLL(None).malloc_trim
+    except (OSError, AttributeError, TypeError):  # not the GNU C library
+        return
+    trim(0)
+
+
+def _megabytes(key: str) -> float | None:
+    try:
+        found = re.search(rf"^{key}:\s+(\d+) kB", _STATUS.read_text(), re.MULTILINE)
+    except OSError:
+        return None
+    return int(found.group(1)) / 1024 if found else None
+
+
+_NO_TARGET = -100
+_SMALLEST = 1e-15
+
+
+def plain_score(local: LocalModel, prompt: Sequence[int], answer: Sequence[int], position: int) -> tuple[float, float]:
+    """Return SemGrad and ParaGrad of one exchange, on a model whose hidden states transformers lists in full.
+
+    With tied embeddings ParaGrad takes in the input path, as in the published code.
+
+    Args:
+        local: the model.
+        prompt: its token ids.
+        answer: its token ids.
+        position: t*, counted from the prompt's end.
+    """
+    model: Any = local.model
+    frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
+    with local.lock, evaluating(model), torch.enable_grad():
+        model.requires_grad_(True)  # noqa: FBT003 - torch's own signature
+        try:
+            return _score(model, [*prompt], [*answer], position)
+        finally:
+            for parameter in frozen:
+                parameter.requires_grad_(False)  # noqa: FBT003
+
+
+def _score(model: Any, prompt: list[int], answer: list[int], position: int) -> tuple[float, float]:
+    weight = model.get_output_embeddings().weight
+    ids = torch.tensor([prompt + answer], device=weight.device)
+    labels = ids.clone()
+    labels[:, : len(prompt)] = _NO_TARGET
+    output = model(input_ids=ids, labels=labels, output_hidden_states=True)  # the model's own loss is not used
+    loss = _objective(output.logits[0, :-1], labels[0, 1:])
+    states = output.hidden_states
+    by_states = torch.autograd.grad(loss, states, retain_graph=True)
+    (by_weight,) = torch.autograd.grad(loss, weight, retain_graph=True)
+    n_blocks = len(states) - 1
+    upper_half = by_states[n_blocks - n_blocks // 2 : n_blocks]
+    at_position = torch.stack([gradient[0, len(prompt) + position] for gradient in upper_half])
+    return float(at_position.double().abs().mean()), float(by_weight.abs().mean(dtype=torch.float64))
+
+
+def _objective(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Return the mean of entropy times negative log-likelihood over the answer, by way of the whole text's matrix."""
+    p = torch.softmax(logits.detach().clone(), dim=-1)
+    entropy = -(p.clamp(min=_SMALLEST).log() * p).sum(dim=-1)
+    weighted = torch.log_softmax(logits, dim=-1) * entropy[:, None]
+    return torch.nn.functional.nll_loss(weighted, targets, ignore_index=_NO_TARGET)
+
 
 CONTEXTS = (64, 512, 2048)
 ANSWERS = (8, 32, 128)

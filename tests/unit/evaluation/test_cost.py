@@ -9,10 +9,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from torch.profiler import ProfilerActivity, profile
 
-from semgrad_guard.evaluation.cost import measure_cost, n_steps
+from semgrad_guard.evaluation.cost import measure_cost, n_steps, peak_memory, plain_score
 from semgrad_guard.evaluation.cost_report import BatchCost, CostReport, CostRow
-from semgrad_guard.evaluation.peak_memory import peak_memory
-from semgrad_guard.evaluation.plain_scoring import plain_score
 from semgrad_guard.flow import Exchange
 from semgrad_guard.scoring import SemGradScorer
 from tests.models_for_tests import local_model

@@ -9,7 +9,7 @@ from itertools import islice, pairwise
 import pytest
 
 from semgrad_guard.errors import ScoringError
-from semgrad_guard.evaluation.peak_memory import resident_mb
+from semgrad_guard.evaluation.cost import resident_mb
 from semgrad_guard.flow import Exchange
 from semgrad_guard.scoring import SemGradScorer
 from tests.models_for_tests import local_model
