@@ -48,7 +48,7 @@ def read_paraphrases(path: Path | str | None = None) -> tuple[Paraphrased, ...]:
     """
     named = path or _BUILT_IN
     try:
-        source = Path(path) if path else resources.files("semgrad_guard.evaluation").joinpath(_BUILT_IN)
+        source = Path(path) if path else resources.files("semgrad_guard.evaluation.position").joinpath(_BUILT_IN)
         lines = source.read_bytes().splitlines()
     except OSError as error:
         raise DataFileError(named, None, f"cannot be read: {error.strerror}", "check the path") from error

@@ -1,0 +1,1 @@
+"""Where a model keeps the meaning of a question: the search for its position t*."""
