@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from semgrad_guard.evaluation.sps import STILL
+from semgrad_guard.evaluation.position.preservation import STILL
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from semgrad_guard.evaluation.sps import SpsMap
+    from semgrad_guard.evaluation.position.preservation import SpsMap
 
     Array = NDArray[np.float64]
 

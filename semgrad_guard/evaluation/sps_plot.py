@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from semgrad_guard.evaluation.sps import SpsMap
+    from semgrad_guard.evaluation.position.preservation import SpsMap
     from semgrad_guard.evaluation.sps_choice import Choice
 
 

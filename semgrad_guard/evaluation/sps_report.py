@@ -13,7 +13,7 @@ from semgrad_guard.evaluation.sps_choice import SURE_HALVES, SURE_SHARE
 from semgrad_guard.scoring.layout import LAST_TOKEN
 
 if TYPE_CHECKING:
-    from semgrad_guard.evaluation.sps import SpsMap
+    from semgrad_guard.evaluation.position.preservation import SpsMap
     from semgrad_guard.evaluation.sps_choice import Choice
     from semgrad_guard.evaluation.sps_labels import LabelCheck
     from semgrad_guard.scoring.layout import KnownPosition

@@ -9,8 +9,8 @@ import torch  # noqa: TID253 - this module is reached only to run a model
 
 from semgrad_guard.errors import NonFiniteScoreError
 from semgrad_guard.evaluation.paraphrases import last_word
+from semgrad_guard.evaluation.position.preservation import TIE, States
 from semgrad_guard.evaluation.rows import question_prompt
-from semgrad_guard.evaluation.sps import TIE, States
 from semgrad_guard.models.device import evaluating, plain_tensors
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from semgrad_guard.evaluation.paraphrases import Paraphrased, last_word
-from semgrad_guard.evaluation.sps import States, scan
+from semgrad_guard.evaluation.position.preservation import States, scan
 from semgrad_guard.evaluation.sps_choice import choose
 from semgrad_guard.evaluation.sps_run import find_position
 from semgrad_guard.evaluation.sps_states import read_states
