@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from semgrad_guard.evaluation.position.choice import Choice
     from semgrad_guard.evaluation.position.preservation import SpsMap
-    from semgrad_guard.evaluation.sps_choice import Choice
 
 
 def save_sps_plot(path: Path, sps: SpsMap, choice: Choice, tokens: Sequence[str], *, title: str) -> None:

@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from rich.table import Table
 
-from semgrad_guard.evaluation.sps_choice import SURE_HALVES, SURE_SHARE
+from semgrad_guard.evaluation.position.choice import SURE_HALVES, SURE_SHARE
 from semgrad_guard.scoring.layout import LAST_TOKEN
 
 if TYPE_CHECKING:
+    from semgrad_guard.evaluation.position.choice import Choice, LabelCheck
     from semgrad_guard.evaluation.position.preservation import SpsMap
-    from semgrad_guard.evaluation.sps_choice import Choice
-    from semgrad_guard.evaluation.sps_labels import LabelCheck
     from semgrad_guard.scoring.layout import KnownPosition
 
 

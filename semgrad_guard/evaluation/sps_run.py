@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from semgrad_guard.evaluation.position.choice import choose
 from semgrad_guard.evaluation.position.preservation import scan
-from semgrad_guard.evaluation.sps_choice import choose
 from semgrad_guard.evaluation.sps_report import SpsReport
 from semgrad_guard.evaluation.sps_states import N_POSITIONS, read_states
 from semgrad_guard.scoring.layout import default_position, known_position
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from semgrad_guard.evaluation.paraphrases import Paraphrased
+    from semgrad_guard.evaluation.position.choice import LabelCheck
     from semgrad_guard.evaluation.position.preservation import States
-    from semgrad_guard.evaluation.sps_labels import LabelCheck
     from semgrad_guard.models import LocalModel
 
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from semgrad_guard.evaluation.paraphrases import Paraphrased, last_word
+from semgrad_guard.evaluation.position.choice import choose
 from semgrad_guard.evaluation.position.preservation import States, scan
-from semgrad_guard.evaluation.sps_choice import choose
 from semgrad_guard.evaluation.sps_run import find_position
 from semgrad_guard.evaluation.sps_states import read_states
 from tests.models_for_tests import local_model

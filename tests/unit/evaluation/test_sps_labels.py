@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from semgrad_guard.errors import DataFileError, OneClassError
-from semgrad_guard.evaluation.sps_labels import check_labels
+from semgrad_guard.evaluation.position.choice import check_labels
 
 FINGERPRINT = {"model": "m", "dtype": "float32", "template": "t", "settings": "s", "proxy": False}
 
