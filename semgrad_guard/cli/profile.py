@@ -15,7 +15,7 @@ from semgrad_guard.flow import utc_now
 
 if TYPE_CHECKING:
     from semgrad_guard.calibration import DriftMonitor, Interval, Profile
-    from semgrad_guard.evaluation.sps_report import SpsReport
+    from semgrad_guard.evaluation.position.report import SpsReport
 
 _MEANING = {
     "auroc": ("AUROC", "a right answer is surer than a wrong one; 0.5 is chance"),
@@ -128,7 +128,7 @@ def find(
         )
     _print(report)
     if plot is not None:
-        from semgrad_guard.evaluation.sps_plot import save_sps_plot  # noqa: PLC0415 - only when asked for
+        from semgrad_guard.evaluation.position.report import save_sps_plot  # noqa: PLC0415 - only when asked for
 
         save_sps_plot(plot, report.sps, report.choice, report.tokens, title=f"What states of {local.name} carry")
         console.print(f"plot: {plot}", markup=False, soft_wrap=True)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from semgrad_guard.evaluation.position.choice import choose
 from semgrad_guard.evaluation.position.preservation import scan
-from semgrad_guard.evaluation.sps_report import SpsReport
+from semgrad_guard.evaluation.position.report import SpsReport
 from semgrad_guard.evaluation.sps_states import N_POSITIONS, read_states
 from semgrad_guard.scoring.layout import default_position, known_position
 from semgrad_guard.scoring.recording import upper_half

@@ -143,7 +143,7 @@ def test_states_are_those_that_enter_the_blocks_whatever_the_padding():
 @pytest.mark.parametrize("template", ["chatml", None])
 def test_a_scan_from_model_to_report_and_policy(tmp_path, template):
     """What the command prints and writes, without the program around it."""
-    from semgrad_guard.evaluation.sps_plot import save_sps_plot
+    from semgrad_guard.evaluation.position.report import save_sps_plot
     from semgrad_guard.policy import load_policy
 
     local = local_model() if template else local_model(template=None)
