@@ -105,9 +105,11 @@ def find(
     seed: Annotated[int, typer.Option(help="Seed of draws and halvings.")] = 0,
 ) -> None:
     """Find the prompt position whose state carries the meaning of the question, for a model of any template."""
-    from semgrad_guard.evaluation.paraphrases import read_paraphrases  # noqa: PLC0415 - beside its use
     from semgrad_guard.evaluation.position.choice import check_labels  # noqa: PLC0415 - loads numpy
-    from semgrad_guard.evaluation.sps_run import find_position  # noqa: PLC0415 - loads torch
+    from semgrad_guard.evaluation.position.find import (
+        find_position,  # noqa: PLC0415 - loads torch
+        read_paraphrases,  # noqa: PLC0415 - beside its use
+    )
     from semgrad_guard.models import load_model  # noqa: PLC0415 - loads torch
 
     console = Console(stderr=True)

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from semgrad_guard.errors import DataFileError
-from semgrad_guard.evaluation.paraphrases import last_word, read_paraphrases
+from semgrad_guard.evaluation.position.find import last_word, read_paraphrases
 
 GOOD = [json.dumps({"question": f"What is {i}?", "paraphrases": [f"Explain {i} now"]}) for i in range(8)]
 

@@ -8,11 +8,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from semgrad_guard.evaluation.paraphrases import Paraphrased, last_word
 from semgrad_guard.evaluation.position.choice import choose
+from semgrad_guard.evaluation.position.find import Paraphrased, find_position, last_word, read_states
 from semgrad_guard.evaluation.position.preservation import States, scan
-from semgrad_guard.evaluation.sps_run import find_position
-from semgrad_guard.evaluation.sps_states import read_states
 from tests.models_for_tests import local_model
 
 N_QUESTIONS, N_WORDINGS, N_LAYERS, WIDTH = 12, 4, 4, 24
