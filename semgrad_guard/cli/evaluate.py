@@ -12,10 +12,10 @@ from rich.console import Console
 from semgrad_guard.cli.terminal import bar, wide_console
 
 if TYPE_CHECKING:
-    from semgrad_guard.evaluation.comparison.answering import Asked
-    from semgrad_guard.evaluation.comparison.answers_file import AnswersFile
-    from semgrad_guard.evaluation.comparison.result import Result
-    from semgrad_guard.evaluation.comparison.run import Evaluation
+    from semgrad_guard.evaluation.compare.answering import Asked
+    from semgrad_guard.evaluation.compare.answers_file import AnswersFile
+    from semgrad_guard.evaluation.compare.result import Result
+    from semgrad_guard.evaluation.compare.run import Evaluation
     from semgrad_guard.evaluation.grading import Grader, Similarity
     from semgrad_guard.models.embedding import SentenceModel
     from semgrad_guard.scoring import SemGradScorer
@@ -74,8 +74,8 @@ def evaluate(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Start again instead of going on.")] = False,
 ) -> None:
     """Answer, grade and score questions, and compare every method with intervals: tables, JSON and an HTML page."""
-    from semgrad_guard.evaluation.comparison.answering import Asked  # noqa: PLC0415 - loads torch
-    from semgrad_guard.evaluation.comparison.run import RATES, Evaluation  # noqa: PLC0415 - loads numpy
+    from semgrad_guard.evaluation.compare.answering import Asked  # noqa: PLC0415 - loads torch
+    from semgrad_guard.evaluation.compare.run import RATES, Evaluation  # noqa: PLC0415 - loads numpy
     from semgrad_guard.evaluation.grading import (  # noqa: PLC0415 - loads numpy
         SAME_WORDS,
         by_embedding,
@@ -122,8 +122,8 @@ def _stem(name: str) -> str:
 
 def _questions(data: str, folder: Path, fields: list[str], limit: int | None) -> Path:
     """Return the file of questions, every line checked before a model is loaded."""
-    from semgrad_guard.evaluation.comparison.labelled import check_rows  # noqa: PLC0415 - loads numpy
-    from semgrad_guard.evaluation.comparison.sources import HF, fetch  # noqa: PLC0415 - beside its use
+    from semgrad_guard.evaluation.compare.labelled import check_rows  # noqa: PLC0415 - loads numpy
+    from semgrad_guard.evaluation.compare.sources import HF, fetch  # noqa: PLC0415 - beside its use
     from semgrad_guard.evaluation.rows import read_rows  # noqa: PLC0415 - beside its use
 
     path = Path(data)
@@ -184,8 +184,8 @@ def _answered(
     console: Console, path: Path, questions: Path, limit: int | None, scorer: SemGradScorer, asked: Asked
 ) -> AnswersFile:
     """Answer what an earlier run has not, line by line."""
-    from semgrad_guard.evaluation.comparison.answering import answer_rows  # noqa: PLC0415 - loads torch
-    from semgrad_guard.evaluation.comparison.answers_file import AnswersFile  # noqa: PLC0415 - beside its use
+    from semgrad_guard.evaluation.compare.answering import answer_rows  # noqa: PLC0415 - loads torch
+    from semgrad_guard.evaluation.compare.answers_file import AnswersFile  # noqa: PLC0415 - beside its use
 
     answers = AnswersFile(path, scorer.fingerprint())
     n_pending = sum(1 for _ in answers.pending(questions, limit))
@@ -207,8 +207,8 @@ def _compared(console: Console, evaluation: Evaluation, answers: AnswersFile, fo
 
 def _report(result: Result, folder: Path) -> None:
     """Print the tables and where the rest is."""
-    from semgrad_guard.evaluation.comparison.run import REPORT, RESULT  # noqa: PLC0415 - loads numpy
-    from semgrad_guard.evaluation.comparison.tables import findings, method_table  # noqa: PLC0415 - beside its use
+    from semgrad_guard.evaluation.compare.run import REPORT, RESULT  # noqa: PLC0415 - loads numpy
+    from semgrad_guard.evaluation.compare.tables import findings, method_table  # noqa: PLC0415 - beside its use
 
     console = wide_console(MIN_WIDTH)
     console.print(method_table(result))

@@ -106,10 +106,7 @@ def find(
 ) -> None:
     """Find the prompt position whose state carries the meaning of the question, for a model of any template."""
     from semgrad_guard.evaluation.position.choice import check_labels  # noqa: PLC0415 - loads numpy
-    from semgrad_guard.evaluation.position.find import (
-        find_position,  # noqa: PLC0415 - loads torch
-        read_paraphrases,  # noqa: PLC0415 - beside its use
-    )
+    from semgrad_guard.evaluation.position.find import find_position, read_paraphrases  # noqa: PLC0415 - loads torch
     from semgrad_guard.models import load_model  # noqa: PLC0415 - loads torch
 
     console = Console(stderr=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from semgrad_guard.evaluation.comparison.promise import check_promise
+from semgrad_guard.evaluation.compare.promise import check_promise
 
 
 def world(n: int, seed: int = 0) -> tuple:

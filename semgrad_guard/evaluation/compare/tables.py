@@ -10,9 +10,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from semgrad_guard.calibration import Interval
-    from semgrad_guard.evaluation.comparison.comparing import MethodResult
-    from semgrad_guard.evaluation.comparison.promise import PromiseCheck
-    from semgrad_guard.evaluation.comparison.result import Result
+    from semgrad_guard.evaluation.compare.comparing import MethodResult
+    from semgrad_guard.evaluation.compare.promise import PromiseCheck
+    from semgrad_guard.evaluation.compare.result import Result
 
 KINDS = {
     "fused": "fused by cross-validation",

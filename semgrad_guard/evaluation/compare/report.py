@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 from jinja2 import Environment, StrictUndefined
 
-from semgrad_guard.evaluation.comparison.tables import KINDS, findings, number, ordered, short
+from semgrad_guard.evaluation.compare.tables import KINDS, findings, number, ordered, short
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from semgrad_guard.evaluation.comparison.result import Result
+    from semgrad_guard.evaluation.compare.result import Result
 
 
 def write_report(path: Path, result: Result, plots: Mapping[str, str]) -> None:
@@ -25,7 +25,7 @@ def write_report(path: Path, result: Result, plots: Mapping[str, str]) -> None:
         plots: SVG texts by title.
     """
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    template = (files("semgrad_guard.evaluation.comparison") / "report.html").read_text(encoding="utf-8")
+    template = (files("semgrad_guard.evaluation.compare") / "report.html").read_text(encoding="utf-8")
     kinds = {title: rows for kind, title in KINDS.items() if (rows := ordered(result, kind))}
     risks = [f"{float(risk):.0%}" for risk in result.comparison.methods[0].coverage]
     page = environment.from_string(template).render(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from semgrad_guard.calibration import LabelledScore
 from semgrad_guard.errors import DataFileError, GradedAlikeError
-from semgrad_guard.evaluation.comparison.sampled_signals import Sample, sampled_signals
+from semgrad_guard.evaluation.compare.sampled_signals import Sample, sampled_signals
 from semgrad_guard.evaluation.labelling import group_of, signals_of
 from semgrad_guard.evaluation.rows import row_of
 

@@ -7,8 +7,8 @@ from datetime import UTC, datetime
 from pydantic import AwareDatetime, Field
 
 from semgrad_guard.calibration.frozen import Frozen
-from semgrad_guard.evaluation.comparison.comparing import Comparison, MethodResult
-from semgrad_guard.evaluation.comparison.promise import PromiseCheck
+from semgrad_guard.evaluation.compare.comparing import Comparison, MethodResult
+from semgrad_guard.evaluation.compare.promise import PromiseCheck
 
 CAVEATS = (
     (

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from semgrad_guard.calibration.labels import Labels
-    from semgrad_guard.evaluation.comparison.comparing import Ranked
+    from semgrad_guard.evaluation.compare.comparing import Ranked
 
     Array = NDArray[np.float64]
 

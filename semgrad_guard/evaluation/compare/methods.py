@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from semgrad_guard.calibration.wording import direction_of
-from semgrad_guard.evaluation.comparison.sampled_signals import SAMPLED
+from semgrad_guard.evaluation.compare.sampled_signals import SAMPLED
 from semgrad_guard.scoring.signals import SIGNALS
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from semgrad_guard.evaluation.comparison.sampled_signals import SAMPLED, Sample, sampled_signals
+from semgrad_guard.evaluation.compare.sampled_signals import SAMPLED, Sample, sampled_signals
 from semgrad_guard.evaluation.grading import clusters, shared_words
 
 PARIS, LYON = Sample("in Paris", math.log(2)), Sample("Lyon", math.log(4))

@@ -13,7 +13,7 @@ from semgrad_guard.calibration.frozen import Frozen
 from semgrad_guard.calibration.labels import check_enough
 from semgrad_guard.calibration.metrics import DRAWS, Interval, paired_difference, with_interval
 from semgrad_guard.errors import SemGradGuardError
-from semgrad_guard.evaluation.comparison.methods import chosen_methods, fused_methods, kind_of, single_methods
+from semgrad_guard.evaluation.compare.methods import chosen_methods, fused_methods, kind_of, single_methods
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from semgrad_guard.calibration.labels import Labels
-    from semgrad_guard.evaluation.comparison.methods import Method
+    from semgrad_guard.evaluation.compare.methods import Method
 
     Array = NDArray[np.float64]
 

@@ -7,7 +7,7 @@ import pytest
 
 from semgrad_guard.errors import DataFileError
 from semgrad_guard.evaluation import grading
-from semgrad_guard.evaluation.comparison.labelled import check_rows
+from semgrad_guard.evaluation.compare.labelled import check_rows
 from semgrad_guard.evaluation.rows import parse_row
 from tests.models_for_tests import local_model
 

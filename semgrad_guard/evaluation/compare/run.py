@@ -6,20 +6,20 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from semgrad_guard.calibration.labels import collect
-from semgrad_guard.evaluation.comparison.comparing import compare, rank
-from semgrad_guard.evaluation.comparison.labelled import Grading
-from semgrad_guard.evaluation.comparison.plots import plots
-from semgrad_guard.evaluation.comparison.promise import check_promise
-from semgrad_guard.evaluation.comparison.report import write_report
-from semgrad_guard.evaluation.comparison.result import Result
+from semgrad_guard.evaluation.compare.comparing import compare, rank
+from semgrad_guard.evaluation.compare.labelled import Grading
+from semgrad_guard.evaluation.compare.plots import plots
+from semgrad_guard.evaluation.compare.promise import check_promise
+from semgrad_guard.evaluation.compare.report import write_report
+from semgrad_guard.evaluation.compare.result import Result
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from semgrad_guard.calibration.labels import Labels
-    from semgrad_guard.evaluation.comparison.comparing import Ranked
-    from semgrad_guard.evaluation.comparison.promise import PromiseCheck
+    from semgrad_guard.evaluation.compare.comparing import Ranked
+    from semgrad_guard.evaluation.compare.promise import PromiseCheck
     from semgrad_guard.evaluation.grading import Grader, Similarity
     from semgrad_guard.evaluation.resumable import ResumableFile
 

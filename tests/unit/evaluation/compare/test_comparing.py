@@ -10,17 +10,17 @@ import pytest
 from semgrad_guard.calibration import metrics
 from semgrad_guard.calibration.labels import collect
 from semgrad_guard.errors import GradedAlikeError, TooFewLabelsError
-from semgrad_guard.evaluation.comparison.comparing import compare, rank
-from semgrad_guard.evaluation.comparison.labelled import Grading
+from semgrad_guard.evaluation.compare.comparing import compare, rank
+from semgrad_guard.evaluation.compare.labelled import Grading
 from semgrad_guard.evaluation.grading import by_words, shared_words
 from semgrad_guard.evaluation.resumable import ResumableFile
-from tests.unit.evaluation.comparison.answered import answered, write
+from tests.unit.evaluation.compare.answered import answered, write
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from semgrad_guard.calibration.labels import Labels
-    from semgrad_guard.evaluation.comparison.comparing import Comparison, MethodResult
+    from semgrad_guard.evaluation.compare.comparing import Comparison, MethodResult
 
 
 def grade(path: Path, rows: list[dict]) -> tuple[Grading, Labels]:
