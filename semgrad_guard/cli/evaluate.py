@@ -12,8 +12,7 @@ from rich.console import Console
 from semgrad_guard.cli.terminal import bar, wide_console
 
 if TYPE_CHECKING:
-    from semgrad_guard.evaluation.compare.answering import Asked
-    from semgrad_guard.evaluation.compare.answers_file import AnswersFile
+    from semgrad_guard.evaluation.compare.answering import AnswersFile, Asked
     from semgrad_guard.evaluation.compare.result import Result
     from semgrad_guard.evaluation.compare.run import Evaluation
     from semgrad_guard.evaluation.grading import Grader, Similarity
@@ -184,8 +183,10 @@ def _answered(
     console: Console, path: Path, questions: Path, limit: int | None, scorer: SemGradScorer, asked: Asked
 ) -> AnswersFile:
     """Answer what an earlier run has not, line by line."""
-    from semgrad_guard.evaluation.compare.answering import answer_rows  # noqa: PLC0415 - loads torch
-    from semgrad_guard.evaluation.compare.answers_file import AnswersFile  # noqa: PLC0415 - beside its use
+    from semgrad_guard.evaluation.compare.answering import (
+        AnswersFile,  # noqa: PLC0415 - beside its use
+        answer_rows,  # noqa: PLC0415 - loads torch
+    )
 
     answers = AnswersFile(path, scorer.fingerprint())
     n_pending = sum(1 for _ in answers.pending(questions, limit))

@@ -1,28 +1,60 @@
-"""Questions -> answers with every signal of the guard, and what each cost."""
+"""Answers to all rows of a data set, written once and kept in a file that can be gone on with."""
 
 from __future__ import annotations
 
 import time
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from itertools import islice
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from semgrad_guard.errors import EmptyAnswerError, ScoringError
+from typing_extensions import override
+
+from semgrad_guard.errors import DataFileError, EmptyAnswerError, ScoringError
 from semgrad_guard.evaluation.labelling import write_answer
-from semgrad_guard.evaluation.resumable import ROW_KEY, digest
-from semgrad_guard.evaluation.rows import answer_stops
+from semgrad_guard.evaluation.resumable import ADVICE, ROW_KEY, ResumableFile, digest
+from semgrad_guard.evaluation.rows import answer_stops, read_rows
 from semgrad_guard.scoring.forward_signals import context_gain, p_true
 from semgrad_guard.scoring.scorer import read_exchange
 from semgrad_guard.scoring.signals import CLOSENESS
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable, Iterator
+    from pathlib import Path
 
     from semgrad_guard.evaluation.rows import Row
-    from semgrad_guard.flow import Exchange, Score
+    from semgrad_guard.flow import Exchange, Fingerprint, Score
     from semgrad_guard.models import Generated
     from semgrad_guard.scoring import SemGradScorer
+
+
+class AnswersFile(ResumableFile):
+    """What `evaluate` has asked so far."""
+
+    def __init__(self, path: Path, fingerprint: Fingerprint) -> None:
+        """Read what an earlier run left.
+
+        Args:
+            path: the file.
+            fingerprint: what the scores of this run depend on.
+
+        Raises:
+            DataFileError: the file holds something else, or answers of another model or setting.
+        """
+        self._fingerprint = asdict(fingerprint)
+        super().__init__(path)
+
+    @override
+    def take(self, line: dict[str, Any], number: int) -> None:
+        there = line.get("fingerprint")
+        if there is not None and {**there, "proxy": False} != self._fingerprint:
+            raise DataFileError(self.path, number, "was answered by another model or setting", ADVICE)
+
+    def pending(self, data: Path, limit: int | None = None) -> Iterator[Row]:
+        """Yield the first `limit` rows of a data file that are not in this file yet."""
+        return (row for row in islice(read_rows(data), limit) if digest(row) not in self.done)
+
 
 MAX_NEW_TOKENS = 32
 

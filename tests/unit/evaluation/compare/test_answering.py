@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from semgrad_guard.errors import DataFileError
-from semgrad_guard.evaluation.compare.answering import Asked, answer_rows
-from semgrad_guard.evaluation.compare.answers_file import AnswersFile
+from semgrad_guard.evaluation.compare.answering import AnswersFile, Asked, answer_rows
 from semgrad_guard.evaluation.rows import read_rows
 from semgrad_guard.scoring import SemGradScorer
 from tests.models_for_tests import local_model
