@@ -24,7 +24,7 @@ from semgrad_guard.calibration import Interval
 from semgrad_guard.calibration.labels import collect, grouped_folds
 from semgrad_guard.calibration.metrics import auroc, paired_difference, with_interval
 from semgrad_guard.cli.terminal import bar
-from semgrad_guard.evaluation.compare.tables import short
+from semgrad_guard.evaluation.compare.report import short
 from semgrad_guard.evaluation.labelling import Labeller
 from semgrad_guard.evaluation.rows import read_rows
 from semgrad_guard.models import load_model

@@ -13,7 +13,7 @@ from semgrad_guard.cli.terminal import bar, wide_console
 
 if TYPE_CHECKING:
     from semgrad_guard.evaluation.compare.answering import AnswersFile, Asked
-    from semgrad_guard.evaluation.compare.result import Result
+    from semgrad_guard.evaluation.compare.report import Result
     from semgrad_guard.evaluation.compare.run import Evaluation
     from semgrad_guard.evaluation.grading import Grader, Similarity
     from semgrad_guard.models.embedding import SentenceModel
@@ -208,8 +208,8 @@ def _compared(console: Console, evaluation: Evaluation, answers: AnswersFile, fo
 
 def _report(result: Result, folder: Path) -> None:
     """Print the tables and where the rest is."""
+    from semgrad_guard.evaluation.compare.report import findings, method_table  # noqa: PLC0415 - beside its use
     from semgrad_guard.evaluation.compare.run import REPORT, RESULT  # noqa: PLC0415 - loads numpy
-    from semgrad_guard.evaluation.compare.tables import findings, method_table  # noqa: PLC0415 - beside its use
 
     console = wide_console(MIN_WIDTH)
     console.print(method_table(result))

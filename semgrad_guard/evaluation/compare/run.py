@@ -8,10 +8,8 @@ from typing import TYPE_CHECKING
 from semgrad_guard.calibration.labels import collect
 from semgrad_guard.evaluation.compare.comparing import compare, rank
 from semgrad_guard.evaluation.compare.labelled import Grading
-from semgrad_guard.evaluation.compare.plots import plots
 from semgrad_guard.evaluation.compare.promise import check_promise
-from semgrad_guard.evaluation.compare.report import write_report
-from semgrad_guard.evaluation.compare.result import Result
+from semgrad_guard.evaluation.compare.report import Result, plots, write_report
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
