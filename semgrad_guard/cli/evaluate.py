@@ -184,8 +184,8 @@ def _answered(
 ) -> AnswersFile:
     """Answer what an earlier run has not, line by line."""
     from semgrad_guard.evaluation.compare.answering import (
-        AnswersFile,  # noqa: PLC0415 - beside its use
-        answer_rows,  # noqa: PLC0415 - loads torch
+        AnswersFile,
+        answer_rows,
     )
 
     answers = AnswersFile(path, scorer.fingerprint())

@@ -23,7 +23,7 @@ from semgrad_guard.policy.promises import promises
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable
 
-    from semgrad_guard.evaluation.simulation import RecordedQuestion, RouteFigures, Simulation
+    from semgrad_guard.evaluation.simulate import RecordedQuestion, RouteFigures, Simulation
     from semgrad_guard.policy import Policy
 
 EXAMPLES = """[bold]Examples[/bold]
@@ -60,8 +60,8 @@ def simulate(
     The whole policy is measured, retries, fallbacks and review included. Use answers that the policy's profile was not
     fitted on.
     """
-    from semgrad_guard.evaluation.simulation import Simulator, save_simulation_plot  # noqa: PLC0415 - loads numpy
-    from semgrad_guard.evaluation.simulation import simulate as run  # noqa: PLC0415 - beside its use
+    from semgrad_guard.evaluation.simulate import Simulator, save_simulation_plot  # noqa: PLC0415 - loads numpy
+    from semgrad_guard.evaluation.simulate import simulate as run  # noqa: PLC0415 - beside its use
     from semgrad_guard.policy import load_policy  # noqa: PLC0415 - loads pydantic
 
     loaded = load_policy(policy)
@@ -80,7 +80,7 @@ def _recorded(
 ) -> tuple[Iterable[RecordedQuestion], int | None]:
     """Return the recorded questions and their number, where it is known beforehand."""
     from semgrad_guard.errors import DataFileError  # noqa: PLC0415 - beside its use
-    from semgrad_guard.evaluation.simulation import (  # noqa: PLC0415 - loads numpy
+    from semgrad_guard.evaluation.simulate import (  # noqa: PLC0415 - loads numpy
         RecordedLog,
         RecordedRows,
         is_log,
@@ -111,7 +111,7 @@ def _quiet() -> Generator[None, None, None]:
 
 def _report(found: Simulation, policy: Policy, *, as_json: bool) -> None:
     """Print the figures, and what they do not show."""
-    from semgrad_guard.evaluation.simulation.wording import LIMITS, cautions, summary  # noqa: PLC0415 - loads numpy
+    from semgrad_guard.evaluation.simulate.wording import LIMITS, cautions, summary  # noqa: PLC0415 - loads numpy
 
     notes = cautions(found, policy)
     if as_json:
@@ -146,7 +146,7 @@ def _table(found: Simulation) -> Table:
 
 
 def _cells(figures: RouteFigures) -> tuple[str, ...]:
-    from semgrad_guard.evaluation.simulation.wording import percent  # noqa: PLC0415 - loads numpy
+    from semgrad_guard.evaluation.simulate.wording import percent  # noqa: PLC0415 - loads numpy
 
     held = f"{figures.n_right_withheld:,} of {figures.n_withheld_labelled:,}" if figures.n_withheld_labelled else ""
     return (

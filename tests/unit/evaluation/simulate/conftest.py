@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from semgrad_guard.evaluation.simulation import RecordedAnswer, RecordedQuestion, Simulator
-from semgrad_guard.evaluation.simulation.recorded import UNKNOWN
+from semgrad_guard.evaluation.simulate import RecordedAnswer, RecordedQuestion, Simulator
+from semgrad_guard.evaluation.simulate.recorded import UNKNOWN
 from semgrad_guard.flow import Exchange, Score
 from semgrad_guard.policy import policy_from
 
 if TYPE_CHECKING:
-    from semgrad_guard.evaluation.simulation import Replay
+    from semgrad_guard.evaluation.simulate import Replay
 
 LADDER = {
     "scorer": {"model": "smollm2-135m"},

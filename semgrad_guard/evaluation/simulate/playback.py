@@ -11,14 +11,14 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from semgrad_guard.errors import ScoringError, StepUnavailableError
-from semgrad_guard.evaluation.simulation.recorded import RETRY, UNKNOWN, fallback_route
+from semgrad_guard.evaluation.simulate.recorded import RETRY, UNKNOWN, fallback_route
 from semgrad_guard.flow import NewAttempt, ReviewId
 from semgrad_guard.routing import Resources
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from semgrad_guard.evaluation.simulation.recorded import RecordedAnswer, RecordedQuestion
+    from semgrad_guard.evaluation.simulate.recorded import RecordedAnswer, RecordedQuestion
     from semgrad_guard.flow import (
         Attempt,
         Confidence,

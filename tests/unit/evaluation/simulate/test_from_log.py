@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from semgrad_guard.errors import DataFileError
-from semgrad_guard.evaluation.simulation import RecordedLog, is_log, read_labels
+from semgrad_guard.evaluation.simulate import RecordedLog, is_log, read_labels
 from semgrad_guard.flow import Failure, FallbackModel, RetryRetrieval
 from semgrad_guard.telemetry.jsonl import JsonlSink
 from tests.records import make_attempt, make_record

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from semgrad_guard.errors import UncalibratedError
-from semgrad_guard.evaluation.simulation.playback import (
+from semgrad_guard.evaluation.simulate.playback import (
     Inbox,
     Playback,
     RecordedConfidences,
@@ -14,7 +14,7 @@ from semgrad_guard.evaluation.simulation.playback import (
     TimedByPlayback,
     resources_of,
 )
-from semgrad_guard.evaluation.simulation.recorded import FIRST, fallback_route
+from semgrad_guard.evaluation.simulate.recorded import FIRST, fallback_route
 from semgrad_guard.flow import Accept, Action, Status
 from semgrad_guard.guard.assembly import NoCalibrator, decider_of, profile_of
 from semgrad_guard.guard.question_run import Parts, Question
@@ -23,7 +23,7 @@ from semgrad_guard.policy.steps import FallbackModelStep, NewAttemptStep
 
 if TYPE_CHECKING:
     from semgrad_guard.calibration import Profile
-    from semgrad_guard.evaluation.simulation.recorded import RecordedAnswer, RecordedQuestion
+    from semgrad_guard.evaluation.simulate.recorded import RecordedAnswer, RecordedQuestion
     from semgrad_guard.flow import Decision, Outcome
     from semgrad_guard.policy import Policy
     from semgrad_guard.ports import Calibrator

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from semgrad_guard.errors import DataFileError
 from semgrad_guard.evaluation.labelling import Labeller
 from semgrad_guard.evaluation.rows import read_rows
-from semgrad_guard.evaluation.simulation.recorded import FIRST, RETRY, RecordedAnswer, RecordedQuestion, route_of
+from semgrad_guard.evaluation.simulate.recorded import FIRST, RETRY, RecordedAnswer, RecordedQuestion, route_of
 from semgrad_guard.flow import NewAttempt
 from semgrad_guard.telemetry.jsonl import read_records
 

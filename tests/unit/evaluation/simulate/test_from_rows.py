@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from semgrad_guard.errors import DataFileError
-from semgrad_guard.evaluation.simulation import RecordedQuestion, RecordedRows
+from semgrad_guard.evaluation.simulate import RecordedQuestion, RecordedRows
 from semgrad_guard.flow import Fingerprint, SpanScore
 
 if TYPE_CHECKING:

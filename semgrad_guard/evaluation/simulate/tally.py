@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from semgrad_guard.evaluation.simulation.figures import Curve, RouteFigures, Simulation, share
-from semgrad_guard.evaluation.simulation.recorded import RETRY
-from semgrad_guard.evaluation.simulation.replay import ERROR, Simulator
+from semgrad_guard.evaluation.simulate.figures import Curve, RouteFigures, Simulation, share
+from semgrad_guard.evaluation.simulate.recorded import RETRY
+from semgrad_guard.evaluation.simulate.replay import ERROR, Simulator
 from semgrad_guard.flow import Action
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from semgrad_guard.evaluation.simulation.recorded import RecordedQuestion
-    from semgrad_guard.evaluation.simulation.replay import Replay
+    from semgrad_guard.evaluation.simulate.recorded import RecordedQuestion
+    from semgrad_guard.evaluation.simulate.replay import Replay
     from semgrad_guard.policy import Policy
 
 ALL = "all"

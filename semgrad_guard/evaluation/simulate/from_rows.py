@@ -23,7 +23,7 @@ from semgrad_guard.errors import DataFileError
 from semgrad_guard.evaluation.grading import words
 from semgrad_guard.evaluation.labelling import Labeller, group_of, signals_of
 from semgrad_guard.evaluation.rows import parse_row, read_placed_rows, read_rows
-from semgrad_guard.evaluation.simulation.recorded import FIRST, RETRY, UNKNOWN, RecordedAnswer, RecordedQuestion
+from semgrad_guard.evaluation.simulate.recorded import FIRST, RETRY, UNKNOWN, RecordedAnswer, RecordedQuestion
 from semgrad_guard.flow import Score, SpanScore
 
 if TYPE_CHECKING:

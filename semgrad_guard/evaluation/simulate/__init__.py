@@ -1,0 +1,28 @@
+"""A policy tried on answers that were given before and labelled: what it lets through, holds back, and costs.
+
+The flow of the guard itself is run over every question; its scores, retries and fallbacks are the recorded ones.
+"""
+
+from semgrad_guard.evaluation.simulate.figures import RouteFigures, Simulation
+from semgrad_guard.evaluation.simulate.from_log import RecordedLog, is_log, read_labels
+from semgrad_guard.evaluation.simulate.from_rows import RecordedRows
+from semgrad_guard.evaluation.simulate.plot import save_simulation_plot
+from semgrad_guard.evaluation.simulate.recorded import RecordedAnswer, RecordedQuestion
+from semgrad_guard.evaluation.simulate.replay import Replay, Simulator, unscored_routes
+from semgrad_guard.evaluation.simulate.tally import simulate
+
+__all__ = [
+    "RecordedAnswer",
+    "RecordedLog",
+    "RecordedQuestion",
+    "RecordedRows",
+    "Replay",
+    "RouteFigures",
+    "Simulation",
+    "Simulator",
+    "is_log",
+    "read_labels",
+    "save_simulation_plot",
+    "simulate",
+    "unscored_routes",
+]
