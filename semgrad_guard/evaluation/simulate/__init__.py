@@ -4,10 +4,15 @@ The flow of the guard itself is run over every question; its scores, retries and
 """
 
 from semgrad_guard.evaluation.simulate.figures import RouteFigures, Simulation
-from semgrad_guard.evaluation.simulate.from_log import RecordedLog, is_log, read_labels
-from semgrad_guard.evaluation.simulate.from_rows import RecordedRows
 from semgrad_guard.evaluation.simulate.plot import save_simulation_plot
-from semgrad_guard.evaluation.simulate.recorded import RecordedAnswer, RecordedQuestion
+from semgrad_guard.evaluation.simulate.recorded import (
+    RecordedAnswer,
+    RecordedLog,
+    RecordedQuestion,
+    RecordedRows,
+    is_log,
+    read_labels,
+)
 from semgrad_guard.evaluation.simulate.replay import Replay, Simulator, unscored_routes
 from semgrad_guard.evaluation.simulate.tally import simulate
 
