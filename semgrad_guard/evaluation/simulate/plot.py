@@ -9,7 +9,7 @@ from semgrad_guard.extras import require
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from semgrad_guard.evaluation.simulate.figures import RouteFigures, Simulation
+    from semgrad_guard.evaluation.simulate.tally import RouteFigures, Simulation
 
 _COLOURS = {
     "right, given": "#2a7f3f",

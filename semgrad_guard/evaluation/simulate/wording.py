@@ -9,7 +9,7 @@ from semgrad_guard.policy import RiskTarget
 
 if TYPE_CHECKING:
     from semgrad_guard.calibration import Interval
-    from semgrad_guard.evaluation.simulate.figures import Simulation
+    from semgrad_guard.evaluation.simulate.tally import Simulation
     from semgrad_guard.policy import Policy
 
 LIMITS = (
