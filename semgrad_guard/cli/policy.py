@@ -111,7 +111,7 @@ def _quiet() -> Generator[None, None, None]:
 
 def _report(found: Simulation, policy: Policy, *, as_json: bool) -> None:
     """Print the figures, and what they do not show."""
-    from semgrad_guard.evaluation.simulate.wording import LIMITS, cautions, summary  # noqa: PLC0415 - loads numpy
+    from semgrad_guard.evaluation.simulate.report import LIMITS, cautions, summary  # noqa: PLC0415 - loads numpy
 
     notes = cautions(found, policy)
     if as_json:
@@ -146,7 +146,7 @@ def _table(found: Simulation) -> Table:
 
 
 def _cells(figures: RouteFigures) -> tuple[str, ...]:
-    from semgrad_guard.evaluation.simulate.wording import percent  # noqa: PLC0415 - loads numpy
+    from semgrad_guard.evaluation.simulate.report import percent  # noqa: PLC0415 - loads numpy
 
     held = f"{figures.n_right_withheld:,} of {figures.n_withheld_labelled:,}" if figures.n_withheld_labelled else ""
     return (

@@ -3,7 +3,6 @@
 The flow of the guard itself is run over every question; its scores, retries and fallbacks are the recorded ones.
 """
 
-from semgrad_guard.evaluation.simulate.plot import save_simulation_plot
 from semgrad_guard.evaluation.simulate.recorded import (
     RecordedAnswer,
     RecordedLog,
@@ -13,6 +12,7 @@ from semgrad_guard.evaluation.simulate.recorded import (
     read_labels,
 )
 from semgrad_guard.evaluation.simulate.replay import Replay, Simulator, unscored_routes
+from semgrad_guard.evaluation.simulate.report import save_simulation_plot
 from semgrad_guard.evaluation.simulate.tally import RouteFigures, Simulation, simulate
 
 __all__ = [

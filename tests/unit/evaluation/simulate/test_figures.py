@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 
 from semgrad_guard.evaluation.simulate import save_simulation_plot, simulate
-from semgrad_guard.evaluation.simulate.plot import parts_of
+from semgrad_guard.evaluation.simulate.report import cautions, parts_of, summary
 from semgrad_guard.evaluation.simulate.tally import Curve, share
-from semgrad_guard.evaluation.simulate.wording import cautions, summary
 from semgrad_guard.policy import policy_from
 
 
