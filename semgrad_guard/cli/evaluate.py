@@ -183,10 +183,7 @@ def _answered(
     console: Console, path: Path, questions: Path, limit: int | None, scorer: SemGradScorer, asked: Asked
 ) -> AnswersFile:
     """Answer what an earlier run has not, line by line."""
-    from semgrad_guard.evaluation.compare.answering import (
-        AnswersFile,
-        answer_rows,
-    )
+    from semgrad_guard.evaluation.compare.answering import AnswersFile, answer_rows  # noqa: PLC0415 - loads torch
 
     answers = AnswersFile(path, scorer.fingerprint())
     n_pending = sum(1 for _ in answers.pending(questions, limit))
