@@ -157,8 +157,14 @@ class ReviewQueue(Protocol):
 class DecidableQueue(ReviewQueue, Protocol):
     """A queue that takes verdicts, for verdicts that are given elsewhere.
 
-    The same `op` given twice is done once. All raise `IllegalMoveError` where the item has its verdict, and
+    `op` names a verdict, in at most 64 characters: the same name given twice is done once. Every method raises
+    `ItemNotFoundError` for an unknown item, `IllegalMoveError` where the item has its verdict, and
     `AlreadyClaimedError` where somebody else holds it.
+
+    `by` and `reviewer` name the person who decided (at most 200 characters). A queue that works on its own database
+    believes the name: that person acts, holds leases and is named by the verdict. A review site believes only the
+    token: its account acts (`account/token` holds leases and is named by the verdict), and the audit trail keeps the
+    person beside it, as `on_behalf_of`. Naming somebody therefore gives no right to what they hold.
     """
 
     def approve(self, review_id: ReviewId, by: str, *, op: str | None = None) -> object:
@@ -166,7 +172,11 @@ class DecidableQueue(ReviewQueue, Protocol):
         ...
 
     def edit(self, review_id: ReviewId, by: str, text: str, *, op: str | None = None) -> object:
-        """Let out a text in place of the answer."""
+        """Let out a text in place of the answer.
+
+        Raises:
+            EmptyTextError: the text is blank.
+        """
         ...
 
     def reject(self, review_id: ReviewId, by: str, reason: str = "", *, op: str | None = None) -> object:
@@ -174,7 +184,11 @@ class DecidableQueue(ReviewQueue, Protocol):
         ...
 
     def release(self, review_id: ReviewId, reviewer: str, *, force: bool = False) -> object:
-        """Put a claimed item back; `force` does so for somebody else's."""
+        """Put a claimed item back; `force` does so for somebody else's.
+
+        Raises:
+            ReviewError: a review site was told to `force`, and the token's account is not an administrator's.
+        """
         ...
 
 

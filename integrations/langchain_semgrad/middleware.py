@@ -90,9 +90,10 @@ class SemGradMiddleware(AgentMiddleware[SemGradState, Any, Any]):
         rewriter: model that rewords the question for retrieval.
         review: `"interrupt"` stops the graph for a person, `"queue"` stores the answer in the policy's review queue and
             gives the pending message. `"both"` does both: resuming the graph settles the queue's item, while a verdict
-            in the queue resumes nothing by itself (`resume_with` makes of it what the graph is resumed with). `None`
-            stops the graph where it has a checkpointer and uses the queue elsewhere. Without a checkpointer nothing can
-            go on after a stop, so the answer is held back then.
+            in the queue resumes nothing by itself (`resume_with` makes of it what the graph is resumed with). With
+            a review site that needs a token with the scopes `submit` and `judge`; only an administrator's settles what
+            another reviewer holds. `None` stops the graph where it has a checkpointer and uses the queue elsewhere.
+            Without a checkpointer nothing can go on after a stop, so the answer is held back then.
         stream: `"buffer"` or `"annotate"`, which lets tokens pass before they are judged.
         on_withheld: `"message"` gives the policy's message; `"raise"` raises `LowConfidenceError` inside the model's
             call, where a `ModelFallbackMiddleware` listed before this one asks its own models.

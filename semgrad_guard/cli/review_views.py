@@ -85,7 +85,9 @@ def print_detail(detail: ItemDetail, trail: Iterable[AuditRow], *, as_json: bool
         console.print(Panel(Text(text), title="verdict", border_style="green"))
     for row in rows:
         moved = f"{row.from_state or '-'} -> {row.to_state}" if row.to_state else ""
-        console.print(Text(f"{row.at:%Y-%m-%d %H:%M:%S}  {row.event:<8} {row.by:<12} {moved}", style="dim"))
+        person = row.detail.get("on_behalf_of")
+        by = row.by if person is None else f"{row.by} for {reveal(str(person))}"
+        console.print(Text(f"{row.at:%Y-%m-%d %H:%M:%S}  {row.event:<8} {by:<12} {moved}", style="dim"))
 
 
 def print_results(results: Mapping[ReviewId, Item | SemGradGuardError], *, as_json: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import secrets
 import time
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -43,7 +44,11 @@ _UNAVAILABLE = frozenset({502, 503, 504})
 
 
 class ReviewClient:
-    """A review queue behind `semgrad-guard review serve`. It is safe to share between threads."""
+    """A review queue behind `semgrad-guard review serve`. It is safe to share between threads.
+
+    It keeps the promises of `ports.DecidableQueue` with a token that allows `submit` and `judge`. The token's account
+    acts and holds the leases; `by` is kept beside it in the audit trail.
+    """
 
     def __init__(
         self,
@@ -172,21 +177,44 @@ class ReviewClient:
         """Claim this item, or renew the claim."""
         return self._move(review_id, "claim")
 
-    def release(self, review_id: ReviewId) -> ItemView:
-        """Put a claimed item back."""
-        return self._move(review_id, "release")
+    def release(self, review_id: ReviewId, reviewer: str, *, force: bool = False) -> ItemView:
+        """Put a claimed item back; `force` does so for somebody else's.
 
-    def approve(self, review_id: ReviewId) -> ItemView:
-        """Let the answer out as it is."""
-        return self._move(review_id, "approve")
+        Raises:
+            AlreadyClaimedError: somebody else holds it.
+            IllegalMoveError: nobody holds it.
+            ReviewError: `force` needs the token of an administrator's account.
+        """
+        return self._move(review_id, "release", {"on_behalf_of": reviewer, "force": force})
 
-    def edit(self, review_id: ReviewId, text: str, *, was_correct: bool = False) -> ItemView:
-        """Let out a text in place of the answer."""
-        return self._move(review_id, "edit", {"text": text, "was_correct": was_correct})
+    def approve(self, review_id: ReviewId, by: str, *, op: str | None = None) -> ItemView:
+        """Let the answer out as it is.
 
-    def reject(self, review_id: ReviewId, reason: str = "") -> ItemView:
-        """Hold the answer back for good."""
-        return self._move(review_id, "reject", {"reason": reason})
+        Args:
+            review_id: the item.
+            by: the person who decided, for the audit trail.
+            op: name of the operation; given the same name again by the same token, nothing is done.
+
+        Raises:
+            AlreadyClaimedError: somebody else holds it.
+            IllegalMoveError: it has its verdict.
+        """
+        return self._move(review_id, "approve", {"on_behalf_of": by}, op)
+
+    def edit(
+        self, review_id: ReviewId, by: str, text: str, *, was_correct: bool = False, op: str | None = None
+    ) -> ItemView:
+        """Let out a text in place of the answer; see `approve`.
+
+        Raises:
+            EmptyTextError: the text is blank.
+        """
+        body = {"on_behalf_of": by, "text": text, "was_correct": was_correct}
+        return self._move(review_id, "edit", body, op)
+
+    def reject(self, review_id: ReviewId, by: str, reason: str = "", *, op: str | None = None) -> ItemView:
+        """Hold the answer back for good; see `approve`."""
+        return self._move(review_id, "reject", {"on_behalf_of": by, "reason": reason}, op)
 
     def undo(self, review_id: ReviewId) -> ItemView:
         """Take back a verdict of this client's own."""
@@ -202,8 +230,12 @@ class ReviewClient:
 
     # --- sending ------------------------------------------------------------------------------------------------------
 
-    def _move(self, review_id: ReviewId, name: str, body: dict[str, Any] | None = None) -> ItemView:
-        headers = {"Idempotency-Key": secrets.token_hex(16)}
+    def _move(
+        self, review_id: ReviewId, name: str, body: dict[str, Any] | None = None, op: str | None = None
+    ) -> ItemView:
+        # a digest: a header does not hold every text that names an operation
+        key = secrets.token_hex(16) if op is None else hashlib.sha256(op.encode()).hexdigest()
+        headers = {"Idempotency-Key": key}
         answer = self._send("POST", f"/items/{review_id}/{name}", json=body, headers=headers)
         return ItemView.model_validate(answer)
 

@@ -1,4 +1,4 @@
-"""The review queue: every promise of `ports.ReviewQueue`, and all that reviewers and other parts need beside it."""
+"""The review queue: every promise of `ports.DecidableQueue`, and all that reviewers and other parts need beside it."""
 
 from __future__ import annotations
 
@@ -405,26 +405,46 @@ class SqlReviewQueue(QueueKeeping):
         """
         return self._once(lambda tx: transitions.claim(tx, review_id, reviewer, self.settings))
 
-    def release(self, review_id: ReviewId, reviewer: str, *, force: bool = False) -> Item:
-        """Put a claimed item back; `force` does so for somebody else's."""
-        return self._once(lambda tx: transitions.release(tx, review_id, reviewer, force=force))
+    def release(
+        self,
+        review_id: ReviewId,
+        reviewer: str,
+        *,
+        force: bool = False,
+        op: str | None = None,
+        on_behalf_of: str | None = None,
+    ) -> Item:
+        """Put a claimed item back; `force` does so for somebody else's. See `approve` for the rest."""
 
-    def approve(self, review_id: ReviewId, by: str, *, op: str | None = None) -> Item:
+        def move(tx: Transaction) -> Item:
+            return transitions.release(tx, review_id, reviewer, force=force, on_behalf_of=on_behalf_of)
+
+        return self._once(move, op=op)
+
+    def approve(self, review_id: ReviewId, by: str, *, op: str | None = None, on_behalf_of: str | None = None) -> Item:
         """Let the answer out as it is.
 
         Args:
             review_id: the item.
             by: who decides.
             op: name of the operation; given the same name again, the first result is returned and nothing is done.
+            on_behalf_of: the person for whom `by` decides, where `by` is a program; only the audit trail keeps it.
 
         Raises:
             AlreadyClaimedError: somebody else holds it.
             IllegalMoveError: it has its verdict.
         """
-        return self._settle(review_id, Event.APPROVE, by, Judgement(None, correct=True), op)
+        return self._settle(review_id, Event.APPROVE, by, Judgement(None, correct=True, on_behalf_of=on_behalf_of), op)
 
     def edit(
-        self, review_id: ReviewId, by: str, text: str, *, was_correct: bool = False, op: str | None = None
+        self,
+        review_id: ReviewId,
+        by: str,
+        text: str,
+        *,
+        was_correct: bool = False,
+        op: str | None = None,
+        on_behalf_of: str | None = None,
     ) -> Item:
         """Let out a text in place of the answer.
 
@@ -434,15 +454,25 @@ class SqlReviewQueue(QueueKeeping):
             text: what the caller gets.
             was_correct: the model's answer was right, and only its wording is changed; calibration learns from it.
             op: as for `approve`.
+            on_behalf_of: as for `approve`.
+
+        Raises:
+            EmptyTextError: the text is blank.
         """
         if not text.strip():
             msg = "an edited answer needs a text: reject the item if there is nothing to say"
             raise EmptyTextError(msg)
-        return self._settle(review_id, Event.EDIT, by, Judgement(text, correct=was_correct), op)
+        return self._settle(
+            review_id, Event.EDIT, by, Judgement(text, correct=was_correct, on_behalf_of=on_behalf_of), op
+        )
 
-    def reject(self, review_id: ReviewId, by: str, reason: str = "", *, op: str | None = None) -> Item:
+    def reject(
+        self, review_id: ReviewId, by: str, reason: str = "", *, op: str | None = None, on_behalf_of: str | None = None
+    ) -> Item:
         """Hold the answer back for good; see `approve`."""
-        return self._settle(review_id, Event.REJECT, by, Judgement(reason, correct=False), op)
+        return self._settle(
+            review_id, Event.REJECT, by, Judgement(reason, correct=False, on_behalf_of=on_behalf_of), op
+        )
 
     def undo(self, review_id: ReviewId, by: str, *, force: bool = False) -> Item:
         """Take a verdict back; the item returns to the reviewer. See `QueueSettings.undo_s`.

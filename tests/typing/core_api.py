@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from typing import assert_type
+from typing import TYPE_CHECKING, assert_type
 
 from semgrad_guard import Action, Confidence, Decision, Exchange, Guard, Outcome, Score, Status
+
+if TYPE_CHECKING:
+    from semgrad_guard.ports import DecidableQueue
+    from semgrad_guard.review import SqlReviewQueue
+    from semgrad_guard.review.client import ReviewClient
 
 
 def judging(guard: Guard) -> None:
@@ -24,6 +29,11 @@ def running(guard: Guard) -> None:
     assert_type(outcome.text, str)
     assert_type(outcome.status, Status)
     assert_type(outcome.confidence, float | None)
+
+
+def deciding(database: SqlReviewQueue, site: ReviewClient) -> list[DecidableQueue]:
+    """A queue takes verdicts wherever it is."""
+    return [database, site]
 
 
 async def running_async(guard: Guard) -> None:

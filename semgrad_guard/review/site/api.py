@@ -55,14 +55,27 @@ class Submitted(BaseModel):
     id: str
 
 
-class Edit(_Body):
+class Move(_Body):
+    """For whom the caller decides. The caller acts all the same; the audit trail keeps the person beside it."""
+
+    on_behalf_of: Annotated[str | None, Field(default=None, max_length=200)] = None
+
+
+class Release(Move):
+    """How an item is put back."""
+
+    force: bool = False
+    """Also when somebody else holds it; needs the token of an administrator."""
+
+
+class Edit(Move):
     """The text that goes out in the answer's place."""
 
-    text: str = Field(min_length=1)
+    text: str
     was_correct: bool = False
 
 
-class Rejection(_Body):
+class Rejection(Move):
     """Why an answer is held back."""
 
     reason: str = ""
@@ -237,28 +250,46 @@ def claim(desk: TheDesk, caller: Judge, item_id: ItemId) -> ItemView:
 
 
 @router.post("/items/{item_id}/release", responses=_OF_MOVE)
-def release(desk: TheDesk, caller: Judge, item_id: ItemId) -> ItemView:
-    """Put the item back."""
-    return _view(desk.queue.release(ReviewId(item_id), caller.by))
+def release(
+    desk: TheDesk, caller: Judge, item_id: ItemId, body: Release | None = None, key: OperationKey = None
+) -> ItemView:
+    """Put the item back; an administrator's token also what somebody else holds."""
+    wanted = body or Release()
+    if wanted.force and not caller.user.is_admin:
+        raise RefusedError(HTTPStatus.FORBIDDEN, "only administrators put back what somebody else holds")
+    op, person = _op(caller, key), wanted.on_behalf_of
+    return _view(desk.queue.release(ReviewId(item_id), caller.by, force=wanted.force, op=op, on_behalf_of=person))
 
 
 @router.post("/items/{item_id}/approve", responses=_OF_MOVE)
-def approve(desk: TheDesk, caller: Judge, item_id: ItemId, key: OperationKey = None) -> ItemView:
+def approve(
+    desk: TheDesk, caller: Judge, item_id: ItemId, body: Move | None = None, key: OperationKey = None
+) -> ItemView:
     """Let the answer out as it is."""
-    return _view(desk.queue.approve(ReviewId(item_id), caller.by, op=_op(caller, key)))
+    person = body.on_behalf_of if body is not None else None
+    return _view(desk.queue.approve(ReviewId(item_id), caller.by, op=_op(caller, key), on_behalf_of=person))
 
 
 @router.post("/items/{item_id}/edit", responses=_OF_MOVE)
 def edit(desk: TheDesk, caller: Judge, item_id: ItemId, body: Edit, key: OperationKey = None) -> ItemView:
     """Let out another text in the answer's place."""
-    op = _op(caller, key)
-    return _view(desk.queue.edit(ReviewId(item_id), caller.by, body.text, was_correct=body.was_correct, op=op))
+    return _view(
+        desk.queue.edit(
+            ReviewId(item_id),
+            caller.by,
+            body.text,
+            was_correct=body.was_correct,
+            op=_op(caller, key),
+            on_behalf_of=body.on_behalf_of,
+        )
+    )
 
 
 @router.post("/items/{item_id}/reject", responses=_OF_MOVE)
 def reject(desk: TheDesk, caller: Judge, item_id: ItemId, body: Rejection, key: OperationKey = None) -> ItemView:
     """Hold the answer back."""
-    return _view(desk.queue.reject(ReviewId(item_id), caller.by, body.reason, op=_op(caller, key)))
+    op, person = _op(caller, key), body.on_behalf_of
+    return _view(desk.queue.reject(ReviewId(item_id), caller.by, body.reason, op=op, on_behalf_of=person))
 
 
 @router.post("/items/{item_id}/undo", responses=_OF_MOVE)

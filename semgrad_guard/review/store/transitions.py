@@ -78,12 +78,13 @@ def claim_next(tx: Transaction, by: str, settings: QueueSettings, skip: frozense
     return _move(tx, item_of(row), Happening(Event.CLAIM, by), State.CLAIMED, holder=by, held_until=until)
 
 
-def release(tx: Transaction, item_id: str, by: str, *, force: bool = False) -> Item:
+def release(tx: Transaction, item_id: str, by: str, *, force: bool = False, on_behalf_of: str | None = None) -> Item:
     """Put a claimed item back; only its holder may, unless `force`."""
     item = read_item(tx.conn, item_id, lock=True)
     if not force and item.is_held_by_other(by, tx.now):
         raise AlreadyClaimedError(item.id, str(item.holder))
-    return _move(tx, item, Happening(Event.RELEASE, by), State.PENDING, holder=None, held_until=None)
+    happening = Happening(Event.RELEASE, by, _on_behalf_of(on_behalf_of))
+    return _move(tx, item, happening, State.PENDING, holder=None, held_until=None)
 
 
 def lapse_all(tx: Transaction, *, limit: int) -> int:
@@ -103,6 +104,8 @@ class Judgement:
     """The edited answer or the reason; `None` where the answer stands as it is."""
     correct: bool | None
     """Whether the model's answer was right; `None` where nobody looked."""
+    on_behalf_of: str | None = None
+    """Person for whom a program gives the verdict."""
 
 
 def settle(tx: Transaction, item_id: str, event: Event, by: str, judgement: Judgement, *, delay_s: float) -> Item:
@@ -117,7 +120,7 @@ def settle(tx: Transaction, item_id: str, event: Event, by: str, judgement: Judg
         delay_s: when others are told, in seconds from now.
     """
     item = freed(tx, read_item(tx.conn, item_id, lock=True), by)
-    happening = Happening(event, by, {"correct": judgement.correct})
+    happening = Happening(event, by, {"correct": judgement.correct, **_on_behalf_of(judgement.on_behalf_of)})
     return _rule(tx, item, happening, _VERDICT_OF[event], judgement, delay_s=delay_s)
 
 
@@ -228,6 +231,11 @@ def freed(tx: Transaction, item: Item, by: str) -> Item:
     if item.is_held_by_other(by, tx.now):
         raise AlreadyClaimedError(item.id, str(item.holder))
     return _lapse(tx, item)
+
+
+def _on_behalf_of(person: str | None) -> dict[str, str]:
+    """Return what the audit trail says of the person for whom a program acts."""
+    return {} if person is None else {"on_behalf_of": person}
 
 
 def _lapse(tx: Transaction, item: Item) -> Item:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -12,10 +13,12 @@ from langgraph.types import Command
 from langchain_semgrad import SemGradGraphState, SemGradNode, resume_with
 from semgrad_guard.flow import HumanReview, ReviewId, Ruling, Verdict, utc_now
 from semgrad_guard.review import open_queue
-from semgrad_guard.review.store.items import State
+from semgrad_guard.review.access import Scope
+from semgrad_guard.review.store.items import Event, State
 from tests.adapters.langchain.agents import THREAD, agent_of, ask, says
 from tests.adapters.langchain.chains import LYON, REFUSAL
 from tests.fakes import LadderDecider, MemoryQueue, MemorySink, guard_of
+from tests.review_site import serving, site_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
     from langgraph.checkpoint.sqlite import SqliteSaver
 
     from semgrad_guard.guard import Guard
+    from semgrad_guard.review.client import ReviewClient
     from semgrad_guard.review.queue import SqlReviewQueue
 
 REVIEW = LadderDecider([HumanReview(message="Wait.")])
@@ -125,6 +129,55 @@ def test_resuming_the_graph_settles_the_queues_item(
         "ann",
         text,
     )
+
+
+@contextmanager
+def site_queue(queue: SqlReviewQueue, account: str) -> Iterator[ReviewClient]:
+    """Serve the queue on a port; give it as a program with a token of the account reaches it."""
+    app = site_of(queue)
+    desk = app.state.desk
+    _, secret = desk.tokens.issue("guard", desk.accounts.get(account), [Scope.SUBMIT, Scope.JUDGE])
+    with serving(app) as url, closing(open_queue(url, token=secret)) as client:
+        yield client
+
+
+@pytest.mark.parametrize("case", VERDICTS, ids=str)
+@pytest.mark.parametrize("claimed", [False, True])
+def test_resuming_the_graph_settles_the_item_of_a_review_site(
+    queue: SqlReviewQueue, saver: SqliteSaver, case: tuple[Any, ...], claimed: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The same where the queue is on another machine; its trail says which token acted, and for whom."""
+    said, verdict, text, given = case
+    with site_queue(queue, "root") as client:
+        agent = agent_of(says(LYON), doubting(queue=client), review="both", checkpointer=saver)
+        review_id = ask(agent, config=THREAD)["semgrad"]["review_id"]
+        if claimed:
+            queue.claim_item(review_id, "bob")
+        assert agent.invoke(Command(resume=said), THREAD)["messages"][-1].content == given
+    ruling = queue.ruling(review_id)
+    assert ruling is not None
+    assert (queue.item(review_id).state.value, ruling.verdict, ruling.by, ruling.text) == (
+        verdict.value,
+        verdict,
+        "root/guard",
+        text,
+    )
+    rows = [row for row in queue.audit(review_id) if row.event not in {Event.SUBMIT, Event.CLAIM}]
+    assert {(row.by, row.detail["on_behalf_of"]) for row in rows} == {("root/guard", "ann")}
+    assert caplog.records == []
+
+
+def test_a_site_leaves_an_item_to_who_holds_it_unless_the_token_may_take_it(
+    queue: SqlReviewQueue, saver: SqliteSaver, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A reviewer's token has no right to what another reviewer holds; the answer goes out, and the log says so."""
+    with site_queue(queue, "ann") as client:
+        agent = agent_of(says(LYON), doubting(queue=client), review="both", checkpointer=saver)
+        review_id = ask(agent, config=THREAD)["semgrad"]["review_id"]
+        queue.claim_item(review_id, "bob")
+        assert agent.invoke(Command(resume=EDIT), THREAD)["messages"][-1].content == "Paris"
+    assert queue.item(review_id).holder == "bob"
+    assert "only administrators" in caplog.text
 
 
 def test_the_queues_item_stays_open_when_the_resume_is_no_verdict(queue: SqlReviewQueue, saver: SqliteSaver) -> None:

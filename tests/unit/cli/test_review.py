@@ -77,6 +77,13 @@ def test_show_prints_all_a_reviewer_needs_and_is_put_on_record(queue):
     assert json.loads(run("show", review_id, "--json"))["document"]["answer"].startswith("Element 7")
 
 
+def test_show_says_for_whom_a_program_acted(queue):
+    """With what would act on the terminal written out."""
+    review_id = submit(queue)
+    queue.approve(review_id, "bob/guard", on_behalf_of="carol\x1b[2J")
+    assert "bob/guard for carol⟨U+001B⟩[2J" in run("show", review_id, "--audit")
+
+
 def test_nothing_in_an_answer_acts_on_the_terminal(queue):
     """Answers are hostile input: neither escape codes nor markup may pass."""
     fingerprint = Fingerprint(model="m", dtype="d", template="t", settings="s")

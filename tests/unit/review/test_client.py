@@ -78,17 +78,17 @@ def test_the_guard_can_use_it_as_its_queue(open_client, queue):
 def test_it_judges_items(client, queue):
     """Every move of the queue, by the same name."""
     for item in client.each():
-        client.reject(ReviewId(item.id))
+        client.reject(ReviewId(item.id), "ann")
     review_id = submit(queue, 2)
     assert client.claim().id == review_id
     assert client.claim() is None
     client.comment(review_id, "hm")
     assert client.assign(review_id, "bob").assignee == "bob"
-    assert client.release(review_id).state is State.PENDING
+    assert client.release(review_id, "ann").state is State.PENDING
     assert client.claim_item(review_id).holder == "ann/bot"
-    assert client.approve(review_id).state is State.APPROVED
+    assert client.approve(review_id, "ann").state is State.APPROVED
     assert client.undo(review_id).state is State.CLAIMED
-    assert client.edit(review_id, "x", was_correct=True).state is State.EDITED
+    assert client.edit(review_id, "ann", "x", was_correct=True).state is State.EDITED
     detail = client.get(review_id)
     assert detail.comments[0].text == "hm"
     assert detail.ruling is not None
@@ -114,13 +114,13 @@ def test_errors_are_those_of_the_queue(client, queue):
     assert missing.value.item_id == "zzzz"
     queue.claim_item(review_id, "bob")
     with pytest.raises(AlreadyClaimedError) as held:
-        client.approve(review_id)
+        client.approve(review_id, "ann")
     assert held.value.by == "bob"
     with pytest.raises(EmptyTextError):
-        client.edit(review_id, " ")
+        client.edit(review_id, "ann", " ")
     queue.approve(review_id, "bob")
     with pytest.raises(IllegalMoveError) as settled:
-        client.reject(review_id)
+        client.reject(review_id, "ann")
     assert settled.value.state == "approved"
     with pytest.raises(UndoRefusedError):
         client.undo(review_id)
@@ -177,7 +177,7 @@ def test_a_move_tried_again_keeps_its_key():
     view = {"error": "ItemNotFoundError", "message": "x", "details": {"item_id": "a1"}}
     client, requests, _ = _scripted(httpx.ReadTimeout("slow"), httpx.Response(404, json=view))
     with pytest.raises(ItemNotFoundError):
-        client.approve(ReviewId("a1"))
+        client.approve(ReviewId("a1"), "ann")
     assert len({request.headers["Idempotency-Key"] for request in requests}) == 1
 
 

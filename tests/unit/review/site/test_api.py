@@ -73,6 +73,41 @@ def test_a_request_sent_again_with_its_key_acts_once(program, memory_queue):
     assert client.post(f"/api/v1/items/{review_id}/approve").status_code == 409
 
 
+def test_an_item_put_back_again_with_the_same_key_is_put_back_once(program, memory_queue):
+    """The same holds of releasing: a program that lost the reply is not told that nobody holds the item."""
+    review_id = submit(memory_queue)
+    client = program(Scope.JUDGE)
+    client.post(f"/api/v1/items/{review_id}/claim")
+    for _ in range(2):
+        response = client.post(f"/api/v1/items/{review_id}/release", headers={"Idempotency-Key": "k1"})
+        assert response.json()["state"] == "pending"
+    assert [row.event for row in memory_queue.audit(review_id)][1:] == [Event.CLAIM, Event.RELEASE]
+
+
+@pytest.mark.parametrize("move", ["approve", "edit", "reject", "release"])
+def test_a_program_says_for_whom_it_acts(program, memory_queue, move):
+    """Its own name stays on record, and a name too long for the record is refused."""
+    review_id = submit(memory_queue)
+    client = program(Scope.JUDGE)
+    client.post(f"/api/v1/items/{review_id}/claim")
+    path, body = f"/api/v1/items/{review_id}/{move}", {"text": "x"} if move == "edit" else {}
+    assert client.post(path, json={**body, "on_behalf_of": "x" * 201}).status_code == 422
+    assert client.post(path, json={**body, "on_behalf_of": "carol"}).status_code == 200
+    row = memory_queue.audit(review_id)[-1]
+    assert (row.event, row.by, row.detail["on_behalf_of"]) == (move, "ann/bot", "carol")
+
+
+def test_only_an_administrators_token_puts_back_what_somebody_else_holds(program, memory_queue):
+    """As on the page."""
+    review_id = submit(memory_queue)
+    memory_queue.claim_item(review_id, "bob")
+    path = f"/api/v1/items/{review_id}/release"
+    assert program(Scope.JUDGE).post(path, json={"force": True}).status_code == 403
+    assert program(Scope.JUDGE, user="root").post(path).status_code == 409
+    assert program(Scope.JUDGE, user="root").post(path, json={"force": True}).json()["state"] == "pending"
+    assert memory_queue.audit(review_id)[-1].by == "root/bot"
+
+
 def test_the_verdict_can_be_waited_for(program, memory_queue):
     """A program need not ask again and again."""
     review_id = submit(memory_queue)

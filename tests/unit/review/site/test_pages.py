@@ -168,6 +168,14 @@ def test_a_verdict_on_a_settled_item_is_refused_with_what_was_typed(ann, visit, 
     assert "my long &lt;b&gt;text&lt;/b&gt;" in ann.page
 
 
+def test_the_history_says_for_whom_a_program_acted(ann, memory_queue):
+    """With what is unseen in the name written out."""
+    review_id = submit(memory_queue)
+    memory_queue.approve(review_id, "bob/guard", on_behalf_of="carol\u202e")
+    words = re.sub("<[^>]*>", "", ann.get(f"/items/{review_id}"))
+    assert re.search(r"bob/guard for carol\W*U\+202E\W* → approved", words)
+
+
 def test_comments_and_assignment(ann, memory_queue):
     """Reviewers hand work to each other."""
     review_id = submit(memory_queue)
