@@ -158,7 +158,7 @@ def _grader(name: str, meaning: Similarity | None, same: float, judge: str | Non
     if name == "embedding":
         if meaning is None:
             raise typer.BadParameter("--grader embedding needs --embedding MODEL")
-        return grading.by_embedding(meaning, same)
+        return grading.by_meaning(meaning, same)
     if name != "judge":
         return grading.by_words(name)
     if judge is None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from semgrad_guard.flow import Progress
 from semgrad_guard.guard.giving_up import in_thread
-from semgrad_guard.guard.question_run import NOT_BEGUN, Question, judge, score_batch_within
+from semgrad_guard.guard.question_run import NOT_BEGUN, QuestionRun, judge, score_batch_within
 from semgrad_guard.routing import NO_RESOURCES, Resources
 
 if TYPE_CHECKING:
@@ -159,6 +159,6 @@ class Guard:
         scored: Score | Exception | None,
         progress: Progress = NOT_BEGUN,
     ) -> Outcome:
-        outcome = Question(self._current(), resources, self._clock, progress).run(exchange, scored)
+        outcome = QuestionRun(self._current(), resources, self._clock, progress).run(exchange, scored)
         self.emit(outcome.record)
         return outcome

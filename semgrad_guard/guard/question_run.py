@@ -192,7 +192,7 @@ NOT_BEGUN = Progress()
 """The progress of a question that nothing happened to yet."""
 
 
-class Question:
+class QuestionRun:
     """The state of one question while the policy is carried out; made for one call of `Guard.run`."""
 
     def __init__(

@@ -50,7 +50,7 @@ AttemptNumbers = Annotated[
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Standing:
+class StepContext:
     """How a question stands after its present attempt."""
 
     exchange: Exchange
@@ -110,14 +110,14 @@ class When(Match):
             )
         return self
 
-    def holds(self, standing: Standing) -> bool:
+    def holds(self, context: StepContext) -> bool:
         """Return whether a step with this condition is tried now."""
         return (
-            self.fits(standing.exchange)
-            and (self.below is None or standing.confidence < self.below)
-            and (self.above is None or standing.confidence >= self.above)
-            and (self.attempt is None or standing.n_attempts in self.attempt)
-            and (self.any_sentence_below is None or _any_below(self.any_sentence_below, standing.spans))
+            self.fits(context.exchange)
+            and (self.below is None or context.confidence < self.below)
+            and (self.above is None or context.confidence >= self.above)
+            and (self.attempt is None or context.n_attempts in self.attempt)
+            and (self.any_sentence_below is None or _any_below(self.any_sentence_below, context.spans))
         )
 
 

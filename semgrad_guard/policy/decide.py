@@ -18,7 +18,7 @@ from semgrad_guard.flow import (
     Failure,
     HumanReview,
 )
-from semgrad_guard.policy.conditions import Standing
+from semgrad_guard.policy.conditions import StepContext
 from semgrad_guard.policy.fields import versus
 from semgrad_guard.policy.model import RiskTarget
 from semgrad_guard.policy.promises import promises
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from semgrad_guard.flow import Exchange, Progress, Score, Step
     from semgrad_guard.policy.model import Budget, Messages, OnError, OnUncalibrated, Otherwise, Override, Policy
     from semgrad_guard.policy.promises import Promise
-    from semgrad_guard.policy.steps import Rung
+    from semgrad_guard.policy.steps import EscalationStep
 
     Thresholds = Callable[[Promise], float]
     """A promise -> the lowest confidence that keeps it; raises `CalibrationError` if none does."""
@@ -72,7 +72,7 @@ class Rules:
     """The settings for one exchange."""
 
     accept: Ruled[float | RiskTarget]
-    escalate: tuple[Ruled[Rung], ...]
+    escalate: tuple[Ruled[EscalationStep], ...]
     otherwise: Ruled[Otherwise]
     on_error: Ruled[OnError]
     on_uncalibrated: Ruled[OnUncalibrated]
@@ -84,7 +84,7 @@ def rules_for(policy: Policy, exchange: Exchange) -> Rules:
     matching = [(f"overrides[{i}]", o) for i, o in enumerate(policy.overrides) if o.match.fits(exchange)]
     return Rules(
         accept=_setting("accept", policy.accept, matching),
-        escalate=_ladder(policy, matching),
+        escalate=_escalation(policy, matching),
         otherwise=_setting("otherwise", policy.otherwise, matching),
         on_error=_setting("on_error", policy.on_error, matching),
         on_uncalibrated=_setting("on_uncalibrated", policy.on_uncalibrated, matching),
@@ -92,9 +92,9 @@ def rules_for(policy: Policy, exchange: Exchange) -> Rules:
     )
 
 
-def step_rule(place: str, rung: Rung) -> str:
+def step_rule(place: str, entry: EscalationStep) -> str:
     """Return the rule of a step: `escalate[0].retry_retrieval` for the step at `escalate[0]`."""
-    return f"{place}.{rung.name}"
+    return f"{place}.{entry.name}"
 
 
 def _setting(key: str, general: T, matching: list[tuple[str, Override]]) -> Ruled[T]:
@@ -105,9 +105,9 @@ def _setting(key: str, general: T, matching: list[tuple[str, Override]]) -> Rule
     return Ruled(general, key)
 
 
-def _ladder(policy: Policy, matching: list[tuple[str, Override]]) -> tuple[Ruled[Rung], ...]:
-    ladder = _setting("escalate", policy.escalate, matching)
-    return tuple(Ruled(rung, step_rule(f"{ladder.rule}[{i}]", rung)) for i, rung in enumerate(ladder.value))
+def _escalation(policy: Policy, matching: list[tuple[str, Override]]) -> tuple[Ruled[EscalationStep], ...]:
+    escalation = _setting("escalate", policy.escalate, matching)
+    return tuple(Ruled(entry, step_rule(f"{escalation.rule}[{i}]", entry)) for i, entry in enumerate(escalation.value))
 
 
 def _messages(policy: Policy, matching: list[tuple[str, Override]]) -> Messages:
@@ -141,7 +141,7 @@ class Skipped:
 class Choice:
     """The step to try, or none, and the steps before it that are not tried."""
 
-    rung: Ruled[Rung] | None
+    entry: Ruled[EscalationStep] | None
     skipped: tuple[Skipped, ...] = ()
 
     @property
@@ -150,64 +150,64 @@ class Choice:
         return next((one.limit for one in self.skipped if one.limit), "")
 
 
-def climb(
-    ladder: Sequence[Ruled[Rung]], standing: Standing, progress: Progress, budget: Budget, spent: Spent
+def next_step(
+    escalation: Sequence[Ruled[EscalationStep]], context: StepContext, progress: Progress, budget: Budget, spent: Spent
 ) -> Choice:
     """Return the first step that may be tried now.
 
     Args:
-        ladder: the steps, in the order of the file.
-        standing: how the question stands.
+        escalation: the steps, in the order of the file.
+        context: the best attempt so far, which the conditions look at.
         progress: which steps were tried, and which can't help any more.
         budget: the limits of new attempts.
         spent: what was used of them.
     """
     skipped: list[Skipped] = []
-    for rung in ladder:
-        obstacle = _obstacle(rung, standing, progress) or _over_budget(rung, budget, spent)
+    for entry in escalation:
+        obstacle = _obstacle(entry, context, progress) or _over_budget(entry, budget, spent)
         if obstacle is None:
-            return Choice(rung, tuple(skipped))
+            return Choice(entry, tuple(skipped))
         skipped.append(obstacle)
     return Choice(None, tuple(skipped))
 
 
-def cost_of(ladder: Sequence[Ruled[Rung]], tried: Mapping[str, int]) -> float:
-    """Return the cost units of all tries of the steps of a ladder."""
-    return sum(tried.get(r.rule, 0) * r.value.spec.cost for r in ladder if isinstance(r.value.spec, NewAttemptStep))
+def cost_of(escalation: Sequence[Ruled[EscalationStep]], tried: Mapping[str, int]) -> float:
+    """Return the cost units of all tries of the steps of an escalation."""
+    return sum(tried.get(r.rule, 0) * r.value.spec.cost for r in escalation if isinstance(r.value.spec, NewAttemptStep))
 
 
-def tries_left(rung: Ruled[Rung], progress: Progress) -> int:
+def tries_left(entry: Ruled[EscalationStep], progress: Progress) -> int:
     """Return how often a step may still be tried; a step that ends the question has one try."""
-    spec = rung.value.spec
-    return 1 if isinstance(spec, HumanReviewStep) else spec.attempts - progress.tried.get(rung.rule, 0)
+    spec = entry.value.spec
+    return 1 if isinstance(spec, HumanReviewStep) else spec.attempts - progress.tried.get(entry.rule, 0)
 
 
-def _obstacle(rung: Ruled[Rung], standing: Standing, progress: Progress) -> Skipped | None:
-    if rung.rule in progress.exhausted:
-        return Skipped(rung.rule, "failed or can't help any more")
-    if tries_left(rung, progress) < 1:
-        return Skipped(rung.rule, "used up")
-    if not rung.value.spec.when.holds(standing):
-        return Skipped(rung.rule, "not meant for this answer")
+def _obstacle(entry: Ruled[EscalationStep], context: StepContext, progress: Progress) -> Skipped | None:
+    if entry.rule in progress.exhausted:
+        return Skipped(entry.rule, "failed or can't help any more")
+    if tries_left(entry, progress) < 1:
+        return Skipped(entry.rule, "used up")
+    if not entry.value.spec.when.holds(context):
+        return Skipped(entry.rule, "not meant for this answer")
     return None
 
 
-def _over_budget(rung: Ruled[Rung], budget: Budget, spent: Spent) -> Skipped | None:
+def _over_budget(entry: Ruled[EscalationStep], budget: Budget, spent: Spent) -> Skipped | None:
     """Return which limit stops a step; steps that end the question are never stopped."""
-    spec = rung.value.spec
+    spec = entry.value.spec
     if isinstance(spec, HumanReviewStep):
         return None
     if budget.seconds is not None and not spent.seconds < budget.seconds:
-        return Skipped(rung.rule, f"{spent.seconds:.3g} of {budget.seconds:g} s used", "budget.seconds")
+        return Skipped(entry.rule, f"{spent.seconds:.3g} of {budget.seconds:g} s used", "budget.seconds")
     if budget.attempts is not None and spent.attempts >= budget.attempts:
-        return Skipped(rung.rule, f"{spent.attempts} of {budget.attempts} attempts used", "budget.attempts")
+        return Skipped(entry.rule, f"{spent.attempts} of {budget.attempts} attempts used", "budget.attempts")
     if budget.cost is not None and not spent.cost + spec.cost <= budget.cost:
-        return Skipped(rung.rule, f"{spent.cost:g} + {spec.cost:g} of {budget.cost:g} cost units", "budget.cost")
+        return Skipped(entry.rule, f"{spent.cost:g} + {spec.cost:g} of {budget.cost:g} cost units", "budget.cost")
     return None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Question:
+class DecisionInput:
     """What one decision is about."""
 
     rules: Rules
@@ -222,15 +222,15 @@ class Question:
         """Whether an earlier attempt has a usable confidence."""
         return best_judged(self.progress.attempts) is not None
 
-    def standing(self) -> Standing:
-        """Return how the question stands: by its best attempt."""
+    def context(self) -> StepContext:
+        """Return what the steps' conditions are checked against: the best attempt so far."""
         best, score = known(self.confidence), self.score
         before = best_judged(self.progress.attempts)
         earlier = known(before.decision.confidence) if before else None
         if before and earlier is not None and (best is None or earlier >= best):
             best, score = earlier, before.decision.score
         ids = {attempt.exchange.id for attempt in self.progress.attempts} | {self.exchange.id}
-        return Standing(
+        return StepContext(
             exchange=self.exchange,
             confidence=best or 0.0,
             spans=score.spans if score else (),
@@ -239,7 +239,7 @@ class Question:
 
     def doubt(self, threshold: float) -> str:
         """Return in words why the present attempt is not accepted."""
-        value, best = known(self.confidence), self.standing().confidence
+        value, best = known(self.confidence), self.context().confidence
         if value is None:
             return (
                 f"no calibrated confidence ({self.confidence.why}), best of the attempts {best:.2f} < {threshold:.2f}"
@@ -289,7 +289,7 @@ class PolicyDecider:
         policy = self.policy
         said: list[Policy | Override] = [policy, *policy.overrides]
         ends = {end for rules in said for end in (rules.otherwise, rules.on_error, rules.on_uncalibrated)} - {None}
-        people = any(rung.human_review is not None for _, rung in policy.ladders())
+        people = any(entry.human_review is not None for _, entry in policy.ladders())
         texts = [rules.messages for rules in said if rules.messages is not None]
         warned = any(messages.warning or messages.unchecked for messages in texts)
         return bool(ends - {"answer_with_warning", "warn"}) or people or warned
@@ -316,7 +316,7 @@ class PolicyDecider:
             UncalibratedError: there is no confidence and the policy says `on_uncalibrated: error`.
         """
         rules = rules_for(self.policy, exchange)
-        question = Question(rules=rules, exchange=exchange, progress=progress, score=score, confidence=confidence)
+        question = DecisionInput(rules=rules, exchange=exchange, progress=progress, score=score, confidence=confidence)
         value = known(confidence)
         if value is None and confidence.value is not None:
             why = f"confidence {confidence.value} is not in [0, 1]"
@@ -333,7 +333,7 @@ class PolicyDecider:
 
     def decide_failure(self, exchange: Exchange, failure: Failure, progress: Progress) -> Decision:
         """Return what happens to an answer that could not be judged or handed over: the policy's `on_error`."""
-        question = Question(rules=rules_for(self.policy, exchange), exchange=exchange, progress=progress)
+        question = DecisionInput(rules=rules_for(self.policy, exchange), exchange=exchange, progress=progress)
         return self._failed(question, failure)
 
     def best(self, exchange: Exchange, decision: Decision, progress: Progress) -> Exchange:
@@ -347,7 +347,7 @@ class PolicyDecider:
             self._computed[accept.rule] = self._thresholds(self._promises[accept.rule])
         return self._computed[accept.rule]
 
-    def _unjudged(self, question: Question, why: str, error: str) -> Decision:
+    def _unjudged(self, question: DecisionInput, why: str, error: str) -> Decision:
         """Decide when nothing can be compared."""
         on_uncalibrated, messages = question.rules.on_uncalibrated, question.rules.messages
         if on_uncalibrated.value == "error":
@@ -356,23 +356,23 @@ class PolicyDecider:
         step: Step = AnswerWithWarning(warning=messages.unchecked) if warn else Abstain(message=messages.abstain)
         return question.decision(step, on_uncalibrated.rule, why)
 
-    def _escalate(self, question: Question, threshold: float) -> Decision:
-        rules, standing, progress = question.rules, question.standing(), question.progress
+    def _escalate(self, question: DecisionInput, threshold: float) -> Decision:
+        rules, context, progress = question.rules, question.context(), question.progress
         spent = Spent(
             seconds=progress.elapsed_s,
-            attempts=standing.n_attempts,
+            attempts=context.n_attempts,
             cost=max(progress.cost, cost_of(rules.escalate, progress.tried)),
         )
-        choice = climb(rules.escalate, standing, progress, self.policy.budget, spent)
+        choice = next_step(rules.escalate, context, progress, self.policy.budget, spent)
         doubt = question.doubt(threshold)
-        if choice.rung is not None:
+        if choice.entry is not None:
             why = f"{doubt}; {_how(choice, progress)}"
-            step = choice.rung.value.spec.to_flow(rules.messages.pending)
-            return question.decision(step, choice.rung.rule, why)
+            step = choice.entry.value.spec.to_flow(rules.messages.pending)
+            return question.decision(step, choice.entry.rule, why)
         why = "; ".join([f"{doubt}, and no step is left", *(f"{one.rule}: {one.why}" for one in choice.skipped)])
         return question.decision(_last_step(rules), choice.limit or rules.otherwise.rule, why)
 
-    def _failed(self, question: Question, failure: Failure) -> Decision:
+    def _failed(self, question: DecisionInput, failure: Failure) -> Decision:
         on_error, messages = question.rules.on_error, question.rules.messages
         step: Step = Abstain(message=messages.abstain)
         why = f"{failure.stage} failed ({failure.type}: {failure.message})"
@@ -396,12 +396,12 @@ def _last_step(rules: Rules) -> Step:
 
 def _how(choice: Choice, progress: Progress) -> str:
     """Return in words which step is taken, and which were passed over by the budget."""
-    rung = choice.rung
-    if rung is None:
+    entry = choice.entry
+    if entry is None:
         return ""
-    spec = rung.value.spec
+    spec = entry.value.spec
     passed = [f"{one.rule} is over budget ({one.why})" for one in choice.skipped if one.limit]
     if isinstance(spec, HumanReviewStep):
         return "; ".join([*passed, "a person decides"])
-    this = spec.attempts - tries_left(rung, progress) + 1
+    this = spec.attempts - tries_left(entry, progress) + 1
     return "; ".join([*passed, f"try {this} of {spec.attempts}"])

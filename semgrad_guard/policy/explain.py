@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from semgrad_guard.policy.conditions import Match, When
     from semgrad_guard.policy.model import AcceptTarget, Override, Policy
-    from semgrad_guard.policy.steps import Rung
+    from semgrad_guard.policy.steps import EscalationStep
 
 
 def notes(policy: Policy) -> list[str]:
@@ -55,17 +55,17 @@ def _extremes(policy: Policy) -> Iterator[str]:
         yield "`review.url` is a database in memory: answers that wait for people are lost when the program ends"
 
 
-def _unreachable(ladder: tuple[Rung, ...], place: str, accept: object) -> Iterator[str]:
+def _unreachable(steps: tuple[EscalationStep, ...], place: str, accept: object) -> Iterator[str]:
     final: str | None = None
-    for index, rung in enumerate(ladder):
-        rule, above = step_rule(f"{place}[{index}]", rung), rung.spec.when.above
+    for index, entry in enumerate(steps):
+        rule, above = step_rule(f"{place}[{index}]", entry), entry.spec.when.above
         if final:
             yield f"{rule} is tried only if {final} failed, which always ends the question"
         if above is not None and isinstance(accept, float | int) and above >= accept:
             yield f"{rule} is never tried: at a confidence of at least {above:g} the answer is accepted"
-        if isinstance(rung.spec, HumanReviewStep) and rung.spec.when == ALWAYS:
+        if isinstance(entry.spec, HumanReviewStep) and entry.spec.when == ALWAYS:
             final = final or rule
-        if isinstance(rung.spec, FallbackModelStep) and rung.spec.unscored:
+        if isinstance(entry.spec, FallbackModelStep) and entry.spec.unscored:
             yield f"{rule} gives an answer that nothing has judged"
 
 
@@ -94,7 +94,7 @@ def explain(policy: Policy) -> list[str]:
         *_scoring(policy),
         "",
         f"{_accepted(policy.accept)} [accept]",
-        *_ladder(policy.escalate, "escalate"),
+        *_escalation(policy.escalate, "escalate"),
         f"If no step is left, {_otherwise(policy.otherwise, policy.messages.abstain)} [otherwise]",
         *_budget(policy),
     ]
@@ -128,20 +128,20 @@ def _accepted(accept: AcceptTarget) -> str:
     return f"An answer with a confidence of at least {accept:g} is given as it is."
 
 
-def _ladder(ladder: tuple[Rung, ...], place: str) -> list[str]:
-    if not ladder:
+def _escalation(steps: tuple[EscalationStep, ...], place: str) -> list[str]:
+    if not steps:
         return ["Nothing is tried to improve any other answer."]
-    steps = [f"  {i + 1}. {_step(rung)} [{step_rule(f'{place}[{i}]', rung)}]" for i, rung in enumerate(ladder)]
+    steps = [f"  {i + 1}. {_step(entry)} [{step_rule(f'{place}[{i}]', entry)}]" for i, entry in enumerate(steps)]
     return ["Otherwise these steps are tried, in this order:", *steps]
 
 
-def _step(rung: Rung) -> str:
-    when = _when(rung.spec.when)
-    return f"{_action(rung)}{f' if {when}' if when else ''}"
+def _step(entry: EscalationStep) -> str:
+    when = _when(entry.spec.when)
+    return f"{_action(entry)}{f' if {when}' if when else ''}"
 
 
-def _action(rung: Rung) -> str:
-    spec = rung.spec
+def _action(entry: EscalationStep) -> str:
+    spec = entry.spec
     if isinstance(spec, HumanReviewStep):
         wait = f"the caller waits up to {spec.wait_s:g} s" if spec.wait_s else "the caller does not wait"
         return f"hand the answer to a person ({wait})"
@@ -188,7 +188,7 @@ def _override(override: Override, place: str, abstain: str) -> list[str]:
     if override.accept is not None:
         lines.append(f"{_accepted(override.accept)} [{place}.accept]")
     if override.escalate is not None:
-        lines += _ladder(override.escalate, f"{place}.escalate")
+        lines += _escalation(override.escalate, f"{place}.escalate")
     if override.otherwise:
         lines.append(f"If no step is left, {_otherwise(override.otherwise, abstain)} [{place}.otherwise]")
     if override.on_error:

@@ -15,7 +15,7 @@ from pydantic_core import PydanticCustomError
 from semgrad_guard.policy.conditions import Selector
 from semgrad_guard.policy.fields import Frozen, OptionalText, Probability, Seconds, Share, Text, mask_url
 from semgrad_guard.policy.review import ReviewSettings
-from semgrad_guard.policy.steps import HumanReviewStep, Rung
+from semgrad_guard.policy.steps import EscalationStep, HumanReviewStep
 
 Method = Literal[
     "hybridgrad",
@@ -179,7 +179,7 @@ def _number(value: object) -> object:
     return value
 
 
-Ladder = Annotated[tuple[Rung, ...], Field(strict=False)]
+Escalation = Annotated[tuple[EscalationStep, ...], Field(strict=False)]
 """Steps in the order in which they are tried."""
 
 
@@ -190,7 +190,7 @@ class Override(Frozen):
     """Which exchanges."""
     accept: AcceptSetting | None = None
     """Confidence that an answer needs."""
-    escalate: Ladder | None = None
+    escalate: Escalation | None = None
     """Steps tried in this order while the confidence is too low."""
     otherwise: Otherwise | None = None
     """What happens when no step is left."""
@@ -227,7 +227,7 @@ class Policy(Frozen):
     """Which model scores, and how."""
     accept: AcceptSetting
     """Confidence that an answer needs: a number from 0 to 1, or {max_error_rate, delta} to have it computed."""
-    escalate: Ladder = ()
+    escalate: Escalation = ()
     """Steps tried in this order while the confidence is too low."""
     otherwise: Otherwise = "abstain"
     """What happens when no step is left."""
@@ -253,12 +253,12 @@ class Policy(Frozen):
     def _hangs_together(self) -> Self:
         _check_length(self.escalate)
         if self.scorer.granularity != "sentence":
-            for rule, rung in self.ladders():
-                if rung.spec.when.any_sentence_below is not None:
+            for rule, entry in self.ladders():
+                if entry.spec.when.any_sentence_below is not None:
                     raise PydanticCustomError(
                         "sentences",
                         "needs `scorer: {granularity: sentence}`: only then sentences have a confidence",
-                        {"path": (*_path(rule), rung.name, "when", "any_sentence_below")},
+                        {"path": (*_path(rule), entry.name, "when", "any_sentence_below")},
                     )
         return self
 
@@ -298,11 +298,11 @@ class Policy(Frozen):
         copy._source, copy._folder = source, folder  # noqa: SLF001 - its own private attributes
         return copy
 
-    def ladders(self) -> list[tuple[str, Rung]]:
+    def ladders(self) -> list[tuple[str, EscalationStep]]:
         """Return every step of every ladder with the rule's name without its step: `overrides[0].escalate[1]`."""
-        found = [(f"escalate[{i}]", rung) for i, rung in enumerate(self.escalate)]
+        found = [(f"escalate[{i}]", entry) for i, entry in enumerate(self.escalate)]
         for number, override in enumerate(self.overrides):
-            found += [(f"overrides[{number}].escalate[{i}]", rung) for i, rung in enumerate(override.escalate or ())]
+            found += [(f"overrides[{number}].escalate[{i}]", entry) for i, entry in enumerate(override.escalate or ())]
         return found
 
 
@@ -316,8 +316,8 @@ def _path(rule: str) -> tuple[str | int, ...]:
     return tuple(int(part) if part.isdigit() else part for part in parts)
 
 
-def _check_length(ladder: tuple[Rung, ...]) -> None:
-    tries = sum(1 if isinstance(rung.spec, HumanReviewStep) else rung.spec.attempts for rung in ladder)
+def _check_length(ladder: tuple[EscalationStep, ...]) -> None:
+    tries = sum(1 if isinstance(entry.spec, HumanReviewStep) else entry.spec.attempts for entry in ladder)
     if tries > MAX_LADDER:
         raise PydanticCustomError(
             "ladder",

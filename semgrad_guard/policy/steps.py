@@ -106,7 +106,7 @@ def _with_short_forms(schema: dict[str, Any]) -> None:
     schema["anyOf"] = [bare, spelled_out]
 
 
-class Rung(Frozen):
+class EscalationStep(Frozen):
     """One step of `escalate`: exactly one of the three, `human_review` and `retry_retrieval` also as a bare word."""
 
     model_config = ConfigDict(json_schema_extra=_with_short_forms)

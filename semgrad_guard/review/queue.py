@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from semgrad_guard.errors import EmptyTextError, QueueUnavailableError, SemGradGuardError
 from semgrad_guard.review.store import audit, outbox, read, submission, transitions
-from semgrad_guard.review.store.audit import Happening
+from semgrad_guard.review.store.audit import AuditEvent
 from semgrad_guard.review.store.database import Database, is_passing
 from semgrad_guard.review.store.document import document_of
 from semgrad_guard.review.store.items import ALL_ITEMS, OPEN_ITEMS, Event, Filters, QueueSettings, Sort
@@ -22,7 +22,7 @@ from semgrad_guard.review.store.learn import (
     trigram_similarity,
 )
 from semgrad_guard.review.store.read import insight
-from semgrad_guard.review.store.submission import Together
+from semgrad_guard.review.store.submission import GroupCommit
 from semgrad_guard.review.store.transfer import export_page, import_line, read_line
 from semgrad_guard.review.store.transitions import Judgement
 
@@ -226,7 +226,7 @@ class SqlReviewQueue(QueueKeeping):
         self._sleep = sleep
         self._after_submit: Callable[[], object] | None = None
         self._db = Database(url, clock=clock, sleep=sleep, retry_s=settings.retry_s)
-        self._submit = Together(partial(_store, self._db, settings), _is_database_away)
+        self._submit = GroupCommit(partial(_store, self._db, settings), _is_database_away)
 
     @property
     def url(self) -> str:
@@ -346,7 +346,7 @@ class SqlReviewQueue(QueueKeeping):
 
         def work(tx: Transaction) -> ItemDetail:
             detail = read.read_detail(tx.conn, review_id)
-            audit.record(tx, review_id, Happening(Event.VIEW, viewer))
+            audit.record(tx, review_id, AuditEvent(Event.VIEW, viewer))
             return detail
 
         return self._db.write(work)

@@ -10,8 +10,8 @@ from semgrad_guard.flow import Message
 from semgrad_guard.scoring.head import run_head
 from semgrad_guard.scoring.layout import Tokens, lay_out
 from semgrad_guard.scoring.model_lease import borrowed
-from semgrad_guard.scoring.model_parts import anatomy_of
-from semgrad_guard.scoring.recording import run_blind
+from semgrad_guard.scoring.model_parts import model_parts_of
+from semgrad_guard.scoring.recording import forward_no_grad
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,7 +29,7 @@ def answer_nll(model: PreTrainedModel, tokens: Tokens) -> Tensor:
     with borrowed(model):
         z = _head_inputs(model, tokens)[first : first + len(tokens.answer)]
         targets = torch.tensor(tokens.answer, device=z.device)
-        return run_head(anatomy_of(model).head, z, targets, ()).nll.cpu()
+        return run_head(model_parts_of(model).head, z, targets, ()).nll.cpu()
 
 
 def next_probabilities(model: PreTrainedModel, tokens: Tokens, candidates: Sequence[int]) -> Tensor:
@@ -37,12 +37,12 @@ def next_probabilities(model: PreTrainedModel, tokens: Tokens, candidates: Seque
     with borrowed(model):
         z = _head_inputs(model, tokens)[len(tokens.prompt) - 1]
         targets = torch.tensor(candidates, device=z.device)
-        return run_head(anatomy_of(model).head, z.expand(len(targets), -1), targets, ()).nll.neg().exp().cpu()
+        return run_head(model_parts_of(model).head, z.expand(len(targets), -1), targets, ()).nll.neg().exp().cpu()
 
 
 def _head_inputs(model: PreTrainedModel, tokens: Tokens) -> Tensor:
-    anatomy = anatomy_of(model)
-    return run_blind(model, anatomy, lay_out([tokens], 0, anatomy.device, split=False).rest, None)[0]
+    anatomy = model_parts_of(model)
+    return forward_no_grad(model, anatomy, lay_out([tokens], 0, anatomy.device, split=False).rest, None)[0]
 
 
 def context_gain(model: LocalModel, exchange: Exchange, tokens: Tokens, mean_nll: float) -> float | None:

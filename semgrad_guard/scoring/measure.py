@@ -15,8 +15,8 @@ from semgrad_guard.models.cache import full_cache
 from semgrad_guard.scoring.head import STORED_ENTRIES, WEIGHT_NORMS, run_head
 from semgrad_guard.scoring.layout import lay_out, shared_start
 from semgrad_guard.scoring.model_lease import borrowed
-from semgrad_guard.scoring.model_parts import anatomy_of
-from semgrad_guard.scoring.recording import known_outputs, record, record_behind, run_blind, state_norms
+from semgrad_guard.scoring.model_parts import model_parts_of
+from semgrad_guard.scoring.recording import forward_no_grad, known_outputs, record, record_from_cache, state_norms
 from semgrad_guard.scoring.signals import POSITIONS, semgrad_at
 
 if TYPE_CHECKING:
@@ -29,13 +29,13 @@ if TYPE_CHECKING:
     from semgrad_guard.models.cache import KeptCache
     from semgrad_guard.scoring.head import HeadPass, WeightNorm, WeightNorms
     from semgrad_guard.scoring.layout import Layout, Tokens
-    from semgrad_guard.scoring.model_lease import Turn
-    from semgrad_guard.scoring.model_parts import Anatomy
+    from semgrad_guard.scoring.model_lease import ModelLease
+    from semgrad_guard.scoring.model_parts import ModelParts
     from semgrad_guard.scoring.recording import Band, Recorded, Recording
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class GradientSpec:
     """What to differentiate."""
 
     band: Band
@@ -75,7 +75,7 @@ class Measure:
 def measure(
     model: PreTrainedModel,
     batch: Sequence[Tokens],
-    reading: Reading,
+    spec: GradientSpec,
     *,
     parts: Sequence[Sequence[slice]] = (),
     kept: KeptCache | None = None,
@@ -85,7 +85,7 @@ def measure(
     Args:
         model: any causal language model of transformers.
         batch: the exchanges, run together.
-        reading: what to differentiate.
+        spec: what to differentiate.
         parts: for each exchange, runs of answer tokens to measure beside the whole answer.
         kept: KV cache of the generation of the answer, for a single exchange.
 
@@ -93,31 +93,31 @@ def measure(
         NonFiniteScoreError: hidden states, likelihoods or gradients are NaN or infinite.
         GradientsUnavailableError: no gradients can be taken through this model.
     """
-    anatomy = anatomy_of(model)
+    anatomy = model_parts_of(model)
     wanted = [[slice(0, len(t.answer)), *own] for t, own in zip(batch, parts or [()] * len(batch), strict=True)]
     with borrowed(model):
-        layout = lay_out(batch, reading.n_recorded, anatomy.device, split=anatomy.has_cache)
-        behind = None
+        layout = lay_out(batch, spec.n_recorded, anatomy.device, split=anatomy.has_cache)
+        reused = None
         if kept is not None:
             once = len(wanted[0]) == 1
-            behind = record_behind(model, layout, batch[0].read, reading.band, kept, once=once)
-        recording = behind or _record_cold(model, anatomy, layout, reading.band)
-        known = known_outputs(kept, batch[0]) if kept and behind else None
-        run = partial(run_head, anatomy.head, known=known, norms=reading.norms)
+            reused = record_from_cache(model, layout, batch[0].read, spec.band, kept, once=once)
+        recording = reused or _record_cold(model, anatomy, layout, spec.band)
+        known = known_outputs(kept, batch[0]) if kept and reused else None
+        run = partial(run_head, anatomy.head, known=known, norms=spec.norms)
         heads = list(_heads(run, anatomy.head.n_vocabulary, recording.z, batch, layout, wanted))
         norms = _state_norms(recording, layout, heads, batch, wanted)
-    path: ScorePath = "reused" if behind else "cold" if anatomy.has_cache else "full"
+    path: ScorePath = "reused" if reused else "cold" if anatomy.has_cache else "full"
     return [
         _measure(head, own, by_part, n_prompt=len(tokens.prompt), path=path)
         for tokens, head, own, by_part in zip(batch, heads, wanted, norms, strict=True)
     ]
 
 
-def _record_cold(model: PreTrainedModel, anatomy: Anatomy, layout: Layout, band: Band) -> Recording:
+def _record_cold(model: PreTrainedModel, anatomy: ModelParts, layout: Layout, band: Band) -> Recording:
     """Run the prefix without gradients, and record the rest behind it."""
     cache = full_cache(model) if layout.prefix else None
     if layout.prefix:
-        run_blind(model, anatomy, layout.prefix, cache)
+        forward_no_grad(model, anatomy, layout.prefix, cache)
         if cache is not None and len(layout.prefix.ids) < len(layout.rest.ids):
             cache.batch_repeat_interleave(len(layout.rest.ids))
     return record(model, anatomy, layout.rest, cache, band)
@@ -238,7 +238,7 @@ def gradient_signals(measure: Measure, part: PartMeasure, position: int) -> dict
     return found
 
 
-def norms_behind(signals: Collection[str]) -> tuple[WeightNorm, ...]:
+def norms_from_cache(signals: Collection[str]) -> tuple[WeightNorm, ...]:
     """Return the gradients by the head's weight that some signals need."""
     needed = {_NORM_OF.get(signal) for signal in signals}
     return tuple(norm for norm in WEIGHT_NORMS if norm in needed)
@@ -269,9 +269,9 @@ MAX_BATCH_TOKENS = 8192
 
 
 def measure_many(
-    turn: Turn,
+    lease: ModelLease,
     exchanges: Sequence[Tokens],
-    reading: Reading,
+    spec: GradientSpec,
     *,
     parts: Sequence[Sequence[slice]] = (),
     max_batch_tokens: int = MAX_BATCH_TOKENS,
@@ -283,9 +283,9 @@ def measure_many(
     passages, several answers or questions) come into one batch, where the common part is run once.
 
     Args:
-        turn: the model, and how to wait for it.
+        lease: the model, and how to wait for it.
         exchanges: the exchanges.
-        reading: what to differentiate.
+        spec: what to differentiate.
         parts: for each exchange, runs of answer tokens to measure beside the whole answer.
         max_batch_tokens: padded tokens that one batch may hold.
         kept: KV cache of the generation of the answer, for a single exchange.
@@ -296,9 +296,9 @@ def measure_many(
     def run(group: Sequence[int]) -> None:
         failure = None
         try:
-            with turn.taken():
+            with lease.hold():
                 batch = [exchanges[i] for i in group]
-                measured = measure(turn.model, batch, reading, parts=[wanted[i] for i in group], kept=kept)
+                measured = measure(lease.model, batch, spec, parts=[wanted[i] for i in group], kept=kept)
             found.update(zip(group, measured, strict=True))
         except ScoringError as error:
             failure = error
@@ -314,7 +314,7 @@ def measure_many(
             run(group[:middle])
             run(group[middle:])
 
-    for group in batches(exchanges, reading.n_recorded, max_batch_tokens):
+    for group in batches(exchanges, spec.n_recorded, max_batch_tokens):
         run(group)
     return [found[i] for i in range(len(exchanges))]
 

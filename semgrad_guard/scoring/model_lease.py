@@ -113,7 +113,7 @@ def _widened(_embeddings: nn.Module, _args: object, output: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
+class ModelLease:
     """How to wait for the model, and when to give up: while waiting, and between two decoder blocks."""
 
     model: PreTrainedModel
@@ -123,7 +123,7 @@ class Turn:
     """`None` never gives up."""
 
     @contextmanager
-    def taken(self) -> Generator[None]:
+    def hold(self) -> Generator[None]:
         """Hold the model for the time of the context; it may be entered several times.
 
         Raises:

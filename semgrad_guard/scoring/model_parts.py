@@ -61,7 +61,7 @@ _PROBE_TOKENS = 2
 
 
 @dataclass(frozen=True, slots=True)
-class Anatomy:
+class ModelParts:
     """The parts of a model that the scoring touches."""
 
     blocks: tuple[nn.Module, ...]
@@ -77,10 +77,10 @@ class Anatomy:
     """Where the model takes its token ids."""
 
 
-_known: WeakKeyDictionary[PreTrainedModel, Anatomy] = WeakKeyDictionary()
+_known: WeakKeyDictionary[PreTrainedModel, ModelParts] = WeakKeyDictionary()
 
 
-def anatomy_of(model: PreTrainedModel) -> Anatomy:
+def model_parts_of(model: PreTrainedModel) -> ModelParts:
     """Return the parts of a model; the first look costs a forward pass of two tokens. Hold the model's lock.
 
     Raises:
@@ -92,7 +92,7 @@ def anatomy_of(model: PreTrainedModel) -> Anatomy:
     return found
 
 
-def _look(model: PreTrainedModel) -> Anatomy:
+def _look(model: PreTrainedModel) -> ModelParts:
     name = type(model).__name__
     if any(parameter.is_inference() for parameter in model.parameters()):
         why = "its weights were created under `torch.inference_mode()`, which autograd refuses; load it outside of that"
@@ -104,7 +104,7 @@ def _look(model: PreTrainedModel) -> Anatomy:
     blocks, probe = _blocks(model), _Probe()
     probe.run(model, blocks)
     require_gradients(name, blocks[-1])
-    return Anatomy(
+    return ModelParts(
         blocks=blocks,
         head=_head(model, probe),
         has_cache=full_cache(model) is not None,

@@ -17,7 +17,7 @@ from semgrad_guard.errors import GradientsUnavailableError, NonFiniteScoreError
 from semgrad_guard.models.cache import KeptCache, full_cache, recorded
 from semgrad_guard.scoring.layout import Tokens, lay_out
 from semgrad_guard.scoring.model_lease import hooked, passed_over, wide_states
-from semgrad_guard.scoring.model_parts import anatomy_of
+from semgrad_guard.scoring.model_parts import model_parts_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from transformers.cache_utils import Cache
 
     from semgrad_guard.scoring.layout import Layout, Segment
-    from semgrad_guard.scoring.model_parts import Anatomy
+    from semgrad_guard.scoring.model_parts import ModelParts
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +82,7 @@ class Recording:
         return torch.autograd.grad(self.z, self.states, at_head, retain_graph=keep)
 
 
-def run_blind(model: PreTrainedModel, anatomy: Anatomy, segment: Segment, cache: Cache | None) -> Tensor:
+def forward_no_grad(model: PreTrainedModel, anatomy: ModelParts, segment: Segment, cache: Cache | None) -> Tensor:
     """Run tokens, into the cache where there is one, and return `z`: no gradients, no logits."""
     watch = _Watch()
     with wide_states(model), hooked([(anatomy.head.module, watch.at_head)]):
@@ -95,7 +95,7 @@ def run_blind(model: PreTrainedModel, anatomy: Anatomy, segment: Segment, cache:
 
 def record(
     model: PreTrainedModel,
-    anatomy: Anatomy,
+    anatomy: ModelParts,
     segment: Segment,
     cache: Cache | None,
     band: Band,
@@ -157,7 +157,7 @@ def _sum(gradient: Tensor, places: Tensor) -> Tensor:
     return chosen.abs().sum(dim=-1, dtype=torch.float64).cpu()
 
 
-def _arguments(anatomy: Anatomy, segment: Segment, cache: Cache | None) -> dict[str, Any]:
+def _arguments(anatomy: ModelParts, segment: Segment, cache: Cache | None) -> dict[str, Any]:
     given = {
         "input_ids": segment.ids,
         "attention_mask": segment.mask,
@@ -208,7 +208,7 @@ class _Call:
 
 
 @dataclass(frozen=True, slots=True)
-class Walk:
+class BlockwiseRecording:
     """A recording of the last block, and how to run those below it; good for one backward pass."""
 
     model: PreTrainedModel
@@ -238,11 +238,13 @@ class Walk:
         return gradients
 
 
-def walk(model: PreTrainedModel, anatomy: Anatomy, segment: Segment, cache: Cache, band: Band, states: Tensor) -> Walk:
+def record_blockwise(
+    model: PreTrainedModel, anatomy: ModelParts, segment: Segment, cache: Cache, band: Band, states: Tensor
+) -> BlockwiseRecording:
     """Run the last block on tokens behind a cache, and note how the others are called.
 
     Args:
-        model: a model for which `can_walk` is true.
+        model: a model for which `can_record_blockwise` is true.
         anatomy: its parts.
         segment: the tokens.
         cache: of the tokens before them.
@@ -253,7 +255,7 @@ def walk(model: PreTrainedModel, anatomy: Anatomy, segment: Segment, cache: Cach
     below = anatomy.blocks[band.first : band.last]
     with hooked([(block, notes.at_block) for block in below]):
         top = record(model, anatomy, segment, cache, Band(band.last, band.last), states[-1:])
-    return Walk(model, top, tuple(notes.calls), states, cache)
+    return BlockwiseRecording(model, top, tuple(notes.calls), states, cache)
 
 
 @dataclass(slots=True)
@@ -271,7 +273,7 @@ _PROBE = Tokens(tuple(range(1, 25)), tuple(range(1, 9)))
 _N_RECORDED = 4
 
 
-def can_walk(model: PreTrainedModel, anatomy: Anatomy) -> bool:
+def can_record_blockwise(model: PreTrainedModel, anatomy: ModelParts) -> bool:
     """Tell whether a model's blocks depend on each other only through their states.
 
     Some architectures share keys and values between blocks; a walk would miss those gradients. The first question
@@ -282,27 +284,27 @@ def can_walk(model: PreTrainedModel, anatomy: Anatomy) -> bool:
     return _known[model]
 
 
-def _agrees(model: PreTrainedModel, anatomy: Anatomy) -> bool:
+def _agrees(model: PreTrainedModel, anatomy: ModelParts) -> bool:
     """Compare a walk with a recording on a few tokens."""
     band = upper_half(len(anatomy.blocks))
     layout = lay_out([_PROBE], _N_RECORDED, anatomy.device)
     cache = full_cache(model)
     if layout.prefix is None or cache is None:
         return False
-    run_blind(model, anatomy, layout.prefix, cache)
+    forward_no_grad(model, anatomy, layout.prefix, cache)
     kept = KeptCache(cache, _PROBE.read[: layout.starts[0]])
     with recorded(anatomy.blocks[band.first : band.last + 1]) as seen:
-        run_blind(model, anatomy, layout.rest, kept.prefix(kept.n_tokens))
+        forward_no_grad(model, anatomy, layout.rest, kept.prefix(kept.n_tokens))
     states = torch.cat([one.states() for one in seen])
     whole = record(model, anatomy, layout.rest, kept.prefix(kept.n_tokens), band)
-    steps = walk(model, anatomy, layout.rest, kept.prefix(kept.n_tokens), band, states)
+    steps = record_blockwise(model, anatomy, layout.rest, kept.prefix(kept.n_tokens), band, states)
     seed = torch.ones_like(whole.z).detach()
     one, other = (state_norms(recording, seed, layout.recorded, keep=False) for recording in (whole, steps))
     tolerance = 1e-4 if torch.finfo(model.dtype).bits > 16 else 5e-2
     return bool((one - other).abs().max() <= tolerance * one.abs().max())
 
 
-def record_behind(
+def record_from_cache(
     model: PreTrainedModel,
     layout: Layout,
     read: tuple[int, ...],
@@ -327,13 +329,13 @@ def record_behind(
     Returns:
         `None` when the cache is of other tokens or cannot be cropped.
     """
-    anatomy, start = anatomy_of(model), layout.starts[0]
+    anatomy, start = model_parts_of(model), layout.starts[0]
     if not (anatomy.has_cache and kept.supports_crop and kept.ids[:start] == read[:start]):
         return None
     cache = kept.prefix(start)
     states = _states(anatomy, kept, read, start, band)
-    if states is not None and once and len(states) == len(band) > 1 and can_walk(model, anatomy):
-        return walk(model, anatomy, layout.rest, cache, band, states)
+    if states is not None and once and len(states) == len(band) > 1 and can_record_blockwise(model, anatomy):
+        return record_blockwise(model, anatomy, layout.rest, cache, band, states)
     return record(model, anatomy, layout.rest, cache, band, None if states is None else states[:1])
 
 
@@ -344,7 +346,7 @@ def known_outputs(kept: KeptCache, tokens: Tokens) -> Tensor | None:
     return kept.crop(len(tokens)).outputs_from(len(tokens.prompt) - 1)
 
 
-def _states(anatomy: Anatomy, kept: KeptCache, read: tuple[int, ...], start: int, band: Band) -> Tensor | None:
+def _states(anatomy: ModelParts, kept: KeptCache, read: tuple[int, ...], start: int, band: Band) -> Tensor | None:
     """Return the kept states of the rest that entered the blocks of the band, or its first one, or nothing."""
     wanted = anatomy.blocks[band.first : band.last + 1]
     if not anatomy.plain_blocks or kept.ids[: len(read)] != read or wanted[0] not in kept.states_of:

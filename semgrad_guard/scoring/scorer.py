@@ -23,14 +23,14 @@ from semgrad_guard.scoring.forward_signals import context_gain, p_true
 from semgrad_guard.scoring.layout import Tokens, default_position
 from semgrad_guard.scoring.measure import (
     MAX_BATCH_TOKENS,
-    Reading,
+    GradientSpec,
     gradient_signals,
     likelihood_signals,
     measure_many,
-    norms_behind,
+    norms_from_cache,
 )
-from semgrad_guard.scoring.model_lease import Turn
-from semgrad_guard.scoring.model_parts import anatomy_of
+from semgrad_guard.scoring.model_lease import ModelLease
+from semgrad_guard.scoring.model_parts import model_parts_of
 from semgrad_guard.scoring.recording import Band, upper_half
 from semgrad_guard.scoring.signals import CLOSENESS, FREE, METHODS, POSITIONS, SIGNALS
 from semgrad_guard.scoring.spans import place_spans
@@ -210,9 +210,9 @@ class SemGradScorer:
         wanted = frozenset({*names, method, *(CLOSENESS if embedder else ())})
         self._readout = Readout(model, self._position, wanted, embedder=self._embedder, language=language)
         with model.lock:
-            self._blocks = anatomy_of(model.model).blocks
+            self._blocks = model_parts_of(model.model).blocks
         n_recorded = max(-self._position, -min(POSITIONS))
-        self._reading = Reading(_band(len(self._blocks), band), n_recorded, norms_behind(wanted))
+        self._reading = GradientSpec(_band(len(self._blocks), band), n_recorded, norms_from_cache(wanted))
         self._language, self._max_batch_tokens = language, max_batch_tokens
 
     @property
@@ -265,7 +265,7 @@ class SemGradScorer:
         earlier = self._earlier(exchange)
         if earlier is not None:
             return earlier
-        return self._score(self._prepared(exchange), turn=self._turn(cancel, max_time_s))
+        return self._score(self._prepared(exchange), lease=self._lease(cancel, max_time_s))
 
     async def ascore(self, exchange: Exchange, *, max_time_s: float | None = None) -> Score:
         """Same as `score`, in a thread; cancelling the task ends the work at the next decoder block."""
@@ -316,7 +316,7 @@ class SemGradScorer:
             answer_ids=generated.answer_ids,
             on_policy=True,
         )
-        return self._score(self._prepared(known), generated.kept, self._turn(cancel, max_time_s))
+        return self._score(self._prepared(known), generated.kept, self._lease(cancel, max_time_s))
 
     def score_batch(
         self,
@@ -332,7 +332,7 @@ class SemGradScorer:
             max_time_s: give up after this many seconds on what has no score by then.
             cancel: give up when this event is set.
         """
-        turn = self._turn(cancel, max_time_s)
+        lease = self._lease(cancel, max_time_s)
         found: dict[int, Score | ScoringError] = {}
         tasks: dict[int, _Task] = {}
         for number, exchange in enumerate(exchanges):
@@ -346,7 +346,7 @@ class SemGradScorer:
                 found[number] = error
         started = time.perf_counter()
         measured = measure_many(
-            turn,
+            lease,
             [task.tokens for task in tasks.values()],
             self._reading,
             parts=[[span.tokens for span in task.spans] for task in tasks.values()],
@@ -365,10 +365,10 @@ class SemGradScorer:
         spans = place_spans(self._model, exchange, tokens, language=self._language) if by_sentence else ()
         return _Task(exchange, tokens, spans, proxy=not exchange.on_policy)
 
-    def _score(self, task: _Task, kept: KeptCache | None = None, turn: Turn | None = None) -> Score:
+    def _score(self, task: _Task, kept: KeptCache | None = None, lease: ModelLease | None = None) -> Score:
         started = time.perf_counter()
         (one,) = measure_many(
-            turn or self._turn(None, None),
+            lease or self._lease(None, None),
             [task.tokens],
             self._reading,
             parts=[[span.tokens for span in task.spans]],
@@ -379,9 +379,11 @@ class SemGradScorer:
             raise one
         return self._finished(task, one, time.perf_counter() - started)
 
-    def _turn(self, cancel: threading.Event | None, max_time_s: float | None) -> Turn:
+    def _lease(self, cancel: threading.Event | None, max_time_s: float | None) -> ModelLease:
         never = cancel is None and max_time_s is None
-        return Turn(self._model.model, self._model.lock, self._blocks, None if never else ending(cancel, max_time_s))
+        return ModelLease(
+            self._model.model, self._model.lock, self._blocks, None if never else ending(cancel, max_time_s)
+        )
 
     def _finished(self, task: _Task, measured: Measure, seconds: float) -> Score:
         signals = self._readout.signals(measured, task.exchange, task.tokens)

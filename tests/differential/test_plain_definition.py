@@ -7,8 +7,8 @@ import torch
 
 from semgrad_guard.models import LocalModel
 from semgrad_guard.scoring.layout import Tokens
-from semgrad_guard.scoring.measure import Measure, Reading, measure
-from semgrad_guard.scoring.model_parts import anatomy_of
+from semgrad_guard.scoring.measure import GradientSpec, Measure, measure
+from semgrad_guard.scoring.model_parts import model_parts_of
 from semgrad_guard.scoring.recording import upper_half
 from tests.differential.plain_definition import plain_scores
 from tests.models_for_tests import N_BYTE_TOKENS, N_VOCABULARY, build, byte_tokenizer, tiny_lm
@@ -35,8 +35,8 @@ def _exchanges() -> list[Tokens]:
     return [Tokens(ids(n_prompt), ids(n_answer)) for n_prompt, n_answer in ((30, 5), (3, 1), (14, 9))]
 
 
-def _reading(model) -> Reading:
-    return Reading(upper_half(model.config.get_text_config(decoder=True).num_hidden_layers), 5)
+def _spec(model) -> GradientSpec:
+    return GradientSpec(upper_half(model.config.get_text_config(decoder=True).num_hidden_layers), 5)
 
 
 def _assert_equal(measured: Measure, plain) -> None:
@@ -54,8 +54,8 @@ def _assert_equal(measured: Measure, plain) -> None:
 def test_one_and_many_exchanges_equal_the_plain_definition(arch):
     """No short cut (prefix without gradients, closed-form head, padding) may change a number on any architecture."""
     model, batch = tiny_lm(arch), _exchanges()
-    in_batch = measure(model, batch, _reading(model))
-    alone = [measure(model, [tokens], _reading(model))[0] for tokens in batch]
+    in_batch = measure(model, batch, _spec(model))
+    alone = [measure(model, [tokens], _spec(model))[0] for tokens in batch]
     plain = build(arch)
     for tokens, one, of_many in zip(batch, alone, in_batch, strict=True):
         expected = plain_scores(plain, tokens.prompt, tokens.answer)
@@ -69,14 +69,14 @@ def test_one_and_many_exchanges_equal_the_plain_definition(arch):
 def test_the_cache_of_the_writing_gives_the_cold_numbers(arch, n_kept):
     """Behind a generation the cache is cropped, blocks below the band are skipped, the others run one by one."""
     model = build(arch, vocab_size=N_BYTE_TOKENS)
-    blocks = anatomy_of(model).blocks
-    reading = Reading(upper_half(len(blocks)), 5)
+    blocks = model_parts_of(model).blocks
+    spec = GradientSpec(upper_half(len(blocks)), 5)
     local = LocalModel(model, byte_tokenizer(), arch)
-    kept_blocks = blocks[reading.band.first :][:n_kept]
+    kept_blocks = blocks[spec.band.first :][:n_kept]
     written = local.generate(prompt_ids=range(3, 33), max_new_tokens=9, states_of=kept_blocks)
     tokens = Tokens(written.prompt_ids, written.answer_ids)
-    (reused,) = measure(model, [tokens], reading, kept=written.kept)
-    (cold,) = measure(model, [tokens], reading)
+    (reused,) = measure(model, [tokens], spec, kept=written.kept)
+    (cold,) = measure(model, [tokens], spec)
     assert reused.path == "reused"
     assert reused.parts[0].semgrad == pytest.approx(cold.parts[0].semgrad, rel=RELATIVE)
     assert reused.parts[0].by_weight.paragrad == pytest.approx(cold.parts[0].by_weight.paragrad, rel=RELATIVE)

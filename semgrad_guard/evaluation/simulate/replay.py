@@ -10,7 +10,7 @@ from semgrad_guard.errors import ScoringError, StepUnavailableError, Uncalibrate
 from semgrad_guard.evaluation.simulate.recorded import FIRST, RETRY, UNKNOWN, fallback_route
 from semgrad_guard.flow import Accept, Action, NewAttempt, ReviewId, Status
 from semgrad_guard.guard.assembly import NoCalibrator, decider_of, profile_of
-from semgrad_guard.guard.question_run import Parts, Question
+from semgrad_guard.guard.question_run import Parts, QuestionRun
 from semgrad_guard.policy.decide import step_rule
 from semgrad_guard.policy.steps import FallbackModelStep, NewAttemptStep
 from semgrad_guard.routing import Resources
@@ -274,14 +274,14 @@ class Simulator:
         self.thresholds = self._decider.compute_thresholds()
         """Confidence that each `accept` needs, by rule."""
         self._calibrator = _calibrator(profile)
-        specs = [(step_rule(place, rung), rung.spec) for place, rung in policy.ladders()]
+        specs = [(step_rule(place, entry), entry.spec) for place, entry in policy.ladders()]
         self._costs = {rule: spec.cost for rule, spec in specs if isinstance(spec, NewAttemptStep)}
         self._fallbacks = {spec.name for _, spec in specs if isinstance(spec, FallbackModelStep)}
 
     def replay(self, question: RecordedQuestion) -> Replay:
         """Return how a question ends under the policy."""
         playback = Playback(question, self.policy.budget.seconds)
-        flow = Question(self._parts(playback), resources_of(playback, self._fallbacks), playback.clock)
+        flow = QuestionRun(self._parts(playback), resources_of(playback, self._fallbacks), playback.clock)
         try:
             outcome = flow.run(playback.first)
         except UncalibratedError:
@@ -338,7 +338,7 @@ class Simulator:
 
 def unscored_routes(policy: Policy) -> frozenset[str]:
     """Return the routes of fallback models whose answers a policy passes without judging them."""
-    specs = [rung.spec for _, rung in policy.ladders()]
+    specs = [entry.spec for _, entry in policy.ladders()]
     return frozenset(fallback_route(s.name) for s in specs if isinstance(s, FallbackModelStep) and s.unscored)
 
 

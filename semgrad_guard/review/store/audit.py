@@ -24,7 +24,7 @@ _INSERT = insert(audit)
 
 
 @dataclass(frozen=True, slots=True)
-class Happening:
+class AuditEvent:
     """What happened to an item, by whom."""
 
     event: Event
@@ -45,7 +45,7 @@ class Change:
     """The item's version afterwards."""
 
 
-def record(tx: Transaction, item_id: str, happening: Happening, change: Change | None = None) -> None:
+def record(tx: Transaction, item_id: str, happening: AuditEvent, change: Change | None = None) -> None:
     """Add one row to the trail, in the transaction of the happening itself."""
     tx.conn.execute(_INSERT, row(tx, item_id, happening, change))
 
@@ -56,7 +56,7 @@ def record_all(tx: Transaction, rows: Sequence[Mapping[str, object]]) -> None:
         tx.conn.execute(_INSERT, rows)
 
 
-def row(tx: Transaction, item_id: str, happening: Happening, change: Change | None = None) -> Mapping[str, object]:
+def row(tx: Transaction, item_id: str, happening: AuditEvent, change: Change | None = None) -> Mapping[str, object]:
     """Return the row of a happening."""
     return {
         "item_id": item_id,

@@ -16,7 +16,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from semgrad_guard.flow import ReviewId
 from semgrad_guard.review.store import audit, outbox
-from semgrad_guard.review.store.audit import Change, Happening
+from semgrad_guard.review.store.audit import AuditEvent, Change
 from semgrad_guard.review.store.document import question_key, shorten, storable
 from semgrad_guard.review.store.items import Event, State, rank
 from semgrad_guard.review.store.schema import documents, items, search
@@ -48,7 +48,7 @@ class _Call(Generic[Given, Result]):
         self.error: Exception | None = None
 
 
-class Together(Generic[Given, Result]):
+class GroupCommit(Generic[Given, Result]):
     """Hands to one call of a function what several threads gave meanwhile.
 
     Whoever comes first acts for itself at once; those who come while it acts are acted for together by one of them. So
@@ -171,9 +171,9 @@ def submit_all(tx: Transaction, submissions: Sequence[Submission], settings: Que
     return [ids[each.document.exchange_id] for each in submissions]
 
 
-def _arrival(submission: Submission) -> Happening:
+def _arrival(submission: Submission) -> AuditEvent:
     """Return the submission as a happening; the exchange, not an operation, says whether it happened already."""
-    return Happening(Event.SUBMIT, submission.by, is_main=False)
+    return AuditEvent(Event.SUBMIT, submission.by, is_main=False)
 
 
 def _known(tx: Transaction, exchange_ids: list[str]) -> dict[str, ReviewId]:

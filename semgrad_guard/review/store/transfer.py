@@ -11,7 +11,7 @@ from sqlalchemy import insert, select, update
 from semgrad_guard.errors import DataFileError
 from semgrad_guard.flow import ReviewId, Verdict
 from semgrad_guard.review.store import audit, submission
-from semgrad_guard.review.store.audit import Change, Happening, Replayed, replay
+from semgrad_guard.review.store.audit import AuditEvent, Change, Replayed, replay
 from semgrad_guard.review.store.document import Document, storable
 from semgrad_guard.review.store.items import SETTLED, AtExpiry, Event, Sort, State
 from semgrad_guard.review.store.read import list_items, read_comments, read_document
@@ -153,7 +153,7 @@ def _insert(tx: Transaction, item: ItemLine, line: TransferLine, by: str) -> Non
         tx.conn.execute(
             insert(audit_table), {**each.model_dump(), "detail": json.dumps(each.detail), "item_id": review_id}
         )
-    arrived = Happening(Event.IMPORT, by, {"assignee": item.assignee}, is_main=False)
+    arrived = AuditEvent(Event.IMPORT, by, {"assignee": item.assignee}, is_main=False)
     audit.record(tx, review_id, arrived, None if line.audit else Change(None, state, item.version))
 
 

@@ -11,7 +11,7 @@ from sqlalchemy import bindparam, delete, insert, inspect, select, update
 from semgrad_guard.errors import AlreadyClaimedError, IllegalMoveError, UndoRefusedError
 from semgrad_guard.flow import ReviewId
 from semgrad_guard.review.store import audit, outbox
-from semgrad_guard.review.store.audit import Change, Happening
+from semgrad_guard.review.store.audit import AuditEvent, Change
 from semgrad_guard.review.store.document import storable
 from semgrad_guard.review.store.items import MOVES, SETTLED, AtExpiry, Event, State, allowed_from
 from semgrad_guard.review.store.read import item_of, read_item
@@ -64,7 +64,7 @@ def claim(tx: Transaction, item_id: str, by: str, settings: QueueSettings) -> It
     item = freed(tx, read_item(tx.conn, item_id, lock=True), by)
     event = Event.RENEW if item.state is State.CLAIMED else Event.CLAIM
     until = tx.now + timedelta(seconds=settings.lease_s)
-    return _move(tx, item, Happening(event, by), State.CLAIMED, holder=by, held_until=until)
+    return _move(tx, item, AuditEvent(event, by), State.CLAIMED, holder=by, held_until=until)
 
 
 def claim_next(tx: Transaction, by: str, settings: QueueSettings, skip: frozenset[str]) -> Item | None:
@@ -75,7 +75,7 @@ def claim_next(tx: Transaction, by: str, settings: QueueSettings, skip: frozense
     if row is None:
         return None
     until = tx.now + timedelta(seconds=settings.lease_s)
-    return _move(tx, item_of(row), Happening(Event.CLAIM, by), State.CLAIMED, holder=by, held_until=until)
+    return _move(tx, item_of(row), AuditEvent(Event.CLAIM, by), State.CLAIMED, holder=by, held_until=until)
 
 
 def release(tx: Transaction, item_id: str, by: str, *, force: bool = False, on_behalf_of: str | None = None) -> Item:
@@ -83,7 +83,7 @@ def release(tx: Transaction, item_id: str, by: str, *, force: bool = False, on_b
     item = read_item(tx.conn, item_id, lock=True)
     if not force and item.is_held_by_other(by, tx.now):
         raise AlreadyClaimedError(item.id, str(item.holder))
-    happening = Happening(Event.RELEASE, by, _on_behalf_of(on_behalf_of))
+    happening = AuditEvent(Event.RELEASE, by, _on_behalf_of(on_behalf_of))
     return _move(tx, item, happening, State.PENDING, holder=None, held_until=None)
 
 
@@ -120,7 +120,7 @@ def settle(tx: Transaction, item_id: str, event: Event, by: str, judgement: Judg
         delay_s: when others are told, in seconds from now.
     """
     item = freed(tx, read_item(tx.conn, item_id, lock=True), by)
-    happening = Happening(event, by, {"correct": judgement.correct, **_on_behalf_of(judgement.on_behalf_of)})
+    happening = AuditEvent(event, by, {"correct": judgement.correct, **_on_behalf_of(judgement.on_behalf_of)})
     return _rule(tx, item, happening, _VERDICT_OF[event], judgement, delay_s=delay_s)
 
 
@@ -128,13 +128,13 @@ def expire(tx: Transaction, item: Item) -> Item:
     """End an item whose deadline has passed, in the way it asks for."""
     state, text = _AT_EXPIRY[item.at_expiry]
     return _rule(
-        tx, item, Happening(Event.EXPIRE, CLOCK, is_main=False), state, Judgement(text, correct=None), delay_s=0.0
+        tx, item, AuditEvent(Event.EXPIRE, CLOCK, is_main=False), state, Judgement(text, correct=None), delay_s=0.0
     )
 
 
 def abandon(tx: Transaction, item: Item, by: str) -> Item:
     """End an open item without a verdict."""
-    happening = Happening(Event.EXPIRE, by, is_main=False)
+    happening = AuditEvent(Event.EXPIRE, by, is_main=False)
     return _rule(tx, item, happening, State.EXPIRED, Judgement("", correct=None), delay_s=0.0)
 
 
@@ -172,7 +172,7 @@ def undo(tx: Transaction, item_id: str, by: str, settings: QueueSettings, *, for
     return _move(
         tx,
         item,
-        Happening(Event.UNDO, by),
+        AuditEvent(Event.UNDO, by),
         State.CLAIMED,
         holder=by,
         held_until=until,
@@ -202,7 +202,7 @@ def assign(tx: Transaction, item_id: str, by: str, assignee: str | None) -> Item
     item = read_item(tx.conn, item_id, lock=True)
     if not item.is_open:
         raise IllegalMoveError(item.id, item.state, "assigned", allowed_from(item.state))
-    happening = Happening(Event.ASSIGN, by, {"assignee": assignee})
+    happening = AuditEvent(Event.ASSIGN, by, {"assignee": assignee})
     return _change(tx, item, happening, item.state, {"assignee": assignee})
 
 
@@ -210,14 +210,14 @@ def comment(tx: Transaction, item_id: str, by: str, text: str) -> None:
     """Note something beside an item, in any state."""
     item = read_item(tx.conn, item_id)
     tx.conn.execute(insert(comments).values(item_id=item.id, by=by, at=tx.now, text=storable(text)))
-    audit.record(tx, item.id, Happening(Event.COMMENT, by))
+    audit.record(tx, item.id, AuditEvent(Event.COMMENT, by))
 
 
 def deliver(tx: Transaction, item: Item, to: str) -> None:
     """Note that a waiting caller has the verdict."""
     if item.delivered_at is None:
         tx.conn.execute(update(items).where(items.c.id == item.id).values(delivered_at=tx.now))
-        audit.record(tx, item.id, Happening(Event.DELIVER, to))
+        audit.record(tx, item.id, AuditEvent(Event.DELIVER, to))
 
 
 def freed(tx: Transaction, item: Item, by: str) -> Item:
@@ -239,12 +239,12 @@ def _on_behalf_of(person: str | None) -> dict[str, str]:
 
 
 def _lapse(tx: Transaction, item: Item) -> Item:
-    happening = Happening(Event.LAPSE, CLOCK, {"holder": item.holder}, is_main=False)
+    happening = AuditEvent(Event.LAPSE, CLOCK, {"holder": item.holder}, is_main=False)
     return _change(tx, item, happening, State.PENDING, {"holder": None, "held_until": None})
 
 
 def _rule(
-    tx: Transaction, item: Item, happening: Happening, state: State, judgement: Judgement, *, delay_s: float
+    tx: Transaction, item: Item, happening: AuditEvent, state: State, judgement: Judgement, *, delay_s: float
 ) -> Item:
     _check(item, happening.event, state)
     ruling = {
@@ -262,7 +262,7 @@ def _rule(
     return settled
 
 
-def _move(tx: Transaction, item: Item, happening: Happening, state: State, **values: Any) -> Item:
+def _move(tx: Transaction, item: Item, happening: AuditEvent, state: State, **values: Any) -> Item:
     _check(item, happening.event, state)
     return _change(tx, item, happening, state, values)
 
@@ -273,7 +273,7 @@ def _check(item: Item, event: Event, wanted: State) -> None:
         raise IllegalMoveError(item.id, item.state, wanted, allowed_from(item.state))
 
 
-def _change(tx: Transaction, item: Item, happening: Happening, state: State, values: dict[str, Any]) -> Item:
+def _change(tx: Transaction, item: Item, happening: AuditEvent, state: State, values: dict[str, Any]) -> Item:
     """Write the change, if the item is still the one that was read."""
     version = item.version + 1
     changed = {"state": state, "version": version, "updated_at": tx.now, **values}
@@ -320,5 +320,5 @@ def _erase(tx: Transaction, review_id: str, by: str) -> bool:
         tx.conn.execute(update(table).where(table.c.item_id == item.id).values(text=""))
     blank = {"title": "", "preview": "", "question_key": None, "erased_at": tx.now}
     tx.conn.execute(update(items).where(items.c.id == item.id).values(**blank))
-    audit.record(tx, item.id, Happening(Event.ERASE, by, is_main=False))
+    audit.record(tx, item.id, AuditEvent(Event.ERASE, by, is_main=False))
     return True

@@ -7,15 +7,15 @@ from typing import Any
 import pytest
 
 from semgrad_guard.flow import Exchange, SpanScore
-from semgrad_guard.policy.conditions import Selector, Standing, When
+from semgrad_guard.policy.conditions import Selector, StepContext, When
 
 
 def standing(
     confidence: float = 0.5, n_attempts: int = 1, spans: tuple[float | None, ...] = (), **fields: Any
-) -> Standing:
+) -> StepContext:
     """Return how a question stands."""
     parts = tuple(SpanScore(start=0, end=1, signals={}, confidence=value) for value in spans)
-    return Standing(exchange=Exchange(**fields), confidence=confidence, spans=parts, n_attempts=n_attempts)
+    return StepContext(exchange=Exchange(**fields), confidence=confidence, spans=parts, n_attempts=n_attempts)
 
 
 @pytest.mark.parametrize(

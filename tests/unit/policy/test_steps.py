@@ -6,7 +6,7 @@ import pytest
 
 from semgrad_guard.flow import FallbackModel, HumanReview, RetryRetrieval, Step
 from semgrad_guard.policy import policy_from
-from semgrad_guard.policy.steps import Rung
+from semgrad_guard.policy.steps import EscalationStep
 
 
 @pytest.mark.parametrize(
@@ -22,7 +22,7 @@ from semgrad_guard.policy.steps import Rung
 )
 def test_short_forms_mean_the_same_as_spelled_out(short: object, spelled_out: object) -> None:
     """The simplest thing to write is right."""
-    assert Rung.model_validate(short) == Rung.model_validate(spelled_out)
+    assert EscalationStep.model_validate(short) == EscalationStep.model_validate(spelled_out)
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_short_forms_mean_the_same_as_spelled_out(short: object, spelled_out: ob
 )
 def test_every_setting_reaches_routing(written: object, step: Step) -> None:
     """A key that is read but not handed on would be a lie."""
-    assert Rung.model_validate(written).spec.to_flow("pending text") == step
+    assert EscalationStep.model_validate(written).spec.to_flow("pending text") == step
 
 
 def test_a_policy_cannot_be_changed() -> None:

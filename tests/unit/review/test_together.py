@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
-from semgrad_guard.review.store.submission import Together
+from semgrad_guard.review.store.submission import GroupCommit
 
 
 class Slow:
@@ -31,7 +31,7 @@ class Slow:
 
 def _all_at_once(act: Slow, numbers, is_shared=lambda _: False):
     """Give one number, then the others while the first is acted on; return the results or errors by number."""
-    together = Together(act, is_shared)
+    together = GroupCommit(act, is_shared)
     with ThreadPoolExecutor(len(numbers)) as pool:
         futures = {numbers[0]: pool.submit(together, numbers[0])}
         assert act.is_called.wait(10)
@@ -68,7 +68,7 @@ def test_an_error_that_hits_all_is_not_tried_for_each():
 def test_a_thread_that_is_ended_leaves_its_work_to_another():
     """Nothing may be taken for done because the one who did it was interrupted."""
     act = Slow(interrupted_call=2)
-    together = Together(act, lambda _: False)
+    together = GroupCommit(act, lambda _: False)
     found = {}
 
     def give(number) -> None:

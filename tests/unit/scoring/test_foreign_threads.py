@@ -10,7 +10,7 @@ import torch
 
 from semgrad_guard.flow import Exchange
 from semgrad_guard.scoring import SemGradScorer
-from semgrad_guard.scoring.model_parts import anatomy_of
+from semgrad_guard.scoring.model_parts import model_parts_of
 from tests.models_for_tests import local_model
 
 IDS = torch.tensor([[5, 9, 13, 7, 60, 61, 62]])
@@ -78,7 +78,7 @@ def scored_above_known_states(local):
 
 
 def looked_at(local):
-    anatomy_of(local.model)
+    model_parts_of(local.model)
 
 
 @pytest.mark.parametrize(

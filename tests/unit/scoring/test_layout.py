@@ -8,7 +8,7 @@ import torch
 from semgrad_guard.errors import EmptyAnswerError, EmptyPromptError
 from semgrad_guard.scoring import measure as measure_module
 from semgrad_guard.scoring.layout import Tokens, lay_out
-from semgrad_guard.scoring.measure import Reading, batches, measure
+from semgrad_guard.scoring.measure import GradientSpec, batches, measure
 from semgrad_guard.scoring.recording import Band
 from tests.models_for_tests import tiny_lm
 
@@ -52,20 +52,20 @@ def test_a_few_differing_tokens_join_the_rest():
 @pytest.mark.parametrize("arch", ["llama", "gpt2", "gemma2", "mpt"])
 def test_shared_beginnings_change_no_number(arch, monkeypatch):
     """Run once, and still every exchange's own."""
-    model, reading = tiny_lm(arch), Reading(Band(2, 3), 5)
+    model, spec = tiny_lm(arch), GradientSpec(Band(2, 3), 5)
     beginning = tuple(torch.randint(3, 80, (40,), generator=torch.Generator().manual_seed(2)).tolist())
     family = [_tokens((*beginning, *range(10, 10 + n)), range(20, 20 + n)) for n in (2, 5, 2)]
     rows = []
-    real = measure_module.run_blind
+    real = measure_module.forward_no_grad
     monkeypatch.setattr(
         measure_module,
-        "run_blind",
+        "forward_no_grad",
         lambda m, a, segment, cache: rows.append(len(segment.ids)) or real(m, a, segment, cache),
     )
-    together = measure(model, family, reading)
+    together = measure(model, family, spec)
     assert rows == [1]
     for tokens, one in zip(family, together, strict=True):
-        (alone,) = measure(model, [tokens], reading)
+        (alone,) = measure(model, [tokens], spec)
         assert one.parts[0].semgrad == pytest.approx(alone.parts[0].semgrad, rel=2e-4)
         assert one.parts[0].by_weight.paragrad == pytest.approx(alone.parts[0].by_weight.paragrad, rel=2e-4)
 

@@ -19,7 +19,7 @@ def letters(texts) -> np.ndarray:
 
 def test_an_answer_like_any_accepted_one_is_right() -> None:
     """The best of the accepted answers counts."""
-    grade = grading.by_embedding(letters, 0.8)
+    grade = grading.by_meaning(letters, 0.8)
     assert grade("q", "apple", ["banana", "avocado"])
     assert not grade("q", "cherry", ["banana", "avocado"])
 
@@ -30,7 +30,7 @@ def test_without_accepted_answers_every_answer_is_wrong() -> None:
     def never(_: str) -> str:
         raise AssertionError
 
-    assert not grading.by_embedding(letters)("q", "a", [])
+    assert not grading.by_meaning(letters)("q", "a", [])
     assert not grading.by_judge(never)("q", "a", [])
     assert not grading.by_words("contains")("q", "a", [])
 
