@@ -143,6 +143,15 @@ def refuse_to_score(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(SemGradScorer, "__init__", impossible)
 
 
+def fail_while_scoring(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the scoring of written answers fail from now on with an error that is none of ours."""
+
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(SemGradScorer, "score_generated", broken)
+
+
 @contextmanager
 def in_use(local: LocalModel) -> Iterator[None]:
     """Let another thread hold a model as long as the context lasts."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from langchain_core.language_models import BaseChatModel
@@ -14,7 +12,8 @@ from pydantic import Field, PrivateAttr
 from typing_extensions import override
 
 from langchain_semgrad.convert import SCORE_KEY, to_prompt
-from semgrad_guard.guard.assembly import Lazy, band_blocks
+from semgrad_guard.guard.assembly import Lazy
+from semgrad_guard.single_pass import AnswerSettings, ScoredAnswer, SinglePass
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,10 +22,7 @@ if TYPE_CHECKING:
     from langchain_core.messages import BaseMessage
 
     from semgrad_guard.flow import Json
-    from semgrad_guard.models import Generated, LocalModel
-    from semgrad_guard.scoring import SemGradScorer
-
-_log = logging.getLogger("semgrad_guard")
+    from semgrad_guard.models import LocalModel
 
 _FINISH = {"stop_sequence": "stop"}
 
@@ -61,19 +57,17 @@ class SemGradChatModel(BaseChatModel):
     position: int | None = None
     """Token position t*, counted from the prompt's end; `None` takes the one known for the model's template."""
 
-    _local: Lazy[LocalModel] = PrivateAttr()
-    _scorer: Lazy[SemGradScorer] = PrivateAttr()
+    _single_pass: Lazy[SinglePass] = PrivateAttr()
 
     @override
     def model_post_init(self, context: Any, /) -> None:
         """Prepare what is made at the first answer."""
-        self._local = Lazy(self._load)
-        self._scorer = Lazy(self._make_scorer)
+        self._single_pass = Lazy(self._make_single_pass)
 
     @property
     def local_model(self) -> LocalModel:
         """The model itself, loaded."""
-        return self._local.get()
+        return self._single_pass.get().local_model
 
     @property
     @override
@@ -100,9 +94,9 @@ class SemGradChatModel(BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        written = self._write(messages, stop, kwargs)
+        answer = self._single_pass.get().write(to_prompt(messages), self._settings(stop, kwargs))
         message = AIMessage(
-            content=written.text, response_metadata=self._metadata(written), usage_metadata=_usage(written)
+            content=answer.generated.text, response_metadata=self._metadata(answer), usage_metadata=_usage(answer)
         )
         return ChatResult(generations=[ChatGeneration(message=message)])
 
@@ -114,9 +108,7 @@ class SemGradChatModel(BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
-        from semgrad_guard.models.streaming import stream  # noqa: PLC0415 - loads torch
-
-        for item in stream(partial(self._write, messages, stop, kwargs)):
+        for item in self._single_pass.get().stream(to_prompt(messages), self._settings(stop, kwargs)):
             chunk = ChatGenerationChunk(
                 message=AIMessageChunk(content=item) if isinstance(item, str) else self._last(item)
             )
@@ -124,54 +116,33 @@ class SemGradChatModel(BaseChatModel):
                 run_manager.on_llm_new_token(item, chunk=chunk)
             yield chunk
 
-    def _last(self, written: Generated) -> AIMessageChunk:
+    def _last(self, answer: ScoredAnswer) -> AIMessageChunk:
         """Return the chunk that ends a stream: no text, but what is known now that all is written."""
         return AIMessageChunk(
             content="",
-            response_metadata=self._metadata(written),
-            usage_metadata=_usage(written),
+            response_metadata=self._metadata(answer),
+            usage_metadata=_usage(answer),
             chunk_position="last",
         )
 
-    def _write(
-        self, messages: list[BaseMessage], stop: list[str] | None, settings: dict[str, Any], **watching: Any
-    ) -> Generated:
-        return self.local_model.generate(
-            to_prompt(messages),
-            max_new_tokens=settings.get("max_tokens", self.max_tokens),
-            temperature=settings.get("temperature", self.temperature),
-            top_p=settings.get("top_p", self.top_p),
-            seed=settings.get("seed", self.seed),
-            stop=stop or self.stop or (),
-            keep=self.scoring,
-            states_of=band_blocks(self._scorer) if self.scoring else (),
-            **watching,
-        )
+    def _settings(self, stop: list[str] | None, call: dict[str, Any]) -> AnswerSettings:
+        return AnswerSettings.for_call(self, {**call, "stop": stop})
 
-    def _metadata(self, written: Generated) -> dict[str, Json]:
-        said: dict[str, Json] = {
+    def _metadata(self, answer: ScoredAnswer) -> dict[str, Json]:
+        reason = answer.generated.finish_reason
+        metadata: dict[str, Json] = {
             "model_name": self.local_model.name,
             "model_provider": "semgrad",
-            "finish_reason": _FINISH.get(written.finish_reason, written.finish_reason),
+            "finish_reason": _FINISH.get(reason, reason),
         }
-        if self.scoring and written.answer_ids:
-            try:
-                said[SCORE_KEY] = self._scorer.get().score_generated(written).to_json()
-            except Exception as error:  # noqa: BLE001 - the answer is worth more than its score: a guard takes it again
-                _log.warning("an answer could not be scored as it was written: %s: %s", type(error).__name__, error)
-        return said
+        if answer.score is not None:
+            metadata[SCORE_KEY] = answer.score.to_json()
+        return metadata
 
-    def _load(self) -> LocalModel:
-        from semgrad_guard.models import load_model  # noqa: PLC0415 - loads torch
-
-        return load_model(self.model, dtype=self.dtype, device=self.device)
-
-    def _make_scorer(self) -> SemGradScorer:
-        from semgrad_guard.scoring import SemGradScorer  # noqa: PLC0415 - loads torch
-
-        return SemGradScorer(self.local_model, position=self.position)
+    def _make_single_pass(self) -> SinglePass:
+        return SinglePass(self.model, dtype=self.dtype, device=self.device, position=self.position)
 
 
-def _usage(written: Generated) -> UsageMetadata:
-    read, wrote = len(written.prompt_ids), len(written.answer_ids)
+def _usage(answer: ScoredAnswer) -> UsageMetadata:
+    read, wrote = answer.n_prompt_tokens, answer.n_answer_tokens
     return UsageMetadata(input_tokens=read, output_tokens=wrote, total_tokens=read + wrote)

@@ -5,9 +5,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import logging
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from llama_index.core.llms import (
@@ -28,18 +25,15 @@ from typing_extensions import override
 
 from llama_index_semgrad.calls import SCORE_KEY
 from llama_index_semgrad.convert import flow_messages
-from semgrad_guard.errors import ScoringError
 from semgrad_guard.flow import Message
-from semgrad_guard.guard.assembly import Lazy, band_blocks
+from semgrad_guard.guard.assembly import Lazy
+from semgrad_guard.single_pass import AnswerSettings, ScoredAnswer, SinglePass
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from semgrad_guard.flow import Json, Prompt
-    from semgrad_guard.models import Generated, LocalModel
-    from semgrad_guard.scoring import SemGradScorer
-
-_log = logging.getLogger("semgrad_guard")
+    from semgrad_guard.models import LocalModel
 
 UNLIMITED_CONTEXT = 1_000_000
 """Context window reported for a model that names none."""
@@ -75,15 +69,13 @@ class SemGradLLM(LLM):
     position: int | None = None
     """Token position t*, counted from the prompt's end; `None` takes the one known for the model's template."""
 
-    _local: Lazy[LocalModel] = PrivateAttr()
-    _scorer: Lazy[SemGradScorer] = PrivateAttr()
+    _single_pass: Lazy[SinglePass] = PrivateAttr()
 
     @override
     def model_post_init(self, context: Any, /) -> None:
         """Prepare what is made at the first answer."""
         super().model_post_init(context)
-        self._local = Lazy(self._load)
-        self._scorer = Lazy(self._make_scorer)
+        self._single_pass = Lazy(self._make_single_pass)
 
     @classmethod
     @override
@@ -93,7 +85,7 @@ class SemGradLLM(LLM):
     @property
     def local_model(self) -> LocalModel:
         """The model itself, loaded."""
-        return self._local.get()
+        return self._single_pass.get().local_model
 
     @property
     @override
@@ -109,141 +101,122 @@ class SemGradLLM(LLM):
     @override
     @llm_completion_callback()
     def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
-        return self._completion(self._write(self._asked(prompt, formatted), kwargs))
+        final_prompt = self._to_prompt(prompt, formatted)
+        return _completion(self._single_pass.get().write(final_prompt, self._settings(kwargs)))
 
     @override
     @llm_completion_callback()
     async def acomplete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
-        written = await asyncio.to_thread(self._write, self._asked(prompt, formatted), kwargs)
-        return await asyncio.to_thread(self._completion, written)
+        final_prompt = self._to_prompt(prompt, formatted)
+        return _completion(await self._single_pass.get().awrite(final_prompt, self._settings(kwargs)))
 
     @override
     @llm_completion_callback()
     def stream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponseGen:
-        from semgrad_guard.models.streaming import stream  # noqa: PLC0415 - loads torch
-
         def responses() -> CompletionResponseGen:
-            text = ""
-            for item in stream(partial(self._write, self._asked(prompt, formatted), kwargs)):
+            final_prompt, text = self._to_prompt(prompt, formatted), ""
+            for item in self._single_pass.get().stream(final_prompt, self._settings(kwargs)):
                 if isinstance(item, str):
                     text += item
                     yield CompletionResponse(text=text, delta=item)
                 else:
-                    yield self._completion(item, delta="")
+                    yield _completion(item, delta="")
 
         return responses()
 
     @override
     @llm_completion_callback()
     async def astream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponseAsyncGen:
-        from semgrad_guard.models.streaming import astream  # noqa: PLC0415 - loads torch
-
         async def responses() -> CompletionResponseAsyncGen:
-            text = ""
-            async for item in astream(partial(self._write, self._asked(prompt, formatted), kwargs)):
+            final_prompt, text = self._to_prompt(prompt, formatted), ""
+            async for item in self._single_pass.get().astream(final_prompt, self._settings(kwargs)):
                 if isinstance(item, str):
                     text += item
                     yield CompletionResponse(text=text, delta=item)
                 else:
-                    yield await asyncio.to_thread(self._completion, item, delta="")
+                    yield _completion(item, delta="")
 
         return responses()
 
     @override
     @llm_chat_callback()
     def chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
-        return self._chat(self._write(flow_messages(messages), kwargs))
+        return _chat(self._single_pass.get().write(flow_messages(messages), self._settings(kwargs)))
 
     @override
     @llm_chat_callback()
     async def achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
-        written = await asyncio.to_thread(self._write, flow_messages(messages), kwargs)
-        return await asyncio.to_thread(self._chat, written)
+        return _chat(await self._single_pass.get().awrite(flow_messages(messages), self._settings(kwargs)))
 
     @override
     @llm_chat_callback()
     def stream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseGen:
-        from semgrad_guard.models.streaming import stream  # noqa: PLC0415 - loads torch
-
         def responses() -> ChatResponseGen:
             text = ""
-            for item in stream(partial(self._write, flow_messages(messages), kwargs)):
+            for item in self._single_pass.get().stream(flow_messages(messages), self._settings(kwargs)):
                 if isinstance(item, str):
                     text += item
                     yield ChatResponse(message=_assistant(text), delta=item)
                 else:
-                    yield self._chat(item, delta="")
+                    yield _chat(item, delta="")
 
         return responses()
 
     @override
     @llm_chat_callback()
     async def astream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseAsyncGen:
-        from semgrad_guard.models.streaming import astream  # noqa: PLC0415 - loads torch
-
         async def responses() -> ChatResponseAsyncGen:
             text = ""
-            async for item in astream(partial(self._write, flow_messages(messages), kwargs)):
+            async for item in self._single_pass.get().astream(flow_messages(messages), self._settings(kwargs)):
                 if isinstance(item, str):
                     text += item
                     yield ChatResponse(message=_assistant(text), delta=item)
                 else:
-                    yield await asyncio.to_thread(self._chat, item, delta="")
+                    yield _chat(item, delta="")
 
         return responses()
 
-    def _asked(self, prompt: str, formatted: bool) -> Prompt:  # noqa: FBT001 - LlamaIndex' own argument
-        """Return a text as the model should read it: one that nobody formatted is a user's message to a chat model."""
+    def _to_prompt(self, prompt: str, formatted: bool) -> Prompt:  # noqa: FBT001 - LlamaIndex' own argument
+        """Return a prompt for the model: text without a template becomes a user's message to a chat model."""
         return prompt if formatted or not self.local_model.is_chat else (Message("user", prompt),)
 
-    def _write(self, prompt: Prompt, settings: dict[str, Any], **watching: Any) -> Generated:
-        return self.local_model.generate(
-            prompt,
-            max_new_tokens=settings.get("max_tokens", self.max_tokens),
-            temperature=settings.get("temperature", self.temperature),
-            top_p=settings.get("top_p", self.top_p),
-            seed=settings.get("seed", self.seed),
-            stop=settings.get("stop") or self.stop or (),
-            keep=self.scoring,
-            states_of=band_blocks(self._scorer) if self.scoring else (),
-            **watching,
-        )
+    def _settings(self, call: dict[str, Any]) -> AnswerSettings:
+        return AnswerSettings.for_call(self, call)
 
-    def _completion(self, written: Generated, delta: str | None = None) -> CompletionResponse:
-        found = self._found(written)
-        return CompletionResponse(text=written.text, delta=delta, raw=_raw(written), additional_kwargs=found)
+    def _make_single_pass(self) -> SinglePass:
+        return SinglePass(self.model, dtype=self.dtype, device=self.device, position=self.position)
 
-    def _chat(self, written: Generated, delta: str | None = None) -> ChatResponse:
-        found = self._found(written)
-        return ChatResponse(message=_assistant(written.text), delta=delta, raw=_raw(written), additional_kwargs=found)
 
-    def _found(self, written: Generated) -> dict[str, Json]:
-        """Return the score of what was just written, and what LlamaIndex counts tokens by."""
-        read, wrote = len(written.prompt_ids), len(written.answer_ids)
-        found: dict[str, Json] = {"prompt_tokens": read, "completion_tokens": wrote, "total_tokens": read + wrote}
-        if self.scoring and written.answer_ids:
-            try:
-                found[SCORE_KEY] = self._scorer.get().score_generated(written).to_json()
-            except ScoringError as error:  # the answer is worth more than its score; a guard scores it from outside
-                _log.warning("an answer could not be scored while it was written: %s", error)
-        return found
+def _completion(answer: ScoredAnswer, delta: str | None = None) -> CompletionResponse:
+    return CompletionResponse(
+        text=answer.generated.text, delta=delta, raw=_raw(answer), additional_kwargs=_score_and_usage(answer)
+    )
 
-    def _load(self) -> LocalModel:
-        from semgrad_guard.models import load_model  # noqa: PLC0415 - loads torch
 
-        return load_model(self.model, dtype=self.dtype, device=self.device)
+def _chat(answer: ScoredAnswer, delta: str | None = None) -> ChatResponse:
+    return ChatResponse(
+        message=_assistant(answer.generated.text),
+        delta=delta,
+        raw=_raw(answer),
+        additional_kwargs=_score_and_usage(answer),
+    )
 
-    def _make_scorer(self) -> SemGradScorer:
-        from semgrad_guard.scoring import SemGradScorer  # noqa: PLC0415 - loads torch
 
-        return SemGradScorer(self.local_model, position=self.position)
+def _score_and_usage(answer: ScoredAnswer) -> dict[str, Json]:
+    """Return the score under our key, and the numbers of tokens under the keys that LlamaIndex counts them by."""
+    read, wrote = answer.n_prompt_tokens, answer.n_answer_tokens
+    found: dict[str, Json] = {"prompt_tokens": read, "completion_tokens": wrote, "total_tokens": read + wrote}
+    if answer.score is not None:
+        found[SCORE_KEY] = answer.score.to_json()
+    return found
 
 
 def _assistant(text: str) -> ChatMessage:
     return ChatMessage(role=MessageRole.ASSISTANT, content=text)
 
 
-def _raw(written: Generated) -> dict[str, Json]:
+def _raw(answer: ScoredAnswer) -> dict[str, Json]:
+    written = answer.generated
     return {
         "prompt_ids": list(written.prompt_ids),
         "answer_ids": list(written.answer_ids),

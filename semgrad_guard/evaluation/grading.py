@@ -11,7 +11,6 @@ import numpy as np
 
 from semgrad_guard.extras import require
 from semgrad_guard.flow import Message
-from semgrad_guard.models.embedding import UnitVectors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -101,6 +100,8 @@ def shared_words(texts: Sequence[str]) -> NDArray[np.float64]:
 
 def by_embedding(embedder: Embedder) -> Similarity:
     """Return the likeness by sentence embeddings: the cosine, below 0 counted as 0."""
+    from semgrad_guard.models.embedding import UnitVectors  # noqa: PLC0415 - loads torch
+
     unit = UnitVectors(embedder)
 
     def alike(texts: Sequence[str]) -> NDArray[np.float64]:

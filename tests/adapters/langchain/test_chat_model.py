@@ -17,7 +17,7 @@ from semgrad_guard.models import LocalModel, load_model
 from semgrad_guard.scoring import SemGradScorer
 from tests.adapters.langchain.chains import PROMPT
 from tests.fakes import guard_of
-from tests.models_for_tests import local_model, note_kept_states, refuse_to_score
+from tests.models_for_tests import fail_while_scoring, local_model, note_kept_states, refuse_to_score
 
 if TYPE_CHECKING:
     from semgrad_guard.guard import Guard
@@ -153,6 +153,26 @@ def test_a_model_that_cannot_be_scored_answers_all_the_same(local: LocalModel, m
     answer = chat(local).invoke("Capital?")
     assert answer.content
     assert "semgrad_score" not in answer.response_metadata
+
+
+async def test_any_error_while_scoring_costs_the_score_only(local: LocalModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Out of memory on the device, say, is a RuntimeError."""
+    model = chat(local)
+    text = model.invoke("Capital?").text
+    fail_while_scoring(monkeypatch)
+    pieces = [list(model.stream("Capital?")), [p async for p in model.astream("Capital?")]]
+    answers = [model.invoke("Capital?"), await model.ainvoke("Capital?"), *(sum(p[1:], p[0]) for p in pieces)]
+    assert [answer.text for answer in answers] == [text] * 4
+    assert not any("semgrad_score" in answer.response_metadata for answer in answers)
+
+
+def test_a_copy_writes_by_its_own_settings(local: LocalModel) -> None:
+    """It shares the model, not the settings."""
+    model = chat(local)
+    assert model.invoke("Capital?").usage_metadata["output_tokens"] > 2
+    copied = model.model_copy(update={"max_tokens": 2})
+    assert copied.invoke("Capital?").usage_metadata["output_tokens"] == 2
+    assert copied.local_model is model.local_model
 
 
 def test_an_abandoned_stream_ends_the_writing(local: LocalModel) -> None:

@@ -74,7 +74,7 @@ def outcome_of(hf: HuggingFaceLLM, **options: Any) -> tuple[Exchange, dict[str, 
 @pytest.mark.parametrize("is_chat", [False, True])
 def test_the_model_is_shared_and_its_own_tokens_are_scored(make: Any, is_chat: bool, monkeypatch: Any) -> None:
     """A second copy of the weights may not fit, and other tokens would be another answer."""
-    monkeypatch.setattr(models.loading, "_from_files", lambda *_: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(models.load, "_from_files", lambda *_: pytest.fail("a model was loaded"))
     hf = make(is_chat_model=is_chat)
     exchange, found = outcome_of(hf)
     assert exchange.on_policy

@@ -21,7 +21,7 @@ from semgrad_guard.models import LocalModel
 from semgrad_guard.scoring import SemGradScorer
 from tests.adapters.llama_index.world import QUESTION, index
 from tests.fakes import LadderDecider, MemorySink, OneMinusScore
-from tests.models_for_tests import note_kept_states, refuse_to_score
+from tests.models_for_tests import fail_while_scoring, note_kept_states, refuse_to_score
 from tests.unit.models.conftest import make_model, make_tokenizer
 
 USER = [ChatMessage(role="user", content="the question")]
@@ -188,6 +188,35 @@ def test_a_model_that_cannot_be_scored_answers_all_the_same(local: LocalModel, m
     response = SemGradLLM(model=local, max_tokens=3).complete("the question")
     assert response.text
     assert SCORE_KEY not in response.additional_kwargs
+
+
+async def test_any_error_while_scoring_costs_the_score_only(llm: SemGradLLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Out of memory on the device, say, is a RuntimeError."""
+    text = llm.complete("the question").text
+    fail_while_scoring(monkeypatch)
+    completed = [
+        llm.complete("the question"),
+        await llm.acomplete("the question"),
+        list(llm.stream_complete("the question"))[-1],
+        [r async for r in await llm.astream_complete("the question")][-1],
+    ]
+    chatted = [
+        llm.chat(USER),
+        await llm.achat(USER),
+        list(llm.stream_chat(USER))[-1],
+        [r async for r in await llm.astream_chat(USER)][-1],
+    ]
+    assert [r.text for r in completed] == [text] * 4
+    assert [r.message.content for r in chatted] == [text] * 4
+    assert not any(SCORE_KEY in r.additional_kwargs for r in (*completed, *chatted))
+
+
+def test_a_copy_writes_by_its_own_settings(llm: SemGradLLM) -> None:
+    """It shares the model, not the settings."""
+    assert len(llm.complete("the question").raw["answer_ids"]) > 2
+    copied = llm.model_copy(update={"max_tokens": 2})
+    assert len(copied.complete("the question").raw["answer_ids"]) == 2
+    assert copied.local_model is llm.local_model
 
 
 def test_an_error_while_writing_reaches_the_reader(llm: SemGradLLM) -> None:

@@ -1,0 +1,196 @@
+"""Writing an answer and scoring it in one pass: what the chat models of all frameworks have in common."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextlib import aclosing, closing
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol, Self
+
+from semgrad_guard.guard.assembly import Lazy, band_blocks
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
+
+    from semgrad_guard.flow import Prompt, Score
+    from semgrad_guard.models import Generated, LocalModel
+    from semgrad_guard.scoring import SemGradScorer
+
+_log = logging.getLogger("semgrad_guard")
+
+
+class ChatModelFields(Protocol):
+    """The fields of a chat model that say how it writes when a call does not say otherwise."""
+
+    @property
+    def max_tokens(self) -> int:
+        """The most tokens of one answer."""
+        ...
+
+    @property
+    def temperature(self) -> float:
+        """0 takes the likeliest token each time."""
+        ...
+
+    @property
+    def top_p(self) -> float:
+        """The share of probability that tokens are drawn from."""
+        ...
+
+    @property
+    def stop(self) -> Sequence[str] | None:
+        """Texts that end an answer; they are not part of it."""
+        ...
+
+    @property
+    def seed(self) -> int | None:
+        """Makes drawing repeatable."""
+        ...
+
+    @property
+    def scoring(self) -> bool:
+        """Whether answers are scored."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnswerSettings:
+    """How one answer is written, and whether it is scored."""
+
+    max_tokens: int = 256
+    temperature: float = 0.0
+    top_p: float = 1.0
+    stop: Sequence[str] = ()
+    seed: int | None = None
+    scoring: bool = True
+
+    @classmethod
+    def for_call(cls, fields: ChatModelFields, changes: Mapping[str, Any]) -> Self:
+        """Return a chat model's settings with the changes of one call; other keys of the call are ignored."""
+        return cls(
+            max_tokens=changes.get("max_tokens", fields.max_tokens),
+            temperature=changes.get("temperature", fields.temperature),
+            top_p=changes.get("top_p", fields.top_p),
+            stop=changes.get("stop") or fields.stop or (),
+            seed=changes.get("seed", fields.seed),
+            scoring=fields.scoring,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoredAnswer:
+    """An answer and its score."""
+
+    generated: Generated
+    """What the model wrote."""
+    score: Score | None = None
+    """`None` if scoring was switched off, the answer has no tokens, or scoring failed."""
+    error: str | None = None
+    """Why scoring failed; `None` if it did not."""
+
+    @property
+    def n_prompt_tokens(self) -> int:
+        """How many tokens the model read."""
+        return len(self.generated.prompt_ids)
+
+    @property
+    def n_answer_tokens(self) -> int:
+        """How many tokens the model wrote."""
+        return len(self.generated.answer_ids)
+
+
+class SinglePass:
+    """A local model that scores each answer from the KV cache that its writing left.
+
+    The model is loaded at the first answer. An error while writing reaches the caller. An error while scoring is logged
+    and costs the score only, since the answer is worth more and a guard can still score it from outside.
+
+    Args:
+        source: anything that `semgrad_guard.models.load_model` takes.
+        dtype: number type of the weights.
+        device: where the model runs.
+        position: token position t*, counted from the prompt's end; `None` takes the one known for the model's template.
+    """
+
+    def __init__(
+        self, source: Any, *, dtype: str | None = None, device: str | None = None, position: int | None = None
+    ) -> None:
+        self._source, self._dtype, self._device, self._position = source, dtype, device, position
+        self._local = Lazy(self._load)
+        self._scorer = Lazy(self._make_scorer)
+
+    @property
+    def local_model(self) -> LocalModel:
+        """The model itself, loaded."""
+        return self._local.get()
+
+    def write(self, prompt: Prompt, settings: AnswerSettings) -> ScoredAnswer:
+        """Return the model's answer to a prompt, scored.
+
+        Raises:
+            ModelError: the model cannot be loaded, or a setting is out of range.
+            ScoringError: the prompt has no tokens, or leaves no room for an answer.
+        """
+        return self._scored(self._generate(prompt, settings), settings)
+
+    async def awrite(self, prompt: Prompt, settings: AnswerSettings) -> ScoredAnswer:
+        """Same as `write` for async callers; model and scorer work in other threads."""
+        generated = await asyncio.to_thread(self._generate, prompt, settings)
+        return await asyncio.to_thread(self._scored, generated, settings)
+
+    def stream(self, prompt: Prompt, settings: AnswerSettings) -> Generator[str | ScoredAnswer, None, None]:
+        """Yield the text piece by piece, then the scored answer; closing the generator ends the writing.
+
+        Raises:
+            ModelError: as for `write`.
+            ScoringError: as for `write`.
+        """
+        from semgrad_guard.models.streaming import stream  # noqa: PLC0415 - loads torch
+
+        with closing(stream(partial(self._generate, prompt, settings))) as items:
+            for item in items:
+                yield item if isinstance(item, str) else self._scored(item, settings)
+
+    async def astream(self, prompt: Prompt, settings: AnswerSettings) -> AsyncGenerator[str | ScoredAnswer, None]:
+        """Same as `stream` for async callers; cancelling the reader ends the writing."""
+        from semgrad_guard.models.streaming import astream  # noqa: PLC0415 - loads torch
+
+        async with aclosing(astream(partial(self._generate, prompt, settings))) as items:
+            async for item in items:
+                yield item if isinstance(item, str) else await asyncio.to_thread(self._scored, item, settings)
+
+    def _generate(self, prompt: Prompt, settings: AnswerSettings, **watching: Any) -> Generated:
+        return self.local_model.generate(
+            prompt,
+            max_new_tokens=settings.max_tokens,
+            temperature=settings.temperature,
+            top_p=settings.top_p,
+            stop=settings.stop,
+            seed=settings.seed,
+            keep=settings.scoring,
+            states_of=band_blocks(self._scorer) if settings.scoring else (),
+            **watching,
+        )
+
+    def _scored(self, generated: Generated, settings: AnswerSettings) -> ScoredAnswer:
+        if not settings.scoring or not generated.answer_ids:
+            return ScoredAnswer(generated=generated)
+        try:
+            score = self._scorer.get().score_generated(generated)
+        except Exception as error:  # noqa: BLE001 - see the class
+            why = f"{type(error).__name__}: {error}"  # the error itself would hold the tensors of its frames
+            _log.warning("an answer could not be scored as it was written: %s", why)
+            return ScoredAnswer(generated=generated, error=why)
+        return ScoredAnswer(generated=generated, score=score)
+
+    def _load(self) -> LocalModel:
+        from semgrad_guard.models import load_model  # noqa: PLC0415 - loads torch
+
+        return load_model(self._source, dtype=self._dtype, device=self._device)
+
+    def _make_scorer(self) -> SemGradScorer:
+        from semgrad_guard.scoring import SemGradScorer  # noqa: PLC0415 - loads torch
+
+        return SemGradScorer(self.local_model, position=self._position)
