@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from langchain_semgrad.recorded import recorded
 from langchain_semgrad.result import GuardedAnswer, findings
 from langchain_semgrad.values import METADATA_KEY, with_answer
+from semgrad_guard.adapter_kit import held_back
 from semgrad_guard.errors import LowConfidenceError
 from semgrad_guard.routing import NO_RESOURCES, Resources
 from semgrad_guard.telemetry import judged_within
@@ -105,7 +106,7 @@ def _given(work: Work, outcomes: Sequence[Outcome], settings: Settings) -> Any:
     several, value = len(work.jobs) > 1, work.value
     for job, outcome in zip(work.jobs, outcomes, strict=True):
         if outcome.withheld and (settings.on_withheld == "raise" or job.slot is None):
-            return LowConfidenceError(outcome.decision, outcome)
+            return held_back(outcome)
         value = _replaced(value, job, outcome, _name(job) if several else None)
     if settings.output == "same" or not work.jobs:
         return value
@@ -137,7 +138,7 @@ def annotation(work: Work, guard: Guard, settings: Settings) -> Any:
     (outcomes,) = _outcomes(guard, [work])
     withheld = next((outcome for outcome in outcomes if outcome.withheld), None)
     if withheld is not None and settings.on_withheld == "raise":
-        raise LowConfidenceError(withheld.decision, withheld)
+        raise held_back(withheld)
     said = {_name(job): findings(outcome) for job, outcome in zip(work.jobs, outcomes, strict=True)}
     if not said:
         return None

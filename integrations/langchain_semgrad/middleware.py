@@ -29,7 +29,7 @@ from langchain_semgrad.review_interrupt import (
 from langchain_semgrad.review_verdict import settle_held
 from langchain_semgrad.settings import OnWithheld, Settings, StreamMode, build_guard, check_option
 from langchain_semgrad.values import METADATA_KEY, Slot, with_answer
-from semgrad_guard.errors import LowConfidenceError
+from semgrad_guard.adapter_kit import held_back
 from semgrad_guard.flow import Status
 from semgrad_guard.guard import in_thread
 from semgrad_guard.routing import PostponedError
@@ -187,7 +187,7 @@ class SemGradMiddleware(AgentMiddleware[SemGradState, Any, Any]):
             raise attempts.stopped_by
         pending = stops(self._review) and outcome.status is Status.PENDING
         if outcome.withheld and not pending and self._settings.on_withheld == "raise":
-            raise LowConfidenceError(outcome.decision, outcome)
+            raise held_back(outcome)
         return _settled(attempts, outcome, held=pending)
 
     # --- a person -----------------------------------------------------------------------------------------------------

@@ -14,7 +14,8 @@ from typing_extensions import override
 from langchain_semgrad.convert import asks_for_tools, to_message
 from langchain_semgrad.exchanges import ADVICE, Job, Setting, jobs_in
 from langchain_semgrad.settings import build_guard
-from semgrad_guard.errors import LowConfidenceError, OptionError, PromptNotFoundError
+from semgrad_guard.adapter_kit import held_back
+from semgrad_guard.errors import OptionError, PromptNotFoundError
 from semgrad_guard.flow import Exchange, Status
 
 if TYPE_CHECKING:
@@ -122,7 +123,7 @@ class SemGradOutputParser(BaseOutputParser[Any]):
             return self._withheld
         if self._parser is None:
             return outcome.text
-        raise LowConfidenceError(outcome.decision, outcome)
+        raise held_back(outcome)
 
     def _job(self, generation: Generation) -> Job:
         """Return the answer with the prompt that it was written for: the run of this parser tells which."""

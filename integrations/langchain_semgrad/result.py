@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from typing_extensions import override
 
+from semgrad_guard.adapter_kit import shown_decision, shown_error
 from semgrad_guard.telemetry.fields import answered_attempt, signals_fields, summary_fields
 
 if TYPE_CHECKING:
@@ -45,8 +46,8 @@ class GuardedAnswer:
 
     @property
     def decision(self) -> Decision:
-        """The last decision."""
-        return self.outcome.decision
+        """The last decision; its words do not repeat a withheld answer."""
+        return shown_decision(self.outcome)
 
     @property
     def attempts(self) -> tuple[Attempt, ...]:
@@ -80,13 +81,12 @@ def findings(outcome: Outcome) -> dict[str, Json]:
     """
     answered = answered_attempt(outcome.record)
     score = answered.decision.score if answered else None
-    failure = outcome.decision.failure or next(iter(outcome.record.failures), None)
     return {
         **summary_fields(outcome.record),
-        "why": outcome.decision.why,
+        "why": shown_decision(outcome).why,
         "withheld": outcome.withheld,
         "signals": signals_fields(score.signals) if score else {},
-        "error": f"{failure.type}: {failure.message}" if failure else None,
+        "error": shown_error(outcome),
         "llm_run_id": outcome.exchange.metadata.get("llm_run_id"),
         "llm_run_name": outcome.exchange.metadata.get("llm_run_name"),
     }

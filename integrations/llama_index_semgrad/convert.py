@@ -8,6 +8,7 @@ from llama_index.core.prompts.default_prompts import DEFAULT_TEXT_QA_PROMPT
 from llama_index.core.schema import MetadataMode
 from llama_index_instrumentation.dispatcher import active_instrument_tags
 
+from semgrad_guard.adapter_kit import shown_decision, shown_error
 from semgrad_guard.flow import Message, Passage
 from semgrad_guard.telemetry.fields import answered_attempt, signals_fields, summary_fields
 
@@ -64,21 +65,13 @@ def outcome_metadata(outcome: Outcome) -> dict[str, Json]:
     """Return what a response's metadata says about the guard: plain JSON values, and never a withheld answer's text."""
     judged = answered_attempt(outcome.record) or outcome.attempts[-1]
     score = judged.decision.score
-    failure = outcome.decision.failure or next(iter(outcome.record.failures), None)
     found: dict[str, Json] = {
         **dict.fromkeys(("method", "score", "scorer", "proxy")),
         **summary_fields(outcome.record),
-        "why": _without_answers(outcome.decision.why, outcome),
+        "why": shown_decision(outcome).why,
         "withheld": outcome.withheld,
         "author": judged.exchange.author,
         "signals": dict(signals_fields(score.signals)) if score else {},
-        "error": failure.type + _without_answers(f": {failure.message}", outcome) if failure else None,
+        "error": shown_error(outcome),
     }
     return found
-
-
-def _without_answers(text: str, outcome: Outcome) -> str:
-    """Return a text, or nothing of one that repeats an answer the caller must not see, as some database errors do."""
-    answers = (attempt.exchange.answer.strip() for attempt in outcome.attempts)
-    leaks = outcome.withheld and any(answer and answer in text for answer in answers)
-    return "" if leaks else text

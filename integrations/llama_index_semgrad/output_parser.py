@@ -11,7 +11,8 @@ from llama_index_semgrad.convert import request_tags
 from llama_index_semgrad.exchanges import call_fields
 from llama_index_semgrad.guard import SemGradGuard
 from llama_index_semgrad.watcher import WATCHER, last_calls
-from semgrad_guard.errors import LowConfidenceError, OptionError, PromptNotFoundError
+from semgrad_guard.adapter_kit import held_back
+from semgrad_guard.errors import OptionError, PromptNotFoundError
 from semgrad_guard.flow import Exchange, Status
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ class SemGradOutputParser(BaseOutputParser):
         """
         outcome = self._outcome(output)
         if outcome.withheld and self._raises:
-            raise LowConfidenceError(outcome.decision, outcome)
+            raise held_back(outcome)
         if self._parser is None or outcome.withheld:
             return outcome.text
         return self._parser.parse(outcome.exchange.answer if outcome.status is Status.WARNED else outcome.text)

@@ -60,6 +60,16 @@ def test_a_withheld_text_raises_where_a_message_could_not_be_parsed() -> None:
     assert "Einstein" not in str(caught.value)
 
 
+def test_the_exception_leaves_out_an_error_that_repeats_the_text() -> None:
+    """A scorer of the user's may print its input."""
+    guard = guard_of(scores={BAD: RuntimeError(f"bad input: {BAD}")})
+    parser = SemGradOutputParser(PydanticOutputParser(Discoverer), guard=guard)
+    text = llm(BAD).complete(QUESTION).text
+    with pytest.raises(LowConfidenceError) as caught:
+        parser.parse(text)
+    assert "Einstein" not in f"{caught.value} {caught.value.decision}"
+
+
 def test_a_warned_text_is_still_parsed() -> None:
     """A warning before JSON would break a parser that takes nothing else."""
 
