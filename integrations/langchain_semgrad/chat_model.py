@@ -12,8 +12,8 @@ from pydantic import Field, PrivateAttr
 from typing_extensions import override
 
 from langchain_semgrad.convert import SCORE_KEY, to_prompt
+from semgrad_guard.adapter_kit.single_pass import AnswerSettings, ScoredAnswer, SinglePass
 from semgrad_guard.guard.assembly import Lazy
-from semgrad_guard.single_pass import AnswerSettings, ScoredAnswer, SinglePass
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

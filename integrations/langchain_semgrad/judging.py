@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from langchain_semgrad.recorded import recorded
 from langchain_semgrad.result import GuardedAnswer, findings
 from langchain_semgrad.values import METADATA_KEY, with_answer
-from semgrad_guard.adapter_kit import held_back
+from semgrad_guard.adapter_kit.findings import held_back
 from semgrad_guard.errors import LowConfidenceError
 from semgrad_guard.routing import NO_RESOURCES, Resources
 from semgrad_guard.telemetry import judged_within

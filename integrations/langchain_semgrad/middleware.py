@@ -29,7 +29,7 @@ from langchain_semgrad.review_interrupt import (
 from langchain_semgrad.review_verdict import settle_held
 from langchain_semgrad.settings import OnWithheld, Settings, StreamMode, build_guard, check_option
 from langchain_semgrad.values import METADATA_KEY, Slot, with_answer
-from semgrad_guard.adapter_kit import held_back
+from semgrad_guard.adapter_kit.findings import held_back
 from semgrad_guard.flow import Status
 from semgrad_guard.guard import in_thread
 from semgrad_guard.routing import PostponedError

@@ -14,7 +14,7 @@ from typing_extensions import override
 from langchain_semgrad.convert import asks_for_tools, to_message
 from langchain_semgrad.exchanges import ADVICE, Job, Setting, jobs_in
 from langchain_semgrad.settings import build_guard
-from semgrad_guard.adapter_kit import held_back
+from semgrad_guard.adapter_kit.findings import held_back
 from semgrad_guard.errors import OptionError, PromptNotFoundError
 from semgrad_guard.flow import Exchange, Status
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from typing_extensions import override
 
-from semgrad_guard.adapter_kit import shown_decision, shown_error
+from semgrad_guard.adapter_kit.findings import shown_decision, shown_error
 from semgrad_guard.telemetry.fields import answered_attempt, signals_fields, summary_fields
 
 if TYPE_CHECKING:

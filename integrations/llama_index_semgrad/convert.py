@@ -8,7 +8,7 @@ from llama_index.core.prompts.default_prompts import DEFAULT_TEXT_QA_PROMPT
 from llama_index.core.schema import MetadataMode
 from llama_index_instrumentation.dispatcher import active_instrument_tags
 
-from semgrad_guard.adapter_kit import shown_decision, shown_error
+from semgrad_guard.adapter_kit.findings import shown_decision, shown_error
 from semgrad_guard.flow import Message, Passage
 from semgrad_guard.telemetry.fields import answered_attempt, signals_fields, summary_fields
 

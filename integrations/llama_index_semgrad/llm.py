@@ -25,9 +25,9 @@ from typing_extensions import override
 
 from llama_index_semgrad.calls import SCORE_KEY
 from llama_index_semgrad.convert import flow_messages
+from semgrad_guard.adapter_kit.single_pass import AnswerSettings, ScoredAnswer, SinglePass
 from semgrad_guard.flow import Message
 from semgrad_guard.guard.assembly import Lazy
-from semgrad_guard.single_pass import AnswerSettings, ScoredAnswer, SinglePass
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

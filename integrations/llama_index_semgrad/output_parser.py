@@ -11,7 +11,7 @@ from llama_index_semgrad.convert import request_tags
 from llama_index_semgrad.exchanges import call_fields
 from llama_index_semgrad.guard import SemGradGuard
 from llama_index_semgrad.watcher import WATCHER, last_calls
-from semgrad_guard.adapter_kit import held_back
+from semgrad_guard.adapter_kit.findings import held_back
 from semgrad_guard.errors import OptionError, PromptNotFoundError
 from semgrad_guard.flow import Exchange, Status
 

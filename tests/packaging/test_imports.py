@@ -21,7 +21,7 @@ def _loaded_by(code: str) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "module", ["semgrad_guard", "semgrad_guard.guard", "semgrad_guard.single_pass", "semgrad_guard.cli.app"]
+    "module", ["semgrad_guard", "semgrad_guard.guard", "semgrad_guard.adapter_kit.single_pass", "semgrad_guard.cli.app"]
 )
 def test_importing_the_core_loads_no_heavy_module(module: str) -> None:
     """A service that only sometimes guards must not pay two seconds at every start."""

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from semgrad_guard.adapter_kit.single_pass import AnswerSettings, ScoredAnswer, SinglePass
 from semgrad_guard.errors import ModelSettingError
 from semgrad_guard.flow import Message
 from semgrad_guard.models import Generated, LocalModel
 from semgrad_guard.scoring import SemGradScorer
-from semgrad_guard.single_pass import AnswerSettings, ScoredAnswer, SinglePass
 from tests.models_for_tests import fail_while_scoring, local_model, note_kept_states, refuse_to_score
 
 if TYPE_CHECKING:

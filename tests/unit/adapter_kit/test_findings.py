@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from semgrad_guard.adapter_kit import LEFT_OUT, held_back, shown_decision, shown_error, without_answers
+from semgrad_guard.adapter_kit.findings import LEFT_OUT, held_back, shown_decision, shown_error, without_answers
 from semgrad_guard.flow import Abstain, Accept, Attempt, Decision, Exchange, Failure, Outcome, Status
 from semgrad_guard.telemetry import JsonlSink
 from tests.fakes import LadderDecider, guard_of
