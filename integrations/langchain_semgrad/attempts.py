@@ -11,9 +11,9 @@ from langchain_core.runnables import Runnable, RunnableLambda
 from langchain_core.runnables.config import patch_config
 from typing_extensions import override
 
-from langchain_semgrad.calling import Tracked
 from langchain_semgrad.convert import asks_for_tools, from_prompt, text_of
 from langchain_semgrad.exchanges import Setting, jobs_in
+from langchain_semgrad.invoke import Tracked
 from langchain_semgrad.retrievers import hand
 from langchain_semgrad.values import Slot, waits_for_tools
 from semgrad_guard.errors import FallbackFailedError, RetrievalFailedError, StepUnavailableError
@@ -28,10 +28,10 @@ if TYPE_CHECKING:
     from langchain_core.documents import Document
     from langchain_core.runnables import RunnableConfig
 
-    from langchain_semgrad.calling import Caller
     from langchain_semgrad.exchanges import Job
     from langchain_semgrad.fallbacks import FallbackModels
     from langchain_semgrad.finding import Finder
+    from langchain_semgrad.invoke import Caller
     from langchain_semgrad.own_model import OwnModel
     from semgrad_guard.flow import Exchange, ExchangeId, Passage, RetryRetrieval
 

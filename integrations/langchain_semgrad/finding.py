@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from langchain_core.documents import Document
     from langchain_core.runnables import RunnableConfig
 
-    from langchain_semgrad.calling import Caller
+    from langchain_semgrad.invoke import Caller
     from semgrad_guard.flow import Exchange, RetryRetrieval
 
 

@@ -12,11 +12,11 @@ from typing_extensions import TypedDict, override
 
 from langchain_semgrad.agent_answers import final_answer
 from langchain_semgrad.attempts import Attempts, Plan
-from langchain_semgrad.calling import call_here, on_this_loop
 from langchain_semgrad.convert import asks_for_tools, documents_in, question_in
 from langchain_semgrad.exchanges import Job, Setting, jobs_in
 from langchain_semgrad.fallbacks import FallbackModels
 from langchain_semgrad.finding import Finder
+from langchain_semgrad.invoke import call_here, on_this_loop
 from langchain_semgrad.judging import Work, outcome_of
 from langchain_semgrad.result import findings
 from langchain_semgrad.review_interrupt import REVIEWS, Review, guard_for, held_answer, stops
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from langchain_core.callbacks.manager import BaseRunManager
     from langchain_core.documents import Document
 
-    from langchain_semgrad.calling import Caller
+    from langchain_semgrad.invoke import Caller
     from langchain_semgrad.retrievers import RetrieverLike
     from semgrad_guard.flow import Outcome
     from semgrad_guard.guard import Guard

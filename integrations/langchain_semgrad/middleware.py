@@ -15,9 +15,9 @@ from typing_extensions import override
 from langchain_semgrad.agent_answers import final_answer
 from langchain_semgrad.agent_attempts import AgentAttempts, AgentPlan, answer_in, read_by, told
 from langchain_semgrad.agent_search import Search, search_in, to_state
-from langchain_semgrad.calling import call_here, on_this_loop
 from langchain_semgrad.fallbacks import FallbackModels
 from langchain_semgrad.finding import Finder
+from langchain_semgrad.invoke import call_here, on_this_loop
 from langchain_semgrad.result import findings
 from langchain_semgrad.review_interrupt import (
     REVIEWS,
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from langchain_core.runnables import Runnable
     from langgraph.runtime import Runtime
 
-    from langchain_semgrad.calling import Caller
+    from langchain_semgrad.invoke import Caller
     from langchain_semgrad.retrievers import RetrieverLike
     from semgrad_guard.flow import Outcome
     from semgrad_guard.guard import Guard

@@ -1,4 +1,4 @@
-"""Calling runnables from the thread in which the policy is carried out, and knowing the run of each call."""
+"""How the adapter calls runnables: here or on the caller's event loop, below a run of its own, and stream by stream."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
-from langchain_core.runnables import Runnable, RunnableConfig
+from langchain_core.runnables import AddableDict, Runnable, RunnableConfig
 from langchain_core.runnables.config import patch_config
 from typing_extensions import override
 
@@ -19,6 +19,18 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from langchain_core.callbacks.manager import AsyncCallbackManagerForChainRun, CallbackManagerForChainRun
+
+
+def add_chunk(whole: Any, chunk: Any) -> Any:
+    """Return what a stream has given so far; of chunks that cannot be added the last one counts, as everywhere here."""
+    if whole is None:
+        return chunk
+    if isinstance(whole, dict) and isinstance(chunk, dict):
+        return AddableDict(whole) + AddableDict(chunk)
+    try:
+        return whole + chunk
+    except TypeError:
+        return chunk
 
 
 class Caller(Protocol):
