@@ -11,10 +11,9 @@ from langchain_core.documents import Document
 from langchain_core.messages import HumanMessage, ToolMessage
 from langchain_core.runnables.config import ensure_config
 
-from langchain_semgrad.capture import STORE
+from langchain_semgrad.capture import STORE, LlmRun
 from langchain_semgrad.convert import run_id_of, to_message
 from langchain_semgrad.exchanges import Job, Setting, exchange_of, jobs_in, passages_in
-from langchain_semgrad.run_tree import LlmRun
 from langchain_semgrad.values import Slot
 
 if TYPE_CHECKING:

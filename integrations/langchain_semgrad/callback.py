@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from langchain_core.messages import BaseMessage
     from langchain_core.outputs import LLMResult
 
-    from langchain_semgrad.run_tree import LlmRun
+    from langchain_semgrad.capture import LlmRun
     from semgrad_guard.flow import Decision, Exchange
     from semgrad_guard.guard import Guard
     from semgrad_guard.ports import Scorer

@@ -7,9 +7,8 @@ import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from langchain_semgrad.capture import STORE
+from langchain_semgrad.capture import STORE, recorded
 from langchain_semgrad.convert import documents_in, question_in, run_id_of, to_passage, to_prompt
-from langchain_semgrad.recorded import recorded
 from langchain_semgrad.values import Slot, find_answers
 from semgrad_guard.errors import PromptNotFoundError, ScoringError
 from semgrad_guard.flow import RUN_KEY, Exchange
@@ -23,8 +22,8 @@ if TYPE_CHECKING:
     from langchain_core.callbacks.manager import BaseRunManager
     from langchain_core.documents import Document
 
+    from langchain_semgrad.capture import LlmRun
     from langchain_semgrad.own_model import OwnModel
-    from langchain_semgrad.run_tree import LlmRun
     from semgrad_guard.flow import Json, Passage, Prompt
 
 _log = logging.getLogger("semgrad_guard")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from langchain_semgrad.recorded import recorded
+from langchain_semgrad.capture import recorded
 from langchain_semgrad.result import GuardedAnswer, findings
 from langchain_semgrad.values import METADATA_KEY, with_answer
 from semgrad_guard.adapter_kit.findings import held_back

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from langchain_semgrad.run_tree import LlmRun
+    from langchain_semgrad.capture import LlmRun
     from semgrad_guard.flow import Prompt
 
 
