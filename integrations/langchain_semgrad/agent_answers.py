@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from langchain_core.messages import AIMessage, BaseMessage
 
-    from langchain_semgrad.own_model import OwnModel
+    from langchain_semgrad.exchanges import OwnModel
     from semgrad_guard.flow import Exchange
 
 

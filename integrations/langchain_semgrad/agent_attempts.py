@@ -26,10 +26,10 @@ if TYPE_CHECKING:
     from langchain_core.documents import Document
     from langchain_core.runnables import Runnable, RunnableConfig
 
+    from langchain_semgrad.exchanges import OwnModel
     from langchain_semgrad.fallbacks import FallbackModels
     from langchain_semgrad.finding import Finder
     from langchain_semgrad.invoke import Caller
-    from langchain_semgrad.own_model import OwnModel
     from semgrad_guard.flow import Exchange, ExchangeId, Passage, RetryRetrieval
 
 PASSAGES = "Answer from these passages:\n\n{passages}"

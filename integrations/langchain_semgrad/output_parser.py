@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from pydantic import BaseModel
 
-    from langchain_semgrad.own_model import OwnModel
+    from langchain_semgrad.exchanges import OwnModel
     from semgrad_guard.flow import Outcome
     from semgrad_guard.guard import Guard
     from semgrad_guard.ports import Scorer
