@@ -20,8 +20,8 @@ from langchain_semgrad.chat_model import SemGradChatModel  # noqa: E402
 from langchain_semgrad.guard import SemGradGuard  # noqa: E402
 from langchain_semgrad.guarded_chain import GuardedChain  # noqa: E402
 from langchain_semgrad.output_parser import SemGradOutputParser  # noqa: E402
-from langchain_semgrad.result import GuardedAnswer  # noqa: E402
 from langchain_semgrad.retrievers import GuardedRetriever  # noqa: E402
+from langchain_semgrad.values import GuardedAnswer  # noqa: E402
 
 if TYPE_CHECKING:
     from langchain_semgrad.graph_node import SemGradGraphState, SemGradNode

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from langchain_core.vectorstores import VectorStoreRetriever
 
     from langchain_semgrad.guard import SemGradGuard
-    from langchain_semgrad.result import GuardedAnswer
+    from langchain_semgrad.values import GuardedAnswer
     from semgrad_guard.evaluation.elements import ElementQuestion
     from semgrad_guard.flow import Json
 

@@ -18,11 +18,10 @@ from langchain_semgrad.fallbacks import FallbackModels
 from langchain_semgrad.finding import Finder
 from langchain_semgrad.invoke import call_here, on_this_loop
 from langchain_semgrad.judging import Work, outcome_of
-from langchain_semgrad.result import findings
 from langchain_semgrad.review_interrupt import REVIEWS, Review, guard_for, held_answer, stops
 from langchain_semgrad.review_verdict import settle_held
 from langchain_semgrad.settings import build_guard, check_option
-from langchain_semgrad.values import METADATA_KEY, Slot, with_answer
+from langchain_semgrad.values import METADATA_KEY, Slot, findings, with_answer
 from semgrad_guard.errors import NotGuardableError, StepUnavailableError
 from semgrad_guard.flow import Status
 from semgrad_guard.guard import in_thread

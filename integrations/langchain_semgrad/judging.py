@@ -6,8 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from langchain_semgrad.capture import recorded
-from langchain_semgrad.result import GuardedAnswer, findings
-from langchain_semgrad.values import METADATA_KEY, with_answer
+from langchain_semgrad.values import METADATA_KEY, GuardedAnswer, findings, with_answer
 from semgrad_guard.adapter_kit.findings import held_back
 from semgrad_guard.errors import LowConfidenceError
 from semgrad_guard.routing import NO_RESOURCES, Resources

@@ -18,7 +18,6 @@ from langchain_semgrad.agent_search import Search, search_in, to_state
 from langchain_semgrad.fallbacks import FallbackModels
 from langchain_semgrad.finding import Finder
 from langchain_semgrad.invoke import call_here, on_this_loop
-from langchain_semgrad.result import findings
 from langchain_semgrad.review_interrupt import (
     REVIEWS,
     Review,
@@ -28,7 +27,7 @@ from langchain_semgrad.review_interrupt import (
 )
 from langchain_semgrad.review_verdict import settle_held
 from langchain_semgrad.settings import OnWithheld, Settings, StreamMode, build_guard, check_option
-from langchain_semgrad.values import METADATA_KEY, Slot, with_answer
+from langchain_semgrad.values import METADATA_KEY, Slot, findings, with_answer
 from semgrad_guard.adapter_kit.findings import held_back
 from semgrad_guard.flow import Status
 from semgrad_guard.guard import in_thread
