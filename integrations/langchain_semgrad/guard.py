@@ -15,8 +15,13 @@ from langchain_semgrad.finding import Finder
 from langchain_semgrad.guarded_chain import GuardedChain
 from langchain_semgrad.invoke import add_chunk
 from langchain_semgrad.judging import Work, annotation, judge_all, one_or_raise
-from langchain_semgrad.retrievers import GuardedRetriever, RetrieverLike, WithTopK
-from langchain_semgrad.rewiring import refuse_memory, with_guarded_retriever
+from langchain_semgrad.retrievers import (
+    GuardedRetriever,
+    RetrieverLike,
+    WithTopK,
+    refuse_memory,
+    with_guarded_retriever,
+)
 from langchain_semgrad.settings import OnWithheld, Output, Settings, StreamMode, build_guard, may_change
 from langchain_semgrad.values import waits_for_tools
 from semgrad_guard.guard import in_thread

@@ -7,8 +7,8 @@ import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from langchain_semgrad.embedder import ChainEmbedder
 from langchain_semgrad.exchanges import OwnModel
+from langchain_semgrad.retrievers import ChainEmbedder
 from semgrad_guard.errors import ModelError, NotGuardableError, OptionError
 from semgrad_guard.guard import Guard
 

@@ -11,7 +11,7 @@ from langchain_core.vectorstores import InMemoryVectorStore
 
 from langchain_semgrad import SemGradGuard
 from langchain_semgrad.chat_model import SemGradChatModel
-from langchain_semgrad.embedder import ChainEmbedder
+from langchain_semgrad.retrievers import ChainEmbedder
 from semgrad_guard.errors import OptionError
 from tests.fakes import TableScorer
 from tests.models_for_tests import local_model
