@@ -13,8 +13,8 @@ from typing_extensions import override
 
 from langchain_semgrad.agent_answers import final_answer
 from langchain_semgrad.agent_search import instruction
-from langchain_semgrad.attempts import reworded
 from langchain_semgrad.convert import asks_for_tools
+from langchain_semgrad.rerun import reworded
 from semgrad_guard.errors import FallbackFailedError, StepUnavailableError
 from semgrad_guard.ports import AnswerModel
 from semgrad_guard.routing import PostponedError, Resources
@@ -27,9 +27,8 @@ if TYPE_CHECKING:
     from langchain_core.runnables import Runnable, RunnableConfig
 
     from langchain_semgrad.exchanges import OwnModel
-    from langchain_semgrad.fallbacks import FallbackModels
-    from langchain_semgrad.finding import Finder
     from langchain_semgrad.invoke import Caller
+    from langchain_semgrad.rerun import FallbackModels, Finder
     from semgrad_guard.flow import Exchange, ExchangeId, Passage, RetryRetrieval
 
 PASSAGES = "Answer from these passages:\n\n{passages}"

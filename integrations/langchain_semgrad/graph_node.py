@@ -11,13 +11,11 @@ from langchain_core.runnables.config import patch_config
 from typing_extensions import TypedDict, override
 
 from langchain_semgrad.agent_answers import final_answer
-from langchain_semgrad.attempts import Attempts, Plan
 from langchain_semgrad.convert import asks_for_tools, documents_in, question_in
 from langchain_semgrad.exchanges import Job, Setting, jobs_in
-from langchain_semgrad.fallbacks import FallbackModels
-from langchain_semgrad.finding import Finder
 from langchain_semgrad.invoke import call_here, on_this_loop
 from langchain_semgrad.judging import Work, outcome_of
+from langchain_semgrad.rerun import Attempts, FallbackModels, Finder, Plan
 from langchain_semgrad.review_interrupt import REVIEWS, Review, guard_for, held_answer, stops
 from langchain_semgrad.review_verdict import settle_held
 from langchain_semgrad.settings import build_guard, check_option

@@ -8,13 +8,11 @@ from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.runnables.base import coerce_to_runnable
 from typing_extensions import override
 
-from langchain_semgrad.attempts import Plan
 from langchain_semgrad.exchanges import Setting, jobs_in
-from langchain_semgrad.fallbacks import FallbackModels
-from langchain_semgrad.finding import Finder
 from langchain_semgrad.guarded_chain import GuardedChain
 from langchain_semgrad.invoke import add_chunk
 from langchain_semgrad.judging import Work, annotation, judge_all, one_or_raise
+from langchain_semgrad.rerun import FallbackModels, Finder, Plan
 from langchain_semgrad.retrievers import (
     GuardedRetriever,
     RetrieverLike,

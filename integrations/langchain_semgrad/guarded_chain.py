@@ -8,11 +8,11 @@ from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.runnables.config import patch_config
 from typing_extensions import override
 
-from langchain_semgrad.attempts import Attempts
 from langchain_semgrad.convert import question_in
 from langchain_semgrad.exchanges import Setting, jobs_in
 from langchain_semgrad.invoke import add_chunk, call_here, on_this_loop
 from langchain_semgrad.judging import Work, annotation, judge_all, one_or_raise
+from langchain_semgrad.rerun import Attempts
 from langchain_semgrad.values import waits_for_tools
 from semgrad_guard.guard import in_thread
 
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
     from langchain_core.callbacks.manager import BaseRunManager
 
-    from langchain_semgrad.attempts import Plan
     from langchain_semgrad.invoke import Caller
+    from langchain_semgrad.rerun import Plan
     from langchain_semgrad.settings import Settings
     from semgrad_guard.guard import Guard
 

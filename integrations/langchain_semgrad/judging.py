@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
     from langchain_core.callbacks.manager import BaseRunManager
 
-    from langchain_semgrad.attempts import Attempts
     from langchain_semgrad.exchanges import Job
+    from langchain_semgrad.rerun import Attempts
     from langchain_semgrad.settings import Settings
     from semgrad_guard.flow import ExchangeId, Outcome
     from semgrad_guard.guard import Guard

@@ -15,9 +15,8 @@ from typing_extensions import override
 from langchain_semgrad.agent_answers import final_answer
 from langchain_semgrad.agent_attempts import AgentAttempts, AgentPlan, answer_in, read_by, told
 from langchain_semgrad.agent_search import Search, search_in, to_state
-from langchain_semgrad.fallbacks import FallbackModels
-from langchain_semgrad.finding import Finder
 from langchain_semgrad.invoke import call_here, on_this_loop
+from langchain_semgrad.rerun import FallbackModels, Finder
 from langchain_semgrad.review_interrupt import (
     REVIEWS,
     Review,

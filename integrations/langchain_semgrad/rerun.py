@@ -1,7 +1,8 @@
-"""One call of a guarded chain: how its retries and fallbacks are carried out."""
+"""Answering again: how retries and fallbacks of a guarded chain are carried out."""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -11,15 +12,17 @@ from langchain_core.runnables import Runnable, RunnableLambda
 from langchain_core.runnables.config import patch_config
 from typing_extensions import override
 
-from langchain_semgrad.convert import asks_for_tools, from_prompt, text_of
+from langchain_semgrad.convert import asks_for_tools, from_prompt, text_of, to_passage
 from langchain_semgrad.exchanges import Setting, jobs_in
 from langchain_semgrad.invoke import Tracked
-from langchain_semgrad.retrievers import hand
+from langchain_semgrad.retrievers import asking_for, hand
 from langchain_semgrad.values import Slot, waits_for_tools
 from semgrad_guard.errors import FallbackFailedError, RetrievalFailedError, StepUnavailableError
+from semgrad_guard.extras import require
 from semgrad_guard.flow import RUN_KEY
 from semgrad_guard.ports import AnswerModel
 from semgrad_guard.routing import Resources
+from semgrad_guard.routing.steps import wanted_passages, worth_reading
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -29,10 +32,87 @@ if TYPE_CHECKING:
     from langchain_core.runnables import RunnableConfig
 
     from langchain_semgrad.exchanges import Job, OwnModel
-    from langchain_semgrad.fallbacks import FallbackModels
-    from langchain_semgrad.finding import Finder
     from langchain_semgrad.invoke import Caller
     from semgrad_guard.flow import Exchange, ExchangeId, Passage, RetryRetrieval
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finder:
+    """The retrievers that retries may use."""
+
+    retriever: Any = None
+    retrievers: Mapping[str, Any] = field(default_factory=dict)
+
+    def knows(self, step: RetryRetrieval) -> bool:
+        """Tell whether passages can be found for a step at all."""
+        return self.retriever is not None or step.retriever is not None
+
+    def find(
+        self, step: RetryRetrieval, exchange: Exchange, query: str, *, call: Caller, config: RunnableConfig
+    ) -> list[Document]:
+        """Return the documents to answer from.
+
+        Args:
+            step: which retriever, and how many.
+            exchange: the attempt that was not good enough.
+            query: what to ask the retriever.
+            call: calls the retriever.
+            config: how it is called.
+
+        Raises:
+            StepUnavailableError: there is no such retriever.
+            RetrievalFailedError: nothing was found, or what was read before.
+        """
+        retriever, top_k = self._retriever(step), wanted_passages(step, exchange)
+        if isinstance(retriever, Runnable):
+            found = call(asking_for(retriever, top_k), query, config)
+        else:
+            found = retriever(query, top_k)
+        by_passage: dict[Any, Document] = {to_passage(document): document for document in list(found)[:top_k]}
+        return [by_passage[passage] for passage in worth_reading(step, exchange, list(by_passage))]
+
+    def _retriever(self, step: RetryRetrieval) -> Any:
+        if step.retriever is not None and step.retriever not in self.retrievers:
+            known = ", ".join(sorted(self.retrievers)) or "none"
+            advice = f"pass retrievers={{{step.retriever!r}: retriever}}"
+            msg = f"no retriever {step.retriever!r} was given to this guard (given: {known}): {advice}"
+            raise StepUnavailableError(msg)
+        return self.retriever if step.retriever is None else self.retrievers[step.retriever]
+
+
+class FallbackModels(Mapping[str, Any]):
+    """Models by name; one like `openai:gpt-4o-mini` is made by LangChain's `init_chat_model` when it is first needed.
+
+    Args:
+        given: models from code; they come first. Each may be such a name itself.
+    """
+
+    def __init__(self, given: Mapping[str, Any] | None = None) -> None:
+        """Keep the given models."""
+        self._given = dict(given or {})
+        self._made: dict[str, Any] = {}
+        self._lock = threading.Lock()
+
+    @override
+    def __getitem__(self, name: str) -> Any:
+        given = self._given.get(name, name)
+        if not isinstance(given, str):
+            return given
+        if ":" not in given:
+            raise KeyError(name)
+        with self._lock:
+            if given not in self._made:
+                self._made[given] = require("langchain.chat_models", extra="agents").init_chat_model(given)
+            return self._made[given]
+
+    @override
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._given)
+
+    @override
+    def __len__(self) -> int:
+        return len(self._given)
+
 
 REWRITE = (
     "Rewrite the question so that a search engine finds passages that answer it: other words for the same thing, no "
