@@ -11,8 +11,7 @@ from langgraph.constants import TAG_NOSTREAM
 from langgraph.errors import GraphBubbleUp
 from typing_extensions import override
 
-from langchain_semgrad.agent_answers import final_answer
-from langchain_semgrad.agent_search import instruction
+from langchain_semgrad.agents.search import final_answer, instruction
 from langchain_semgrad.convert import asks_for_tools
 from langchain_semgrad.rerun import reworded
 from semgrad_guard.errors import FallbackFailedError, StepUnavailableError

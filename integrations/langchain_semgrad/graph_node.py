@@ -10,7 +10,7 @@ from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda
 from langchain_core.runnables.config import patch_config
 from typing_extensions import TypedDict, override
 
-from langchain_semgrad.agent_answers import final_answer
+from langchain_semgrad.agents.search import final_answer
 from langchain_semgrad.convert import asks_for_tools, documents_in, question_in
 from langchain_semgrad.exchanges import Job, Setting, jobs_in
 from langchain_semgrad.invoke import call_here, on_this_loop

@@ -17,7 +17,7 @@ from langgraph.types import Command
 from pydantic import BaseModel
 
 from langchain_semgrad import SemGradMiddleware
-from langchain_semgrad.agent_search import SEARCH_AGAIN
+from langchain_semgrad.agents.search import SEARCH_AGAIN
 from semgrad_guard.flow import FallbackModel, HumanReview, RetryRetrieval
 from tests.adapters.langchain.agents import THREAD, agent_of, ask, call_of, decider, says, search
 from tests.adapters.langchain.chains import LYON
