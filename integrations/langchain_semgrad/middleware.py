@@ -12,7 +12,7 @@ from langchain_core.runnables.config import ensure_config
 from langgraph.types import Command
 from typing_extensions import override
 
-from langchain_semgrad.agent_attempts import AgentAttempts, AgentPlan, answer_in, read_by, told
+from langchain_semgrad.agents.attempts import AgentAttempts, AgentPlan, answer_in, read_by, told
 from langchain_semgrad.agents.search import Search, final_answer, search_in, to_state
 from langchain_semgrad.invoke import call_here, on_this_loop
 from langchain_semgrad.rerun import FallbackModels, Finder
