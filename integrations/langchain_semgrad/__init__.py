@@ -24,8 +24,8 @@ from langchain_semgrad.retrievers import GuardedRetriever  # noqa: E402
 from langchain_semgrad.values import GuardedAnswer  # noqa: E402
 
 if TYPE_CHECKING:
+    from langchain_semgrad.agents.graph_node import SemGradGraphState, SemGradNode
     from langchain_semgrad.agents.middleware import SemGradMiddleware
-    from langchain_semgrad.graph_node import SemGradGraphState, SemGradNode
     from langchain_semgrad.review_verdict import resume_with
     from langchain_semgrad.reviewed_runs import ReviewedRuns
 
