@@ -26,8 +26,7 @@ from langchain_semgrad.values import GuardedAnswer  # noqa: E402
 if TYPE_CHECKING:
     from langchain_semgrad.agents.graph_node import SemGradGraphState, SemGradNode
     from langchain_semgrad.agents.middleware import SemGradMiddleware
-    from langchain_semgrad.review_verdict import resume_with
-    from langchain_semgrad.reviewed_runs import ReviewedRuns
+    from langchain_semgrad.review import ReviewedRuns, resume_with
 
 __all__ = [
     "GuardedAnswer",

@@ -16,8 +16,7 @@ from langchain_semgrad.exchanges import Job, Setting, jobs_in
 from langchain_semgrad.invoke import call_here, on_this_loop
 from langchain_semgrad.judging import Work, outcome_of
 from langchain_semgrad.rerun import Attempts, FallbackModels, Finder, Plan
-from langchain_semgrad.review_interrupt import REVIEWS, Review, guard_for, held_answer, stops
-from langchain_semgrad.review_verdict import settle_held
+from langchain_semgrad.review import REVIEWS, Review, guard_for, held_answer, settle_held, stops
 from langchain_semgrad.settings import build_guard, check_option
 from langchain_semgrad.values import METADATA_KEY, Slot, findings, with_answer
 from semgrad_guard.errors import NotGuardableError, StepUnavailableError

@@ -16,14 +16,14 @@ from langchain_semgrad.agents.attempts import AgentAttempts, AgentPlan, answer_i
 from langchain_semgrad.agents.search import Search, final_answer, search_in, to_state
 from langchain_semgrad.invoke import call_here, on_this_loop
 from langchain_semgrad.rerun import FallbackModels, Finder
-from langchain_semgrad.review_interrupt import (
+from langchain_semgrad.review import (
     REVIEWS,
     Review,
     guard_for,
     held_answer,
+    settle_held,
     stops,
 )
-from langchain_semgrad.review_verdict import settle_held
 from langchain_semgrad.settings import OnWithheld, Settings, StreamMode, build_guard, check_option
 from langchain_semgrad.values import METADATA_KEY, Slot, findings, with_answer
 from semgrad_guard.adapter_kit.findings import held_back
