@@ -17,8 +17,10 @@ require("langchain_core", extra="langchain")
 
 from langchain_semgrad.callback import SemGradCallbackHandler  # noqa: E402 - the line above names a missing extra
 from langchain_semgrad.chat_model import SemGradChatModel  # noqa: E402
-from langchain_semgrad.guard import SemGradGuard  # noqa: E402
-from langchain_semgrad.guarded_chain import GuardedChain  # noqa: E402
+from langchain_semgrad.guard import (
+    GuardedChain,  # noqa: E402
+    SemGradGuard,  # noqa: E402
+)
 from langchain_semgrad.output_parser import SemGradOutputParser  # noqa: E402
 from langchain_semgrad.retrievers import GuardedRetriever  # noqa: E402
 from langchain_semgrad.values import GuardedAnswer  # noqa: E402
