@@ -17,10 +17,7 @@ require("langchain_core", extra="langchain")
 
 from langchain_semgrad.callback import SemGradCallbackHandler  # noqa: E402 - the line above names a missing extra
 from langchain_semgrad.chat_model import SemGradChatModel  # noqa: E402
-from langchain_semgrad.guard import (
-    GuardedChain,  # noqa: E402
-    SemGradGuard,  # noqa: E402
-)
+from langchain_semgrad.guard import GuardedChain, SemGradGuard  # noqa: E402
 from langchain_semgrad.output_parser import SemGradOutputParser  # noqa: E402
 from langchain_semgrad.retrievers import GuardedRetriever  # noqa: E402
 from langchain_semgrad.values import GuardedAnswer  # noqa: E402
@@ -46,11 +43,11 @@ __all__ = [
 ]
 
 _OF_AGENTS = {
-    "ReviewedRuns": "reviewed_runs",
-    "SemGradMiddleware": "middleware",
-    "SemGradNode": "graph_node",
-    "SemGradGraphState": "graph_node",
-    "resume_with": "review_verdict",
+    "ReviewedRuns": "review",
+    "SemGradMiddleware": "agents.middleware",
+    "SemGradNode": "agents.graph_node",
+    "SemGradGraphState": "agents.graph_node",
+    "resume_with": "review",
 }
 """Names that need LangChain's agents, and where they are: imported when they are asked for."""
 

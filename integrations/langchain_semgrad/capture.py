@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from langchain_core.documents import Document
     from langchain_core.messages import BaseMessage
     from langchain_core.outputs import LLMResult
+    from langsmith import RunTree as TracedRun
 
     from semgrad_guard.flow import Score
 
@@ -45,7 +46,7 @@ def traced_above(run_id: UUID) -> list[UUID]:
     return [UUID(step[-_ID_LENGTH:]) for step in reversed(tree.dotted_order.split("."))][1:]
 
 
-def recorded(manager: BaseRunManager | BaseCallbackManager | None) -> RunTree | None:
+def recorded(manager: BaseRunManager | BaseCallbackManager | None) -> TracedRun | None:
     """Return the LangSmith run of a call, still open; `None` where nobody records it."""
     run_id = getattr(manager, "run_id", None) or getattr(manager, "parent_run_id", None)
     for handler in manager.handlers if manager else ():

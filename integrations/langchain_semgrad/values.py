@@ -1,4 +1,4 @@
-"""Where the answer is in the value that a chain gives, the same value with another text, and what callers read of it."""
+"""Where the answer is in the value that a chain gives, and the same value with another text and the findings."""
 
 from __future__ import annotations
 
