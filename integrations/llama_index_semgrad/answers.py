@@ -26,7 +26,7 @@ from llama_index_semgrad.watcher import CALL_METHODS, WATCHER, install, method_o
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from llama_index_semgrad.calls import ModelCall
+    from llama_index_semgrad.watcher import ModelCall
 
 MAX_SPANS = 10_000
 """Open spans that are kept in mind; those of a stream that nobody drains never close."""

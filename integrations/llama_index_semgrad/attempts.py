@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from llama_index.core.postprocessor.types import BaseNodePostprocessor
     from llama_index.core.schema import NodeWithScore
 
-    from llama_index_semgrad.calls import ModelCall
+    from llama_index_semgrad.watcher import ModelCall
     from semgrad_guard.flow import Exchange, ExchangeId, Outcome, Passage
     from semgrad_guard.guard import Guard
     from semgrad_guard.ports import QueryRewriter

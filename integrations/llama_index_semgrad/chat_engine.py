@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
     from llama_index.core.tools import ToolOutput
 
-    from llama_index_semgrad.calls import ModelCall
     from llama_index_semgrad.query_engine import StreamMode
+    from llama_index_semgrad.watcher import ModelCall
     from semgrad_guard.flow import Outcome
     from semgrad_guard.guard import Guard
 

@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 from llama_index.core.base.response.schema import PydanticResponse
 
-from llama_index_semgrad.calls import weights_of
 from llama_index_semgrad.convert import passages_of, rebuilt_prompt, request_tags
+from llama_index_semgrad.watcher import weights_of
 from semgrad_guard.errors import PromptNotFoundError, ScoringError
 from semgrad_guard.flow import Exchange
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from llama_index_semgrad.calls import ModelCall
     from llama_index_semgrad.responses import Reply
+    from llama_index_semgrad.watcher import ModelCall
     from semgrad_guard.flow import Json
 
 NO_MODEL_ASKED = PromptNotFoundError(

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from llama_index.core.prompts.mixin import PromptMixinType
     from llama_index.core.schema import NodeWithScore, QueryBundle
 
-    from llama_index_semgrad.calls import ModelCall
+    from llama_index_semgrad.watcher import ModelCall
     from semgrad_guard.guard import Guard
 
 StreamMode = Literal["buffer", "annotate"]

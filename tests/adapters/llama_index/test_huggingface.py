@@ -12,8 +12,7 @@ from llama_index.core.instrumentation.events.llm import LLMCompletionEndEvent
 from llama_index.llms.huggingface import HuggingFaceLLM
 
 from llama_index_semgrad import SemGradGuard
-from llama_index_semgrad.calls import call_of
-from llama_index_semgrad.watcher import capturing
+from llama_index_semgrad.watcher import call_of, capturing
 from semgrad_guard import models
 from semgrad_guard.errors import OptionError
 from semgrad_guard.flow import Exchange

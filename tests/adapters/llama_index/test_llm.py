@@ -12,8 +12,7 @@ from llama_index.core.llms import ChatMessage
 from llama_index.core.prompts import PromptTemplate
 
 from llama_index_semgrad import SemGradGuard, SemGradLLM
-from llama_index_semgrad.calls import SCORE_KEY
-from llama_index_semgrad.watcher import capturing
+from llama_index_semgrad.watcher import SCORE_KEY, capturing
 from semgrad_guard.errors import NonFiniteScoreError
 from semgrad_guard.flow import Exchange, Score
 from semgrad_guard.guard import Guard, Parts
