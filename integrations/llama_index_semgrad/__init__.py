@@ -19,7 +19,7 @@ from llama_index_semgrad.guard import SemGradGuard, WrapOptions  # noqa: E402
 from llama_index_semgrad.llm import SemGradLLM  # noqa: E402
 from llama_index_semgrad.output_parser import SemGradOutputParser  # noqa: E402
 from llama_index_semgrad.query_engine import GuardedQueryEngine  # noqa: E402
-from llama_index_semgrad.rewriting import LlmRewriter  # noqa: E402
+from llama_index_semgrad.rerun import LlmRewriter  # noqa: E402
 from llama_index_semgrad.workflow import (  # noqa: E402
     GuardedAnswerEvent,
     QuestionEvent,

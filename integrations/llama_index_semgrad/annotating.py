@@ -16,7 +16,7 @@ from semgrad_guard.guard import in_thread
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator
 
-    from llama_index_semgrad.attempts import Question
+    from llama_index_semgrad.rerun import Question
     from llama_index_semgrad.watcher import ModelCall
     from semgrad_guard.flow import Json
     from semgrad_guard.guard import Guard

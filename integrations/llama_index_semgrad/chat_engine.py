@@ -12,11 +12,10 @@ from llama_index.core.memory import BaseMemory
 from typing_extensions import override
 
 from llama_index_semgrad.annotating import adrawn, drawn, verdict
-from llama_index_semgrad.attempts import Question, Wiring
 from llama_index_semgrad.convert import METADATA_KEY, outcome_metadata
-from llama_index_semgrad.engines import with_memory
 from llama_index_semgrad.memory import DraftMemory, settled
 from llama_index_semgrad.observing import recording_faults
+from llama_index_semgrad.rerun import Question, Wiring, with_memory
 from llama_index_semgrad.responses import Reply, mark
 from llama_index_semgrad.responses import read as read_response
 from llama_index_semgrad.watcher import capturing

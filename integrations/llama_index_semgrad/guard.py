@@ -11,12 +11,10 @@ from llama_index.core.chat_engine.types import BaseChatEngine
 from llama_index.core.llms import LLM
 from llama_index.core.query_engine import RetrieverQueryEngine
 
-from llama_index_semgrad.attempts import Wiring
 from llama_index_semgrad.chat_engine import GuardedChatEngine
 from llama_index_semgrad.embedder import IndexEmbedder
-from llama_index_semgrad.engines import empty_response_of, llm_of, postprocessors_of, retriever_of
 from llama_index_semgrad.query_engine import GuardedQueryEngine, StreamMode
-from llama_index_semgrad.rewriting import LlmRewriter
+from llama_index_semgrad.rerun import LlmRewriter, Wiring, empty_response_of, llm_of, postprocessors_of, retriever_of
 from llama_index_semgrad.watcher import install, is_local, weights_of
 from semgrad_guard.errors import NotGuardableError, OptionError
 from semgrad_guard.guard import Guard
@@ -31,7 +29,7 @@ if TYPE_CHECKING:
     from llama_index.core.postprocessor.types import BaseNodePostprocessor
     from llama_index.core.response_synthesizers import BaseSynthesizer
 
-    from llama_index_semgrad.attempts import Fallback
+    from llama_index_semgrad.rerun import Fallback
     from semgrad_guard.ports import QueryRewriter, Scorer
 
 _log = logging.getLogger("semgrad_guard")

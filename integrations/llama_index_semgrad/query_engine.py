@@ -10,8 +10,8 @@ from llama_index.core.base.response.schema import AsyncStreamingResponse, Stream
 from typing_extensions import override
 
 from llama_index_semgrad.annotating import aannotated, annotated
-from llama_index_semgrad.attempts import Question, Wiring
 from llama_index_semgrad.observing import recording_faults
+from llama_index_semgrad.rerun import Question, Wiring
 from llama_index_semgrad.responses import Reply, aread, guarded, is_guarded, read
 from llama_index_semgrad.watcher import capturing
 from semgrad_guard.guard import in_thread
