@@ -11,10 +11,12 @@ from semgrad_guard.extras import require
 require("llama_index.core", extra="llama-index")
 
 # What follows needs LlamaIndex; the line above names the extra when it is missing.
-from llama_index_semgrad.answers import SemGradAnswerEvent  # noqa: E402
 from llama_index_semgrad.chat_engine import GuardedChatEngine, GuardedStreamingChatResponse  # noqa: E402
 from llama_index_semgrad.evaluator import SemGradEvaluator  # noqa: E402
-from llama_index_semgrad.events import SemGradEventHandler  # noqa: E402
+from llama_index_semgrad.events import (
+    SemGradAnswerEvent,  # noqa: E402
+    SemGradEventHandler,  # noqa: E402
+)
 from llama_index_semgrad.guard import SemGradGuard, WrapOptions  # noqa: E402
 from llama_index_semgrad.llm import SemGradLLM  # noqa: E402
 from llama_index_semgrad.output_parser import SemGradOutputParser  # noqa: E402

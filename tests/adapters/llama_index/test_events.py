@@ -12,7 +12,7 @@ from llama_index.core.instrumentation import get_dispatcher
 from llama_index.core.memory import ChatMemoryBuffer
 
 from llama_index_semgrad import SemGradEventHandler, SemGradGuard
-from llama_index_semgrad.answers import Answers
+from llama_index_semgrad.events import Answers
 from llama_index_semgrad.watcher import WATCHER, install
 from semgrad_guard.errors import NonFiniteScoreError
 from semgrad_guard.flow import Status
