@@ -12,7 +12,7 @@ from llama_index.core.llms import LLM
 from llama_index.core.query_engine import RetrieverQueryEngine
 
 from llama_index_semgrad.chat_engine import GuardedChatEngine
-from llama_index_semgrad.embedder import IndexEmbedder
+from llama_index_semgrad.convert import IndexEmbedder
 from llama_index_semgrad.query_engine import GuardedQueryEngine, StreamMode
 from llama_index_semgrad.rerun import LlmRewriter, Wiring, empty_response_of, llm_of, postprocessors_of, retriever_of
 from llama_index_semgrad.watcher import install, is_local, weights_of

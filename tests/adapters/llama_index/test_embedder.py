@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from llama_index_semgrad import SemGradGuard
-from llama_index_semgrad.embedder import IndexEmbedder
+from llama_index_semgrad.convert import IndexEmbedder
 from semgrad_guard.errors import OptionError
 from semgrad_guard.flow import Exchange, Passage
 from tests.adapters.llama_index.world import WordEmbedding
