@@ -12,9 +12,8 @@ from llama_index.core.memory import BaseMemory
 from pydantic import Field, PrivateAttr
 from typing_extensions import override
 
-from llama_index_semgrad.annotating import adrawn, drawn, verdict
 from llama_index_semgrad.convert import METADATA_KEY, outcome_metadata
-from llama_index_semgrad.observing import recording_faults
+from llama_index_semgrad.observing import adrawn, drawn, recording_faults, verdict
 from llama_index_semgrad.rerun import Question, Wiring, with_memory
 from llama_index_semgrad.responses import Reply, mark
 from llama_index_semgrad.responses import read as read_response

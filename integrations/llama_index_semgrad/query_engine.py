@@ -9,8 +9,7 @@ from llama_index.core.base.base_query_engine import BaseQueryEngine
 from llama_index.core.base.response.schema import AsyncStreamingResponse, StreamingResponse
 from typing_extensions import override
 
-from llama_index_semgrad.annotating import aannotated, annotated
-from llama_index_semgrad.observing import recording_faults
+from llama_index_semgrad.observing import aannotated, annotated, recording_faults
 from llama_index_semgrad.rerun import Question, Wiring
 from llama_index_semgrad.responses import Reply, aread, guarded, is_guarded, read
 from llama_index_semgrad.watcher import capturing
