@@ -13,10 +13,7 @@ require("llama_index.core", extra="llama-index")
 # What follows needs LlamaIndex; the line above names the extra when it is missing.
 from llama_index_semgrad.chat_engine import GuardedChatEngine, GuardedStreamingChatResponse  # noqa: E402
 from llama_index_semgrad.evaluator import SemGradEvaluator  # noqa: E402
-from llama_index_semgrad.events import (
-    SemGradAnswerEvent,  # noqa: E402
-    SemGradEventHandler,  # noqa: E402
-)
+from llama_index_semgrad.events import SemGradAnswerEvent, SemGradEventHandler  # noqa: E402
 from llama_index_semgrad.guard import SemGradGuard, WrapOptions  # noqa: E402
 from llama_index_semgrad.llm import SemGradLLM  # noqa: E402
 from llama_index_semgrad.output_parser import SemGradOutputParser  # noqa: E402
