@@ -72,7 +72,7 @@ def _run(console: Console, n_questions: int, policy: Path | None) -> list[Any]:
     with bar(console) as progress:
         loading = progress.add_task("Loading the libraries", total=3)
         adapter = require("langchain_semgrad", extra="demo")
-        demo_chain = require("langchain_semgrad.demo", extra="demo")
+        demo_chain = require("semgrad_guard.cli.demo_chain", extra="demo")
         elements = require("semgrad_guard.evaluation.elements", extra="demo")
         progress.update(loading, advance=1, description="Embedding the passages about 118 elements")
         parts = demo_chain.build_chain()
@@ -84,7 +84,7 @@ def _run(console: Console, n_questions: int, policy: Path | None) -> list[Any]:
 
 
 def _write_training_data(console: Console, n_questions: int, path: Path) -> None:
-    demo_chain = require("langchain_semgrad.demo", extra="demo")
+    demo_chain = require("semgrad_guard.cli.demo_chain", extra="demo")
     elements = require("semgrad_guard.evaluation.elements", extra="demo")
     asked = elements.questions("train")[:n_questions]
     parts = demo_chain.build_chain()

@@ -17,8 +17,8 @@ from llama_index.core import MockEmbedding, VectorStoreIndex
 from pydantic import BaseModel
 
 from langchain_semgrad.chat_model import SemGradChatModel
-from langchain_semgrad.demo import MiniLmEmbeddings
 from llama_index_semgrad import SemGradLLM
+from semgrad_guard.cli.demo_chain import MiniLmEmbeddings
 from semgrad_guard.policy import explain, parse_policy
 
 README = Path(__file__).resolve().parents[2] / "README.md"
