@@ -1,14 +1,49 @@
-"""What every adapter needs and no framework knows: findings, single pass, and how a question is asked again."""
+"""What every adapter needs and no framework knows.
 
-from semgrad_guard.adapter_kit.findings import held_back, shown_decision, shown_error, without_answers
+- `GuardedPipeline` guards anything that can be asked, by the five functions of `Pipeline`.
+- `GuardOptions` are the options of every entry point; `findings` is what callers read of an outcome.
+- `match_call` finds the model call that wrote an answer; `Candidate` is an answer to judge.
+- `observe` judges without touching an answer, `BackgroundJudge` in a thread of its own.
+- `SinglePass` writes an answer and scores it in one pass.
+"""
+
+from semgrad_guard.adapter_kit.candidates import (
+    Answer,
+    Candidate,
+    ModelCall,
+    candidate_of,
+    match_call,
+    next_exchange,
+    with_call,
+)
+from semgrad_guard.adapter_kit.findings import findings, held_back, shown_decision, shown_error, without_answers
+from semgrad_guard.adapter_kit.observe import BackgroundJudge, observe, recording_faults
+from semgrad_guard.adapter_kit.options import GuardOptions, check_option
+from semgrad_guard.adapter_kit.pipeline import GuardedPipeline, OnWithheld, Pipeline
 from semgrad_guard.adapter_kit.single_pass import AnswerSettings, ScoredAnswer, SinglePass
 
 __all__ = [
+    "Answer",
     "AnswerSettings",
+    "BackgroundJudge",
+    "Candidate",
+    "GuardOptions",
+    "GuardedPipeline",
+    "ModelCall",
+    "OnWithheld",
+    "Pipeline",
     "ScoredAnswer",
     "SinglePass",
+    "candidate_of",
+    "check_option",
+    "findings",
     "held_back",
+    "match_call",
+    "next_exchange",
+    "observe",
+    "recording_faults",
     "shown_decision",
     "shown_error",
+    "with_call",
     "without_answers",
 ]

@@ -1,12 +1,10 @@
-"""What the adapters of LangChain and LlamaIndex have in common.
-
-An adapter translates between a framework and the guard; whatever does not depend on the framework belongs here, so
-that a third adapter gets it for nothing. So far that is how an outcome is explained to the caller.
+"""How an outcome is explained to the caller.
 
 A caller who does not get an answer must not read it in the explanation either. The guard's own words never hold it,
 but those of foreign parts may: a review queue that raises `could not store 'Lyon'`, a scorer that prints its input, a
 database driver that lists the values of a failed statement. Such a text is left out, and the type of the error stays.
 
+* `findings` is what callers read of an outcome, as JSON values.
 * `shown_decision` is the last decision as the caller may read it, and `shown_error` what failed.
 * `held_back` is the exception in the place of a withheld answer.
 * `without_answers` is what both are made with: it leaves out a text that repeats an answer.
@@ -23,9 +21,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from semgrad_guard.errors import LowConfidenceError
+from semgrad_guard.telemetry.fields import answered_attempt, signals_fields, summary_fields
 
 if TYPE_CHECKING:
-    from semgrad_guard.flow import Decision, Failure, Outcome
+    from semgrad_guard.flow import Decision, Failure, Json, Outcome
 
 LEFT_OUT = "[left out]"
 """What an explanation has in the place of an error's message that repeats the answer."""
@@ -35,6 +34,25 @@ EXCERPT = 24
 """Letters and digits in a row that make an excerpt of a longer answer: error messages are often cut."""
 
 _ESCAPED = re.compile(r"\\(?:u([0-9a-fA-F]{4})|x([0-9a-fA-F]{2})|.)", re.DOTALL)
+
+
+def findings(outcome: Outcome) -> dict[str, Json]:
+    """Return what the guard found as plain JSON values, as callers read them under `semgrad`.
+
+    Confidence and score are those of the attempt that was given, held back or handed on. No text of a withheld answer
+    is in it. Keys of a score are there, as `None`, where nothing was scored.
+    """
+    judged = answered_attempt(outcome.record) or outcome.attempts[-1]
+    score = judged.decision.score
+    return {
+        **dict.fromkeys(("method", "score", "scorer", "proxy")),
+        **summary_fields(outcome.record),
+        "why": shown_decision(outcome).why,
+        "withheld": outcome.withheld,
+        "author": judged.exchange.author,
+        "signals": dict(signals_fields(score.signals)) if score else {},
+        "error": shown_error(outcome),
+    }
 
 
 def shown_decision(outcome: Outcome) -> Decision:

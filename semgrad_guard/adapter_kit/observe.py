@@ -1,0 +1,133 @@
+"""Judging answers without touching them: records of what the policy would have done, in the background or at once."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections import deque
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from semgrad_guard.flow import Abstain, Accept, Attempt, Decision, Exchange, Failure, Outcome, Record, Status, utc_now
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator
+
+    from semgrad_guard.adapter_kit.candidates import Candidate
+    from semgrad_guard.guard import Guard
+
+_log = logging.getLogger("semgrad_guard")
+
+FAILED = "chain"
+"""Rule of a record about a pipeline that raised: no policy chose anything."""
+
+
+def observe(guard: Guard, candidate: Candidate) -> Outcome:
+    """Judge an answer that its reader already has and log the record; nothing of the policy is carried out.
+
+    Raises:
+        ScoringError: the answer cannot be judged.
+        UncalibratedError: there is no confidence and the policy says that this is an error.
+    """
+    if candidate.error is not None:
+        raise candidate.error
+    started = time.perf_counter()
+    decision = guard.judge(candidate.exchange)
+    status = Status.ANSWERED if isinstance(decision.step, Accept) else Status.WARNED
+    return _recorded(guard, candidate.exchange, decision, status, time.perf_counter() - started)
+
+
+@contextmanager
+def recording_faults(guard: Guard, question: str) -> Generator[None, None, None]:
+    """Log a record when a pipeline raises or its caller gives up; the error goes on to the caller as it is."""
+    try:
+        yield
+    except (Exception, asyncio.CancelledError) as error:
+        failure = Failure.of(FAILED, error)
+        _log.warning("a guarded pipeline gave no answer: %s", failure.type)
+        exchange = Exchange(prompt=question, question=question)
+        decision = Decision(
+            step=Abstain(message=""),
+            rule=FAILED,
+            why=f"the pipeline gave no answer: {failure.type}",
+            exchange_id=exchange.id,
+            failure=failure,
+        )
+        _recorded(guard, exchange, decision, Status.ABSTAINED, 0.0)
+        raise
+
+
+def _recorded(guard: Guard, exchange: Exchange, decision: Decision, status: Status, seconds: float) -> Outcome:
+    """Log the record of an answer with a single attempt, and return its outcome."""
+    now = utc_now()
+    attempts = (Attempt(exchange, decision, judged_at=now),)
+    record = Record(
+        id=exchange.id,
+        at=now,
+        status=status,
+        text=exchange.answer,
+        attempts=attempts,
+        policy=guard.parts.policy,
+        seconds=seconds,
+        scoring_s=decision.score.seconds if decision.score else 0.0,
+        failures=(decision.failure,) if decision.failure else (),
+        answer_id=exchange.id,
+    )
+    guard.emit(record)
+    return Outcome(
+        text=exchange.answer, status=status, decision=decision, exchange=exchange, attempts=attempts, record=record
+    )
+
+
+class BackgroundJudge:
+    """Judges answers one after the other in a thread of its own, so that no answer waits for its score.
+
+    When too many wait, new ones are dropped, counted and, the first time, reported in the log.
+
+    Args:
+        limit: answers that may wait.
+        name: name of the thread.
+    """
+
+    def __init__(self, limit: int = 1_000, name: str = "semgrad-guard observer") -> None:
+        """Start nothing yet: the thread is made for the first answer and ends when there is nothing left to do."""
+        self._limit, self._name = limit, name
+        self._changed = threading.Condition()
+        self._waiting: deque[Callable[[], object]] = deque()
+        self._running = False
+        self.dropped = 0
+        """Answers that found no place."""
+
+    def put(self, judge: Callable[[], object]) -> bool:
+        """Take the judging of one answer; false when too many wait already, so it is dropped."""
+        with self._changed:
+            if len(self._waiting) >= self._limit:
+                self.dropped += 1
+                if self.dropped == 1:
+                    _log.warning("%s: %d answers wait to be judged, so new ones are not", self._name, self._limit)
+                return False
+            self._waiting.append(judge)
+            if not self._running:
+                self._running = True
+                threading.Thread(target=self._work, name=self._name, daemon=True).start()
+            return True
+
+    def flush(self, timeout_s: float | None = None) -> bool:
+        """Wait until every answer taken so far is judged; false when that took longer."""
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._running, timeout_s)
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                if not self._waiting:
+                    self._running = False
+                    self._changed.notify_all()
+                    return
+                judge = self._waiting.popleft()
+            try:
+                judge()
+            except Exception as error:  # noqa: BLE001 - the next answer must still be judged
+                _log.warning("an answer could not be observed: %s", type(error).__name__, exc_info=True)

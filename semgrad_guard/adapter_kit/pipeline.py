@@ -1,0 +1,184 @@
+"""A guard around any pipeline: five functions say how it is asked, and the policy does the rest.
+
+This is the whole way from a framework to the guard. Frameworks that are called in many ways (streams, batches, agents)
+take the parts that they need from the other files of the kit; a pipeline that is asked and answers needs no more.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Generic, Literal, Protocol, TypeVar
+
+from semgrad_guard.adapter_kit.candidates import Candidate, candidate_of, next_exchange
+from semgrad_guard.adapter_kit.findings import findings, held_back
+from semgrad_guard.adapter_kit.observe import recording_faults
+from semgrad_guard.adapter_kit.options import check_option
+from semgrad_guard.errors import ScoringError
+from semgrad_guard.flow import Exchange
+from semgrad_guard.guard import in_thread
+from semgrad_guard.routing import Resources
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
+
+    from semgrad_guard.adapter_kit.candidates import Answer, ModelCall
+    from semgrad_guard.flow import ExchangeId, Json, Outcome, Passage
+    from semgrad_guard.guard import Guard
+    from semgrad_guard.ports import QueryRewriter
+
+_log = logging.getLogger("semgrad_guard")
+
+Value = TypeVar("Value")
+"""What a framework gives for a question: an answer in its own type."""
+OnWithheld = Literal["message", "raise"]
+"""What a withheld answer becomes: the policy's message in its place, or a `LowConfidenceError`."""
+
+
+class Pipeline(Protocol[Value]):
+    """What a framework supplies: five functions over its own values."""
+
+    def ask(self, question: str, passages: Sequence[Passage] | None, model: str | None) -> Value:
+        """Return what the pipeline gives for a question.
+
+        Args:
+            question: the user's question.
+            passages: the passages to answer from; `None` lets the pipeline retrieve as always.
+            model: name of a fallback model to ask; `None` asks the pipeline's own.
+        """
+        ...
+
+    def retrieve(self, query: str, top_k: int) -> Sequence[Passage]:
+        """Return at most about `top_k` passages, best first."""
+        ...
+
+    def calls(self, value: Value) -> Sequence[ModelCall]:
+        """Return the model calls that were made for a value, oldest first."""
+        ...
+
+    def read(self, value: Value) -> Answer:
+        """Return the text of a value, and the passages that it was written from."""
+        ...
+
+    def give(self, value: Value, text: str, found: dict[str, Json]) -> Value:
+        """Return a value with a text in the answer's place and the guard's findings beside it.
+
+        Args:
+            value: what the pipeline gave; it is not changed, and nothing of a withheld answer may stay in the result.
+            text: what the caller gets.
+            found: confidence, decision and reason as plain JSON values.
+        """
+        ...
+
+
+class GuardedPipeline(Generic[Value]):
+    """A pipeline under a guard: it asks, and gives what the policy allows.
+
+    Args:
+        pipeline: the framework's five functions.
+        guard: what judges and decides.
+        fallbacks: names of fallback models that `pipeline.ask` knows.
+        rewriter: rewords a question for retrieval, where the policy asks for that.
+        on_withheld: `"message"` gives the policy's message in a withheld answer's place; `"raise"` raises
+            `LowConfidenceError`.
+
+    Raises:
+        OptionError: `on_withheld` has an unknown value.
+    """
+
+    def __init__(
+        self,
+        pipeline: Pipeline[Value],
+        guard: Guard,
+        *,
+        fallbacks: Collection[str] = (),
+        rewriter: QueryRewriter | None = None,
+        on_withheld: OnWithheld = "message",
+    ) -> None:
+        check_option("on_withheld", on_withheld, ("message", "raise"))
+        self.pipeline, self.guard = pipeline, guard
+        self._fallbacks, self._rewriter, self._raises = tuple(fallbacks), rewriter, on_withheld == "raise"
+
+    def ask(self, question: str, *, tags: Collection[str] = ()) -> Value:
+        """Return the guarded answer to a question.
+
+        Args:
+            question: the user's question.
+            tags: what the policy's overrides may match.
+
+        Raises:
+            LowConfidenceError: the answer was held back, and `on_withheld` is `"raise"`.
+            UncalibratedError: there is no confidence and the policy says `on_uncalibrated: error`.
+        """
+        with recording_faults(self.guard, question):
+            value = self.pipeline.ask(question, None, None)
+        attempts = _Attempts(self.pipeline, question, frozenset(tags))
+        outcome = self._outcome(attempts, value)
+        if outcome.withheld and self._raises:
+            raise held_back(outcome)
+        return self.pipeline.give(attempts.made[outcome.exchange.id], outcome.text, findings(outcome))
+
+    async def aask(self, question: str, *, tags: Collection[str] = ()) -> Value:
+        """Same as `ask` in a worker thread; cancelling the task ends the question."""
+        return await in_thread(self.ask, question, tags=tags)
+
+    def _outcome(self, attempts: _Attempts[Value], value: Value) -> Outcome:
+        first = attempts.first(value)
+        resources = Resources(
+            chain=attempts,
+            retriever=self.pipeline,
+            rewriter=self._rewriter,
+            fallbacks={name: _Fallback(attempts, name) for name in self._fallbacks},
+        )
+        if first.error is not None:
+            return self.guard.run_unjudged(first.exchange, first.error, resources)
+        return self.guard.run(first.exchange, resources)
+
+
+@dataclass(slots=True)
+class _Attempts(Generic[Value]):
+    """The attempts at one question, and what the pipeline gave for each."""
+
+    pipeline: Pipeline[Value]
+    question: str
+    tags: frozenset[str]
+    made: dict[ExchangeId, Value] = field(default_factory=dict["ExchangeId", Value])
+
+    def first(self, value: Value) -> Candidate:
+        """Return the first answer as something to judge; one that cannot be read takes the policy's `on_error`."""
+        try:
+            candidate = self._candidate(value)
+        except Exception as error:  # noqa: BLE001 - an answer that cannot be read must not break the pipeline
+            _log.warning("could not read what a pipeline gave: %s", type(error).__name__)
+            why = ScoringError(f"could not read what the pipeline gave: {type(error).__name__}: {error}")
+            candidate = Candidate(Exchange(question=self.question, tags=self.tags), why)
+        self.made[candidate.exchange.id] = value
+        return candidate
+
+    def answer(self, exchange: Exchange, passages: Sequence[Passage] | None) -> Exchange:
+        """Return a new attempt by the pipeline's own model."""
+        return self.again(exchange, passages, None)
+
+    def again(self, earlier: Exchange, passages: Sequence[Passage] | None, model: str | None) -> Exchange:
+        """Ask the question once more; nothing of the earlier answer is in it."""
+        value = self.pipeline.ask(self.question, passages, model)
+        following = next_exchange(earlier, self._candidate(value))
+        self.made[following.id] = value
+        return following
+
+    def _candidate(self, value: Value) -> Candidate:
+        answer = self.pipeline.read(value)
+        candidate = candidate_of(answer, self.pipeline.calls(value), question=self.question)
+        return Candidate(replace(candidate.exchange, tags=answer.tags | self.tags), candidate.error)
+
+
+@dataclass(frozen=True, slots=True)
+class _Fallback(Generic[Value]):
+    """One fallback model, asked the same question with the passages of the attempt that was not good enough."""
+
+    attempts: _Attempts[Value]
+    name: str
+
+    def answer(self, exchange: Exchange, passages: Sequence[Passage] | None) -> Exchange:
+        """Return a new attempt by the fallback model."""
+        return self.attempts.again(exchange, passages or exchange.passages, self.name)
