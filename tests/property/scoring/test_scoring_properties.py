@@ -10,13 +10,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from semgrad_guard.scoring.layout import Tokens
-from semgrad_guard.scoring.measure import Reading, measure
+from semgrad_guard.scoring.measure import GradientSpec, measure
 from semgrad_guard.scoring.recording import Band
 from semgrad_guard.scoring.spans import sentence_spans
 from semgrad_guard.scoring.text_signals import content_words, words
 from tests.models_for_tests import N_VOCABULARY, tiny_lm
 
-READING = Reading(Band(2, 3), 5)
+SPEC = GradientSpec(Band(2, 3), 5)
 CLOSE = 2e-4
 
 token = st.integers(3, N_VOCABULARY - 1)
@@ -37,10 +37,10 @@ def _assert_close(one, other) -> None:
 def test_company_changes_no_score(batch, arch):
     """Padding, order and size of a batch are our business, never the answer's."""
     model = tiny_lm(arch)
-    together = measure(model, batch, READING)
-    backwards = measure(model, batch[::-1], READING)[::-1]
+    together = measure(model, batch, SPEC)
+    backwards = measure(model, batch[::-1], SPEC)[::-1]
     for tokens, one, other in zip(batch, together, backwards, strict=True):
-        (alone,) = measure(model, [tokens], READING)
+        (alone,) = measure(model, [tokens], SPEC)
         _assert_close(one, alone)
         _assert_close(other, alone)
 
@@ -49,7 +49,7 @@ def test_company_changes_no_score(batch, arch):
 @given(tokens=exchange, arch=st.sampled_from(["gpt2", "llama", "mamba"]))
 def test_every_signal_is_finite_and_not_negative(tokens, arch):
     """Scores are compared with thresholds."""
-    (found,) = measure(tiny_lm(arch), [tokens], READING)
+    (found,) = measure(tiny_lm(arch), [tokens], SPEC)
     part = found.parts[0]
     assert None not in part.by_weight
     values = torch.tensor([*part.semgrad, *part.by_weight, *found.nll, *found.entropy, *found.top])
