@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
     Array = NDArray[np.float64]
 
-    Array = NDArray[np.float64]
-
 N_BINS = 10
 """Bins of the expected calibration error."""
 SMALLEST = 1e-12

@@ -131,8 +131,8 @@ def _accepted(accept: AcceptTarget) -> str:
 def _escalation(steps: tuple[EscalationStep, ...], place: str) -> list[str]:
     if not steps:
         return ["Nothing is tried to improve any other answer."]
-    steps = [f"  {i + 1}. {_step(entry)} [{step_rule(f'{place}[{i}]', entry)}]" for i, entry in enumerate(steps)]
-    return ["Otherwise these steps are tried, in this order:", *steps]
+    tried = [f"  {i + 1}. {_step(entry)} [{step_rule(f'{place}[{i}]', entry)}]" for i, entry in enumerate(steps)]
+    return ["Otherwise these steps are tried, in this order:", *tried]
 
 
 def _step(entry: EscalationStep) -> str:
