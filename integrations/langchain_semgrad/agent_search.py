@@ -10,8 +10,7 @@ from langchain.agents.middleware import ModelResponse
 from langchain_core.messages import HumanMessage
 
 from semgrad_guard.flow import Failure, Progress, RetryRetrieval, utc_now
-from semgrad_guard.telemetry.fields import attempt_fields
-from semgrad_guard.telemetry.replay import attempt_from_fields
+from semgrad_guard.wire import attempt_fields, attempt_from_fields
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -13,7 +13,7 @@ from langchain_semgrad.recorded import recorded
 from langchain_semgrad.values import Slot, find_answers
 from semgrad_guard.errors import PromptNotFoundError, ScoringError
 from semgrad_guard.flow import RUN_KEY, Exchange
-from semgrad_guard.telemetry.runs import RunRef
+from semgrad_guard.wire import RunRef
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

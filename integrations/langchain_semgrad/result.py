@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from typing_extensions import override
 
-from semgrad_guard.telemetry.fields import answered_attempt, signals_fields, summary_fields
+from semgrad_guard.wire import answered_attempt, signals_fields, summary_fields
 
 if TYPE_CHECKING:
     from semgrad_guard.flow import Attempt, Decision, Json, Outcome, ReviewId, Status

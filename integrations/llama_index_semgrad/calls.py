@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 from llama_index.core.instrumentation.events.llm import LLMChatEndEvent, LLMCompletionEndEvent
 
 from llama_index_semgrad.convert import flow_messages
-from semgrad_guard.flow import Score
+from semgrad_guard.wire import WireError, score_from_fields
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from semgrad_guard.flow import Prompt
+    from semgrad_guard.flow import Prompt, Score
 
 CallEndEvent = LLMChatEndEvent | LLMCompletionEndEvent
 
@@ -54,8 +54,8 @@ class ModelCall:
         """The score that was taken while the answer was written."""
         found = self.extra.get(SCORE_KEY)
         try:
-            return Score.from_json(found) if isinstance(found, Mapping) else None
-        except (TypeError, KeyError):
+            return score_from_fields(found) if isinstance(found, Mapping) else None
+        except WireError:
             return None
 
     def ids(self) -> tuple[tuple[int, ...], tuple[int, ...]] | None:

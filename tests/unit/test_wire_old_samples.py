@@ -44,6 +44,7 @@ from semgrad_guard.flow import (
 )
 from semgrad_guard.review import Document, exchange_of
 from semgrad_guard.telemetry import RunRef, read_records, record_from_fields
+from semgrad_guard.wire import score_from_fields
 
 SAMPLES = Path(__file__).parents[1] / "samples" / "v0_1"
 FINGERPRINT = Fingerprint(model="m1", dtype="float32", template="t1", settings="position=-3")
@@ -183,7 +184,7 @@ def test_a_stored_document_is_read_whole() -> None:
 
 def test_the_score_of_a_message_is_read() -> None:
     """Checkpoints of agents keep messages for long."""
-    score = Score.from_json(json.loads((SAMPLES / "message_score.json").read_bytes()))
+    score = score_from_fields(json.loads((SAMPLES / "message_score.json").read_bytes()))
     numbers = {name: value for name, value in score.signals.items() if math.isfinite(value)}
     assert replace(score, signals=numbers) == SCORE
 

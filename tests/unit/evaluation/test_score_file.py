@@ -42,8 +42,9 @@ def test_every_row_comes_out_once_in_order(data: Path, tmp_path: Path) -> None:
     _run(data, out, TableScorer({}, 0.5))
     said = [json.loads(line) for line in out.read_text().splitlines()]
     assert [row["id"] for row in said] == list(range(20))
-    assert said[0]["fake"] == said[0]["score"] == 0.5
-    assert said[0]["fingerprint"] == PRINT
+    score = said[0]["score"]
+    assert score["signals"]["fake"] == score["value"] == 0.5
+    assert score["fingerprint"] == PRINT
 
 
 def test_a_cut_off_run_goes_on_where_it_ended(data: Path, tmp_path: Path) -> None:
