@@ -6,10 +6,10 @@ All are frozen and hold plain Python values, so they can be logged, compared and
 from __future__ import annotations
 
 import uuid
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, Literal, NewType, Self
+from typing import TYPE_CHECKING, Literal, NewType
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -54,7 +54,7 @@ class Passage:
 
 
 RUN_KEY = "run"
-"""Reserved key of `Exchange.metadata`: the traced run that wrote the answer; see `semgrad_guard.telemetry.runs`."""
+"""Reserved key of `Exchange.metadata`: the traced run that wrote the answer; see `semgrad_guard.wire.RunRef`."""
 
 Prompt = str | tuple[Message, ...]
 """What the model read: plain text, or chat messages that the model's template turns into text."""
@@ -164,23 +164,6 @@ class Score:
     def proxy(self) -> bool:
         """True when the scored answer was written by another model."""
         return self.fingerprint.proxy
-
-    def to_json(self) -> dict[str, Json]:
-        """Return the score as values that JSON can hold, for messages that carry it; `from_json` reads them."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, said: Mapping[str, Any]) -> Self:
-        """Return the score that `to_json` wrote.
-
-        Raises:
-            TypeError: it is not one.
-            KeyError: a part is missing.
-        """
-        parts: dict[str, Any] = dict(said)
-        parts["fingerprint"] = Fingerprint(**said["fingerprint"])
-        parts["spans"] = tuple(SpanScore(**span) for span in said["spans"])
-        return cls(**parts)
 
 
 # --- Confidence -------------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from langchain_semgrad.convert import result_score, result_text
 from langchain_semgrad.exchanges import about_run, exchange_of
 from langchain_semgrad.settings import build_guard
 from semgrad_guard.flow import Attempt, Record, Status, utc_now
-from semgrad_guard.telemetry.runs import RunRef
+from semgrad_guard.wire import RunRef
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

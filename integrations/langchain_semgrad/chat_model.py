@@ -14,6 +14,7 @@ from typing_extensions import override
 from langchain_semgrad.convert import SCORE_KEY, to_prompt
 from semgrad_guard.adapter_kit.single_pass import AnswerSettings, ScoredAnswer, SinglePass
 from semgrad_guard.guard.assembly import Lazy
+from semgrad_guard.wire import score_fields
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -136,7 +137,7 @@ class SemGradChatModel(BaseChatModel):
             "finish_reason": _FINISH.get(reason, reason),
         }
         if answer.score is not None:
-            metadata[SCORE_KEY] = answer.score.to_json()
+            metadata[SCORE_KEY] = score_fields(answer.score)
         return metadata
 
     def _make_single_pass(self) -> SinglePass:

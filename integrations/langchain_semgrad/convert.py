@@ -19,12 +19,13 @@ from langchain_core.messages import (
 from langchain_core.outputs import ChatGeneration
 from langchain_core.prompt_values import PromptValue
 
-from semgrad_guard.flow import Message, Passage, Score
+from semgrad_guard.flow import Message, Passage
+from semgrad_guard.wire import WireError, score_from_fields
 
 if TYPE_CHECKING:
     from langchain_core.outputs import Generation, LLMResult
 
-    from semgrad_guard.flow import Prompt
+    from semgrad_guard.flow import Prompt, Score
 
 QUESTION_KEYS = ("question", "input", "query")
 """Keys of a chain's input under which its question is looked for, in this order."""
@@ -130,8 +131,8 @@ def result_score(result: LLMResult) -> Score | None:
     first: Generation | None = next((g for candidates in result.generations for g in candidates), None)
     said = first.message.response_metadata.get(SCORE_KEY) if isinstance(first, ChatGeneration) else None
     try:
-        return Score.from_json(said) if said else None
-    except (TypeError, KeyError, AttributeError):  # another model's metadata under our key: it is scored from outside
+        return score_from_fields(said) if said else None
+    except WireError:  # another model's metadata under our key: it is scored from outside
         return None
 
 

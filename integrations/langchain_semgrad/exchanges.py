@@ -12,7 +12,7 @@ from langchain_semgrad.convert import documents_in, question_in, run_id_of, to_p
 from langchain_semgrad.values import Slot, find_answers
 from semgrad_guard.errors import PromptNotFoundError, ScoringError
 from semgrad_guard.flow import RUN_KEY, Exchange
-from semgrad_guard.telemetry.runs import RunRef
+from semgrad_guard.wire import RunRef
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -13,7 +13,7 @@ from typing_extensions import override
 
 from langchain_semgrad.convert import asks_for_tools, text_of
 from semgrad_guard.adapter_kit.findings import shown_decision, shown_error
-from semgrad_guard.telemetry.fields import answered_attempt, signals_fields, summary_fields
+from semgrad_guard.wire import answered_attempt, signals_fields, summary_fields
 
 if TYPE_CHECKING:
     from semgrad_guard.flow import Attempt, Decision, Json, Outcome, ReviewId, Status

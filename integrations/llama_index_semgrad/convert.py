@@ -10,7 +10,7 @@ from llama_index_instrumentation.dispatcher import active_instrument_tags
 
 from semgrad_guard.adapter_kit.findings import shown_decision, shown_error
 from semgrad_guard.flow import Message, Passage
-from semgrad_guard.telemetry.fields import answered_attempt, signals_fields, summary_fields
+from semgrad_guard.wire import answered_attempt, signals_fields, summary_fields
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

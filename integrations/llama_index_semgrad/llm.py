@@ -28,6 +28,7 @@ from llama_index_semgrad.watcher import SCORE_KEY
 from semgrad_guard.adapter_kit.single_pass import AnswerSettings, ScoredAnswer, SinglePass
 from semgrad_guard.flow import Message
 from semgrad_guard.guard.assembly import Lazy
+from semgrad_guard.wire import score_fields
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -207,7 +208,7 @@ def _score_and_usage(answer: ScoredAnswer) -> dict[str, Json]:
     read, wrote = answer.n_prompt_tokens, answer.n_answer_tokens
     found: dict[str, Json] = {"prompt_tokens": read, "completion_tokens": wrote, "total_tokens": read + wrote}
     if answer.score is not None:
-        found[SCORE_KEY] = answer.score.to_json()
+        found[SCORE_KEY] = score_fields(answer.score)
     return found
 
 

@@ -21,7 +21,7 @@ from llama_index_instrumentation.span_handlers import NullSpanHandler
 from typing_extensions import override
 
 from llama_index_semgrad.convert import flow_messages
-from semgrad_guard.flow import Score
+from semgrad_guard.wire import WireError, score_from_fields
 
 if TYPE_CHECKING:
     import inspect
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from llama_index_instrumentation.base import BaseEvent
 
-    from semgrad_guard.flow import Prompt
+    from semgrad_guard.flow import Prompt, Score
 
 CallEndEvent = LLMChatEndEvent | LLMCompletionEndEvent
 
@@ -69,8 +69,8 @@ class ModelCall:
         """The score that was taken while the answer was written."""
         found = self.extra.get(SCORE_KEY)
         try:
-            return Score.from_json(found) if isinstance(found, Mapping) else None
-        except (TypeError, KeyError):
+            return score_from_fields(found) if isinstance(found, Mapping) else None
+        except WireError:
             return None
 
     def ids(self) -> tuple[tuple[int, ...], tuple[int, ...]] | None:

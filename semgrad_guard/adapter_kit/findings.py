@@ -10,7 +10,7 @@ database driver that lists the values of a failed statement. Such a text is left
 * `without_answers` is what both are made with: it leaves out a text that repeats an answer.
 
 The outcome itself is not changed: a `Record` is logged whole where the policy says `log_text: true`, with the answer in
-it, and without any free text elsewhere (`semgrad_guard.telemetry.fields`).
+it, and without any free text elsewhere (`semgrad_guard.wire`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from semgrad_guard.errors import LowConfidenceError
-from semgrad_guard.telemetry.fields import answered_attempt, signals_fields, summary_fields
+from semgrad_guard.wire import answered_attempt, signals_fields, summary_fields
 
 if TYPE_CHECKING:
     from semgrad_guard.flow import Decision, Failure, Json, Outcome

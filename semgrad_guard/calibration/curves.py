@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import numpy as np
 from pydantic import Field
 
-from semgrad_guard.calibration.frozen import Frozen
 from semgrad_guard.extras import require
+from semgrad_guard.wire import Frozen
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -12,7 +12,7 @@ import numpy as np
 from pydantic import Field
 
 from semgrad_guard.calibration.curves import fit_logistic
-from semgrad_guard.calibration.frozen import Frozen
+from semgrad_guard.wire import Frozen
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal, overload
 import numpy as np
 from pydantic import Field
 
-from semgrad_guard.calibration.frozen import Frozen
+from semgrad_guard.wire import Frozen
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

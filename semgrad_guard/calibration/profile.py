@@ -14,11 +14,11 @@ import numpy as np
 from pydantic import AwareDatetime, Field, ValidationError, model_validator
 
 from semgrad_guard.calibration.curves import Curve
-from semgrad_guard.calibration.frozen import Frozen
 from semgrad_guard.calibration.fused import FusedModel
 from semgrad_guard.calibration.metrics import Interval
 from semgrad_guard.errors import ProfileFileError
 from semgrad_guard.flow import Fingerprint, utc_now
+from semgrad_guard.wire import Frozen
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -15,7 +15,7 @@ from semgrad_guard.calibration import LabelledScore
 from semgrad_guard.calibration.wording import is_known
 from semgrad_guard.errors import DataFileError, ScoringError
 from semgrad_guard.evaluation.grading import GRADERS, words
-from semgrad_guard.evaluation.rows import answer_stops
+from semgrad_guard.evaluation.rows import answer_stops, scored_part
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -173,8 +173,8 @@ class Labeller:
 
 
 def signals_of(said: Mapping[str, Any]) -> dict[str, float]:
-    """Return the signals that a scored row holds: under `signals`, or each known one under its own name."""
-    inside = said.get("signals")
+    """Return the signals that a scored row holds: those of its `score`, under `signals`, or each under its own name."""
+    inside = scored_part(said).get("signals")
     pairs = inside.items() if isinstance(inside, dict) else ((k, v) for k, v in said.items() if is_known(k))
     return {name: float("nan") if value is None else float(value) for name, value in pairs if _is_number(value)}
 

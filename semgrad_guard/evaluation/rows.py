@@ -3,24 +3,27 @@
 A row has the prompt as `prompt` (text), `messages` (role and content), `prompt_ids` (token ids), or `question` with
 optional `passages`; and the answer as `answer` (text) or `answer_ids` (token ids). It may have `id`, `tags`,
 `position`, `group` (rows of one group are never split between fitting and testing), `on_policy` (this model wrote the
-answer), and a label: `correct` (true or false) or `answers` (accepted answers). A row that was scored holds every
-signal under its name and the `fingerprint` of the scores.
+answer), and a label: `correct` (true or false) or `answers` (accepted answers). A row that was scored holds its score
+as `score` (`semgrad_guard.wire.score_fields`). Rows made by hand, and those of version 0.1, may hold every signal under
+its name instead, and beside them the `fingerprint` of the score and its number as `score`.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from semgrad_guard.errors import DataFileError
 from semgrad_guard.flow import Exchange, Fingerprint, Message, Passage
+from semgrad_guard.wire import FingerprintForm, MessageForm, PassageForm
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Sequence
 
     from semgrad_guard.flow import Json, Prompt
 
@@ -50,7 +53,6 @@ def answer_stops(*, chat: bool) -> tuple[str, ...]:
     return () if chat else BASE_MODEL_STOP
 
 
-_FINGERPRINT: TypeAdapter[Fingerprint | None] = TypeAdapter(Fingerprint | None)
 FORM = 'each line is one object such as {"prompt": "...", "answer": "..."}'
 
 
@@ -58,21 +60,16 @@ def _passage(value: object) -> object:
     return {"text": value} if isinstance(value, str) else value
 
 
-class _PassageForm(BaseModel):
-    model_config = ConfigDict(extra="ignore", frozen=True)
-    text: str
-    source: str | None = None
+class _RowPassage(PassageForm):
+    model_config = ConfigDict(extra="ignore")
     title: str | None = None
-    score: float | None = None
 
 
-class _MessageForm(BaseModel):
-    model_config = ConfigDict(extra="ignore", frozen=True)
-    role: str
-    content: str
+class _RowMessage(MessageForm):
+    model_config = ConfigDict(extra="ignore")
 
 
-_Passages = Annotated[tuple[Annotated[_PassageForm, BeforeValidator(_passage)], ...], Field(strict=False)]
+_Passages = Annotated[tuple[Annotated[_RowPassage, BeforeValidator(_passage)], ...], Field(strict=False)]
 _Ids = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(strict=False)]
 
 
@@ -83,7 +80,7 @@ class _Form(BaseModel):
 
     id: str | int | None = None
     prompt: str | None = None
-    messages: tuple[_MessageForm, ...] | None = None
+    messages: tuple[_RowMessage, ...] | None = None
     prompt_ids: _Ids | None = None
     question: str | None = None
     passages: _Passages = ()
@@ -96,6 +93,13 @@ class _Form(BaseModel):
     tags: tuple[str, ...] = ()
     position: Annotated[int, Field(lt=0)] | None = None
     on_policy: bool | None = None
+    fingerprint: FingerprintForm | None = None
+
+
+def scored_part(said: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the object of a row that holds its signals, method and fingerprint: `score`, or else the row itself."""
+    score = said.get("score")
+    return score if isinstance(score, Mapping) and "signals" in score else said
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -183,16 +187,15 @@ def row_of(said: dict[str, Any], path: Path | str, number: int) -> Row:
         DataFileError: the object cannot be used.
     """
     try:
-        form = _Form.model_validate(said)
-        fingerprint = _FINGERPRINT.validate_python(said.get("fingerprint"))
+        form = _Form.model_validate({**said, "fingerprint": scored_part(said).get("fingerprint")})
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise DataFileError(path, number, f"`{where}`: {first['msg']}", FORM) from error
-    return _row(form, said, fingerprint, number)
+    return _row(form, said, number)
 
 
-def _row(form: _Form, said: dict[str, Json], fingerprint: Fingerprint | None, number: int) -> Row:
+def _row(form: _Form, said: dict[str, Json], number: int) -> Row:
     passages = form.passages or form.contexts
     exchange = Exchange(
         prompt=tuple(Message(m.role, m.content) for m in form.messages) if form.messages else form.prompt or "",
@@ -212,5 +215,5 @@ def _row(form: _Form, said: dict[str, Json], fingerprint: Fingerprint | None, nu
         group=None if form.group is None else str(form.group),
         position=form.position,
         is_own=form.answer_ids is not None if form.on_policy is None else form.on_policy,
-        fingerprint=fingerprint,
+        fingerprint=Fingerprint(**form.fingerprint.model_dump()) if form.fingerprint else None,
     )

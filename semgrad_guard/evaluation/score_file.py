@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import bisect
 import json
-from dataclasses import asdict
 from html import escape
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +11,8 @@ from typing_extensions import override
 
 from semgrad_guard.errors import DataFileError, ScoringError
 from semgrad_guard.evaluation.resumable import ADVICE, ROW_KEY, ResumableFile, digest
-from semgrad_guard.evaluation.rows import read_rows
+from semgrad_guard.evaluation.rows import read_rows, scored_part
+from semgrad_guard.wire import score_fields
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -50,7 +50,7 @@ def write_answers(scored: Path, page: Path) -> None:
         scored: the JSONL file.
         page: the HTML file to write; it needs nothing beside itself.
     """
-    rows = [json.loads(line) for line in scored.read_text(encoding="utf-8").splitlines()]
+    rows = [_shown(json.loads(line)) for line in scored.read_text(encoding="utf-8").splitlines()]
     values = sorted(value for row in rows for value in _span_values(row))
     articles = "\n".join(_article(row, values) for row in rows)
     legend = (
@@ -64,6 +64,12 @@ def write_answers(scored: Path, page: Path) -> None:
         f"{articles}\n</main><footer><p>{legend}</p></footer></body></html>\n",
         encoding="utf-8",
     )
+
+
+def _shown(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a row with the parts of its score beside the answer, and the score's value as `score`."""
+    part = scored_part(row)
+    return {**row, **part, "score": part["value"]} if part is not row else row
 
 
 def _article(row: dict[str, Any], values: Sequence[float]) -> str:
@@ -115,9 +121,9 @@ BATCH_ROWS = 16
 def score_rows(
     rows: Iterable[Row], scorer_at: ScorerAt, calibrator: Calibrator | None, *, chat: bool, own_answers: bool
 ) -> Iterator[dict[str, Any]]:
-    """Yield one output object a row, in order: what the row said, its signals, and `confidence` where there is one.
+    """Yield one output object a row, in order: what the row said, its `score`, and `confidence` where there is one.
 
-    A row that cannot be scored gets `error` in place of signals; it does not end the run.
+    A row that cannot be scored gets `error` in place of a score; it does not end the run.
 
     Args:
         rows: what to score.
@@ -140,20 +146,8 @@ def _found(exchange: Exchange, score: Score | ScoringError, calibrator: Calibrat
     confidence = calibrator.confidence(exchange, score).value if calibrator else None
     if calibrator and score.spans:
         score = calibrator.with_span_confidences(score)
-    found: dict[str, Any] = {
-        **score.signals,
-        "method": score.method,
-        "score": score.value,
-        "model": score.model,
-        "path": score.path,
-        "seconds": round(score.seconds, 6),
-        "fingerprint": asdict(score.fingerprint),
-    }
-    if confidence is not None:
-        found["confidence"] = confidence
-    if score.spans:
-        found["spans"] = [asdict(span) for span in score.spans]
-    return found
+    found: dict[str, Any] = {"score": score_fields(score)}
+    return found if confidence is None else {**found, "confidence": confidence}
 
 
 def _batches(rows: Iterable[Row]) -> Iterator[tuple[int | None, list[Row]]]:
@@ -204,9 +198,10 @@ class ScoreFile(ResumableFile):
 
 def _differs(said: dict[str, Any], fingerprint: dict[str, Any], method: str) -> bool:
     """Return whether an earlier line cannot stand in one file with this run's; each row's own position may differ."""
-    there: dict[str, Any] = said.get("fingerprint") or {}
+    part = scored_part(said)
+    there: dict[str, Any] = part.get("fingerprint") or {}
     shared = {"model", "dtype", "template"}
     same_setting = said.get("position") is not None or there.get("settings") == fingerprint["settings"]
     return {k: there.get(k) for k in shared} != {k: fingerprint[k] for k in shared} or (
-        not same_setting or said.get("method") != method
+        not same_setting or part.get("method") != method
     )

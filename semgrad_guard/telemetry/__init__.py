@@ -1,14 +1,19 @@
 """Record -> LangSmith, OpenTelemetry, JSONL: one sink a file, each isolated from the others and from the answer."""
 
 from semgrad_guard.telemetry.feedback import post_verdict_feedback
-from semgrad_guard.telemetry.fields import record_fields, summary_fields
 from semgrad_guard.telemetry.jsonl import JsonlSink, read_records
 from semgrad_guard.telemetry.langsmith import LangSmithSink, annotate_current_run, judged_within
 from semgrad_guard.telemetry.otel import OtelSink
 from semgrad_guard.telemetry.otel_providers import Providers
-from semgrad_guard.telemetry.replay import RecordFieldsError, record_from_fields
-from semgrad_guard.telemetry.runs import RunRef, user_metadata
 from semgrad_guard.telemetry.sinks import Sinks, TelemetrySettings, build_sinks
+from semgrad_guard.wire import (
+    RecordFieldsError,
+    RunRef,
+    record_fields,
+    record_from_fields,
+    summary_fields,
+    user_metadata,
+)
 
 __all__ = [
     "JsonlSink",

@@ -12,8 +12,7 @@ from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_rand
 
 from semgrad_guard.extras import require
 from semgrad_guard.flow import Verdict
-from semgrad_guard.telemetry.fields import answered_attempt, number, signals_fields
-from semgrad_guard.telemetry.runs import RunRef
+from semgrad_guard.wire import RunRef, answered_attempt, number, signals_fields
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

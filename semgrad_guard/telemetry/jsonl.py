@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from semgrad_guard.errors import DataFileError
-from semgrad_guard.telemetry.fields import record_fields
-from semgrad_guard.telemetry.replay import RecordFieldsError, record_from_fields
+from semgrad_guard.wire import RecordFieldsError, record_fields, record_from_fields
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator

@@ -22,9 +22,8 @@ from semgrad_guard.telemetry.feedback import (
     is_transient,
     verdict_feedback,
 )
-from semgrad_guard.telemetry.fields import answered_attempt, signals_fields, summary_fields
-from semgrad_guard.telemetry.runs import RunRef
 from semgrad_guard.telemetry.worker import CAPACITY, BackgroundWorker, TryAgainError
+from semgrad_guard.wire import RunRef, answered_attempt, signals_fields, summary_fields
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Mapping, Sequence

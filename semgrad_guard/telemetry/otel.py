@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from semgrad_guard.extras import require
 from semgrad_guard.flow import Action
-from semgrad_guard.telemetry.fields import number, signals_fields, summary_fields
 from semgrad_guard.telemetry.otel_providers import EXTRA, Providers, find_providers, need_packages
-from semgrad_guard.telemetry.runs import RunRef
+from semgrad_guard.wire import RunRef, number, signals_fields, summary_fields
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -211,7 +210,7 @@ class OtelSink:
 
     A question is a span `semgrad.guard` under the span that is under way where `emit` is called; each attempt has a
     `semgrad.judge` span and, unless accepted, a `semgrad.route` span below it. An evaluation event belongs to the span
-    of the model call where the exchange says which that is (`traceparent`, see `semgrad_guard.telemetry.runs`),
+    of the model call where the exchange says which that is (`traceparent`, see `semgrad_guard.wire.RunRef`),
     otherwise to the span of the question. Here all is only put into memory; OpenTelemetry's own threads send it.
     """
 

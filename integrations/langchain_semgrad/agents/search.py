@@ -18,8 +18,7 @@ from langchain_semgrad.convert import run_id_of, to_message
 from langchain_semgrad.exchanges import Job, Setting, exchange_of, jobs_in, passages_in
 from langchain_semgrad.values import Slot
 from semgrad_guard.flow import Failure, Progress, RetryRetrieval, utc_now
-from semgrad_guard.telemetry.fields import attempt_fields
-from semgrad_guard.telemetry.replay import attempt_from_fields
+from semgrad_guard.wire import attempt_fields, attempt_from_fields
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -14,10 +14,11 @@ from typing_extensions import override
 from semgrad_guard.errors import DataFileError, EmptyAnswerError, ScoringError
 from semgrad_guard.evaluation.labelling import write_answer
 from semgrad_guard.evaluation.resumable import ADVICE, ROW_KEY, ResumableFile, digest
-from semgrad_guard.evaluation.rows import answer_stops, read_rows
+from semgrad_guard.evaluation.rows import answer_stops, read_rows, scored_part
 from semgrad_guard.scoring.forward_signals import context_gain, p_true
 from semgrad_guard.scoring.scorer import read_exchange
 from semgrad_guard.scoring.signals import CLOSENESS
+from semgrad_guard.wire import score_fields
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable, Iterator
@@ -47,7 +48,7 @@ class AnswersFile(ResumableFile):
 
     @override
     def take(self, line: dict[str, Any], number: int) -> None:
-        there = line.get("fingerprint")
+        there = scored_part(line).get("fingerprint")
         if there is not None and {**there, "proxy": False} != self._fingerprint:
             raise DataFileError(self.path, number, "was answered by another model or setting", ADVICE)
 
@@ -73,10 +74,10 @@ class Asked:
 
 
 def answer_rows(rows: Iterable[Row], scorer: SemGradScorer, asked: Asked) -> Iterator[dict[str, Any]]:
-    """Yield one output object a row, in order: what it said, the answer, its signals, and seconds by step.
+    """Yield one output object a row, in order: what it said, the answer, its score, and seconds by step.
 
     A row with an answer keeps it; any other is answered by the model, greedily. One that cannot be answered or scored
-    gets `error` in place of signals; it does not end the run.
+    gets `error` in place of a score; it does not end the run.
 
     Args:
         rows: questions, with passages where there are any.
@@ -107,7 +108,7 @@ class _Answerer:
                     max_new_tokens=self._asked.max_new_tokens,
                     states_of=self._scorer.band_blocks,
                 )
-        found = _said(generated)
+        found = _answer_fields(generated)
         started = time.perf_counter()
         try:
             score = self._score(exchange, generated)
@@ -116,10 +117,12 @@ class _Answerer:
         self._seconds["score"] = score.seconds
         if not score.signals.keys().isdisjoint(CLOSENESS):
             self._seconds["embedding"] = time.perf_counter() - started - score.seconds
-        found |= _plain(score)
-        found |= self._context_gain(exchange, score)
+        dear = self._context_gain(exchange, score)
         if self._asked.n_baseline_rows is None or row.line <= self._asked.n_baseline_rows:
-            found |= self._baselines(exchange, generated, row.line)
+            dear |= self._p_true(exchange)
+            if self._asked.n_samples:
+                found["samples"] = self._samples(exchange, generated, row.line)
+        found["score"] = score_fields(replace(score, signals={**score.signals, **dear}))
         return {**found, "seconds": {name: round(seconds, 6) for name, seconds in self._seconds.items()}}
 
     def _score(self, exchange: Exchange, generated: Generated | None) -> Score:
@@ -137,13 +140,10 @@ class _Answerer:
             gain = context_gain(self._model, exchange, tokens, score.signals["mean_nll"])
         return {} if gain is None else {"context_gain": gain}
 
-    def _baselines(self, exchange: Exchange, generated: Generated | None, line: int) -> dict[str, Any]:
+    def _p_true(self, exchange: Exchange) -> dict[str, float]:
         with self._timed("p_true"):
             chance = p_true(self._model, exchange)
-        found: dict[str, Any] = {} if chance is None else {"p_true": chance}
-        if self._asked.n_samples:
-            found["samples"] = self._samples(exchange, generated, line)
-        return found
+        return {} if chance is None else {"p_true": chance}
 
     def _samples(self, exchange: Exchange, generated: Generated | None, line: int) -> list[dict[str, Any]]:
         """Return answers drawn at random; the prompt that was just answered is not read again."""
@@ -166,22 +166,11 @@ class _Answerer:
         self._seconds[step] = time.perf_counter() - started
 
 
-def _said(generated: Generated | None) -> dict[str, Any]:
+def _answer_fields(generated: Generated | None) -> dict[str, Any]:
     if generated is None:
         return {}
     return {
         "answer": generated.text,
         "answer_ids": list(generated.answer_ids),
         "finish_reason": generated.finish_reason,
-    }
-
-
-def _plain(score: Score) -> dict[str, Any]:
-    return {
-        **score.signals,
-        "method": score.method,
-        "score": score.value,
-        "model": score.model,
-        "path": score.path,
-        "fingerprint": asdict(score.fingerprint),
     }

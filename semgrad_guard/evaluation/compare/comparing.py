@@ -9,13 +9,13 @@ import numpy as np
 
 from semgrad_guard.calibration import metrics
 from semgrad_guard.calibration.fit import Plan, out_of_fold, usable_signals
-from semgrad_guard.calibration.frozen import Frozen
 from semgrad_guard.calibration.labels import check_enough
 from semgrad_guard.calibration.metrics import DRAWS, Interval, paired_difference, with_interval
 from semgrad_guard.calibration.wording import direction_of
 from semgrad_guard.errors import SemGradGuardError
 from semgrad_guard.evaluation.compare.sampled_signals import SAMPLED
 from semgrad_guard.scoring.signals import SIGNALS
+from semgrad_guard.wire import Frozen
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from semgrad_guard.calibration.frozen import Frozen
 from semgrad_guard.calibration.profile import LabelPairs
 from semgrad_guard.calibration.risk import threshold_on
 from semgrad_guard.errors import RiskNotControllableError
+from semgrad_guard.wire import Frozen
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

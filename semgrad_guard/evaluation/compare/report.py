@@ -12,11 +12,11 @@ from jinja2 import Environment, StrictUndefined
 from pydantic import AwareDatetime, Field
 from rich.table import Table
 
-from semgrad_guard.calibration.frozen import Frozen
 from semgrad_guard.evaluation.compare.comparing import Comparison, MethodResult
 from semgrad_guard.evaluation.compare.promise import PromiseCheck
 from semgrad_guard.evaluation.reliability import bins_of, wilson
 from semgrad_guard.extras import require
+from semgrad_guard.wire import Frozen
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

@@ -11,9 +11,10 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 from semgrad_guard.errors import DataFileError
 from semgrad_guard.evaluation.grading import words
 from semgrad_guard.evaluation.labelling import Labeller, group_of, signals_of
-from semgrad_guard.evaluation.rows import parse_row, read_placed_rows, read_rows
+from semgrad_guard.evaluation.rows import parse_row, read_placed_rows, read_rows, scored_part
 from semgrad_guard.flow import Action, FallbackModel, Fingerprint, NewAttempt, Score, SpanScore
 from semgrad_guard.telemetry.jsonl import read_records
+from semgrad_guard.wire import SpanForm, WireError, score_from_fields
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -186,12 +187,12 @@ def _word(right: bool) -> str:  # noqa: FBT001 - the label is the datum itself
 _Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
-class _SpanForm(BaseModel):
-    model_config = ConfigDict(extra="ignore", frozen=True)
-    start: int
-    end: int
-    signals: dict[str, float] = Field(default_factory=dict)
-    confidence: float | None = None
+_OF_A_SCORE = frozenset({"seconds", "method", "score", "model", "spans"})
+"""Fields that describe the score of a row whose signals stand in the row itself."""
+
+
+class _RowSpan(SpanForm):
+    model_config = ConfigDict(extra="ignore")
 
 
 class _AnswerForm(BaseModel):
@@ -202,15 +203,15 @@ class _AnswerForm(BaseModel):
     attempt: Annotated[int, Field(ge=1)] | None = None
     route: Annotated[str, Field(pattern="^(first|retry_retrieval|fallback_model:.+)$")] | None = None
     cost: _Seconds | None = None
-    seconds: _Seconds | None = None
     answer_s: _Seconds | None = None
     confidence: Annotated[float, Field(ge=0, le=1)] | None = None
     error: str | None = None
     metadata: dict[str, JsonValue] = Field(default_factory=dict)
+    seconds: _Seconds | None = None
     method: str = "recorded"
     score: float = 0.0
     model: str = ""
-    spans: tuple[_SpanForm, ...] = ()
+    spans: tuple[_RowSpan, ...] = ()
 
     @property
     def way(self) -> str:
@@ -298,7 +299,10 @@ class RecordedRows:
 
     def _form(self, row: Row) -> _AnswerForm:
         try:
-            form = _AnswerForm.model_validate({k: v for k, v in row.said.items() if v is not None})
+            left_out = frozenset[str]() if scored_part(row.said) is row.said else _OF_A_SCORE
+            form = _AnswerForm.model_validate(
+                {k: v for k, v in row.said.items() if v is not None and k not in left_out}
+            )
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"])
@@ -317,7 +321,7 @@ class RecordedRows:
         return key
 
     def _answer(self, row: Row, form: _AnswerForm) -> RecordedAnswer:
-        score = _score(row, form)
+        score, scoring_s = self._score(row, form)
         if score is None and form.error is None and form.way not in self._unscored:
             advice = "run `semgrad-guard score` first, or give each row a `confidence`"
             raise DataFileError(self.path, row.line, "has neither signals nor a confidence", advice)
@@ -328,9 +332,21 @@ class RecordedRows:
             confidence=form.confidence,
             error=form.error,
             cost=form.cost,
-            scoring_s=form.seconds,
+            scoring_s=scoring_s,
             answer_s=form.answer_s,
         )
+
+    def _score(self, row: Row, form: _AnswerForm) -> tuple[Score | None, float | None]:
+        """Return the score of a row and the seconds that it took, each where it is known."""
+        part = scored_part(row.said)
+        if part is row.said:
+            return _flat_score(row, form), form.seconds
+        try:
+            score = score_from_fields(part)
+        except WireError as error:
+            advice = "leave `score` as `semgrad-guard score` wrote it"
+            raise DataFileError(self.path, row.line, f"`score`: {error.why}", advice) from error
+        return score, score.seconds
 
 
 def _key(row: Row) -> str | None:
@@ -339,7 +355,8 @@ def _key(row: Row) -> str | None:
     return f"{row.group or ''}\n{question}" if question or row.group is not None else None
 
 
-def _score(row: Row, form: _AnswerForm) -> Score | None:
+def _flat_score(row: Row, form: _AnswerForm) -> Score | None:
+    """Return the score of a row that holds its signals itself, or only a confidence."""
     signals = signals_of(row.said)
     if not signals and form.confidence is None:
         return None
@@ -350,5 +367,8 @@ def _score(row: Row, form: _AnswerForm) -> Score | None:
         fingerprint=row.fingerprint or UNKNOWN,
         model=form.model,
         seconds=form.seconds or 0.0,
-        spans=tuple(SpanScore(s.start, s.end, s.signals, s.confidence) for s in form.spans),
+        spans=tuple(
+            SpanScore(s.start, s.end, {k: v for k, v in s.signals.items() if v is not None}, s.confidence)
+            for s in form.spans
+        ),
     )

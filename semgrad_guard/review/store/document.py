@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
-from typing import TYPE_CHECKING, cast
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import Field, JsonValue
 
-from semgrad_guard.flow import Attempt, Exchange, ExchangeId, Fingerprint, Message, Passage, Score, ScorePath, SpanScore
+from semgrad_guard.flow import Attempt
+from semgrad_guard.wire import (
+    ContributionForm,
+    ExchangeForm,
+    FailureForm,
+    Frozen,
+    confidence_fields,
+    exchange_fields,
+    exchange_from_fields,
+    failure_fields,
+    number,
+    plain,
+)
 
 if TYPE_CHECKING:
-    from semgrad_guard.flow import Decision, Prompt
+    from semgrad_guard.flow import Decision, Exchange, Json
 
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 _SPACE = re.compile(r"\s+")
@@ -57,78 +68,7 @@ def unseen_name(character: str) -> str:
     return f"⟨U+{ord(character):04X}⟩"
 
 
-class _Part(BaseModel):
-    """A frozen part of a document; unknown keys are an error, so a misspelt import is noticed."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class MessagePart(_Part):
-    """One chat message of the prompt."""
-
-    role: str
-    content: str
-
-
-class PassagePart(_Part):
-    """One retrieved passage."""
-
-    text: str
-    source: str | None = None
-    score: float | None = None
-
-
-class SpanPart(_Part):
-    """Confidence of one part of the answer."""
-
-    start: int = Field(ge=0)
-    end: int = Field(ge=0)
-    signals: dict[str, float | None] = Field(default_factory=dict)
-    confidence: float | None = Field(default=None, ge=0, le=1)
-
-
-class FingerprintPart(_Part):
-    """What the score depended on."""
-
-    model: str
-    dtype: str
-    template: str
-    settings: str
-    proxy: bool = False
-
-
-class ScorePart(_Part):
-    """The raw score; higher is less sure."""
-
-    method: str
-    value: float | None
-    signals: dict[str, float | None] = Field(default_factory=dict)
-    fingerprint: FingerprintPart
-    model: str
-    path: ScorePath = "cold"
-    n_prompt_tokens: int = 0
-    n_answer_tokens: int = 0
-    seconds: float = 0.0
-    spans: tuple[SpanPart, ...] = ()
-
-
-class ContributionPart(_Part):
-    """How much one signal moved the confidence; below 0 lowers it."""
-
-    signal: str
-    weight: float
-    text: str
-
-
-class FailurePart(_Part):
-    """What failed in the guard, when that is why the item is here."""
-
-    stage: str
-    type: str
-    message: str
-
-
-class EarlierAttempt(_Part):
+class EarlierAttempt(Frozen):
     """One attempt before the answer under review."""
 
     answer: str
@@ -137,33 +77,22 @@ class EarlierAttempt(_Part):
     confidence: float | None = None
     rule: str
     why: str
-    failure: FailurePart | None = None
+    failure: FailureForm | None = None
 
 
-class Document(_Part):
+class Document(ExchangeForm):
     """Everything about one answer that a reviewer may need, and that the flow needs again afterwards."""
 
     exchange_id: str = Field(min_length=1, max_length=200)
-    question: str | None = None
-    prompt: str | tuple[MessagePart, ...] = ""
-    answer: str = ""
-    passages: tuple[PassagePart, ...] = ()
-    tags: tuple[str, ...] = ()
-    metadata: dict[str, JsonValue] = Field(default_factory=dict)
-    attempt: int = 1
-    prompt_ids: tuple[int, ...] | None = None
-    answer_ids: tuple[int, ...] | None = None
-    author: str | None = None
-    on_policy: bool = False
-    score: ScorePart | None = None
     confidence: float | None = Field(default=None, ge=0, le=1)
     confidence_why: str = ""
     profile: str | None = None
-    contributions: tuple[ContributionPart, ...] = ()
+    contributions: tuple[ContributionForm, ...] = ()
     drifted: bool = False
+    label_free: bool = False
     rule: str = ""
     why: str = ""
-    failure: FailurePart | None = None
+    failure: FailureForm | None = None
     earlier: tuple[EarlierAttempt, ...] = ()
     extra: dict[str, JsonValue] = Field(default_factory=dict)
     """Whatever else the submitter handed over about the attempts."""
@@ -190,105 +119,46 @@ def document_of(exchange: Exchange, decision: Decision, attempts: AttemptsLike |
         decision: why it needs a person.
         attempts: the attempts before it; the exchange itself is left out if it is among them.
     """
-    earlier = (
-        tuple(_earlier(a) for a in attempts if a.exchange.id != exchange.id) if isinstance(attempts, Sequence) else ()
-    )
+    earlier = [_earlier(a) for a in attempts if a.exchange.id != exchange.id] if isinstance(attempts, Sequence) else []
     trace = exchange.metadata.get("trace_url")
-    confidence = decision.confidence
-    fields: dict[str, object] = {
-        **asdict(exchange),
+    fields: dict[str, Json] = {
+        **exchange_fields(replace(exchange, score=decision.score or exchange.score)),
+        **confidence_fields(decision.confidence),
         "exchange_id": exchange.id,
-        "tags": sorted(exchange.tags),
-        "score": _score_fields(decision.score or exchange.score),
-        "confidence": confidence.value,
-        "confidence_why": confidence.why,
-        "profile": confidence.profile,
-        "contributions": [asdict(c) for c in confidence.contributions],
-        "drifted": confidence.drifted,
         "rule": decision.rule,
         "why": decision.why,
-        "failure": asdict(decision.failure) if decision.failure else None,
-        "earlier": earlier,
-        "extra": dict(attempts) if isinstance(attempts, Mapping) else {},
+        "failure": failure_fields(decision.failure) if decision.failure else None,
+        "earlier": [*earlier],
+        "extra": plain(attempts) if isinstance(attempts, Mapping) else {},
         "trace_url": trace if isinstance(trace, str) else None,
     }
     del fields["id"]
-    return Document.model_validate(_plain(fields))
+    return Document.model_validate(_storable(fields))
 
 
 def exchange_of(document: Document) -> Exchange:
     """Return the exchange that a document was made from, with its score where there was one."""
-    prompt: Prompt = (
-        document.prompt
-        if isinstance(document.prompt, str)
-        else tuple(Message(m.role, m.content) for m in document.prompt)
-    )
-    return Exchange(
-        id=ExchangeId(document.exchange_id),
-        prompt=prompt,
-        answer=document.answer,
-        question=document.question,
-        passages=tuple(Passage(p.text, p.source, p.score) for p in document.passages),
-        tags=frozenset(document.tags),
-        metadata=document.metadata,
-        attempt=document.attempt,
-        prompt_ids=document.prompt_ids,
-        answer_ids=document.answer_ids,
-        author=document.author,
-        on_policy=document.on_policy,
-        score=_score_of(document.score),
-    )
+    fields = document.model_dump(include=set(ExchangeForm.model_fields))
+    return exchange_from_fields({**fields, "id": document.exchange_id})
 
 
-def _earlier(attempt: Attempt) -> dict[str, object]:
+def _earlier(attempt: Attempt) -> dict[str, Json]:
     exchange, decision = attempt.exchange, attempt.decision
     return {
         "answer": exchange.answer,
         "author": exchange.author,
         "n_passages": len(exchange.passages),
-        "confidence": decision.confidence.value,
+        "confidence": number(decision.confidence.value),
         "rule": decision.rule,
         "why": decision.why,
-        "failure": asdict(attempt.failure) if attempt.failure else None,
+        "failure": failure_fields(attempt.failure) if attempt.failure else None,
     }
 
 
-def _score_fields(score: Score | None) -> dict[str, object] | None:
-    return asdict(score) if score is not None else None
-
-
-def _score_of(part: ScorePart | None) -> Score | None:
-    if part is None:
-        return None
-    spans = tuple(SpanScore(s.start, s.end, _finite(s.signals), s.confidence) for s in part.spans)
-    return Score(
-        method=part.method,
-        value=math.nan if part.value is None else part.value,
-        signals=_finite(part.signals),
-        fingerprint=Fingerprint(**part.fingerprint.model_dump()),
-        model=part.model,
-        path=part.path,
-        n_prompt_tokens=part.n_prompt_tokens,
-        n_answer_tokens=part.n_answer_tokens,
-        seconds=part.seconds,
-        spans=spans,
-    )
-
-
-def _finite(signals: Mapping[str, float | None]) -> dict[str, float]:
-    return {name: value for name, value in signals.items() if value is not None}
-
-
-def _plain(value: object) -> JsonValue:
-    """Return the value as JSON can hold it: texts storable, NaN as null, anything unknown as its text."""
+def _storable(value: Json) -> Json:
+    """Return JSON values with every text in them storable."""
     if isinstance(value, str):
         return storable(value)
-    if value is None or isinstance(value, bool | int):
-        return value
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {storable(str(key)): _plain(each) for key, each in cast("Mapping[object, object]", value).items()}
-    if isinstance(value, list | tuple | set | frozenset):
-        return [_plain(each) for each in cast("Sequence[object]", value)]
-    return storable(str(value))
+    if isinstance(value, dict):
+        return {storable(key): _storable(each) for key, each in value.items()}
+    return [_storable(each) for each in value] if isinstance(value, list) else value

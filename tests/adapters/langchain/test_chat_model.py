@@ -12,9 +12,10 @@ from langchain_core.tools import tool
 
 from langchain_semgrad import SemGradChatModel, SemGradGuard
 from semgrad_guard.errors import ModelSettingError
-from semgrad_guard.flow import Exchange, Score
+from semgrad_guard.flow import Exchange
 from semgrad_guard.models import LocalModel, load_model
 from semgrad_guard.scoring import SemGradScorer
+from semgrad_guard.wire import score_from_fields
 from tests.adapters.langchain.chains import PROMPT
 from tests.fakes import guard_of
 from tests.models_for_tests import fail_while_scoring, local_model, note_kept_states, refuse_to_score
@@ -38,7 +39,7 @@ def test_an_answer_carries_its_score(local: LocalModel) -> None:
     model = chat(local)
     answer = model.invoke([SystemMessage("Be brief."), HumanMessage("Capital?")])
     assert isinstance(answer, AIMessage)
-    score = Score.from_json(answer.response_metadata["semgrad_score"])
+    score = score_from_fields(answer.response_metadata["semgrad_score"])
     assert (score.path, score.proxy) == ("reused", False)
     written = local.generate(local_prompt(), max_new_tokens=12)
     cold = SemGradScorer(local).score(

@@ -18,6 +18,7 @@ from semgrad_guard.flow import Exchange, Score
 from semgrad_guard.guard import Guard, Parts
 from semgrad_guard.models import LocalModel
 from semgrad_guard.scoring import SemGradScorer
+from semgrad_guard.wire import score_from_fields
 from tests.adapters.llama_index.world import QUESTION, index
 from tests.fakes import LadderDecider, MemorySink, OneMinusScore
 from tests.models_for_tests import fail_while_scoring, note_kept_states, refuse_to_score
@@ -40,7 +41,7 @@ def _llm(local: LocalModel) -> SemGradLLM:
 
 def score_of(response: Any) -> Score:
     """Return the score that a response carries."""
-    return Score.from_json(response.additional_kwargs[SCORE_KEY])
+    return score_from_fields(response.additional_kwargs[SCORE_KEY])
 
 
 def test_an_answer_carries_the_score_of_the_cold_path(llm: SemGradLLM, local: LocalModel) -> None:

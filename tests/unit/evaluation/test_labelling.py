@@ -12,6 +12,7 @@ from semgrad_guard.errors import DataFileError, EmptyAnswerError
 from semgrad_guard.evaluation.labelling import Labeller, ReviewedAnswers, group_of, signals_of
 from semgrad_guard.evaluation.rows import Row, parse_row
 from semgrad_guard.flow import Exchange, Fingerprint, Score
+from semgrad_guard.wire import score_fields
 
 FINGERPRINT = {
     "model": "m",
@@ -83,6 +84,24 @@ def test_signals_are_found_by_their_names_or_in_their_own_object() -> None:
     assert math.isnan(found["mean_nll"])
     assert set(found) == {"semgrad@-2", "mean_nll"}
     assert signals_of({"signals": {"own": 2, "note": "x"}, "mean_nll": 1.0}) == {"own": 2.0}
+
+
+def test_the_score_object_of_a_row_counts_before_what_stands_beside_it() -> None:
+    """A file that version 0.1 scored may be scored again: its old signals are still in the rows."""
+    score = Score(
+        method="semgrad", value=0.5, signals={"semgrad": 0.5}, fingerprint=Fingerprint(**FINGERPRINT), model="m"
+    )
+    old = {"semgrad": 9.0, "fingerprint": {**FINGERPRINT, "model": "old"}}
+    (label,) = Labeller(path="d").label([row(question="Q", answer="A", correct=True, **old, score=score_fields(score))])
+    assert label.signals == {"semgrad": 0.5}
+    assert label.fingerprint == Fingerprint(**FINGERPRINT)
+
+
+def test_an_object_of_the_user_s_own_under_score_is_no_score() -> None:
+    """The signals and their fingerprint then stand in the row."""
+    own = row(question="Q", answer="A", correct=True, score={"bleu": 0.1}, semgrad=2.0, fingerprint=FINGERPRINT)
+    (label,) = Labeller(path="d").label([own])
+    assert (label.signals, label.fingerprint) == ({"semgrad": 2.0}, Fingerprint(**FINGERPRINT))
 
 
 def test_an_answer_without_label_is_graded() -> None:

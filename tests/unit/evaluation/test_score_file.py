@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from semgrad_guard.errors import DataFileError, EmptyAnswerError
+from semgrad_guard.evaluation.labelling import Labeller
 from semgrad_guard.evaluation.rows import read_rows
 from semgrad_guard.evaluation.score_file import BATCH_ROWS, ScoreFile, score_rows
+from semgrad_guard.evaluation.simulate import RecordedRows
 from tests.fakes import FINGERPRINT, OneMinusScore, TableScorer
 
 if TYPE_CHECKING:
@@ -42,8 +44,9 @@ def test_every_row_comes_out_once_in_order(data: Path, tmp_path: Path) -> None:
     _run(data, out, TableScorer({}, 0.5))
     said = [json.loads(line) for line in out.read_text().splitlines()]
     assert [row["id"] for row in said] == list(range(20))
-    assert said[0]["fake"] == said[0]["score"] == 0.5
-    assert said[0]["fingerprint"] == PRINT
+    score = said[0]["score"]
+    assert score["signals"]["fake"] == score["value"] == 0.5
+    assert score["fingerprint"] == PRINT
 
 
 def test_a_cut_off_run_goes_on_where_it_ended(data: Path, tmp_path: Path) -> None:
@@ -66,6 +69,17 @@ def test_a_row_that_cannot_be_scored_does_not_end_the_run(data: Path, tmp_path: 
     assert (len(rows), file.n_errors) == (20, 1)
     assert rows[3]["error"].startswith("EmptyAnswerError")
     assert "score" not in rows[3]
+
+
+def test_what_was_scored_is_read_again(tmp_path: Path) -> None:
+    """`calibrate` and `policy simulate` take the file as it is."""
+    data, out = tmp_path / "data.jsonl", tmp_path / "out.jsonl"
+    data.write_text('{"question": "q", "answer": "a", "correct": true}\n')
+    _run(data, out, TableScorer({}, 0.5))
+    (label,) = Labeller(path=out).label(read_rows(out))
+    (question,) = RecordedRows(out)
+    assert (label.signals, label.fingerprint, label.correct) == ({"fake": 0.5}, FINGERPRINT, True)
+    assert question.first.exchange.score == TableScorer({}, 0.5).score(question.first.exchange)
 
 
 def test_scores_of_another_setting_are_not_mixed_in(data: Path, tmp_path: Path) -> None:

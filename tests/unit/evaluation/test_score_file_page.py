@@ -38,6 +38,13 @@ def test_with_a_profile_the_mark_is_the_doubt(tmp_path: Path) -> None:
     assert "--doubt:0.80" in _page(tmp_path, _row("One.", (0, 4, 0.1), confidence=0.2))
 
 
+def test_a_score_object_is_shown_like_a_flat_one(tmp_path: Path) -> None:
+    """Files of version 0.1 hold the latter."""
+    flat = {**_row("One. Two.", (0, 4, 0.1), (5, 9, 0.9)), "model": "tiny", "signals": {}}
+    score = {"value": 1.0, **{key: flat[key] for key in ("method", "model", "signals", "spans")}}
+    assert _page(tmp_path, {"answer": flat["answer"], "score": score}) == _page(tmp_path, flat)
+
+
 @pytest.mark.parametrize("where", ["answer", "question", "error"])
 def test_hostile_text_is_shown_not_run(tmp_path: Path, where: str) -> None:
     """Answers come from a model that read the web."""

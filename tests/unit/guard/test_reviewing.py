@@ -17,7 +17,7 @@ from semgrad_guard.policy import parse_policy
 from semgrad_guard.policy.review import ReuseVerdicts, ReviewSettings
 from semgrad_guard.review import AtExpiry, open_queue
 from semgrad_guard.review.client import ReviewClient
-from semgrad_guard.telemetry.fields import record_fields
+from semgrad_guard.telemetry import record_fields
 from tests.fakes import LadderDecider, MemorySink, TableScorer, guard_of
 from tests.review_queues import FakeClock, doubtful, exchange, submit
 

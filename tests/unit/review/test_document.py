@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 from pydantic import ValidationError
@@ -88,6 +89,13 @@ def test_the_reasons_of_the_guard_are_kept():
     assert document.failure.type == "NonFiniteScoreError"
     assert document.score is not None
     assert document.score.spans[0].confidence == 0.2
+
+
+def test_a_percentile_stays_one():
+    """Without labels the confidence is no probability, and calibration must not learn from it as from one."""
+    asked = exchange()
+    decision = replace(doubtful(asked), confidence=Confidence(value=0.25, label_free=True))
+    assert Document.model_validate_json(document_of(asked, decision).model_dump_json()).label_free
 
 
 def test_what_json_cannot_hold_is_made_to_fit():

@@ -42,10 +42,10 @@ def test_missing_answers_are_written_and_scored_in_a_single_pass(data: Path, sco
     """The score is that of the answer's own ids, from the cache of the writing."""
     first, *_ = answer_rows(read_rows(data), scorer, FEW)
     assert first["answer_ids"]
-    assert first["path"] == "reused"
-    assert {"semgrad", "mean_nll", "copied_span", "context_gain", "p_true"} <= first.keys()
+    assert first["score"]["path"] == "reused"
+    assert {"semgrad", "mean_nll", "copied_span", "context_gain", "p_true"} <= first["score"]["signals"].keys()
     assert set(first["seconds"]) == {"answer", "score", "context_gain", "p_true", "samples"}
-    assert first["fingerprint"]["proxy"] is False
+    assert first["score"]["fingerprint"]["proxy"] is False
 
 
 def test_a_given_answer_is_kept_and_scored_as_anothers(data: Path, scorer: SemGradScorer) -> None:
@@ -53,7 +53,7 @@ def test_a_given_answer_is_kept_and_scored_as_anothers(data: Path, scorer: SemGr
     given = list(answer_rows(read_rows(data), scorer, FEW))[1]
     assert given["answer"] == "Eiffel"
     assert "answer" not in given["seconds"]
-    assert given["fingerprint"]["proxy"] is True
+    assert given["score"]["fingerprint"]["proxy"] is True
 
 
 def test_samples_have_texts_and_likelihoods_and_depend_on_the_seed(data: Path, scorer: SemGradScorer) -> None:
@@ -73,7 +73,7 @@ def test_dear_baselines_are_asked_for_the_first_rows_only(data: Path, scorer: Se
     """They take most of the time."""
     rows = list(answer_rows(read_rows(data), scorer, Asked(max_new_tokens=4, n_samples=2, n_baseline_rows=1)))
     assert ["samples" in row for row in rows] == [True, False, False]
-    assert ["p_true" in row for row in rows] == [True, False, False]
+    assert ["p_true" in row["score"]["signals"] for row in rows] == [True, False, False]
 
 
 def test_an_answer_that_cannot_be_scored_does_not_end_the_run(data: Path, scorer: SemGradScorer) -> None:

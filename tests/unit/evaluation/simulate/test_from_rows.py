@@ -10,6 +10,8 @@ import pytest
 from semgrad_guard.errors import DataFileError
 from semgrad_guard.evaluation.simulate import RecordedQuestion, RecordedRows
 from semgrad_guard.flow import Fingerprint, SpanScore
+from semgrad_guard.wire import score_fields
+from tests.records import make_score
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -78,6 +80,15 @@ def test_a_scored_row_keeps_all_that_a_guard_would_see(read: Any) -> None:
     assert (first.scoring_s, first.answer_s, first.cost, first.confidence) == (0.5, 2.0, 3.0, None)
 
 
+def test_a_row_with_a_score_object_keeps_all_that_a_guard_would_see(read: Any) -> None:
+    """As `score` writes it; `evaluate` puts its seconds by step beside it."""
+    score = make_score()
+    known = {"question": "q", "answer": "a", "correct": True, "confidence": 0.75, "seconds": {"answer": 2.0}}
+    (question,) = read({**known, "score": score_fields(score)})
+    assert question.first.exchange.score == score
+    assert (question.first.scoring_s, question.first.confidence) == (score.seconds, 0.75)
+
+
 def test_answers_are_graded_where_there_is_no_label(read: Any) -> None:
     """By the grader that is asked for."""
     graded = {"question": "q", "answer": "It was Marie Curie.", "answers": ["Marie Curie"], "confidence": 0.5}
@@ -122,6 +133,7 @@ def test_an_unscored_fallback_needs_no_signals(read: Any) -> None:
         ([row(seconds=float("inf"))], 1, "`seconds`"),
         ([row(confidence=1.5)], 1, "`confidence`"),
         ([row(attempt=0)], 1, "`attempt`"),
+        ([row(score={**score_fields(make_score()), "path": "sideways"})], 1, "`score`: `path`"),
         (['{"question": '], 1, "not JSON"),
     ],
 )

@@ -12,7 +12,7 @@ import pytest
 
 from semgrad_guard.flow import ExchangeId, ReviewId, Ruling, Verdict
 from semgrad_guard.telemetry import RecordFieldsError, record_fields, record_from_fields
-from semgrad_guard.telemetry.fields import MAX_DEPTH, plain, summary_fields
+from semgrad_guard.wire import MAX_DEPTH, plain, summary_fields
 from tests.records import make_attempt, make_record, make_score
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def test_without_log_text_no_free_text_is_left() -> None:
 def test_without_log_text_numbers_and_names_stay() -> None:
     """What is left must still say what was decided and why the numbers say so."""
     attempt = record_fields(make_record(), log_text=False)["attempts"][0]
-    assert attempt["signals"] == {"hybridgrad": 0.25, "semgrad": 1.5e-7}
+    assert attempt["score"]["signals"] == {"hybridgrad": 0.25, "semgrad": 1.5e-7}
     assert attempt["metadata"] == {"tenant": 7}
     assert attempt["tags"] == ["beta", "medical"]
     assert attempt["rule"] == "escalate[0].retry_retrieval"
@@ -73,7 +73,7 @@ def test_numbers_that_json_cannot_hold_become_null() -> None:
     fields = record_fields(make_record(attempt, seconds=math.nan), log_text=True)
     json.dumps(fields, allow_nan=False)
     assert (fields["confidence"], fields["score"], fields["seconds"]) == (None, None, None)
-    assert fields["attempts"][0]["signals"] == {"semgrad": 1.5e-7}
+    assert fields["attempts"][0]["score"]["signals"] == {"semgrad": 1.5e-7}
 
 
 def test_metadata_of_any_type_is_logged() -> None:

@@ -1,0 +1,308 @@
+"""Decision, attempt and record as the JSON fields that every telemetry sink takes what it logs from, and back.
+
+The top level of a record is flat: `id`, `status`, `action`, `rule`, `confidence`, `score` … say how the question ended
+and fit into trace metadata and span attributes as they are (`summary_fields`). Below are lists: `attempts`, each with
+the fields of its exchange and decision and with its whole score, and `failures`. The reserved `run` of an exchange is
+a field of its attempt and never part of its `metadata`.
+
+Without `log_text` no free text is left: questions, prompts, passages with their sources, answers, messages,
+explanations, error messages and textual metadata are gone. Ids, numbers, tags, rules, actions and names of models,
+profiles, signals and error types stay. Token ids, which are the text in another alphabet, are never logged.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import replace
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from semgrad_guard.flow import (
+    RUN_KEY,
+    Abstain,
+    Accept,
+    AnswerWithWarning,
+    Attempt,
+    Decision,
+    ExchangeId,
+    FallbackModel,
+    HumanReview,
+    Passage,
+    Record,
+    RetryRetrieval,
+    ReviewId,
+    Ruling,
+    Status,
+    Verdict,
+)
+from semgrad_guard.wire.forms import VERSION
+from semgrad_guard.wire.values import (
+    RunRef,
+    WireError,
+    check_version,
+    confidence_fields,
+    confidence_from_fields,
+    exchange_fields,
+    exchange_from_fields,
+    failure_fields,
+    failure_from_fields,
+    number,
+    plain,
+    reading,
+    score_fields,
+    score_from_fields,
+    user_metadata,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from semgrad_guard.flow import Exchange, Json, Score, Step
+
+STEP_TEXTS = frozenset({"message", "warning", "configurable"})
+"""Parameters of steps that hold text of the policy's author."""
+
+_LOGGED = ("version", "id", "attempt", "author", "on_policy", "tags")
+_LOGGED_TEXTS = ("question", "prompt", "answer", "passages")
+_STEPS = {
+    step.action.value: step for step in (Accept, RetryRetrieval, FallbackModel, HumanReview, Abstain, AnswerWithWarning)
+}
+_WITHHELD: dict[str, Any] = {Abstain.action.value: {"message": ""}}
+"""Parameters without a default that `log_text: false` leaves out."""
+
+
+class RecordFieldsError(WireError):
+    """Logged fields are not those of a record."""
+
+    def __init__(self, why: str) -> None:
+        """Keep what is wrong with them."""
+        super().__init__("a logged record", why, "a line that the `jsonl` sink of this or an older version wrote")
+
+
+# --- Record -----------------------------------------------------------------------------------------------------------
+
+
+def record_fields(record: Record, *, log_text: bool) -> dict[str, Json]:
+    """Return everything a record says, as JSON values.
+
+    Args:
+        record: the record.
+        log_text: whether texts are kept; see above for what goes without.
+    """
+    return {
+        "version": VERSION,
+        **summary_fields(record),
+        **(
+            {"text": record.text, "why": record.attempts[-1].decision.why if record.attempts else ""}
+            if log_text
+            else {}
+        ),
+        "ruling": _ruling_fields(record.ruling, log_text=log_text) if record.ruling else None,
+        "failures": [failure_fields(f, log_text=log_text) for f in record.failures],
+        "attempts": [attempt_fields(a, log_text=log_text) for a in record.attempts],
+    }
+
+
+def record_from_fields(fields: Mapping[str, Any]) -> Record:
+    """Return the record that was logged.
+
+    Texts that were logged come back; without them questions, prompts and answers are empty, and as many passages as
+    there were come back with their retrieval scores. Token ids are never logged.
+
+    Raises:
+        RecordFieldsError: a field is missing or has another type.
+    """
+    with reading(RecordFieldsError):
+        check_version({"version": None, **fields})
+        return Record(
+            id=ExchangeId(fields["id"]),
+            at=datetime.fromisoformat(fields["at"]),
+            status=Status(fields["status"]),
+            text=fields.get("text", ""),
+            attempts=tuple(attempt_from_fields(a) for a in fields["attempts"]),
+            policy=fields["policy"],
+            seconds=fields["seconds"],
+            scoring_s=fields["scoring_s"],
+            review_id=ReviewId(fields["review_id"]) if fields["review_id"] else None,
+            reused=fields.get("reused", False),
+            failures=tuple(failure_from_fields(f) for f in fields["failures"]),
+            answer_id=ExchangeId(fields["answer_id"]) if fields["answer_id"] else None,
+            follows=ExchangeId(fields["follows"]) if fields.get("follows") else None,
+            ruling=_ruling(fields["ruling"], ReviewId(fields["review_id"])) if fields.get("ruling") else None,
+        )
+
+
+def summary_fields(record: Record) -> dict[str, Json]:
+    """Return how a question ended, in flat fields without text.
+
+    `action` and `rule` are those of the last decision; confidence and score are those of the attempt that the caller
+    got, or that was held back or handed on.
+    """
+    answer = answered_attempt(record)
+    last = record.attempts[-1].decision if record.attempts else None
+    return {
+        "id": str(record.id),
+        "at": record.at.isoformat(),
+        "status": str(record.status),
+        "action": str(last.action) if last else None,
+        "rule": last.rule if last else None,
+        "confidence": number(answer.decision.confidence.value) if answer else None,
+        **(_score_summary(answer.decision.score) if answer and answer.decision.score else {}),
+        "n_attempts": len(record.attempts),
+        "error_type": record.failures[0].type if record.failures else None,
+        "policy": record.policy,
+        "seconds": number(record.seconds),
+        "scoring_s": number(record.scoring_s),
+        "review_id": record.review_id,
+        "reused": record.reused,
+        "answer_id": record.answer_id,
+        "follows": record.follows,
+        "verdict": str(record.ruling.verdict) if record.ruling else None,
+    }
+
+
+def answered_attempt(record: Record) -> Attempt | None:
+    """Return the attempt that the caller got, or that was held back or handed on; `None` only where there is none."""
+    for attempt in record.attempts:
+        if attempt.exchange.id == record.answer_id:
+            return attempt
+    return max(reversed(record.attempts), key=_confidence_or_less, default=None)
+
+
+def _confidence_or_less(attempt: Attempt) -> float:
+    value = number(attempt.decision.confidence.value)
+    return -1.0 if value is None else value
+
+
+def _score_summary(score: Score) -> dict[str, Json]:
+    return {"method": score.method, "score": number(score.value), "scorer": score.model, "proxy": score.proxy}
+
+
+def _ruling_fields(ruling: Ruling, *, log_text: bool) -> Json:
+    given: dict[str, Json] = {"verdict": str(ruling.verdict), "at": ruling.at.isoformat()}
+    return {**given, **({"by": ruling.by, "text": ruling.text} if log_text else {})}
+
+
+def _ruling(fields: Mapping[str, Any], review_id: ReviewId) -> Ruling:
+    return Ruling(
+        review_id=review_id,
+        verdict=Verdict(fields["verdict"]),
+        text=fields.get("text", ""),
+        by=fields.get("by", ""),
+        at=datetime.fromisoformat(fields["at"]),
+    )
+
+
+# --- Attempt ----------------------------------------------------------------------------------------------------------
+
+
+def attempt_fields(attempt: Attempt, *, log_text: bool) -> dict[str, Json]:
+    """Return one attempt: the fields of its exchange and of its decision side by side."""
+    run = RunRef.of(attempt.exchange)
+    return {
+        **_logged_exchange(attempt.exchange, log_text=log_text),
+        "run": run.fields() if run else None,
+        "judged_at": attempt.judged_at.isoformat() if attempt.judged_at else None,
+        **decision_fields(attempt.decision, log_text=log_text),
+        "step_failure": failure_fields(attempt.failure, log_text=log_text) if attempt.failure else None,
+    }
+
+
+def attempt_from_fields(fields: Mapping[str, Any]) -> Attempt:
+    """Return the attempt that `attempt_fields` wrote.
+
+    Raises:
+        RecordFieldsError: a field is missing or has another type.
+    """
+    with reading(RecordFieldsError):
+        judged_at, step_failure = fields["judged_at"], fields["step_failure"]
+        return Attempt(
+            exchange=_exchange_from_log(fields),
+            decision=decision_from_fields(fields),
+            failure=failure_from_fields(step_failure) if step_failure else None,
+            judged_at=datetime.fromisoformat(judged_at) if judged_at else None,
+        )
+
+
+def _logged_exchange(exchange: Exchange, *, log_text: bool) -> dict[str, Json]:
+    every = exchange_fields(exchange)
+    metadata = user_metadata(exchange)
+    return {
+        **{name: every[name] for name in _LOGGED},
+        "metadata": plain(metadata if log_text else {k: v for k, v in metadata.items() if _is_no_text(v)}),
+        "n_passages": len(exchange.passages),
+        "passage_scores": [number(p.score) for p in exchange.passages],
+        **({name: every[name] for name in _LOGGED_TEXTS} if log_text else {}),
+    }
+
+
+def _is_no_text(value: object) -> bool:
+    return value is None or isinstance(value, bool | int | float)
+
+
+def _exchange_from_log(fields: Mapping[str, Any]) -> Exchange:
+    exchange = exchange_from_fields({**fields, "score": None})
+    if run := fields.get("run"):
+        exchange = replace(exchange, metadata={**exchange.metadata, RUN_KEY: run})
+    if "passages" not in fields:
+        exchange = replace(exchange, passages=tuple(Passage("", score=score) for score in fields["passage_scores"]))
+    return exchange
+
+
+# --- Decision ---------------------------------------------------------------------------------------------------------
+
+
+def decision_fields(decision: Decision, *, log_text: bool = True) -> dict[str, Json]:
+    """Return a decision in fields that stand beside those of the answer; texts only with `log_text`."""
+    return {
+        "action": str(decision.action),
+        "rule": decision.rule,
+        **({"why": decision.why} if log_text else {}),
+        "step": _step_fields(decision.step, log_text=log_text),
+        **confidence_fields(decision.confidence, log_text=log_text),
+        "score": score_fields(decision.score) if decision.score else None,
+        "failure": failure_fields(decision.failure, log_text=log_text) if decision.failure else None,
+    }
+
+
+def decision_from_fields(fields: Mapping[str, Any]) -> Decision:
+    """Return the decision that stands in the fields of an attempt.
+
+    Raises:
+        RecordFieldsError: a field is missing or has another type.
+    """
+    with reading(RecordFieldsError):
+        score = _score_of_version_1(fields) if "method" in fields else fields.get("score")
+        return Decision(
+            step=_step(fields["action"], fields["step"]),
+            rule=fields["rule"],
+            why=fields.get("why", ""),
+            exchange_id=ExchangeId(fields["id"]),
+            score=score_from_fields(score) if score else None,
+            confidence=confidence_from_fields(fields),
+            failure=failure_from_fields(fields["failure"]) if fields["failure"] else None,
+        )
+
+
+def _step_fields(step: Step, *, log_text: bool) -> Json:
+    names = (f.name for f in dataclasses.fields(step))
+    return {name: plain(getattr(step, name)) for name in names if log_text or name not in STEP_TEXTS}
+
+
+def _step(action: str, parameters: Mapping[str, Any]) -> Step:
+    kind = _STEPS.get(action)
+    if kind is None:
+        why = f"`action` is {action!r}, known are {', '.join(_STEPS)}"
+        raise RecordFieldsError(why)
+    return kind(**{**_WITHHELD.get(action, {}), **parameters})
+
+
+def _score_of_version_1(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the score of an attempt that version 0.1 logged: it stood in the fields of the attempt, flat."""
+    same = ("method", "signals", "fingerprint", "path", "n_prompt_tokens", "n_answer_tokens", "spans")
+    return {
+        **{name: fields[name] for name in same},
+        "value": fields["score"],
+        "model": fields["scorer"],
+        "seconds": fields["scoring_s"] or 0.0,
+    }
