@@ -149,7 +149,7 @@ class Score:
     """Name of the signal that `value` is, for example `hybridgrad`."""
     value: float
     signals: Mapping[str, float]
-    """All raw signals by name; see `semgrad_guard.scoring.signals` for units and directions."""
+    """All raw signals by name; see `semgrad_guard.signals` for units and directions."""
     fingerprint: Fingerprint
     model: str
     """Readable name of the scoring model."""

@@ -9,8 +9,8 @@ import numpy as np
 
 from semgrad_guard.calibration.curves import log_odds
 from semgrad_guard.calibration.labels import differences
-from semgrad_guard.calibration.wording import explain
 from semgrad_guard.flow import Confidence, Contribution, utc_now
+from semgrad_guard.signals import explain
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -9,7 +9,7 @@ import numpy as np
 from semgrad_guard.calibration import metrics
 from semgrad_guard.calibration.metrics import DRAWS, Interval, with_interval
 from semgrad_guard.calibration.profile import Evidence, Reference
-from semgrad_guard.calibration.wording import direction_of
+from semgrad_guard.signals import direction_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

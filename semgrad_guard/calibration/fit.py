@@ -21,9 +21,9 @@ from semgrad_guard.calibration.fused import FusedModel, fit_fused
 from semgrad_guard.calibration.labels import MAX_ROWS, Labels, check_enough, collect, grouped_folds
 from semgrad_guard.calibration.metrics import auroc, log_loss
 from semgrad_guard.calibration.profile import Evidence, LabelPairs, Profile
-from semgrad_guard.calibration.wording import direction_of
 from semgrad_guard.errors import SignalUnavailableError
 from semgrad_guard.extras import require
+from semgrad_guard.signals import direction_of, may_be_required
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -257,10 +257,7 @@ def _recalibrated_loss(margins: NDArray[np.float64], correct: NDArray[np.float64
 
 
 REQUIRED_SHARE = 0.95
-"""A signal that at least this share of rows has is required; rows without it are dropped."""
-NEVER_REQUIRED = "retrieval_"
-"""How retrieval signals' names begin: one passage alone, or a retriever without scores, must not leave an answer
-uncalibrated, so their average always stands in for them."""
+"""A signal that at least this share of rows has is required, if it may be; rows without it are dropped."""
 USABLE_SHARE = 0.50
 """A signal that fewer rows have is not used; between the two it is optional, its average standing in for it."""
 
@@ -343,9 +340,7 @@ def usable_signals(labels: Labels) -> dict[str, bool]:
     share = dict(zip(labels.names, np.isfinite(labels.signals).mean(axis=0), strict=True))
     spread = {n: len(np.unique(c[np.isfinite(c)])) > 1 for n, c in zip(labels.names, labels.signals.T, strict=True)}
     return {
-        n: bool(s >= REQUIRED_SHARE) and not n.startswith(NEVER_REQUIRED)
-        for n, s in share.items()
-        if s >= USABLE_SHARE and spread[n]
+        n: bool(s >= REQUIRED_SHARE) and may_be_required(n) for n, s in share.items() if s >= USABLE_SHARE and spread[n]
     }
 
 

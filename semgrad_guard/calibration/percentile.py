@@ -12,8 +12,8 @@ from semgrad_guard.calibration.fit import edge
 from semgrad_guard.calibration.fused import FusedModel, standardiser
 from semgrad_guard.calibration.labels import MAX_ROWS, MIN_LABELS, LabelledScore, collect
 from semgrad_guard.calibration.profile import Profile
-from semgrad_guard.calibration.wording import direction_of
 from semgrad_guard.errors import SignalUnavailableError, TooFewLabelsError
+from semgrad_guard.signals import direction_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

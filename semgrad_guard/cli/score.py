@@ -34,7 +34,7 @@ MIN_WIDTH = 120
 
 def signals() -> None:
     """List every raw signal: meaning, unit, direction and cost."""
-    from semgrad_guard.scoring.signals import SIGNALS  # noqa: PLC0415 - beside its use
+    from semgrad_guard.signals import SIGNALS  # noqa: PLC0415 - beside its use
 
     console = wide_console(MIN_WIDTH)
     table = Table(show_lines=True)

@@ -12,10 +12,10 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from semgrad_guard.calibration import LabelledScore
-from semgrad_guard.calibration.wording import is_known
 from semgrad_guard.errors import DataFileError, ScoringError
 from semgrad_guard.evaluation.grading import GRADERS, words
 from semgrad_guard.evaluation.rows import answer_stops, scored_part
+from semgrad_guard.signals import is_known
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence

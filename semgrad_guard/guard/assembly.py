@@ -12,7 +12,9 @@ from semgrad_guard.guard.question_run import Parts, score_batch_within, score_wi
 from semgrad_guard.guard.thresholds import resolver
 from semgrad_guard.guard.verdict_loop import pass_verdicts_on
 from semgrad_guard.policy import Policy, PolicyDecider, PolicyWatcher, policy_from
+from semgrad_guard.policy.model import FUSED
 from semgrad_guard.routing.deadline import Deadline, call_before
+from semgrad_guard.signals import FREE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -178,9 +180,8 @@ class EarlierVerdicts:
         return found.ruling if found is not None and found.ruling.verdict in _GIVEN else None
 
 
-FUSED = "fused"
-"""Method by which the profile weighs all signals; the raw score shown beside it is the paper's mixture."""
 SHOWN_BESIDE_FUSED = "hybridgrad"
+"""The raw score shown where the profile weighs all signals: the paper's mixture."""
 
 
 def assemble(
@@ -245,7 +246,6 @@ def scorer_of(
         from semgrad_guard.models import load_model  # noqa: PLC0415 - loads torch
         from semgrad_guard.models.embedding import SentenceModel  # noqa: PLC0415 - loads numpy
         from semgrad_guard.scoring import SemGradScorer  # noqa: PLC0415 - loads torch
-        from semgrad_guard.scoring.signals import FREE  # noqa: PLC0415 - beside the scorer
 
         _log.info("loading scoring model %s", settings.model if model is None else type(model).__name__)
         local = load_model(source, dtype=settings.dtype, device=settings.device)

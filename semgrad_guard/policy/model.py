@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, PrivateAttr, Tag, model_validator
 from pydantic_core import PydanticCustomError
@@ -16,31 +16,18 @@ from semgrad_guard.policy.conditions import Selector
 from semgrad_guard.policy.fields import Frozen, OptionalText, Probability, Seconds, Share, Text, mask_url
 from semgrad_guard.policy.review import ReviewSettings
 from semgrad_guard.policy.steps import EscalationStep, HumanReviewStep
+from semgrad_guard.signals import COSTLY, METHODS
 
-Method = Literal[
-    "hybridgrad",
-    "semgrad",
-    "semgrad@-1",
-    "semgrad@-2",
-    "semgrad@-3",
-    "semgrad@-4",
-    "semgrad@-5",
-    "paragrad",
-    "exgrad",
-    "loss",
-    "mean_nll",
-    "sum_nll",
-    "max_nll",
-    "first_nll",
-    "mean_entropy",
-    "max_entropy",
-    "first_entropy",
-    "fused",
-]
-"""The signal that a score's `value` is; `fused` lets the profile weigh all of them."""
-
-CostlySignal = Literal["context_gain", "p_true"]
-"""A signal that takes another forward pass."""
+FUSED = "fused"
+"""Method by which the profile weighs all signals."""
+if TYPE_CHECKING:
+    Method = str
+    CostlySignal = str
+else:
+    Method = Literal[(*METHODS, FUSED)]
+    """The signal that a score's `value` is; `fused` lets the profile weigh all of them."""
+    CostlySignal = Literal[COSTLY]
+    """A signal that takes another forward pass."""
 
 
 class RiskTarget(Frozen):
@@ -68,7 +55,7 @@ class ScorerSettings(Frozen):
 
     model: Text = "smollm2-135m"
     """The demo model's name, a Hugging Face id, a folder or a .gguf file."""
-    method: Method = "fused"
+    method: Method = FUSED
     """The signal that the score is."""
     granularity: Literal["answer", "sentence"] = "answer"
     """`sentence` scores every sentence as well, at one more backward pass each."""

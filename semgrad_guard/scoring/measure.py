@@ -17,7 +17,7 @@ from semgrad_guard.scoring.layout import lay_out, shared_start
 from semgrad_guard.scoring.model_lease import borrowed
 from semgrad_guard.scoring.model_parts import model_parts_of
 from semgrad_guard.scoring.recording import forward_no_grad, known_outputs, record, record_from_cache, state_norms
-from semgrad_guard.scoring.signals import POSITIONS, semgrad_at
+from semgrad_guard.signals import POSITIONS, semgrad_at
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping, Sequence

@@ -32,9 +32,9 @@ from semgrad_guard.scoring.measure import (
 from semgrad_guard.scoring.model_lease import ModelLease
 from semgrad_guard.scoring.model_parts import model_parts_of
 from semgrad_guard.scoring.recording import Band, upper_half
-from semgrad_guard.scoring.signals import CLOSENESS, FREE, METHODS, POSITIONS, SIGNALS
 from semgrad_guard.scoring.spans import place_spans
 from semgrad_guard.scoring.text_signals import closeness_signals, grounding_signals, retrieval_signals
+from semgrad_guard.signals import FREE, MEANING, METHODS, POSITIONS, SIGNALS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -190,7 +190,7 @@ class SemGradScorer:
                 Without ParaGrad, HybridGrad and ExGrad the gradients by the head's weight are not computed.
             language: two-letter code of the answers, for finding sentences.
             embedder: sentence embeddings, such as the retriever's, for the signals of meaning
-                (`signals.CLOSENESS`); `None` leaves those out.
+                (`signals.MEANING`); `None` leaves those out.
             max_batch_tokens: padded tokens that one batch may hold.
 
         Raises:
@@ -207,7 +207,7 @@ class SemGradScorer:
             raise ScoringSettingError("max_batch_tokens", max_batch_tokens, "1 or more")
         names = FREE if signals is None else tuple(_one_of("signals", name, tuple(SIGNALS)) for name in signals)
         self._embedder = None if embedder is None else UnitVectors(embedder)
-        wanted = frozenset({*names, method, *(CLOSENESS if embedder else ())})
+        wanted = frozenset({*names, method, *(MEANING if embedder else ())})
         self._readout = Readout(model, self._position, wanted, embedder=self._embedder, language=language)
         with model.lock:
             self._blocks = model_parts_of(model.model).blocks

@@ -17,7 +17,7 @@ from semgrad_guard.evaluation.resumable import ADVICE, ROW_KEY, ResumableFile, d
 from semgrad_guard.evaluation.rows import answer_stops, read_rows, scored_part
 from semgrad_guard.scoring.forward_signals import context_gain, p_true
 from semgrad_guard.scoring.scorer import read_exchange
-from semgrad_guard.scoring.signals import CLOSENESS
+from semgrad_guard.signals import MEANING
 from semgrad_guard.wire import score_fields
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ class _Answerer:
         except ScoringError as error:
             return {**found, "error": f"{type(error).__name__}: {error}"}
         self._seconds["score"] = score.seconds
-        if not score.signals.keys().isdisjoint(CLOSENESS):
+        if not score.signals.keys().isdisjoint(MEANING):
             self._seconds["embedding"] = time.perf_counter() - started - score.seconds
         dear = self._context_gain(exchange, score)
         if self._asked.n_baseline_rows is None or row.line <= self._asked.n_baseline_rows:

@@ -11,10 +11,8 @@ from semgrad_guard.calibration import metrics
 from semgrad_guard.calibration.fit import Plan, out_of_fold, usable_signals
 from semgrad_guard.calibration.labels import check_enough
 from semgrad_guard.calibration.metrics import DRAWS, Interval, paired_difference, with_interval
-from semgrad_guard.calibration.wording import direction_of
 from semgrad_guard.errors import SemGradGuardError
-from semgrad_guard.evaluation.compare.sampled_signals import SAMPLED
-from semgrad_guard.scoring.signals import SIGNALS
+from semgrad_guard.signals import COSTLY, SAMPLED, SIGNALS, Family, direction_of
 from semgrad_guard.wire import Frozen
 
 if TYPE_CHECKING:
@@ -26,13 +24,8 @@ if TYPE_CHECKING:
 
     Array = NDArray[np.float64]
 
-Kind = Literal["gradient", "likelihood", "text", "embedding", "forward", "sampling", "fused", "chosen"]
-"""What ranks the answers: one signal of a kind, several fused, or the one that was best on the other folds."""
-
-_GRADIENTS = ("semgrad", "paragrad", "hybridgrad", "exgrad")
-"""Families of signals that need the backward pass, by the beginning of their names."""
-_LIKELIHOOD_RANKS = frozenset({"min_prob", "first_prob"})
-"""They rank as `max_nll` and `first_nll` do, and are only of use inside a fusion."""
+Kind = Family | Literal["fused", "chosen"]
+"""What ranks the answers: one signal of a family, several fused, or the one that was best on the other folds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,30 +40,20 @@ class Method:
     @property
     def direction(self) -> int:
         """1 where a higher value of the single signal is surer, -1 where it is less sure."""
-        return -1 if self.kind == "sampling" else direction_of(self.signals[0])
-
-
-def kind_of(signal: str) -> Kind:
-    """Return what a signal comes from."""
-    if signal in SAMPLED:
-        return "sampling"
-    if signal.startswith(_GRADIENTS):
-        return "gradient"
-    cost = SIGNALS[signal].cost
-    return "likelihood" if cost == "free" else cost
+        return direction_of(self.signals[0])
 
 
 def single_methods(names: tuple[str, ...]) -> list[Method]:
     """Return a method for each signal that has a direction, from the signals that rows have."""
-    known = [name for name in names if name in SAMPLED or name in SIGNALS]
-    ranked = [name for name in known if name in SAMPLED or (direction_of(name) and name not in _LIKELIHOOD_RANKS)]
-    return [Method(name=name, kind=kind_of(name), signals=(name,)) for name in ranked]
+    known = [signal for name in names if (signal := {**SIGNALS, **SAMPLED}.get(name))]
+    ranked = [signal for signal in known if signal.direction and signal.ranks]
+    return [Method(name=signal.name, kind=signal.family, signals=(signal.name,)) for signal in ranked]
 
 
 def fused_methods(names: tuple[str, ...]) -> list[Method]:
     """Return the fusions that show what each family adds; the first is what the guard uses by default."""
     by_kind: dict[Kind, tuple[str, ...]] = {
-        kind: tuple(name for name in names if name in SIGNALS and kind_of(name) == kind)
+        kind: tuple(name for name in names if name in SIGNALS and SIGNALS[name].family == kind)
         for kind in ("gradient", "likelihood", "text", "embedding", "forward")
     }
     gradients, likelihoods, texts, closeness, forward = by_kind.values()
@@ -96,8 +79,8 @@ def chosen_methods(names: tuple[str, ...]) -> list[Method]:
     They are what a fusion has to beat: the best of many scores on the very answers it is judged by is partly luck.
     """
     directed = [name for name in names if name in SIGNALS and direction_of(name)]
-    own = tuple(name for name in directed if kind_of(name) in {"gradient", "likelihood"})
-    free = tuple(name for name in directed if kind_of(name) != "forward")
+    own = tuple(name for name in directed if SIGNALS[name].family in {"gradient", "likelihood"})
+    free = tuple(name for name in directed if SIGNALS[name].family != "forward")
     return _of_several("chosen", {"best score of the model": own, "best single score": free})
 
 
@@ -340,8 +323,8 @@ _STEP_OF = {"gradient": "score", "likelihood": "score", "text": None, "embedding
 def _seconds(method: Method, seconds: Mapping[str, float]) -> float | None:
     """Return what a method costs beyond writing the answer."""
     if method.kind in _HOW:
-        kinds = {kind_of(name) for name in method.signals}
-        steps = {name for name in method.signals if kind_of(name) == "forward"}
+        kinds = {{**SIGNALS, **SAMPLED}[name].family for name in method.signals}
+        steps = {name for name in method.signals if name in COSTLY}
         steps |= {step for kind in kinds & _STEP_OF.keys() if (step := _STEP_OF[kind])}
     elif method.kind == "forward":
         steps = {method.signals[0]}

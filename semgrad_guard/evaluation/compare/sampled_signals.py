@@ -18,15 +18,6 @@ if TYPE_CHECKING:
 SAR_TEMPERATURE = 1e-3
 """t of SentSAR (Duan et al. 2024, section 4.2, the value of their experiments)."""
 
-SAMPLED = {
-    "semantic_entropy": "entropy over meanings of the sampled answers, by their likelihoods",
-    "discrete_semantic_entropy": "entropy over meanings of the sampled answers, by counting",
-    "lexical_dissimilarity": "1 - mean word overlap of the sampled answers",
-    "sentence_sar": "shifted likelihood of the sampled answers (SAR)",
-    "sample_disagreement": "1 - mean likeness of the given answer and the sampled ones",
-}
-"""Every sampling signal by name, higher is less sure."""
-
 
 @dataclass(frozen=True, slots=True)
 class Sample:
@@ -40,7 +31,7 @@ class Sample:
 def sampled_signals(
     answer: str, samples: Sequence[Sample], alike: NDArray[np.float64], same: float
 ) -> dict[str, float]:
-    """Return the signals of one question, under the names of `SAMPLED`; none with fewer than two samples.
+    """Return the signals of one question, under the names of `signals.SAMPLED`; none with fewer than two samples.
 
     Args:
         answer: the answer that is judged.

@@ -14,7 +14,7 @@ from semgrad_guard.errors import DataFileError, OneClassError
 from semgrad_guard.evaluation.labelling import Labeller
 from semgrad_guard.evaluation.position.preservation import STILL
 from semgrad_guard.evaluation.rows import read_rows
-from semgrad_guard.scoring.signals import POSITIONS, semgrad_at
+from semgrad_guard.signals import POSITIONS, semgrad_at
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -8,7 +8,7 @@ from jsonschema import Draft202012Validator
 
 from semgrad_guard.policy import default_text, policy_schema
 from semgrad_guard.policy.mistakes import homes_of, keys_at, words_at
-from semgrad_guard.scoring.signals import METHODS, SIGNALS
+from semgrad_guard.signals import METHODS, SIGNALS
 
 VALIDATOR = Draft202012Validator(policy_schema())
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from semgrad_guard.scoring.layout import default_position
-from semgrad_guard.scoring.signals import FREE, METHODS, POSITIONS, SIGNALS, semgrad_at
+from semgrad_guard.signals import FREE, METHODS, POSITIONS, SIGNALS, semgrad_at
 from tests.models_for_tests import CHATML, byte_tokenizer
 
 LLAMA_3 = "<|start_header_id|>{{ m }}<|end_header_id|>{{ c }}<|eot_id|>"

@@ -21,7 +21,7 @@ from semgrad_guard.flow import Exchange, Message
 from semgrad_guard.ports import Scorer
 from semgrad_guard.scoring import SIGNALS, SemGradScorer
 from semgrad_guard.scoring import measure as measure_module
-from semgrad_guard.scoring.signals import FREE, METHODS
+from semgrad_guard.signals import FREE, METHODS
 from tests.models_for_tests import local_model
 
 CLOSE = 2e-4

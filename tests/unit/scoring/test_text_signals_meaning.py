@@ -11,8 +11,8 @@ from semgrad_guard.errors import EmbeddingFailedError
 from semgrad_guard.flow import Exchange, Passage
 from semgrad_guard.models.embedding import UnitVectors
 from semgrad_guard.scoring import SemGradScorer
-from semgrad_guard.scoring.signals import CLOSENESS
 from semgrad_guard.scoring.text_signals import closeness_signals
+from semgrad_guard.signals import MEANING
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -124,7 +124,7 @@ def test_a_failing_embedder_is_a_scoring_error() -> None:
 def test_a_scorer_with_an_embedder_has_the_signals_and_says_so(local: LocalModel, exchange: Exchange) -> None:
     """A profile fits one embedder; without one nothing changes."""
     plain, own = SemGradScorer(local), SemGradScorer(local, embedder=Topics())
-    assert not set(CLOSENESS) & plain.score(exchange).signals.keys()
+    assert not set(MEANING) & plain.score(exchange).signals.keys()
     score = own.score(exchange)
     assert score.signals["support_similarity"] > 0
     assert score.fingerprint.settings == plain.fingerprint().settings + ", embedder topics"

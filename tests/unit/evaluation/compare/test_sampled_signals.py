@@ -7,8 +7,9 @@ import math
 import numpy as np
 import pytest
 
-from semgrad_guard.evaluation.compare.sampled_signals import SAMPLED, Sample, sampled_signals
+from semgrad_guard.evaluation.compare.sampled_signals import Sample, sampled_signals
 from semgrad_guard.evaluation.grading import clusters, shared_words
+from semgrad_guard.signals import SAMPLED
 
 PARIS, LYON = Sample("in Paris", math.log(2)), Sample("Lyon", math.log(4))
 

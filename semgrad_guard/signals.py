@@ -1,0 +1,508 @@
+"""Every signal: name, unit, direction, words, family, cost and source. This table is the only place that lists them.
+
+A signal is one raw number about an answer; those of one answer are found in `Score.signals` by name. One that cannot be
+computed (grounding without passages, a position before the prompt's first token) is absent, never a made-up number.
+
+To add a signal, add its row here and compute it where its family is computed: gradients and likelihoods in
+`scoring.measure`, texts and meaning in `scoring.text_signals`, further forward passes in `scoring.forward_signals`,
+samples in `evaluation.compare.sampled_signals`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+PAPER = "SemGrad (arXiv 2605.04638), section 3"
+Cost = Literal["free", "text", "embedding", "forward", "sampling"]
+"""`free`: comes with the one backward pass; `text`: counts words, no model; `embedding`: sentence embeddings, where an
+embedder is given; `forward`: another forward pass; `sampling`: further answers, in `evaluate` only."""
+Family = Literal["gradient", "likelihood", "text", "embedding", "forward", "sampling"]
+"""What a signal is computed from."""
+DIRECTIONS: Mapping[str, int] = {"less sure": -1, "either": 0, "more sure": 1}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Signal:
+    """What a signal means."""
+
+    name: str
+    meaning: str
+    unit: str
+    higher: Literal["less sure", "more sure", "either"]
+    """What a higher value says about the answer; `either` where only labels can tell."""
+    source: str
+    family: Family = "text"
+    cost: Cost = "text"
+    lowers: str = ""
+    """Why a confidence is low because of it, in words; empty where its value is shown instead."""
+    raises: str = ""
+    """Why a confidence is high because of it, in words."""
+    is_score: bool = False
+    """True when it can be a score's value: >= 0, higher is less sure."""
+    required: bool = True
+    """Whether a profile that uses it may demand it; otherwise the average stands in where an answer has none."""
+    ranks: bool = True
+    """False when it orders answers exactly as another signal does, so it is of use inside a fusion only."""
+
+    @property
+    def direction(self) -> int:
+        """1 where a higher value can only raise confidence, -1 where it can only lower it, 0 where labels decide."""
+        return DIRECTIONS[self.higher]
+
+
+POSITIONS = (-1, -2, -3, -4, -5)
+"""Prompt positions whose SemGrad is reported as `semgrad@-1` and so on: the same backward pass gives them all."""
+
+
+def semgrad_at(position: int) -> str:
+    """Return the name of the SemGrad signal at one prompt position."""
+    return f"semgrad@{position}"
+
+
+def base_name(signal: str) -> str:
+    """Return a signal's name without its variant, for example `semgrad` of `semgrad@-3`."""
+    return signal.split("@", 1)[0]
+
+
+def _family(family: Family, cost: Cost, *signals: Signal) -> tuple[Signal, ...]:
+    """Return signals as one family, which share what they cost."""
+    return tuple(replace(signal, family=family, cost=cost) for signal in signals)
+
+
+_SEMGRAD = Signal(
+    name="semgrad",
+    meaning="mean |gradient of the objective by the hidden states at t*| over the layer band",
+    unit="nats² per unit of state",
+    higher="less sure",
+    source=PAPER,
+    lowers="the answer is sensitive to the meaning of the question",
+    raises="the answer is steady in meaning",
+    is_score=True,
+)
+_GRADIENTS = _family(
+    "gradient",
+    "free",
+    _SEMGRAD,
+    *(replace(_SEMGRAD, name=semgrad_at(p), meaning=f"semgrad with t* at {p} of the prompt") for p in POSITIONS),
+    Signal(
+        name="paragrad",
+        meaning="mean |gradient of the objective by the output head's weight|, the head's own path",
+        unit="nats² per unit of weight",
+        higher="less sure",
+        source=PAPER,
+        lowers="the answer pulls hard on the model's weights",
+        raises="the answer fits the model's weights",
+        is_score=True,
+    ),
+    Signal(
+        name="hybridgrad",
+        meaning="e^-w paragrad + (1 - e^-w) semgrad, where w is the mean entropy",
+        unit="nats²",
+        higher="less sure",
+        source=PAPER,
+        lowers="the answer's gradients are large",
+        raises="the answer's gradients are small",
+        is_score=True,
+    ),
+    Signal(
+        name="exgrad",
+        meaning="paragrad with every token's weight 1 in place of its entropy",
+        unit="nats per unit of weight",
+        higher="less sure",
+        source="ExGrad, the unweighted baseline of " + PAPER,
+        lowers="the answer's likelihood gradient is large",
+        raises="the answer's likelihood gradient is small",
+        is_score=True,
+    ),
+)
+
+_LIKELIHOODS = _family(
+    "likelihood",
+    "free",
+    Signal(
+        name="loss",
+        meaning="the objective itself: mean of entropy times negative log-likelihood",
+        unit="nats²",
+        higher="less sure",
+        source=PAPER,
+        lowers="the answer's uncertain tokens are unlikely",
+        raises="the answer's uncertain tokens are likely",
+        is_score=True,
+    ),
+    Signal(
+        name="mean_nll",
+        meaning="mean negative log-likelihood of the answer's tokens",
+        unit="nats",
+        higher="less sure",
+        source="log-perplexity",
+        lowers="the answer's tokens are unlikely",
+        raises="the answer's tokens are likely",
+        is_score=True,
+    ),
+    Signal(
+        name="sum_nll",
+        meaning="negative log-likelihood of the whole answer",
+        unit="nats",
+        higher="less sure",
+        source="sequence likelihood",
+        lowers="the whole answer is unlikely",
+        raises="the whole answer is likely",
+        is_score=True,
+    ),
+    Signal(
+        name="max_nll",
+        meaning="negative log-likelihood of the least likely token",
+        unit="nats",
+        higher="less sure",
+        source="maximum token surprise",
+        lowers="one token of the answer is very unlikely",
+        raises="no token of the answer is unlikely",
+        is_score=True,
+    ),
+    Signal(
+        name="first_nll",
+        meaning="negative log-likelihood of the first token",
+        unit="nats",
+        higher="less sure",
+        source="first-token surprise",
+        lowers="the first token is unlikely",
+        raises="the first token is likely",
+        is_score=True,
+    ),
+    Signal(
+        name="mean_entropy",
+        meaning="mean entropy of the predicting distributions",
+        unit="nats",
+        higher="less sure",
+        source="token entropy",
+        lowers="many other tokens were possible",
+        raises="few other tokens were possible",
+        is_score=True,
+    ),
+    Signal(
+        name="max_entropy",
+        meaning="largest entropy of the predicting distributions",
+        unit="nats",
+        higher="less sure",
+        source="token entropy",
+        lowers="one token was close to a guess",
+        raises="no token was a guess",
+        is_score=True,
+    ),
+    Signal(
+        name="first_entropy",
+        meaning="entropy of the distribution that predicts the first token",
+        unit="nats",
+        higher="less sure",
+        source="token entropy",
+        lowers="the first token was close to a guess",
+        raises="the first token was clear",
+        is_score=True,
+    ),
+    Signal(
+        name="min_prob",
+        meaning="probability of the least likely token: e^-max_nll",
+        unit="share",
+        higher="more sure",
+        source="as max_nll",
+        lowers="one token of the answer is very unlikely",
+        raises="no token of the answer is unlikely",
+        ranks=False,
+    ),
+    Signal(
+        name="first_prob",
+        meaning="probability of the first token: e^-first_nll",
+        unit="share",
+        higher="more sure",
+        source="as first_nll",
+        lowers="the first token is unlikely",
+        raises="the first token is likely",
+        ranks=False,
+    ),
+    Signal(
+        name="mean_top_prob",
+        meaning="mean probability of the likeliest token",
+        unit="share",
+        higher="more sure",
+        source="maximum softmax",
+        lowers="no token was clearly the likeliest",
+        raises="the likeliest tokens were clear",
+    ),
+    Signal(
+        name="off_top_share",
+        meaning="share of the answer's tokens that were not the likeliest: 0 for greedy answers",
+        unit="share",
+        higher="less sure",
+        source="rank of the written token",
+        lowers="tokens were written that were not the likeliest",
+        raises="the likeliest tokens were written",
+    ),
+    Signal(
+        name="n_answer_tokens",
+        meaning="number of answer tokens, with the end-of-turn token where there is one",
+        unit="tokens",
+        higher="either",
+        source="length",
+    ),
+)
+
+_TEXT = _family(
+    "text",
+    "text",
+    Signal(
+        name="grounding",
+        meaning="share of the answer's content words and numbers, without those of the question, that the passages "
+        "contain; of any other words where it has none",
+        unit="share",
+        higher="more sure",
+        source="own; words as Unicode segments them",
+        lowers="answer words are not in the passages",
+        raises="answer words are in the passages",
+    ),
+    Signal(
+        name="copied_span",
+        meaning="longest run of answer words that one passage contains in the same order, as a share of the answer's "
+        "words",
+        unit="share",
+        higher="more sure",
+        source="own",
+        lowers="the answer is not copied from a passage",
+        raises="the answer is copied from a passage",
+    ),
+    Signal(
+        name="passage_support",
+        meaning="share of the passages that contain all of the answer's new content words",
+        unit="share",
+        higher="more sure",
+        source="own",
+        lowers="few passages hold the answer's words",
+        raises="several passages hold the answer's words",
+    ),
+    Signal(
+        name="question_overlap",
+        meaning="share of the question's content words that the passage fullest of the answer's words contains",
+        unit="share",
+        higher="more sure",
+        source="own",
+        lowers="its passage is not about the question",
+        raises="its passage is about the question",
+    ),
+    Signal(
+        name="question_nearby",
+        meaning="share of the question's content words, rare ones counting more, within 40 words of the answer's "
+        "words in one passage, times the share of the answer's words there",
+        unit="share",
+        higher="more sure",
+        source="own",
+        lowers="the passages say it far from the question's words",
+        raises="the passages say it near the question's words",
+    ),
+    Signal(
+        name="answer_echo",
+        meaning="share of the answer's content words that the question contains",
+        unit="share",
+        higher="either",
+        source="own",
+    ),
+    Signal(
+        name="n_passages",
+        meaning="number of passages",
+        unit="passages",
+        higher="either",
+        source="retrieval",
+    ),
+    Signal(
+        name="retrieval_top",
+        meaning="best retriever score, in the retriever's unit",
+        unit="retriever's",
+        higher="either",
+        source="retrieval",
+        required=False,
+    ),
+    Signal(
+        name="retrieval_gap",
+        meaning="best minus second best retriever score",
+        unit="retriever's",
+        higher="either",
+        source="retrieval",
+        required=False,
+    ),
+    Signal(
+        name="retrieval_spread",
+        meaning="standard deviation of the retriever scores",
+        unit="retriever's",
+        higher="either",
+        source="retrieval",
+        required=False,
+    ),
+    Signal(
+        name="retrieval_agreement",
+        meaning="mean word overlap (Jaccard) between two passages",
+        unit="share",
+        higher="either",
+        source="own",
+        required=False,
+    ),
+)
+
+_MEANING = _family(
+    "embedding",
+    "embedding",
+    Signal(
+        name="support_similarity",
+        meaning="cosine of the question and a passage's sentence, times the share of the answer's new words in it; "
+        "the best",
+        unit="cosine",
+        higher="more sure",
+        source="own; sentence embeddings as of Reimers and Gurevych 2019 (arXiv 1908.10084)",
+        lowers="no sentence about the question holds the answer",
+        raises="a sentence about the question holds the answer",
+    ),
+    Signal(
+        name="passage_similarity",
+        meaning="cosine of the question and a passage, times the share of the answer's new words in it; the best",
+        unit="cosine",
+        higher="more sure",
+        source="own",
+        lowers="no passage about the question holds the answer",
+        raises="a passage about the question holds the answer",
+    ),
+    Signal(
+        name="support_margin",
+        meaning="cosine of the question and the passage fullest of the answer's new words, minus that of the next "
+        "best passage",
+        unit="cosine",
+        higher="more sure",
+        source="own",
+        lowers="another passage is nearer to the question",
+        raises="its passage is the nearest to the question",
+    ),
+    Signal(
+        name="answer_similarity",
+        meaning="cosine of question and answer sentence together and the best passage sentence; the worst answer "
+        "sentence",
+        unit="cosine",
+        higher="more sure",
+        source="own",
+        lowers="no passage sentence says the like",
+        raises="a passage sentence says the like",
+    ),
+)
+
+_FORWARD = _family(
+    "forward",
+    "forward",
+    Signal(
+        name="context_gain",
+        meaning="mean log-likelihood of the answer with the passages minus without them",
+        unit="nats",
+        higher="more sure",
+        source="pointwise mutual information of answer and passages",
+        lowers="the passages hardly made the answer likelier",
+        raises="the passages made the answer likelier",
+    ),
+    Signal(
+        name="p_true",
+        meaning="probability of yes against no when the model is asked whether its answer is correct",
+        unit="share",
+        higher="more sure",
+        source="P(True): Kadavath et al. 2022 (arXiv 2207.05221)",
+        lowers="asked again, the model doubts the answer",
+        raises="asked again, the model affirms the answer",
+    ),
+)
+
+SIGNALS: dict[str, Signal] = {
+    signal.name: signal for signal in (*_GRADIENTS, *_LIKELIHOODS, *_TEXT, *_MEANING, *_FORWARD)
+}
+"""Every signal that a scorer computes, by name."""
+SAMPLED: dict[str, Signal] = {
+    signal.name: signal
+    for signal in _family(
+        "sampling",
+        "sampling",
+        Signal(
+            name="semantic_entropy",
+            meaning="entropy over meanings of the sampled answers, by their likelihoods",
+            unit="nats",
+            higher="less sure",
+            source="Kuhn, Gal and Farquhar 2023 (ICLR), with similarity in place of entailment",
+        ),
+        Signal(
+            name="discrete_semantic_entropy",
+            meaning="entropy over meanings of the sampled answers, by counting",
+            unit="nats",
+            higher="less sure",
+            source="Farquhar et al. 2024 (Nature 630)",
+        ),
+        Signal(
+            name="lexical_dissimilarity",
+            meaning="1 - mean word overlap of the sampled answers",
+            unit="share",
+            higher="less sure",
+            source="word overlap (F1) of two answers",
+        ),
+        Signal(
+            name="sentence_sar",
+            meaning="shifted likelihood of the sampled answers (SAR)",
+            unit="nats",
+            higher="less sure",
+            source="Duan et al. 2024 (ACL), SentSAR",
+        ),
+        Signal(
+            name="sample_disagreement",
+            meaning="1 - mean likeness of the given answer and the sampled ones",
+            unit="share",
+            higher="less sure",
+            source="own",
+        ),
+    )
+}
+"""Signals of several sampled answers, by name: baselines that `evaluate` computes, not the scorer."""
+FREE = tuple(name for name, signal in SIGNALS.items() if signal.cost in {"free", "text"})
+"""Signals that come without another pass of any model: what is computed unless something else is asked for."""
+MEANING = tuple(name for name, signal in SIGNALS.items() if signal.cost == "embedding")
+"""Signals that are computed too where an embedder is given."""
+COSTLY = tuple(name for name, signal in SIGNALS.items() if signal.cost == "forward")
+"""Signals that take another forward pass each."""
+METHODS = tuple(name for name, signal in SIGNALS.items() if signal.is_score)
+"""Signals that can be a score's value."""
+
+
+def signal_of(name: str) -> Signal | None:
+    """Return the signal with a name, variants and sampled ones included; `None` for a name of the caller's own."""
+    return SIGNALS.get(name) or SAMPLED.get(name) or SIGNALS.get(base_name(name))
+
+
+def is_known(name: str) -> bool:
+    """Return whether a scorer computes a signal of this name, variants included."""
+    return base_name(name) in SIGNALS
+
+
+def may_be_required(name: str) -> bool:
+    """Return whether a profile may demand a signal; yes for names of the caller's own."""
+    signal = signal_of(name)
+    return signal is None or signal.required
+
+
+def direction_of(name: str, directions: Mapping[str, int] | None = None) -> int:
+    """Return 1, -1 or 0 for a signal, from the caller's table first; 0 for a name that neither table has."""
+    given = directions or {}
+    for key in (name, base_name(name)):
+        if key in given:
+            return given[key]
+    signal = signal_of(name)
+    return signal.direction if signal else 0
+
+
+def explain(name: str, weight: float, value: float, average: float) -> str:
+    """Return in words why a signal moved a confidence by `weight`."""
+    signal = signal_of(name)
+    if signal and (text := signal.lowers if weight < 0 else signal.raises):
+        return text
+    side = "high" if value > average else "low"
+    return f"{name.replace('_', ' ')} is {side} ({value:.3g}, on average {average:.3g})"
