@@ -18,6 +18,7 @@ from langchain_semgrad.values import waits_for_tools
 from semgrad_guard.guard import in_thread
 
 if TYPE_CHECKING:
+    import threading
     from collections.abc import AsyncIterator, Iterator
 
     from langchain_core.callbacks.manager import BaseRunManager
@@ -65,8 +66,8 @@ class GuardedChain(Runnable[Any, Any]):
             work = self._work(value, given, run_manager, config, call)
             return one_or_raise(await in_thread(self._judge, [work]))
 
-    def _judge(self, works: list[Work]) -> list[Any]:
-        return judge_all(self._guard, works, self._settings)
+    def _judge(self, works: list[Work], cancel: threading.Event | None = None) -> list[Any]:
+        return judge_all(self._guard, works, self._settings, cancel)
 
     def _work(self, value: Any, given: Any, run_manager: BaseRunManager, config: RunnableConfig, call: Caller) -> Work:
         if waits_for_tools(given, self._settings.answer_key):
@@ -181,13 +182,15 @@ class GuardedChain(Runnable[Any, Any]):
             if last is not None:
                 yield last
 
-    def _annotation(self, value: Any, given: Any, run_manager: BaseRunManager) -> Any:
+    def _annotation(
+        self, value: Any, given: Any, run_manager: BaseRunManager, cancel: threading.Event | None = None
+    ) -> Any:
         jobs = (
             ()
             if waits_for_tools(given, self._settings.answer_key)
             else jobs_in(given, self._setting(value, run_manager))
         )
-        return annotation(Work(given, jobs), self._guard, self._settings)
+        return annotation(Work(given, jobs), self._guard, self._settings, cancel)
 
 
 def _below(config: RunnableConfig, run_manager: Any) -> RunnableConfig:

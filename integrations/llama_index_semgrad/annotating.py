@@ -14,6 +14,7 @@ from llama_index_semgrad.watcher import capturing
 from semgrad_guard.guard import in_thread
 
 if TYPE_CHECKING:
+    import threading
     from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator
 
     from llama_index_semgrad.attempts import Question
@@ -57,11 +58,13 @@ def aannotated(
     return mark(AsyncStreamingResponse(stream(), list(first.source_nodes), metadata))
 
 
-def verdict(guard: Guard, question: Question, reply: Reply, calls: list[ModelCall]) -> dict[str, Json]:
+def verdict(
+    guard: Guard, question: Question, reply: Reply, calls: list[ModelCall], cancel: threading.Event | None = None
+) -> dict[str, Json]:
     """Return what the guard thinks of an answer that has passed; a failure becomes a value, the reader has the text."""
     made = question.first(reply, calls)
     try:
-        return outcome_metadata(observe(guard, made))
+        return outcome_metadata(observe(guard, made, cancel))
     except Exception as error:  # noqa: BLE001 - the answer is out: an exception now would only hide it
         _log.warning("a streamed answer could not be judged: %s: %s", type(error).__name__, error)
         return {"status": "unjudged", "error": f"{type(error).__name__}: {error}"}

@@ -21,6 +21,7 @@ from semgrad_guard.flow import (
 )
 
 if TYPE_CHECKING:
+    import threading
     from collections.abc import Generator
 
     from llama_index_semgrad.exchanges import Judgeable
@@ -32,7 +33,7 @@ CHAIN_FAILED = "chain"
 """Rule of a record about an engine that raised: no policy chose anything."""
 
 
-def observe(guard: Guard, made: Judgeable) -> Outcome:
+def observe(guard: Guard, made: Judgeable, cancel: threading.Event | None = None) -> Outcome:
     """Judge an answer and log the record; nothing of the policy is carried out.
 
     Raises:
@@ -41,7 +42,7 @@ def observe(guard: Guard, made: Judgeable) -> Outcome:
     """
     if made.error is not None:
         raise made.error
-    decision = guard.judge(made.exchange)
+    decision = guard.judge(made.exchange, cancel=cancel)
     status = Status.ANSWERED if isinstance(decision.step, Accept) else Status.WARNED
     return _logged(guard, made.exchange, decision, status)
 

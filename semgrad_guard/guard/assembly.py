@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Generic, TypeVar, cast
 
 from semgrad_guard.flow import Confidence, Verdict
-from semgrad_guard.guard.question_run import Parts, score_batch_within, score_within
+from semgrad_guard.guard.question_run import Parts
 from semgrad_guard.guard.thresholds import resolver
 from semgrad_guard.guard.verdict_loop import pass_verdicts_on
 from semgrad_guard.policy import Policy, PolicyDecider, PolicyWatcher, policy_from
@@ -71,7 +71,7 @@ def band_blocks(scorer: Lazy[SemGradScorer]) -> tuple[nn.Module, ...]:
 class LazyScorer:
     """A `Scorer` whose model is loaded when the first answer is scored.
 
-    A time limit includes the loading: when it ends first, the loading goes on for the answers that follow.
+    A time limit includes the loading: when it is up first, the loading goes on for the answers that follow.
     """
 
     def __init__(self, name: str, make: Callable[[], Scorer]) -> None:
@@ -87,32 +87,38 @@ class LazyScorer:
         """Same as the scorer's own."""
         return self.load().fingerprint(proxy=proxy)
 
-    def score(self, exchange: Exchange, *, max_time_s: float | None = None) -> Score:
+    def score(
+        self, exchange: Exchange, *, timeout_s: float | None = None, cancel: threading.Event | None = None
+    ) -> Score:
         """Same as the scorer's own.
 
         Raises:
-            TimeoutError: loading and scoring took longer than `max_time_s` seconds.
+            TimeoutError: loading took longer than `timeout_s` seconds.
         """
-        scorer, left_s = self._loaded_within(max_time_s)
-        return score_within(scorer, exchange, left_s)
+        deadline = Deadline.after(timeout_s)
+        scorer = self._loaded_before(deadline)
+        return scorer.score(exchange, timeout_s=deadline.remaining_s(), cancel=cancel)
 
     def score_batch(
-        self, exchanges: Sequence[Exchange], *, max_time_s: float | None = None
+        self,
+        exchanges: Sequence[Exchange],
+        *,
+        timeout_s: float | None = None,
+        cancel: threading.Event | None = None,
     ) -> list[Score | ScoringError]:
         """Same as the scorer's own.
 
         Raises:
-            TimeoutError: loading took longer than `max_time_s` seconds.
+            TimeoutError: loading took longer than `timeout_s` seconds.
         """
-        scorer, left_s = self._loaded_within(max_time_s)
-        return score_batch_within(scorer, exchanges, None if left_s is None else left_s / max(1, len(exchanges)))
+        deadline = Deadline.after(timeout_s)
+        scorer = self._loaded_before(deadline)
+        return scorer.score_batch(exchanges, timeout_s=deadline.remaining_s(), cancel=cancel)
 
-    def _loaded_within(self, seconds: float | None) -> tuple[Scorer, float | None]:
+    def _loaded_before(self, deadline: Deadline) -> Scorer:
         if self._scorer.is_made:
-            return self.load(), seconds
-        deadline = Deadline.after(seconds)
-        scorer = call_before(deadline, self.load, f"loading {self.name}")
-        return scorer, deadline.remaining_s()
+            return self.load()
+        return call_before(deadline, self.load, f"loading {self.name}")
 
 
 _log = logging.getLogger("semgrad_guard")

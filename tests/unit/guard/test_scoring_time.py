@@ -45,12 +45,14 @@ def _busy() -> Iterator[SemGradScorer]:
 
 
 class Stuck(TableScorer):
-    """A scorer of somebody else's that takes no time limit."""
+    """A scorer of somebody else's that ignores its time limit."""
 
     release: threading.Event
 
     @override
-    def score(self, exchange: Exchange) -> Score:
+    def score(
+        self, exchange: Exchange, *, timeout_s: float | None = None, cancel: threading.Event | None = None
+    ) -> Score:
         self.release.wait(timeout=60)
         return super().score(exchange)
 
@@ -86,7 +88,7 @@ def test_a_score_that_outlasts_the_budget_goes_to_on_error(busy: SemGradScorer, 
 
 
 @pytest.mark.parametrize("run", RUNS.values(), ids=RUNS.keys())
-def test_a_scorer_without_a_limit_is_not_waited_for(stuck: Stuck, run: Run) -> None:
+def test_a_scorer_that_ignores_its_limit_is_not_waited_for(stuck: Stuck, run: Run) -> None:
     """A remote scorer that hangs must not hang the guard."""
     outcome = given_up(run, guard_with(stuck))
     assert (outcome.status, outcome.decision.rule) == (Status.ABSTAINED, "on_error")
@@ -116,7 +118,9 @@ def test_a_loaded_model_is_asked_in_the_callers_thread() -> None:
 
     class Noting(TableScorer):
         @override
-        def score(self, exchange: Exchange, *, max_time_s: float | None = None) -> Score:
+        def score(
+            self, exchange: Exchange, *, timeout_s: float | None = None, cancel: threading.Event | None = None
+        ) -> Score:
             threads.append(threading.current_thread())
             return super().score(exchange)
 
@@ -124,7 +128,7 @@ def test_a_loaded_model_is_asked_in_the_callers_thread() -> None:
     lazy.load()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(threading.Thread, "start", lambda thread: started.append(thread.name))
-        lazy.score(EXCHANGE, max_time_s=60.0)
+        lazy.score(EXCHANGE, timeout_s=60.0)
     assert threads == [threading.current_thread()]
     assert started == []
 
