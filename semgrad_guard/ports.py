@@ -32,8 +32,8 @@ class Scorer(Protocol):
     """Turns exchanges into raw uncertainty scores; a remote scorer implements the same.
 
     A scorer should stop with an error when `timeout_s` seconds have passed or `cancel` is set, and free what it holds.
-    The guard does not rely on it: it calls a scorer with a time limit in a thread of its own, stops waiting a second
-    after the limit, and drops what comes later. A score that comes after `cancel` was set is dropped too.
+    The guard does not rely on it: where there is a limit, it calls the scorer in a thread of its own, stops waiting two
+    seconds after the limit, and drops what comes later. A score that comes after `cancel` was set is dropped too.
     """
 
     @property

@@ -49,8 +49,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-
-SCORER_GRACE_S = 1.0
+SCORER_GRACE_S = 2.0
 """Seconds that a scorer gets past its time limit, so that it can stop by itself and say why."""
 
 
