@@ -43,8 +43,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from semgrad_guard.flow import Confidence, Exchange, ReviewId, Ruling, Score
-    from semgrad_guard.guard.assembly import EarlierVerdicts
-    from semgrad_guard.guard.verdict_loop import VerdictLoop
+    from semgrad_guard.guard.verdict_loop import EarlierVerdicts, VerdictLoop
     from semgrad_guard.ports import Calibrator, Decider, ReviewQueue, Scorer, Sink
 
 T = TypeVar("T")
