@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
+    import threading
     from collections.abc import Sequence
 
     from semgrad_guard.errors import ScoringError
@@ -28,7 +29,12 @@ if TYPE_CHECKING:
 
 @runtime_checkable
 class Scorer(Protocol):
-    """Turns exchanges into raw uncertainty scores; a remote scorer implements the same."""
+    """Turns exchanges into raw uncertainty scores; a remote scorer implements the same.
+
+    A scorer should stop with an error when `timeout_s` seconds have passed or `cancel` is set, and free what it holds.
+    The guard does not rely on it: where there is a limit, it calls the scorer in a thread of its own, stops waiting two
+    seconds after the limit, and drops what comes later. A score that comes after `cancel` was set is dropped too.
+    """
 
     @property
     def name(self) -> str:
@@ -39,16 +45,40 @@ class Scorer(Protocol):
         """Return what its scores depend on beside the exchange."""
         ...
 
-    def score(self, exchange: Exchange) -> Score:
+    def score(
+        self, exchange: Exchange, *, timeout_s: float | None = None, cancel: threading.Event | None = None
+    ) -> Score:
         """Return the score of one exchange.
 
+        Args:
+            exchange: what to score.
+            timeout_s: how many seconds it may take, loading a model included; `None` sets no limit.
+            cancel: set, from another thread, when the score is no longer needed.
+
         Raises:
-            ScoringError: the exchange cannot be scored.
+            ScoringError: the exchange cannot be scored, or the scorer stopped early.
+            TimeoutError: it took longer than `timeout_s`.
         """
         ...
 
-    def score_batch(self, exchanges: Sequence[Exchange]) -> list[Score | ScoringError]:
-        """Return one score or error for each exchange, in order; one bad exchange does not spoil the others."""
+    def score_batch(
+        self,
+        exchanges: Sequence[Exchange],
+        *,
+        timeout_s: float | None = None,
+        cancel: threading.Event | None = None,
+    ) -> list[Score | ScoringError]:
+        """Return one score or error for each exchange, in order; one bad exchange does not spoil the others.
+
+        Args:
+            exchanges: what to score.
+            timeout_s: how many seconds the whole batch may take; `None` sets no limit.
+            cancel: as for `score`.
+
+        Raises:
+            TimeoutError: it took longer than `timeout_s`; a scorer may also put an error in the place of each score
+                that is missing.
+        """
         ...
 
 

@@ -26,6 +26,7 @@ from langchain_semgrad.values import waits_for_tools
 from semgrad_guard.guard import in_thread
 
 if TYPE_CHECKING:
+    import threading
     from collections.abc import AsyncIterator, Callable, Iterator, Mapping
     from pathlib import Path
 
@@ -75,8 +76,8 @@ class GuardedChain(Runnable[Any, Any]):
             work = self._work(value, given, run_manager, config, call)
             return one_or_raise(await in_thread(self._judge, [work]))
 
-    def _judge(self, works: list[Work]) -> list[Any]:
-        return judge_all(self._guard, works, self._settings)
+    def _judge(self, works: list[Work], cancel: threading.Event | None = None) -> list[Any]:
+        return judge_all(self._guard, works, self._settings, cancel)
 
     def _work(self, value: Any, given: Any, run_manager: BaseRunManager, config: RunnableConfig, call: Caller) -> Work:
         if waits_for_tools(given, self._settings.answer_key):
@@ -191,13 +192,15 @@ class GuardedChain(Runnable[Any, Any]):
             if last is not None:
                 yield last
 
-    def _annotation(self, value: Any, given: Any, run_manager: BaseRunManager) -> Any:
+    def _annotation(
+        self, value: Any, given: Any, run_manager: BaseRunManager, cancel: threading.Event | None = None
+    ) -> Any:
         jobs = (
             ()
             if waits_for_tools(given, self._settings.answer_key)
             else jobs_in(given, self._setting(value, run_manager))
         )
-        return annotation(Work(given, jobs), self._guard, self._settings)
+        return annotation(Work(given, jobs), self._guard, self._settings, cancel)
 
 
 def _below(config: RunnableConfig, run_manager: Any) -> RunnableConfig:
@@ -347,8 +350,8 @@ class SemGradGuard(Runnable[Any, Any]):
         """Same as `invoke`; the judging happens in a worker thread, so the event loop is never blocked."""
         return await self._acall_with_config(self._ainvoke, input, config)
 
-    def _invoke(self, value: Any, run_manager: BaseRunManager) -> Any:
-        return one_or_raise(judge_all(self._guard, [self._work(value, run_manager)], self._settings))
+    def _invoke(self, value: Any, run_manager: BaseRunManager, cancel: threading.Event | None = None) -> Any:
+        return one_or_raise(judge_all(self._guard, [self._work(value, run_manager)], self._settings, cancel))
 
     async def _ainvoke(self, value: Any, run_manager: BaseRunManager) -> Any:
         return await in_thread(self._invoke, value, run_manager)
@@ -385,9 +388,9 @@ class SemGradGuard(Runnable[Any, Any]):
         """Same as `batch`, in a worker thread."""
         return await self._abatch_with_config(self._abatch, inputs, config, return_exceptions=return_exceptions)
 
-    def _batch(self, values: list[Any], run_manager: list[Any]) -> list[Any]:
+    def _batch(self, values: list[Any], run_manager: list[Any], cancel: threading.Event | None = None) -> list[Any]:
         works = [self._work(value, manager) for value, manager in zip(values, run_manager, strict=True)]
-        return judge_all(self._guard, works, self._settings)
+        return judge_all(self._guard, works, self._settings, cancel)
 
     async def _abatch(self, values: list[Any], run_manager: list[Any]) -> list[Any]:
         return await in_thread(self._batch, values, run_manager)
@@ -446,5 +449,5 @@ class SemGradGuard(Runnable[Any, Any]):
         if last is not None:
             yield last
 
-    def _annotate(self, value: Any, run_manager: BaseRunManager) -> Any:
-        return annotation(self._work(value, run_manager), self._guard, self._settings)
+    def _annotate(self, value: Any, run_manager: BaseRunManager, cancel: threading.Event | None = None) -> Any:
+        return annotation(self._work(value, run_manager), self._guard, self._settings, cancel)

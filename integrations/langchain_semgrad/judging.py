@@ -13,6 +13,7 @@ from semgrad_guard.routing import NO_RESOURCES, Resources
 from semgrad_guard.telemetry import judged_within
 
 if TYPE_CHECKING:
+    import threading
     from collections.abc import Sequence
 
     from langchain_core.callbacks.manager import BaseRunManager
@@ -48,18 +49,20 @@ class Work:
         return replace(self, value=value, jobs=(job,), attempts=None)
 
 
-def judge_all(guard: Guard, works: Sequence[Work], settings: Settings) -> list[Any]:
+def judge_all(
+    guard: Guard, works: Sequence[Work], settings: Settings, cancel: threading.Event | None = None
+) -> list[Any]:
     """Return what the caller gets for each value, in order; `LowConfidenceError` in the place of one held back.
 
     All answers of all values are scored in one padded batch.
     """
-    outcomes = _outcomes(guard, works)
+    outcomes = _outcomes(guard, works, cancel)
     return [_given(work.after(found), found, settings) for work, found in zip(works, outcomes, strict=True)]
 
 
-def outcome_of(guard: Guard, work: Work) -> Outcome:
+def outcome_of(guard: Guard, work: Work, cancel: threading.Event | None = None) -> Outcome:
     """Return the outcome of the only answer in a value."""
-    ((outcome,),) = _outcomes(guard, [work])
+    ((outcome,),) = _outcomes(guard, [work], cancel)
     return outcome
 
 
@@ -75,10 +78,10 @@ def one_or_raise(given: list[Any]) -> Any:
     return only
 
 
-def _outcomes(guard: Guard, works: Sequence[Work]) -> list[tuple[Outcome, ...]]:
+def _outcomes(guard: Guard, works: Sequence[Work], cancel: threading.Event | None) -> list[tuple[Outcome, ...]]:
     """Return the outcomes of all answers; those whose prompt is not known take the policy's `on_error`."""
     with judged_within(_runs(works)):
-        return _judged(guard, works)
+        return _judged(guard, works, cancel)
 
 
 def _runs(works: Sequence[Work]) -> dict[ExchangeId, Any]:
@@ -87,15 +90,16 @@ def _runs(works: Sequence[Work]) -> dict[ExchangeId, Any]:
     return {key: run for key, run in runs if run is not None}
 
 
-def _judged(guard: Guard, works: Sequence[Work]) -> list[tuple[Outcome, ...]]:
+def _judged(guard: Guard, works: Sequence[Work], cancel: threading.Event | None) -> list[tuple[Outcome, ...]]:
     jobs = [(job, work.resources(job)) for work in works for job in work.jobs]
     known = [(job.exchange, resources) for job, resources in jobs if job.error is None]
     if len(known) == 1:
-        judged = iter([guard.run(*known[0])])
+        judged = iter([guard.run(*known[0], cancel=cancel)])
     else:
-        judged = iter(guard.run_batch([e for e, _ in known], [r for _, r in known]) if known else [])
+        exchanges, each = [e for e, _ in known], [r for _, r in known]
+        judged = iter(guard.run_batch(exchanges, each, cancel=cancel) if known else [])
     taken = iter([
-        guard.run_unjudged(job.exchange, job.error, resources) if job.error is not None else next(judged)
+        guard.run_unjudged(job.exchange, job.error, resources, cancel=cancel) if job.error else next(judged)
         for job, resources in jobs
     ])  # fmt: skip
     return [tuple(next(taken) for _ in work.jobs) for work in works]
@@ -128,13 +132,13 @@ def _replaced(value: Any, job: Job, outcome: Outcome, name: str | None) -> Any:
     return with_answer(value, job.slot, text, findings(outcome), name)
 
 
-def annotation(work: Work, guard: Guard, settings: Settings) -> Any:
+def annotation(work: Work, guard: Guard, settings: Settings, cancel: threading.Event | None = None) -> Any:
     """Return the last chunk of a stream that was passed through: no text, only the findings; `None` for plain text.
 
     Raises:
         LowConfidenceError: the policy holds an answer back, and the caller wants to be told by an exception.
     """
-    (outcomes,) = _outcomes(guard, [work])
+    (outcomes,) = _outcomes(guard, [work], cancel)
     withheld = next((outcome for outcome in outcomes if outcome.withheld), None)
     if withheld is not None and settings.on_withheld == "raise":
         raise held_back(withheld)

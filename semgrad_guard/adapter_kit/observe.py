@@ -24,17 +24,23 @@ FAILED = "chain"
 """Rule of a record about a pipeline that raised: no policy chose anything."""
 
 
-def observe(guard: Guard, candidate: Candidate) -> Outcome:
+def observe(guard: Guard, candidate: Candidate, cancel: threading.Event | None = None) -> Outcome:
     """Judge an answer that its reader already has and log the record; nothing of the policy is carried out.
 
+    Args:
+        guard: what judges and decides.
+        candidate: the answer.
+        cancel: set when the outcome is no longer needed.
+
     Raises:
+        CancelledError: (of `asyncio`) `cancel` was set.
         ScoringError: the answer cannot be judged.
         UncalibratedError: there is no confidence and the policy says that this is an error.
     """
     if candidate.error is not None:
         raise candidate.error
     started = time.perf_counter()
-    decision = guard.judge(candidate.exchange)
+    decision = guard.judge(candidate.exchange, cancel=cancel)
     status = Status.ANSWERED if isinstance(decision.step, Accept) else Status.WARNED
     return _recorded(guard, candidate.exchange, decision, status, time.perf_counter() - started)
 

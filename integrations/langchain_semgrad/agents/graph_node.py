@@ -24,6 +24,7 @@ from semgrad_guard.flow import Status
 from semgrad_guard.guard import in_thread
 
 if TYPE_CHECKING:
+    import threading
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
@@ -147,14 +148,16 @@ class SemGradNode(Runnable[Any, Any]):
         with on_this_loop() as call:
             return await in_thread(self._update, state, run_manager, config, call)
 
-    def _update(self, state: Any, manager: Any, config: RunnableConfig, call: Caller) -> dict[str, Any]:
+    def _update(
+        self, state: Any, manager: Any, config: RunnableConfig, call: Caller, cancel: threading.Event | None = None
+    ) -> dict[str, Any]:
         value = self._answer(state)
         if asks_for_tools(value):
             return {}
         config = patch_config(config, callbacks=manager.get_child())
         attempts = Attempts(self._plan, value, config, call, manager)
         work = Work(value, (self._job(state, value, manager),), attempts, manager)
-        outcome = outcome_of(guard_for(self._guard, self._review), work)
+        outcome = outcome_of(guard_for(self._guard, self._review), work, cancel)
         return self._settled(state, value, outcome)
 
     def _answer(self, state: Mapping[str, Any]) -> Any:

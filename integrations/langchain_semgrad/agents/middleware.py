@@ -32,6 +32,7 @@ from semgrad_guard.guard import in_thread
 from semgrad_guard.routing import PostponedError
 
 if TYPE_CHECKING:
+    import threading
     from collections.abc import Awaitable, Callable, Mapping
     from pathlib import Path
 
@@ -167,7 +168,12 @@ class SemGradMiddleware(AgentMiddleware[SemGradState, Any, Any]):
         return AgentAttempts(self._plan, request, ask, call, ensure_config())
 
     def _guarded(
-        self, attempts: AgentAttempts, search: Search, asked: ModelRequest[Any], response: ModelResponse[Any]
+        self,
+        attempts: AgentAttempts,
+        search: Search,
+        asked: ModelRequest[Any],
+        response: ModelResponse[Any],
+        cancel: threading.Event | None = None,
     ) -> ModelResponse[Any] | ExtendedModelResponse[Any]:
         message = answer_in(response)
         if message is None:
@@ -177,7 +183,7 @@ class SemGradMiddleware(AgentMiddleware[SemGradState, Any, Any]):
         attempts.made |= {**search.given, exchange.id: response}
         guard = guard_for(self._guard, self._review)
         try:
-            outcome = guard.run(exchange, attempts.resources(), progress=search.progress_at(exchange))
+            outcome = guard.run(exchange, attempts.resources(), progress=search.progress_at(exchange), cancel=cancel)
         except PostponedError as later:
             return _searching(attempts, Search(told=attempts.told, progress=later.progress, given=attempts.made))
         if attempts.stopped_by is not None:

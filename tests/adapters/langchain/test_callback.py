@@ -144,10 +144,10 @@ def test_answers_never_wait_for_the_judging() -> None:
     release, judging = threading.Event(), threading.Event()
 
     class Slow(TableScorer):
-        def score(self, exchange: Any) -> Any:
+        def score(self, exchange: Any, **limits: Any) -> Any:
             judging.set()
             release.wait(10)
-            return super().score(exchange)
+            return super().score(exchange, **limits)
 
     guard = guard_of()
     object.__setattr__(guard.parts, "scorer", Slow())
