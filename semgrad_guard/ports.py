@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from semgrad_guard.errors import ScoringError
     from semgrad_guard.flow import (
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         Exchange,
         Failure,
         Fingerprint,
+        Json,
         Passage,
         Progress,
         Prompt,
@@ -118,7 +119,11 @@ class Decider(Protocol):
 
 @runtime_checkable
 class Retriever(Protocol):
-    """Finds passages for a question."""
+    """Finds passages for a question.
+
+    Those that are answered from reach `AnswerModel.answer` as they are returned here, so an adapter can find its own
+    documents by them (`semgrad_guard.routing.DocumentMap`).
+    """
 
     def retrieve(self, query: str, top_k: int) -> Sequence[Passage]:
         """Return at most about `top_k` passages, best first."""
@@ -140,8 +145,20 @@ class AnswerModel(Protocol):
 
 
 @runtime_checkable
+class ConfigurableChain(Protocol):
+    """A chain of which `retry_retrieval` may change the fields that the policy names under `configurable`."""
+
+    def with_configurable(self, fields: Mapping[str, Json]) -> AnswerModel:
+        """Return the same chain with these fields."""
+        ...
+
+
+@runtime_checkable
 class RetrievingChain(Protocol):
-    """A chain that owns its retriever: it retrieves and answers again in one go."""
+    """A chain that retrieves and answers again in one go, because the guard cannot reach its retriever.
+
+    A chain that is an `AnswerModel` too is asked in this way only where the guard has no retriever for the step.
+    """
 
     def answer_again(self, exchange: Exchange, *, query: str, step: RetryRetrieval) -> Exchange:
         """Return the exchange of a new attempt.

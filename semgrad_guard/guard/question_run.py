@@ -19,7 +19,6 @@ from semgrad_guard.flow import (
     Failure,
     FallbackModel,
     HumanReview,
-    NewAttempt,
     Outcome,
     Progress,
     Record,
@@ -42,7 +41,7 @@ if TYPE_CHECKING:
     import threading
     from collections.abc import Callable
 
-    from semgrad_guard.flow import Confidence, Exchange, ReviewId, Ruling, Score
+    from semgrad_guard.flow import Confidence, Exchange, NewAttempt, ReviewId, Ruling, Score
     from semgrad_guard.guard.verdict_loop import EarlierVerdicts, VerdictLoop
     from semgrad_guard.ports import Calibrator, Decider, ReviewQueue, Scorer, Sink
 
@@ -228,9 +227,10 @@ class QuestionRun:
         """
         decision = self._judge(exchange, scored)
         for _ in range(MAX_STEPS - sum(self._tried.values())):
-            if not isinstance(decision.step, NewAttempt):
+            step = decision.step
+            if step.ends_question is True:
                 return self._end(exchange, decision)
-            exchange, decision = self._step(exchange, decision, decision.step)
+            exchange, decision = self._take_step(exchange, decision, step)
         failure = Failure("policy", "EndlessPolicyError", f"the policy took {MAX_STEPS} steps without an end")
         return self._end(exchange, on_error(self._parts, exchange, failure, self._progress()))
 
@@ -248,7 +248,7 @@ class QuestionRun:
             failures=tuple(self._failures),
         )
 
-    def _step(self, exchange: Exchange, decision: Decision, step: NewAttempt) -> tuple[Exchange, Decision]:
+    def _take_step(self, exchange: Exchange, decision: Decision, step: NewAttempt) -> tuple[Exchange, Decision]:
         """Return the next attempt and its decision, or the same attempt with the next step when this one failed."""
         self._tried[decision.rule] = self._tried.get(decision.rule, 0) + 1
         try:
@@ -318,7 +318,7 @@ class QuestionRun:
                 return self._not_handed_over(exchange, decision, error)
             abstain = self._parts.abstain_message
             return settle_review(ruling, pending=step.message, abstain=abstain), review_id, decision
-        if isinstance(step, NewAttempt):  # decided by `on_error` or a decider of the user's: can't be acted on any more
+        if step.ends_question is False:  # decided by `on_error` or a decider of the user's: can't be acted on any more
             step = Abstain(message=self._parts.abstain_message)
         return settle(step, exchange), None, decision
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from semgrad_guard.errors import ScoringError, StepUnavailableError, UncalibratedError
 from semgrad_guard.evaluation.simulate.recorded import FIRST, RETRY, UNKNOWN, fallback_route
-from semgrad_guard.flow import Accept, Action, NewAttempt, ReviewId, Status
+from semgrad_guard.flow import Accept, Action, ReviewId, Status
 from semgrad_guard.guard.assembly import NoCalibrator, decider_of, profile_of
 from semgrad_guard.guard.question_run import Parts, QuestionRun
 from semgrad_guard.policy.decide import step_rule
@@ -197,7 +197,7 @@ class TimedByPlayback:
         """Return the decider's decision, its step without a limit on the real clock."""
         decision = self._decider.decide(exchange, score, confidence, progress)
         step = decision.step
-        if not isinstance(step, NewAttempt):
+        if step.ends_question is True:
             return decision
         self._playback.limit_s = step.timeout_s
         return replace(decision, step=replace(step, timeout_s=None))
