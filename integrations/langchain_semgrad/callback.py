@@ -15,7 +15,8 @@ from langchain_semgrad.background import Background
 from langchain_semgrad.capture import STORE, llm_run
 from langchain_semgrad.convert import result_score, result_text
 from langchain_semgrad.exchanges import about_run, exchange_of
-from langchain_semgrad.settings import build_guard
+from langchain_semgrad.guard import build_guard
+from semgrad_guard.adapter_kit import GuardOptions
 from semgrad_guard.flow import Attempt, Record, Status, utc_now
 from semgrad_guard.telemetry.runs import RunRef
 
@@ -82,7 +83,9 @@ class SemGradCallbackHandler(BaseCallbackHandler):
         background: bool = True,
         on_record: Callable[[Record], None] | None = None,
     ) -> None:
-        self._guard, self._own_model = build_guard(llm, policy=policy, model=model, scorer=scorer, guard=guard)
+        self._guard, self._own_model = build_guard(
+            GuardOptions(llm=llm, policy=policy, model=model, scorer=scorer, guard=guard)
+        )
         self._background = Background(MAX_WAITING, "semgrad-guard observer") if background else None
         self.run_inline = background  # quick then; otherwise LangChain keeps it off the event loop
         self._on_record = on_record

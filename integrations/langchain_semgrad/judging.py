@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from langchain_semgrad.capture import recorded
 from langchain_semgrad.values import METADATA_KEY, GuardedAnswer, findings, with_answer
-from semgrad_guard.adapter_kit.findings import held_back
+from semgrad_guard.adapter_kit import OnWithheld, check_option, held_back
 from semgrad_guard.errors import LowConfidenceError
 from semgrad_guard.routing import NO_RESOURCES, Resources
 from semgrad_guard.telemetry import judged_within
@@ -20,9 +20,32 @@ if TYPE_CHECKING:
 
     from langchain_semgrad.exchanges import Job
     from langchain_semgrad.rerun import Attempts
-    from langchain_semgrad.settings import Settings
     from semgrad_guard.flow import ExchangeId, Outcome
     from semgrad_guard.guard import Guard
+
+
+Output = Literal["same", "result"]
+StreamMode = Literal["buffer", "annotate"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReturnOptions:
+    """How a guarded value is given back.
+
+    Raises:
+        OptionError: an option has an unknown value.
+    """
+
+    output: Output = "same"
+    stream: StreamMode | None = None
+    on_withheld: OnWithheld = "message"
+    answer_key: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse unknown words at once, not at the first answer."""
+        check_option("output", self.output, get_args(Output))
+        check_option("stream", self.stream, (None, *get_args(StreamMode)))
+        check_option("on_withheld", self.on_withheld, get_args(OnWithheld))
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,14 +73,14 @@ class Work:
 
 
 def judge_all(
-    guard: Guard, works: Sequence[Work], settings: Settings, cancel: threading.Event | None = None
+    guard: Guard, works: Sequence[Work], returns: ReturnOptions, cancel: threading.Event | None = None
 ) -> list[Any]:
     """Return what the caller gets for each value, in order; `LowConfidenceError` in the place of one held back.
 
     All answers of all values are scored in one padded batch.
     """
     outcomes = _outcomes(guard, works, cancel)
-    return [_given(work.after(found), found, settings) for work, found in zip(works, outcomes, strict=True)]
+    return [_given(work.after(found), found, returns) for work, found in zip(works, outcomes, strict=True)]
 
 
 def outcome_of(guard: Guard, work: Work, cancel: threading.Event | None = None) -> Outcome:
@@ -105,13 +128,13 @@ def _judged(guard: Guard, works: Sequence[Work], cancel: threading.Event | None)
     return [tuple(next(taken) for _ in work.jobs) for work in works]
 
 
-def _given(work: Work, outcomes: Sequence[Outcome], settings: Settings) -> Any:
+def _given(work: Work, outcomes: Sequence[Outcome], returns: ReturnOptions) -> Any:
     several, value = len(work.jobs) > 1, work.value
     for job, outcome in zip(work.jobs, outcomes, strict=True):
-        if outcome.withheld and (settings.on_withheld == "raise" or job.slot is None):
+        if outcome.withheld and (returns.on_withheld == "raise" or job.slot is None):
             return held_back(outcome)
         value = _replaced(value, job, outcome, _name(job) if several else None)
-    if settings.output == "same" or not work.jobs:
+    if returns.output == "same" or not work.jobs:
         return value
     answers = {
         _name(job): GuardedAnswer(text=outcome.text, value=value, outcome=outcome)
@@ -132,7 +155,7 @@ def _replaced(value: Any, job: Job, outcome: Outcome, name: str | None) -> Any:
     return with_answer(value, job.slot, text, findings(outcome), name)
 
 
-def annotation(work: Work, guard: Guard, settings: Settings, cancel: threading.Event | None = None) -> Any:
+def annotation(work: Work, guard: Guard, returns: ReturnOptions, cancel: threading.Event | None = None) -> Any:
     """Return the last chunk of a stream that was passed through: no text, only the findings; `None` for plain text.
 
     Raises:
@@ -140,7 +163,7 @@ def annotation(work: Work, guard: Guard, settings: Settings, cancel: threading.E
     """
     (outcomes,) = _outcomes(guard, [work], cancel)
     withheld = next((outcome for outcome in outcomes if outcome.withheld), None)
-    if withheld is not None and settings.on_withheld == "raise":
+    if withheld is not None and returns.on_withheld == "raise":
         raise held_back(withheld)
     said = {_name(job): findings(outcome) for job, outcome in zip(work.jobs, outcomes, strict=True)}
     if not said:

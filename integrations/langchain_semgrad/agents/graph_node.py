@@ -13,12 +13,13 @@ from typing_extensions import TypedDict, override
 from langchain_semgrad.agents.search import final_answer
 from langchain_semgrad.convert import asks_for_tools, documents_in, question_in
 from langchain_semgrad.exchanges import Job, Setting, jobs_in
+from langchain_semgrad.guard import build_guard
 from langchain_semgrad.invoke import call_here, on_this_loop
 from langchain_semgrad.judging import Work, outcome_of
 from langchain_semgrad.rerun import Attempts, FallbackModels, Finder, Plan
 from langchain_semgrad.review import REVIEWS, Review, guard_for, held_answer, settle_held, stops
-from langchain_semgrad.settings import build_guard, check_option
 from langchain_semgrad.values import METADATA_KEY, Slot, findings, with_answer
+from semgrad_guard.adapter_kit import GuardOptions, check_option
 from semgrad_guard.errors import NotGuardableError, StepUnavailableError
 from semgrad_guard.flow import Status
 from semgrad_guard.guard import in_thread
@@ -100,7 +101,9 @@ class SemGradNode(Runnable[Any, Any]):
     ) -> None:
         check_option("review", review, REVIEWS)
         self.name = "semgrad_node"
-        self._guard, own_model = build_guard(llm, policy=policy, model=model, scorer=scorer, guard=guard)
+        self._guard, own_model = build_guard(
+            GuardOptions(llm=llm, policy=policy, model=model, scorer=scorer, guard=guard)
+        )
         self._answer_key, self._question_key = answer_key, question_key
         self._review: Review | None = review
         self._plan = Plan(

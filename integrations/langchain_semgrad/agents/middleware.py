@@ -14,7 +14,9 @@ from typing_extensions import override
 
 from langchain_semgrad.agents.attempts import AgentAttempts, AgentPlan, answer_in, read_by, told
 from langchain_semgrad.agents.search import Search, final_answer, search_in, to_state
+from langchain_semgrad.guard import build_guard
 from langchain_semgrad.invoke import call_here, on_this_loop
+from langchain_semgrad.judging import ReturnOptions, StreamMode
 from langchain_semgrad.rerun import FallbackModels, Finder
 from langchain_semgrad.review import (
     REVIEWS,
@@ -24,9 +26,8 @@ from langchain_semgrad.review import (
     settle_held,
     stops,
 )
-from langchain_semgrad.settings import OnWithheld, Settings, StreamMode, build_guard, check_option
 from langchain_semgrad.values import METADATA_KEY, Slot, findings, with_answer
-from semgrad_guard.adapter_kit.findings import held_back
+from semgrad_guard.adapter_kit import GuardOptions, OnWithheld, check_option, held_back
 from semgrad_guard.flow import Status
 from semgrad_guard.guard import in_thread
 from semgrad_guard.routing import PostponedError
@@ -121,8 +122,10 @@ class SemGradMiddleware(AgentMiddleware[SemGradState, Any, Any]):
         super().__init__()
         check_option("review", review, REVIEWS)
         self._review: Review | None = review
-        self._settings = Settings(stream=stream, on_withheld=on_withheld)
-        self._guard, own_model = build_guard(llm, policy=policy, model=model, scorer=scorer, guard=guard)
+        self._returns = ReturnOptions(stream=stream, on_withheld=on_withheld)
+        self._guard, own_model = build_guard(
+            GuardOptions(llm=llm, policy=policy, model=model, scorer=scorer, guard=guard)
+        )
         self._plan = AgentPlan(
             finder=Finder(retriever=retriever, retrievers=dict(retrievers or {})),
             fallbacks=FallbackModels(fallbacks),
@@ -189,7 +192,7 @@ class SemGradMiddleware(AgentMiddleware[SemGradState, Any, Any]):
         if attempts.stopped_by is not None:
             raise attempts.stopped_by
         pending = stops(self._review) and outcome.status is Status.PENDING
-        if outcome.withheld and not pending and self._settings.on_withheld == "raise":
+        if outcome.withheld and not pending and self._returns.on_withheld == "raise":
             raise held_back(outcome)
         return _settled(attempts, outcome, held=pending)
 
