@@ -6,21 +6,21 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from langchain_semgrad.capture import recorded
-from langchain_semgrad.values import METADATA_KEY, GuardedAnswer, findings, with_answer
-from semgrad_guard.adapter_kit import OnWithheld, check_option, held_back
+from langchain_semgrad.values import METADATA_KEY, GuardedAnswer, with_answer
+from semgrad_guard.adapter_kit import OnWithheld, check_option, findings, held_back
 from semgrad_guard.errors import LowConfidenceError
 from semgrad_guard.routing import NO_RESOURCES, Resources
 from semgrad_guard.telemetry import judged_within
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from langchain_core.callbacks.manager import BaseRunManager
 
     from langchain_semgrad.exchanges import Job
     from langchain_semgrad.rerun import Attempts
-    from semgrad_guard.flow import ExchangeId, Outcome
+    from semgrad_guard.flow import ExchangeId, Json, Outcome
     from semgrad_guard.guard import Guard
 
 
@@ -70,6 +70,12 @@ class Work:
             return self
         value, job = self.attempts.made.get(outcomes[0].exchange.id, (self.value, self.jobs[0]))
         return replace(self, value=value, jobs=(job,), attempts=None)
+
+
+def findings_with_run(outcome: Outcome) -> dict[str, Json]:
+    """Return what the guard found as plain JSON values: the keys of all adapters, and the run that wrote the answer."""
+    metadata = outcome.exchange.metadata
+    return {**findings(outcome), **{key: metadata.get(key) for key in ("llm_run_id", "llm_run_name")}}
 
 
 def judge_all(
@@ -152,7 +158,7 @@ def _replaced(value: Any, job: Job, outcome: Outcome, name: str | None) -> Any:
         return value
     # An answer that is given as it is keeps its form to the letter: content blocks, white space, a repeated prompt.
     text = job.slot.text if outcome.text == job.exchange.answer else outcome.text
-    return with_answer(value, job.slot, text, findings(outcome), name)
+    return with_answer(value, job.slot, text, findings_with_run(outcome), name)
 
 
 def annotation(work: Work, guard: Guard, returns: ReturnOptions, cancel: threading.Event | None = None) -> Any:
@@ -165,11 +171,11 @@ def annotation(work: Work, guard: Guard, returns: ReturnOptions, cancel: threadi
     withheld = next((outcome for outcome in outcomes if outcome.withheld), None)
     if withheld is not None and returns.on_withheld == "raise":
         raise held_back(withheld)
-    said = {_name(job): findings(outcome) for job, outcome in zip(work.jobs, outcomes, strict=True)}
-    if not said:
+    by_name = {_name(job): findings_with_run(outcome) for job, outcome in zip(work.jobs, outcomes, strict=True)}
+    if not by_name:
         return None
-    found = next(iter(said.values())) if len(said) == 1 else said
+    shown: Mapping[str, Any] = next(iter(by_name.values())) if len(by_name) == 1 else by_name
     slot = work.jobs[0].slot
     if slot is not None and slot.message is not None and not slot.path:
-        return type(slot.message)(content="", id=slot.message.id, response_metadata={METADATA_KEY: found})
-    return {METADATA_KEY: found} if isinstance(work.value, dict) else None
+        return type(slot.message)(content="", id=slot.message.id, response_metadata={METADATA_KEY: shown})
+    return {METADATA_KEY: shown} if isinstance(work.value, dict) else None
