@@ -24,13 +24,16 @@ FAILED = "chain"
 """Rule of a record about a pipeline that raised: no policy chose anything."""
 
 
-def observe(guard: Guard, candidate: Candidate, cancel: threading.Event | None = None) -> Outcome:
+def observe(
+    guard: Guard, candidate: Candidate, cancel: threading.Event | None = None, *, is_marked: bool = True
+) -> Outcome:
     """Judge an answer that its reader already has and log the record; nothing of the policy is carried out.
 
     Args:
         guard: what judges and decides.
         candidate: the answer.
         cancel: set when the outcome is no longer needed.
+        is_marked: whether the reader sees the decision beside the answer; the record calls a doubtful one warned then.
 
     Raises:
         CancelledError: (of `asyncio`) `cancel` was set.
@@ -41,7 +44,8 @@ def observe(guard: Guard, candidate: Candidate, cancel: threading.Event | None =
         raise candidate.error
     started = time.perf_counter()
     decision = guard.judge(candidate.exchange, cancel=cancel)
-    status = Status.ANSWERED if isinstance(decision.step, Accept) else Status.WARNED
+    warned = is_marked and not isinstance(decision.step, Accept)
+    status = Status.WARNED if warned else Status.ANSWERED
     return _recorded(guard, candidate.exchange, decision, status, time.perf_counter() - started)
 
 
