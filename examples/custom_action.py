@@ -15,6 +15,7 @@ from semgrad_guard import Confidence, Decision, Exchange, Guard, Score
 from semgrad_guard.flow import Abstain, Fingerprint, HumanReview, ReviewId
 
 if TYPE_CHECKING:
+    import threading
     from collections.abc import Sequence
 
     from semgrad_guard.errors import ScoringError
@@ -90,16 +91,25 @@ class HedgingScorer:
         """Return what the scores depend on."""
         return Fingerprint(model="none", dtype="none", template="none", settings="hedging words", proxy=proxy)
 
-    def score(self, exchange: Exchange) -> Score:
+    def score(
+        self, exchange: Exchange, *, timeout_s: float | None = None, cancel: threading.Event | None = None
+    ) -> Score:
         """Return a high score for an answer that hedges."""
+        del timeout_s, cancel  # the score is there at once
         value = 0.8 if "maybe" in exchange.answer.lower() else 0.1
         return Score(
             method="hedging", value=value, signals={"hedging": value}, fingerprint=self.fingerprint(), model=self.name
         )
 
-    def score_batch(self, exchanges: Sequence[Exchange]) -> list[Score | ScoringError]:
+    def score_batch(
+        self,
+        exchanges: Sequence[Exchange],
+        *,
+        timeout_s: float | None = None,
+        cancel: threading.Event | None = None,
+    ) -> list[Score | ScoringError]:
         """Return the scores, in order."""
-        return [self.score(exchange) for exchange in exchanges]
+        return [self.score(exchange, timeout_s=timeout_s, cancel=cancel) for exchange in exchanges]
 
 
 class OneMinus:

@@ -9,7 +9,7 @@ import uuid
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import TYPE_CHECKING, Literal, NewType
+from typing import TYPE_CHECKING, ClassVar, Literal, NewType
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -219,6 +219,7 @@ class Accept:
     """Give the answer as it is."""
 
     action = Action.ACCEPT
+    ends_question: ClassVar[Literal[True]] = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -236,6 +237,7 @@ class RetryRetrieval:
     """`configurable` fields for chains that own their retriever."""
     timeout_s: float | None = None
     action = Action.RETRY_RETRIEVAL
+    ends_question: ClassVar[Literal[False]] = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -247,6 +249,7 @@ class FallbackModel:
     """Pass its answer without judging it."""
     timeout_s: float | None = None
     action = Action.FALLBACK_MODEL
+    ends_question: ClassVar[Literal[False]] = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -257,6 +260,7 @@ class HumanReview:
     """How long the caller waits for the verdict; 0 answers at once with the pending message."""
     message: str = ""
     action = Action.HUMAN_REVIEW
+    ends_question: ClassVar[Literal[True]] = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -265,6 +269,7 @@ class Abstain:
 
     message: str
     action = Action.ABSTAIN
+    ends_question: ClassVar[Literal[True]] = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -274,11 +279,13 @@ class AnswerWithWarning:
     warning: str = ""
     """Text put before the answer; empty marks the answer in its metadata only."""
     action = Action.ANSWER_WITH_WARNING
+    ends_question: ClassVar[Literal[True]] = True
 
 
 Step = Accept | RetryRetrieval | FallbackModel | HumanReview | Abstain | AnswerWithWarning
+"""What the policy chooses; `ends_question` tells whether another attempt follows."""
 NewAttempt = RetryRetrieval | FallbackModel
-"""Steps that lead to another attempt; all others end the exchange."""
+"""The steps that do not end the question."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    import threading
+    from collections.abc import Mapping, Sequence
 
     from semgrad_guard.errors import ScoringError
     from semgrad_guard.flow import (
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
         Exchange,
         Failure,
         Fingerprint,
+        Json,
         Passage,
         Progress,
         Prompt,
@@ -28,7 +30,12 @@ if TYPE_CHECKING:
 
 @runtime_checkable
 class Scorer(Protocol):
-    """Turns exchanges into raw uncertainty scores; a remote scorer implements the same."""
+    """Turns exchanges into raw uncertainty scores; a remote scorer implements the same.
+
+    A scorer should stop with an error when `timeout_s` seconds have passed or `cancel` is set, and free what it holds.
+    The guard does not rely on it: where there is a limit, it calls the scorer in a thread of its own, stops waiting two
+    seconds after the limit, and drops what comes later. A score that comes after `cancel` was set is dropped too.
+    """
 
     @property
     def name(self) -> str:
@@ -39,16 +46,40 @@ class Scorer(Protocol):
         """Return what its scores depend on beside the exchange."""
         ...
 
-    def score(self, exchange: Exchange) -> Score:
+    def score(
+        self, exchange: Exchange, *, timeout_s: float | None = None, cancel: threading.Event | None = None
+    ) -> Score:
         """Return the score of one exchange.
 
+        Args:
+            exchange: what to score.
+            timeout_s: how many seconds it may take, loading a model included; `None` sets no limit.
+            cancel: set, from another thread, when the score is no longer needed.
+
         Raises:
-            ScoringError: the exchange cannot be scored.
+            ScoringError: the exchange cannot be scored, or the scorer stopped early.
+            TimeoutError: it took longer than `timeout_s`.
         """
         ...
 
-    def score_batch(self, exchanges: Sequence[Exchange]) -> list[Score | ScoringError]:
-        """Return one score or error for each exchange, in order; one bad exchange does not spoil the others."""
+    def score_batch(
+        self,
+        exchanges: Sequence[Exchange],
+        *,
+        timeout_s: float | None = None,
+        cancel: threading.Event | None = None,
+    ) -> list[Score | ScoringError]:
+        """Return one score or error for each exchange, in order; one bad exchange does not spoil the others.
+
+        Args:
+            exchanges: what to score.
+            timeout_s: how many seconds the whole batch may take; `None` sets no limit.
+            cancel: as for `score`.
+
+        Raises:
+            TimeoutError: it took longer than `timeout_s`; a scorer may also put an error in the place of each score
+                that is missing.
+        """
         ...
 
 
@@ -88,7 +119,11 @@ class Decider(Protocol):
 
 @runtime_checkable
 class Retriever(Protocol):
-    """Finds passages for a question."""
+    """Finds passages for a question.
+
+    Those that are answered from reach `AnswerModel.answer` as they are returned here, so an adapter can find its own
+    documents by them (`semgrad_guard.routing.DocumentMap`).
+    """
 
     def retrieve(self, query: str, top_k: int) -> Sequence[Passage]:
         """Return at most about `top_k` passages, best first."""
@@ -110,8 +145,20 @@ class AnswerModel(Protocol):
 
 
 @runtime_checkable
+class ConfigurableChain(Protocol):
+    """A chain of which `retry_retrieval` may change the fields that the policy names under `configurable`."""
+
+    def with_configurable(self, fields: Mapping[str, Json]) -> AnswerModel:
+        """Return the same chain with these fields."""
+        ...
+
+
+@runtime_checkable
 class RetrievingChain(Protocol):
-    """A chain that owns its retriever: it retrieves and answers again in one go."""
+    """A chain that retrieves and answers again in one go, because the guard cannot reach its retriever.
+
+    A chain that is an `AnswerModel` too is asked in this way only where the guard has no retriever for the step.
+    """
 
     def answer_again(self, exchange: Exchange, *, query: str, step: RetryRetrieval) -> Exchange:
         """Return the exchange of a new attempt.

@@ -25,6 +25,7 @@ from semgrad_guard.flow import (
 from semgrad_guard.guard import Guard, Parts
 
 if TYPE_CHECKING:
+    import threading
     from collections.abc import Callable, Mapping, Sequence
 
 FINGERPRINT = Fingerprint(model="fake", dtype="float32", template="none", settings="fake")
@@ -42,14 +43,22 @@ class TableScorer:
     def fingerprint(self, *, proxy: bool = False) -> Fingerprint:
         return replace(FINGERPRINT, proxy=proxy)
 
-    def score(self, exchange: Exchange) -> Score:
+    def score(
+        self, exchange: Exchange, *, timeout_s: float | None = None, cancel: threading.Event | None = None
+    ) -> Score:
         self.seen.append(exchange)
         value = self.table.get(exchange.answer, self.default)
         if isinstance(value, Exception):
             raise value
         return Score(method="fake", value=value, signals={"fake": value}, fingerprint=FINGERPRINT, model=self.name)
 
-    def score_batch(self, exchanges: Sequence[Exchange]) -> list[Score | ScoringError]:
+    def score_batch(
+        self,
+        exchanges: Sequence[Exchange],
+        *,
+        timeout_s: float | None = None,
+        cancel: threading.Event | None = None,
+    ) -> list[Score | ScoringError]:
         results: list[Score | ScoringError] = []
         for exchange in exchanges:
             try:

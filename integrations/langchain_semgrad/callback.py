@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections import OrderedDict, deque
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -11,12 +10,11 @@ from typing import TYPE_CHECKING, Any
 from langchain_core.callbacks import BaseCallbackHandler
 from typing_extensions import override
 
-from langchain_semgrad.background import Background
 from langchain_semgrad.capture import STORE, llm_run
 from langchain_semgrad.convert import result_score, result_text
 from langchain_semgrad.exchanges import about_run, exchange_of
-from langchain_semgrad.settings import build_guard
-from semgrad_guard.flow import Attempt, Record, Status, utc_now
+from langchain_semgrad.guard import build_guard
+from semgrad_guard.adapter_kit import BackgroundJudge, Candidate, GuardOptions, observe
 from semgrad_guard.wire import RunRef
 
 if TYPE_CHECKING:
@@ -28,14 +26,12 @@ if TYPE_CHECKING:
     from langchain_core.outputs import LLMResult
 
     from langchain_semgrad.capture import LlmRun
-    from semgrad_guard.flow import Decision, Exchange
+    from semgrad_guard.flow import Exchange, Record
     from semgrad_guard.guard import Guard
     from semgrad_guard.ports import Scorer
 
 MAX_RECORDS = 1_000
 """Records kept in `records`."""
-MAX_WAITING = 1_000
-"""Answers that may wait to be judged; beyond it new ones are dropped and counted."""
 MAX_CALLS = 10_000
 """Model calls under way whose prompts are kept; beyond it the oldest is not judged."""
 
@@ -82,8 +78,10 @@ class SemGradCallbackHandler(BaseCallbackHandler):
         background: bool = True,
         on_record: Callable[[Record], None] | None = None,
     ) -> None:
-        self._guard, self._own_model = build_guard(llm, policy=policy, model=model, scorer=scorer, guard=guard)
-        self._background = Background(MAX_WAITING, "semgrad-guard observer") if background else None
+        self._guard, self._own_model = build_guard(
+            GuardOptions(llm=llm, policy=policy, model=model, scorer=scorer, guard=guard)
+        )
+        self._background = BackgroundJudge() if background else None
         self.run_inline = background  # quick then; otherwise LangChain keeps it off the event loop
         self._on_record = on_record
         self._calls: OrderedDict[UUID, _Call] = OrderedDict()
@@ -174,32 +172,12 @@ class SemGradCallbackHandler(BaseCallbackHandler):
     def _judge(self, exchange: Exchange) -> None:
         """Judge an answer and log what the policy would have done."""
         try:
-            started = time.perf_counter()
-            decision = self._guard.judge(exchange)
-            record = _record(exchange, decision, self._guard.parts.policy, time.perf_counter() - started)
+            record = observe(self._guard, Candidate(exchange), is_marked=False).record
             self.records.append(record)
-            if (sink := self._guard.parts.sink) is not None:
-                sink.emit(record)
             if self._on_record is not None:
                 self._on_record(record)
         except Exception as error:  # noqa: BLE001 - an observer must never be noticed
             _log.warning("could not observe an answer: %s: %s", type(error).__name__, error, exc_info=True)
-
-
-def _record(exchange: Exchange, decision: Decision, policy: str, seconds: float) -> Record:
-    now = utc_now()
-    return Record(
-        id=exchange.id,
-        at=now,
-        status=Status.ANSWERED,
-        text=exchange.answer,
-        attempts=(Attempt(exchange, decision, judged_at=now),),
-        policy=policy,
-        seconds=seconds,
-        scoring_s=decision.score.seconds if decision.score else 0.0,
-        failures=(decision.failure,) if decision.failure else (),
-        answer_id=exchange.id,
-    )
 
 
 def traced_run(run_id: UUID, is_root: bool) -> RunRef | None:  # noqa: FBT001 - a claim about the run

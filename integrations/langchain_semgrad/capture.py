@@ -22,6 +22,7 @@ from langsmith import get_current_run_tree  # noqa: TID253 - langchain-core cann
 from typing_extensions import override
 
 from langchain_semgrad.convert import question_in, result_score, result_text
+from semgrad_guard.adapter_kit import match_call
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -78,8 +79,8 @@ class LlmRun:
     """What it wrote; `None` while it is still writing."""
     score: Score | None = None
     """The score that a single-pass model took while it wrote."""
-    stopped: bool = False
-    """True when it asked for tools instead of answering."""
+    asked_for_tools: bool = False
+    """Whether it asked for tools instead of answering."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,39 +155,6 @@ class RunTree:
         return list(found.values())
 
 
-def choose(tree: RunTree, scopes: Sequence[UUID], text: str | None, run_id: UUID | None = None) -> LlmRun | None:
-    """Return the model call that wrote a text.
-
-    Args:
-        tree: the runs.
-        scopes: runs to look below, nearest first.
-        text: the text received; `None` where the value holds none, which leaves the nearest and latest call.
-        run_id: the call that a message says it comes from; it is trusted when it is below one of the scopes.
-    """
-    by_scope = [tree.written_below(scope) for scope in scopes]
-    for matches in (
-        lambda run: run_id is not None and run.id == run_id,
-        lambda run: text is not None and _same(run.text, text),
-        lambda run: text is not None and _overlap(run.text, text),
-        lambda run: not run.stopped,
-        lambda _: True,
-    ):
-        for runs in by_scope:
-            chosen = [run for run in runs if matches(run)]
-            if chosen:
-                return chosen[-1]
-    return None
-
-
-def _same(written: str | None, received: str) -> bool:
-    return written is not None and written.strip() == received.strip()
-
-
-def _overlap(written: str | None, received: str) -> bool:
-    one, other = (written or "").strip(), received.strip()
-    return bool(one and other) and (one in other or other in one)
-
-
 MAX_TREES = 10_000
 """Calls under way at once whose prompts are kept; beyond it the oldest is forgotten, and its guard fails closed."""
 
@@ -226,13 +194,13 @@ class RunStore:
         with self._lock:
             self._start(run.id, parent, None).llm_runs.append(run)
 
-    def wrote(self, run_id: UUID, text: str, *, stopped: bool, score: Score | None = None) -> None:
+    def wrote(self, run_id: UUID, text: str, *, asked_for_tools: bool, score: Score | None = None) -> None:
         """Note what a model call wrote."""
         with self._lock:
             tree = self._tree_of.get(run_id)
             for run in tree.llm_runs if tree else ():
                 if run.id == run_id:
-                    run.text, run.stopped, run.score = text, stopped, score
+                    run.text, run.asked_for_tools, run.score = text, asked_for_tools, score
 
     def retrieved(self, run_id: UUID, documents: Sequence[Document]) -> None:
         """Note what a retriever found."""
@@ -263,8 +231,9 @@ class RunStore:
             if tree is None:
                 return None
             scopes = [run_id] if within else list(tree.upwards(run_id))[1:]
-            found = choose(tree, scopes, text, message_run_id)
-            return _around(tree, scopes, found)
+            calls = [tree.written_below(scope) for scope in scopes]
+            run = match_call(calls, text, named=lambda call: call.id == message_run_id)
+            return _around(tree, scopes, run)
 
     def around(self, llm_run_id: UUID) -> Captured | None:
         """Return what is known about a model call that is under way; `None` when it is not known."""
@@ -382,8 +351,8 @@ class CaptureHandler(BaseCallbackHandler):
 
     @override
     def on_llm_end(self, response: LLMResult, *, run_id: UUID, **kwargs: Any) -> None:
-        text, stopped = result_text(response)
-        self._store.wrote(run_id, text, stopped=stopped, score=result_score(response))
+        text, asked_for_tools = result_text(response)
+        self._store.wrote(run_id, text, asked_for_tools=asked_for_tools, score=result_score(response))
         self._store.end(run_id)
 
     @override

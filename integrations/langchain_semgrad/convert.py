@@ -121,8 +121,8 @@ def result_text(result: LLMResult) -> tuple[str, bool]:
     if first is None:
         return "", False
     if isinstance(first, ChatGeneration):
-        stopped = asks_for_tools(first.message)
-        return to_message(first.message).content if stopped else str(first.message.text), stopped
+        asked = asks_for_tools(first.message)
+        return to_message(first.message).content if asked else str(first.message.text), asked
     return first.text, False
 
 

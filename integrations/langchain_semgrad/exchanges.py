@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from langchain_semgrad.capture import STORE, recorded
 from langchain_semgrad.convert import documents_in, question_in, run_id_of, to_passage, to_prompt
 from langchain_semgrad.values import Slot, find_answers
-from semgrad_guard.errors import PromptNotFoundError, ScoringError
+from semgrad_guard.errors import ModelError, NotGuardableError, PromptNotFoundError, ScoringError
 from semgrad_guard.flow import RUN_KEY, Exchange
 from semgrad_guard.wire import RunRef
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from langchain_semgrad.capture import LlmRun
     from semgrad_guard.flow import Json, Passage, Prompt
+    from semgrad_guard.models import LocalModel
 
 
 class OwnModel:
@@ -35,12 +36,30 @@ class OwnModel:
 
     def __init__(self, llm: object) -> None:
         """Open what `bind` and `with_config` put around the model."""
+        self._given = llm
         inner: Any = llm
         while (bound := getattr(inner, "bound", None)) is not None:
             inner = bound
         self._llm = inner
         # The object that this model hands to callbacks with every call: the same one, so identity tells the model.
         self._serialized: object = getattr(inner, "_serialized", None)
+
+    def load(self) -> LocalModel:
+        """Return the local model inside.
+
+        Raises:
+            NotGuardableError: there is none.
+        """
+        from semgrad_guard.models import load_model  # noqa: PLC0415 - loads torch, as the model already did
+
+        try:
+            return load_model(self._given)
+        except ModelError as error:
+            msg = (
+                f"{type(self._given).__name__} holds no local model whose weights could score its answers ({error}); "
+                "leave it out, as in SemGradGuard(), and the policy's own scoring model judges its answers"
+            )
+            raise NotGuardableError(msg) from error
 
     def wrote(self, run: LlmRun) -> bool:
         """Tell whether this very model made a call."""

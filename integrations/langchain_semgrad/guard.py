@@ -10,22 +10,24 @@ from langchain_core.runnables.config import patch_config
 from typing_extensions import override
 
 from langchain_semgrad.convert import question_in
-from langchain_semgrad.exchanges import Setting, jobs_in
+from langchain_semgrad.exchanges import OwnModel, Setting, jobs_in
 from langchain_semgrad.invoke import add_chunk, call_here, on_this_loop
-from langchain_semgrad.judging import Work, annotation, judge_all, one_or_raise
+from langchain_semgrad.judging import Output, ReturnOptions, StreamMode, Work, annotation, judge_all, one_or_raise
 from langchain_semgrad.rerun import Attempts, FallbackModels, Finder, Plan
 from langchain_semgrad.retrievers import (
+    ChainEmbedder,
     GuardedRetriever,
     RetrieverLike,
     WithTopK,
     refuse_memory,
     with_guarded_retriever,
 )
-from langchain_semgrad.settings import OnWithheld, Output, Settings, StreamMode, build_guard, may_change
 from langchain_semgrad.values import waits_for_tools
+from semgrad_guard.adapter_kit import GuardOptions, OnWithheld
 from semgrad_guard.guard import in_thread
 
 if TYPE_CHECKING:
+    import threading
     from collections.abc import AsyncIterator, Callable, Iterator, Mapping
     from pathlib import Path
 
@@ -41,10 +43,10 @@ if TYPE_CHECKING:
 class GuardedChain(Runnable[Any, Any]):
     """A chain whose answers are judged and, where the policy says so, made again; made by `SemGradGuard.wrap`."""
 
-    def __init__(self, guard: Guard, plan: Plan, settings: Settings, question_key: str | None) -> None:
+    def __init__(self, guard: Guard, plan: Plan, returns: ReturnOptions, question_key: str | None) -> None:
         """Keep the guard, what it acts with and how values are given back."""
         self.name = "semgrad_guarded_chain"
-        self._guard, self._plan, self._settings, self._question_key = guard, plan, settings, question_key
+        self._guard, self._plan, self._returns, self._question_key = guard, plan, returns, question_key
 
     # --- one value ----------------------------------------------------------------------------------------------------
 
@@ -75,11 +77,11 @@ class GuardedChain(Runnable[Any, Any]):
             work = self._work(value, given, run_manager, config, call)
             return one_or_raise(await in_thread(self._judge, [work]))
 
-    def _judge(self, works: list[Work]) -> list[Any]:
-        return judge_all(self._guard, works, self._settings)
+    def _judge(self, works: list[Work], cancel: threading.Event | None = None) -> list[Any]:
+        return judge_all(self._guard, works, self._returns, cancel)
 
     def _work(self, value: Any, given: Any, run_manager: BaseRunManager, config: RunnableConfig, call: Caller) -> Work:
-        if waits_for_tools(given, self._settings.answer_key):
+        if waits_for_tools(given, self._returns.answer_key):
             return Work(given, ())
         attempts = Attempts(self._plan, value, config, call, run_manager)
         return Work(given, jobs_in(given, self._setting(value, run_manager)), attempts, run_manager)
@@ -90,7 +92,7 @@ class GuardedChain(Runnable[Any, Any]):
             run_manager,
             within=True,
             question=question_in(value, self._question_key),
-            key=self._settings.answer_key,
+            key=self._returns.answer_key,
             own_model=self._plan.own_model,
         )
 
@@ -167,7 +169,7 @@ class GuardedChain(Runnable[Any, Any]):
 
     @property
     def _annotates(self) -> bool:
-        return self._settings.stream == "annotate"
+        return self._returns.stream == "annotate"
 
     def _stream(self, inputs: Iterator[Any], run_manager: BaseRunManager, config: RunnableConfig) -> Iterator[Any]:
         for value in inputs:
@@ -191,13 +193,34 @@ class GuardedChain(Runnable[Any, Any]):
             if last is not None:
                 yield last
 
-    def _annotation(self, value: Any, given: Any, run_manager: BaseRunManager) -> Any:
+    def _annotation(
+        self, value: Any, given: Any, run_manager: BaseRunManager, cancel: threading.Event | None = None
+    ) -> Any:
         jobs = (
             ()
-            if waits_for_tools(given, self._settings.answer_key)
+            if waits_for_tools(given, self._returns.answer_key)
             else jobs_in(given, self._setting(value, run_manager))
         )
-        return annotation(Work(given, jobs), self._guard, self._settings)
+        return annotation(Work(given, jobs), self._guard, self._returns, cancel)
+
+
+def build_guard(options: GuardOptions) -> tuple[Guard, OwnModel | None]:
+    """Return the guard that the options describe and, for a chain's own local model, what recognises its answers.
+
+    Raises:
+        NotGuardableError: `llm` holds no local model.
+        PolicyFileError: the policy has a mistake.
+    """
+    if options.llm is None:
+        return options.build(), None
+    own_model = OwnModel(options.llm)
+    return options.build(own_model.load() if options.guard is None else None), own_model
+
+
+def may_change(guard: Guard) -> bool:
+    """Tell whether the policy can give anything but the model's own words; an unknown kind of policy is taken to."""
+    decider: Any = guard.parts.decider
+    return bool(getattr(decider, "can_change_answers", True))
 
 
 def _below(config: RunnableConfig, run_manager: Any) -> RunnableConfig:
@@ -260,9 +283,10 @@ class SemGradGuard(Runnable[Any, Any]):
     ) -> None:
         self.name = "semgrad_guard"
         self._llm: Any = llm
-        self._settings = Settings(output=output, stream=stream, on_withheld=on_withheld, answer_key=answer_key)
+        self._returns = ReturnOptions(output=output, stream=stream, on_withheld=on_withheld, answer_key=answer_key)
+        embedder = ChainEmbedder(embeddings) if embeddings is not None else None
         self._guard, self._own_model = build_guard(
-            llm, policy=policy, model=model, scorer=scorer, guard=guard, embeddings=embeddings
+            GuardOptions(llm=llm, policy=policy, model=model, scorer=scorer, guard=guard, embedder=embedder)
         )
 
     @property
@@ -316,9 +340,9 @@ class SemGradGuard(Runnable[Any, Any]):
             rewriter=rewriter or self._llm,
             answer=answer,
             own_model=self._own_model,
-            key=self._settings.answer_key,
+            key=self._returns.answer_key,
         )
-        return GuardedChain(self._guard, plan, self._settings, question_key)
+        return GuardedChain(self._guard, plan, self._returns, question_key)
 
     @staticmethod
     def retriever(retriever: Any, *, with_top_k: WithTopK | None = None) -> GuardedRetriever:
@@ -347,16 +371,16 @@ class SemGradGuard(Runnable[Any, Any]):
         """Same as `invoke`; the judging happens in a worker thread, so the event loop is never blocked."""
         return await self._acall_with_config(self._ainvoke, input, config)
 
-    def _invoke(self, value: Any, run_manager: BaseRunManager) -> Any:
-        return one_or_raise(judge_all(self._guard, [self._work(value, run_manager)], self._settings))
+    def _invoke(self, value: Any, run_manager: BaseRunManager, cancel: threading.Event | None = None) -> Any:
+        return one_or_raise(judge_all(self._guard, [self._work(value, run_manager)], self._returns, cancel))
 
     async def _ainvoke(self, value: Any, run_manager: BaseRunManager) -> Any:
         return await in_thread(self._invoke, value, run_manager)
 
     def _work(self, value: Any, run_manager: BaseRunManager) -> Work:
-        if waits_for_tools(value, self._settings.answer_key):
+        if waits_for_tools(value, self._returns.answer_key):
             return Work(value, ())
-        setting = Setting(run_manager.run_id, run_manager, key=self._settings.answer_key, own_model=self._own_model)
+        setting = Setting(run_manager.run_id, run_manager, key=self._returns.answer_key, own_model=self._own_model)
         return Work(value, jobs_in(value, setting), manager=run_manager)
 
     # --- many values --------------------------------------------------------------------------------------------------
@@ -385,9 +409,9 @@ class SemGradGuard(Runnable[Any, Any]):
         """Same as `batch`, in a worker thread."""
         return await self._abatch_with_config(self._abatch, inputs, config, return_exceptions=return_exceptions)
 
-    def _batch(self, values: list[Any], run_manager: list[Any]) -> list[Any]:
+    def _batch(self, values: list[Any], run_manager: list[Any], cancel: threading.Event | None = None) -> list[Any]:
         works = [self._work(value, manager) for value, manager in zip(values, run_manager, strict=True)]
-        return judge_all(self._guard, works, self._settings)
+        return judge_all(self._guard, works, self._returns, cancel)
 
     async def _abatch(self, values: list[Any], run_manager: list[Any]) -> list[Any]:
         return await in_thread(self._batch, values, run_manager)
@@ -424,7 +448,7 @@ class SemGradGuard(Runnable[Any, Any]):
 
     @property
     def _annotates(self) -> bool:
-        return self._settings.stream == "annotate" or (self._settings.stream is None and not may_change(self._guard))
+        return self._returns.stream == "annotate" or (self._returns.stream is None and not may_change(self._guard))
 
     def _transform(self, chunks: Iterator[Any], run_manager: BaseRunManager) -> Iterator[Any]:
         whole, annotates = None, self._annotates
@@ -446,5 +470,5 @@ class SemGradGuard(Runnable[Any, Any]):
         if last is not None:
             yield last
 
-    def _annotate(self, value: Any, run_manager: BaseRunManager) -> Any:
-        return annotation(self._work(value, run_manager), self._guard, self._settings)
+    def _annotate(self, value: Any, run_manager: BaseRunManager, cancel: threading.Event | None = None) -> Any:
+        return annotation(self._work(value, run_manager), self._guard, self._returns, cancel)

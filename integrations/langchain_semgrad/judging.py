@@ -3,25 +3,49 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from langchain_semgrad.capture import recorded
-from langchain_semgrad.values import METADATA_KEY, GuardedAnswer, findings, with_answer
-from semgrad_guard.adapter_kit.findings import held_back
+from langchain_semgrad.values import METADATA_KEY, GuardedAnswer, with_answer
+from semgrad_guard.adapter_kit import OnWithheld, check_option, findings, held_back
 from semgrad_guard.errors import LowConfidenceError
 from semgrad_guard.routing import NO_RESOURCES, Resources
 from semgrad_guard.telemetry import judged_within
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    import threading
+    from collections.abc import Mapping, Sequence
 
     from langchain_core.callbacks.manager import BaseRunManager
 
     from langchain_semgrad.exchanges import Job
     from langchain_semgrad.rerun import Attempts
-    from langchain_semgrad.settings import Settings
-    from semgrad_guard.flow import ExchangeId, Outcome
+    from semgrad_guard.flow import ExchangeId, Json, Outcome
     from semgrad_guard.guard import Guard
+
+
+Output = Literal["same", "result"]
+StreamMode = Literal["buffer", "annotate"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReturnOptions:
+    """How a guarded value is given back.
+
+    Raises:
+        OptionError: an option has an unknown value.
+    """
+
+    output: Output = "same"
+    stream: StreamMode | None = None
+    on_withheld: OnWithheld = "message"
+    answer_key: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse unknown words at once, not at the first answer."""
+        check_option("output", self.output, get_args(Output))
+        check_option("stream", self.stream, (None, *get_args(StreamMode)))
+        check_option("on_withheld", self.on_withheld, get_args(OnWithheld))
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,18 +72,26 @@ class Work:
         return replace(self, value=value, jobs=(job,), attempts=None)
 
 
-def judge_all(guard: Guard, works: Sequence[Work], settings: Settings) -> list[Any]:
+def findings_with_run(outcome: Outcome) -> dict[str, Json]:
+    """Return what the guard found as plain JSON values: the keys of all adapters, and the run that wrote the answer."""
+    metadata = outcome.exchange.metadata
+    return {**findings(outcome), **{key: metadata.get(key) for key in ("llm_run_id", "llm_run_name")}}
+
+
+def judge_all(
+    guard: Guard, works: Sequence[Work], returns: ReturnOptions, cancel: threading.Event | None = None
+) -> list[Any]:
     """Return what the caller gets for each value, in order; `LowConfidenceError` in the place of one held back.
 
     All answers of all values are scored in one padded batch.
     """
-    outcomes = _outcomes(guard, works)
-    return [_given(work.after(found), found, settings) for work, found in zip(works, outcomes, strict=True)]
+    outcomes = _outcomes(guard, works, cancel)
+    return [_given(work.after(found), found, returns) for work, found in zip(works, outcomes, strict=True)]
 
 
-def outcome_of(guard: Guard, work: Work) -> Outcome:
+def outcome_of(guard: Guard, work: Work, cancel: threading.Event | None = None) -> Outcome:
     """Return the outcome of the only answer in a value."""
-    ((outcome,),) = _outcomes(guard, [work])
+    ((outcome,),) = _outcomes(guard, [work], cancel)
     return outcome
 
 
@@ -75,10 +107,10 @@ def one_or_raise(given: list[Any]) -> Any:
     return only
 
 
-def _outcomes(guard: Guard, works: Sequence[Work]) -> list[tuple[Outcome, ...]]:
+def _outcomes(guard: Guard, works: Sequence[Work], cancel: threading.Event | None) -> list[tuple[Outcome, ...]]:
     """Return the outcomes of all answers; those whose prompt is not known take the policy's `on_error`."""
     with judged_within(_runs(works)):
-        return _judged(guard, works)
+        return _judged(guard, works, cancel)
 
 
 def _runs(works: Sequence[Work]) -> dict[ExchangeId, Any]:
@@ -87,27 +119,28 @@ def _runs(works: Sequence[Work]) -> dict[ExchangeId, Any]:
     return {key: run for key, run in runs if run is not None}
 
 
-def _judged(guard: Guard, works: Sequence[Work]) -> list[tuple[Outcome, ...]]:
+def _judged(guard: Guard, works: Sequence[Work], cancel: threading.Event | None) -> list[tuple[Outcome, ...]]:
     jobs = [(job, work.resources(job)) for work in works for job in work.jobs]
     known = [(job.exchange, resources) for job, resources in jobs if job.error is None]
     if len(known) == 1:
-        judged = iter([guard.run(*known[0])])
+        judged = iter([guard.run(*known[0], cancel=cancel)])
     else:
-        judged = iter(guard.run_batch([e for e, _ in known], [r for _, r in known]) if known else [])
+        exchanges, each = [e for e, _ in known], [r for _, r in known]
+        judged = iter(guard.run_batch(exchanges, each, cancel=cancel) if known else [])
     taken = iter([
-        guard.run_unjudged(job.exchange, job.error, resources) if job.error is not None else next(judged)
+        guard.run_unjudged(job.exchange, job.error, resources, cancel=cancel) if job.error else next(judged)
         for job, resources in jobs
     ])  # fmt: skip
     return [tuple(next(taken) for _ in work.jobs) for work in works]
 
 
-def _given(work: Work, outcomes: Sequence[Outcome], settings: Settings) -> Any:
+def _given(work: Work, outcomes: Sequence[Outcome], returns: ReturnOptions) -> Any:
     several, value = len(work.jobs) > 1, work.value
     for job, outcome in zip(work.jobs, outcomes, strict=True):
-        if outcome.withheld and (settings.on_withheld == "raise" or job.slot is None):
+        if outcome.withheld and (returns.on_withheld == "raise" or job.slot is None):
             return held_back(outcome)
         value = _replaced(value, job, outcome, _name(job) if several else None)
-    if settings.output == "same" or not work.jobs:
+    if returns.output == "same" or not work.jobs:
         return value
     answers = {
         _name(job): GuardedAnswer(text=outcome.text, value=value, outcome=outcome)
@@ -125,24 +158,24 @@ def _replaced(value: Any, job: Job, outcome: Outcome, name: str | None) -> Any:
         return value
     # An answer that is given as it is keeps its form to the letter: content blocks, white space, a repeated prompt.
     text = job.slot.text if outcome.text == job.exchange.answer else outcome.text
-    return with_answer(value, job.slot, text, findings(outcome), name)
+    return with_answer(value, job.slot, text, findings_with_run(outcome), name)
 
 
-def annotation(work: Work, guard: Guard, settings: Settings) -> Any:
+def annotation(work: Work, guard: Guard, returns: ReturnOptions, cancel: threading.Event | None = None) -> Any:
     """Return the last chunk of a stream that was passed through: no text, only the findings; `None` for plain text.
 
     Raises:
         LowConfidenceError: the policy holds an answer back, and the caller wants to be told by an exception.
     """
-    (outcomes,) = _outcomes(guard, [work])
+    (outcomes,) = _outcomes(guard, [work], cancel)
     withheld = next((outcome for outcome in outcomes if outcome.withheld), None)
-    if withheld is not None and settings.on_withheld == "raise":
+    if withheld is not None and returns.on_withheld == "raise":
         raise held_back(withheld)
-    said = {_name(job): findings(outcome) for job, outcome in zip(work.jobs, outcomes, strict=True)}
-    if not said:
+    by_name = {_name(job): findings_with_run(outcome) for job, outcome in zip(work.jobs, outcomes, strict=True)}
+    if not by_name:
         return None
-    found = next(iter(said.values())) if len(said) == 1 else said
+    shown: Mapping[str, Any] = next(iter(by_name.values())) if len(by_name) == 1 else by_name
     slot = work.jobs[0].slot
     if slot is not None and slot.message is not None and not slot.path:
-        return type(slot.message)(content="", id=slot.message.id, response_metadata={METADATA_KEY: found})
-    return {METADATA_KEY: found} if isinstance(work.value, dict) else None
+        return type(slot.message)(content="", id=slot.message.id, response_metadata={METADATA_KEY: shown})
+    return {METADATA_KEY: shown} if isinstance(work.value, dict) else None

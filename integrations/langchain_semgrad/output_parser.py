@@ -13,8 +13,8 @@ from typing_extensions import override
 
 from langchain_semgrad.convert import asks_for_tools, to_message
 from langchain_semgrad.exchanges import ADVICE, Job, Setting, jobs_in
-from langchain_semgrad.settings import build_guard
-from semgrad_guard.adapter_kit.findings import held_back
+from langchain_semgrad.guard import build_guard
+from semgrad_guard.adapter_kit import GuardOptions, held_back
 from semgrad_guard.errors import OptionError, PromptNotFoundError
 from semgrad_guard.flow import Exchange, Status
 
@@ -77,7 +77,9 @@ class SemGradOutputParser(BaseOutputParser[Any]):
         if pydantic_object is not None and parser is not None:
             raise OptionError("pydantic_object+parser", "given together", "one of them")
         self._parser = PydanticOutputParser(pydantic_object=pydantic_object) if pydantic_object is not None else parser
-        self._guard, self._own_model = build_guard(llm, policy=policy, model=model, scorer=scorer, guard=guard)
+        self._guard, self._own_model = build_guard(
+            GuardOptions(llm=llm, policy=policy, model=model, scorer=scorer, guard=guard)
+        )
         self._withheld = withheld
 
     @property

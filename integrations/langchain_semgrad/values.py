@@ -12,8 +12,7 @@ from pydantic import BaseModel
 from typing_extensions import override
 
 from langchain_semgrad.convert import asks_for_tools, text_of
-from semgrad_guard.adapter_kit.findings import shown_decision, shown_error
-from semgrad_guard.wire import answered_attempt, signals_fields, summary_fields
+from semgrad_guard.adapter_kit import shown_decision
 
 if TYPE_CHECKING:
     from semgrad_guard.flow import Attempt, Decision, Json, Outcome, ReviewId, Status
@@ -77,24 +76,6 @@ class GuardedAnswer:
 def text_or_none(value: object) -> str | None:
     """Return a text as it is, and `None` for anything else."""
     return value if isinstance(value, str) else None
-
-
-def findings(outcome: Outcome) -> dict[str, Json]:
-    """Return what the guard found as plain JSON values: what a message carries under `semgrad`.
-
-    No text of a withheld answer is in it.
-    """
-    answered = answered_attempt(outcome.record)
-    score = answered.decision.score if answered else None
-    return {
-        **summary_fields(outcome.record),
-        "why": shown_decision(outcome).why,
-        "withheld": outcome.withheld,
-        "signals": signals_fields(score.signals) if score else {},
-        "error": shown_error(outcome),
-        "llm_run_id": outcome.exchange.metadata.get("llm_run_id"),
-        "llm_run_name": outcome.exchange.metadata.get("llm_run_name"),
-    }
 
 
 ANSWER_KEYS = ("answer", "output", "result", "response")
@@ -175,7 +156,7 @@ def waits_for_tools(value: Any, key: str | None = None) -> bool:
     return asks_for_tools(value)
 
 
-def with_answer(value: Any, slot: Slot, text: str, found: dict[str, Json], name: str | None = None) -> Any:
+def with_answer(value: Any, slot: Slot, text: str, findings: dict[str, Json], name: str | None = None) -> Any:
     """Return a value of the same type with a text in the answer's place and the guard's findings beside it.
 
     Where the text changed, other places of a mapping that repeat the old one are changed too.
@@ -184,39 +165,38 @@ def with_answer(value: Any, slot: Slot, text: str, found: dict[str, Json], name:
         value: what the chain gave; it is not changed.
         slot: the answer in it.
         text: what the caller gets in its place.
-        found: the guard's findings.
+        findings: the guard's findings.
         name: the answer's name, when the value holds several.
     """
     if isinstance(value, Mapping):
-        return _mapping_with(value, slot, text, found, name)
+        return _mapping_with(value, slot, text, findings, name)
     if not slot.path:
-        return _part_with(value, slot.text, text, found)
+        return _part_with(value, slot.text, text, findings)
     first, rest = slot.path[0], Slot(slot.path[1:], slot.text, slot.message)
     if isinstance(value, BaseModel):
-        return value.model_copy(update={str(first): with_answer(getattr(value, str(first)), rest, text, found)})
-    changed = [with_answer(part, rest, text, found) if i == first else part for i, part in enumerate(value)]
+        return value.model_copy(update={str(first): with_answer(getattr(value, str(first)), rest, text, findings)})
+    changed = [with_answer(part, rest, text, findings) if i == first else part for i, part in enumerate(value)]
     return changed if isinstance(value, list) else tuple(changed)
 
 
-def _mapping_with(value: Mapping[Any, Any], slot: Slot, text: str, found: dict[str, Json], name: str | None) -> Any:
+def _mapping_with(value: Mapping[Any, Any], slot: Slot, text: str, findings: dict[str, Json], name: str | None) -> Any:
     changed: Any = copy.copy(value) if isinstance(value, dict) else dict(value)
     rest = Slot(slot.path[1:], slot.text, slot.message)
-    changed[slot.path[0]] = with_answer(value[slot.path[0]], rest, text, found)
+    changed[slot.path[0]] = with_answer(value[slot.path[0]], rest, text, findings)
     if text != slot.text:
         for key, part in value.items():
             if key != slot.path[0] and slot.text.strip() and (text_of(part) or "").strip() == slot.text.strip():
-                changed[key] = _part_with(part, slot.text, text, found)
-    findings = {**(value.get(METADATA_KEY) or {}), name: found} if name else found
-    changed[METADATA_KEY] = findings
+                changed[key] = _part_with(part, slot.text, text, findings)
+    changed[METADATA_KEY] = {**(value.get(METADATA_KEY) or {}), name: findings} if name else findings
     return changed
 
 
-def _part_with(part: Any, before: str, text: str, found: dict[str, Json]) -> Any:
+def _part_with(part: Any, before: str, text: str, findings: dict[str, Json]) -> Any:
     if not isinstance(part, BaseMessage):
         return part if text == before else text
     kept = dict(part.response_metadata)
     if text == before:
-        return part.model_copy(update={"response_metadata": {**kept, METADATA_KEY: found}})
-    kept = {key: said for key, said in kept.items() if key in HARMLESS_METADATA}
-    metadata = {**kept, METADATA_KEY: found}
+        return part.model_copy(update={"response_metadata": {**kept, METADATA_KEY: findings}})
+    kept = {key: value for key, value in kept.items() if key in HARMLESS_METADATA}
+    metadata = {**kept, METADATA_KEY: findings}
     return part.model_copy(update={"content": text, "additional_kwargs": {}, "response_metadata": metadata})

@@ -22,6 +22,7 @@ from semgrad_guard.errors import NotGuardableError
 from semgrad_guard.guard import in_thread
 
 if TYPE_CHECKING:
+    import threading
     from collections.abc import AsyncGenerator, Callable, Generator, Sequence
     from typing import Self
 
@@ -270,8 +271,10 @@ class GuardedChatEngine(BaseChatEngine):
     def chat_history(self) -> list[ChatMessage]:
         return self._engine.chat_history
 
-    def _settle(self, question: Question, reply: Reply, calls: Sequence[ModelCall]) -> tuple[Outcome, Reply]:
-        outcome = question.settle(self.guard, question.first(reply, calls))
+    def _settle(
+        self, question: Question, reply: Reply, calls: Sequence[ModelCall], cancel: threading.Event | None = None
+    ) -> tuple[Outcome, Reply]:
+        outcome = question.settle(self.guard, question.first(reply, calls), cancel)
         return outcome, question.reply_of(outcome.exchange)
 
 

@@ -16,6 +16,7 @@ from semgrad_guard.flow import Accept, Exchange, Passage
 from semgrad_guard.guard import in_thread
 
 if TYPE_CHECKING:
+    import threading
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
@@ -68,14 +69,7 @@ class SemGradEvaluator(BaseEvaluator):
             contexts: the passages that it was written from.
             kwargs: ignored, as other evaluators take more.
         """
-        exchange = self._exchange(query, response or "", tuple(contexts or ()))
-        try:
-            decision = self.guard.judge(exchange)
-        except UncalibratedError as error:
-            return _result(
-                query, response, contexts, invalid_result=True, invalid_reason=str(error), feedback=str(error)
-            )
-        return _result(query, response, contexts, **_judgement(decision))
+        return self._evaluation(query, response, contexts)
 
     @override
     async def aevaluate(
@@ -86,7 +80,23 @@ class SemGradEvaluator(BaseEvaluator):
         **kwargs: Any,
     ) -> EvaluationResult:
         """Same as `evaluate`, in a worker thread."""
-        return await in_thread(self.evaluate, query, response, contexts, **kwargs)
+        return await in_thread(self._evaluation, query, response, contexts)
+
+    def _evaluation(
+        self,
+        query: str | None,
+        response: str | None,
+        contexts: Sequence[str] | None,
+        cancel: threading.Event | None = None,
+    ) -> EvaluationResult:
+        exchange = self._exchange(query, response or "", tuple(contexts or ()))
+        try:
+            decision = self.guard.judge(exchange, cancel=cancel)
+        except UncalibratedError as error:
+            return _result(
+                query, response, contexts, invalid_result=True, invalid_reason=str(error), feedback=str(error)
+            )
+        return _result(query, response, contexts, **_judgement(decision))
 
     @override
     def _get_prompts(self) -> PromptDictType:

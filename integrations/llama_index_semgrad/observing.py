@@ -27,6 +27,7 @@ from semgrad_guard.flow import (
 from semgrad_guard.guard import in_thread
 
 if TYPE_CHECKING:
+    import threading
     from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator
 
     from llama_index_semgrad.exchanges import Judgeable
@@ -41,7 +42,7 @@ CHAIN_FAILED = "chain"
 """Rule of a record about an engine that raised: no policy chose anything."""
 
 
-def observe(guard: Guard, made: Judgeable) -> Outcome:
+def observe(guard: Guard, made: Judgeable, cancel: threading.Event | None = None) -> Outcome:
     """Judge an answer and log the record; nothing of the policy is carried out.
 
     Raises:
@@ -50,7 +51,7 @@ def observe(guard: Guard, made: Judgeable) -> Outcome:
     """
     if made.error is not None:
         raise made.error
-    decision = guard.judge(made.exchange)
+    decision = guard.judge(made.exchange, cancel=cancel)
     status = Status.ANSWERED if isinstance(decision.step, Accept) else Status.WARNED
     return _logged(guard, made.exchange, decision, status)
 
@@ -134,11 +135,13 @@ def aannotated(
     return mark(AsyncStreamingResponse(stream(), list(first.source_nodes), metadata))
 
 
-def verdict(guard: Guard, question: Question, reply: Reply, calls: list[ModelCall]) -> dict[str, Json]:
+def verdict(
+    guard: Guard, question: Question, reply: Reply, calls: list[ModelCall], cancel: threading.Event | None = None
+) -> dict[str, Json]:
     """Return what the guard thinks of an answer that has passed; a failure becomes a value, the reader has the text."""
     made = question.first(reply, calls)
     try:
-        return outcome_metadata(observe(guard, made))
+        return outcome_metadata(observe(guard, made, cancel))
     except Exception as error:  # noqa: BLE001 - the answer is out: an exception now would only hide it
         _log.warning("a streamed answer could not be judged: %s: %s", type(error).__name__, error)
         return {"status": "unjudged", "error": f"{type(error).__name__}: {error}"}

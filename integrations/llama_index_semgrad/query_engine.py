@@ -16,6 +16,7 @@ from llama_index_semgrad.watcher import capturing
 from semgrad_guard.guard import in_thread
 
 if TYPE_CHECKING:
+    import threading
     from collections.abc import Awaitable, Callable, Sequence
 
     from llama_index.core.base.response.schema import RESPONSE_TYPE
@@ -139,7 +140,12 @@ class GuardedQueryEngine(BaseQueryEngine):
         return await in_thread(self._settle, question, first, reply, calls)
 
     def _settle(
-        self, question: Question, first: RESPONSE_TYPE, reply: Reply, calls: Sequence[ModelCall]
+        self,
+        question: Question,
+        first: RESPONSE_TYPE,
+        reply: Reply,
+        calls: Sequence[ModelCall],
+        cancel: threading.Event | None = None,
     ) -> RESPONSE_TYPE:
-        outcome = question.settle(self.guard, question.first(reply, calls))
+        outcome = question.settle(self.guard, question.first(reply, calls), cancel)
         return guarded(first, question.reply_of(outcome.exchange), outcome)

@@ -27,6 +27,7 @@ from semgrad_guard.ports import AnswerModel
 from semgrad_guard.routing import Resources
 
 if TYPE_CHECKING:
+    import threading
     from collections.abc import Mapping, Sequence
 
     from llama_index.core.llms import LLM
@@ -231,11 +232,11 @@ class Question:
         self.replies[made.exchange.id] = reply
         return made
 
-    def settle(self, guard: Guard, made: Judgeable) -> Outcome:
+    def settle(self, guard: Guard, made: Judgeable, cancel: threading.Event | None = None) -> Outcome:
         """Return what the caller gets for the first answer, after whatever the policy adds."""
         if made.error is not None:
-            return guard.run_unjudged(made.exchange, made.error, self.resources())
-        return guard.run(made.exchange, self.resources())
+            return guard.run_unjudged(made.exchange, made.error, self.resources(), cancel=cancel)
+        return guard.run(made.exchange, self.resources(), cancel=cancel)
 
     def reply_of(self, exchange: Exchange) -> Reply:
         """Return the response of an attempt; a bare one for an answer model of the caller's own."""

@@ -24,18 +24,28 @@ FAILED = "chain"
 """Rule of a record about a pipeline that raised: no policy chose anything."""
 
 
-def observe(guard: Guard, candidate: Candidate) -> Outcome:
+def observe(
+    guard: Guard, candidate: Candidate, cancel: threading.Event | None = None, *, is_marked: bool = True
+) -> Outcome:
     """Judge an answer that its reader already has and log the record; nothing of the policy is carried out.
 
+    Args:
+        guard: what judges and decides.
+        candidate: the answer.
+        cancel: set when the outcome is no longer needed.
+        is_marked: whether the reader sees the decision beside the answer; the record calls a doubtful one warned then.
+
     Raises:
+        CancelledError: (of `asyncio`) `cancel` was set.
         ScoringError: the answer cannot be judged.
         UncalibratedError: there is no confidence and the policy says that this is an error.
     """
     if candidate.error is not None:
         raise candidate.error
     started = time.perf_counter()
-    decision = guard.judge(candidate.exchange)
-    status = Status.ANSWERED if isinstance(decision.step, Accept) else Status.WARNED
+    decision = guard.judge(candidate.exchange, cancel=cancel)
+    warned = is_marked and not isinstance(decision.step, Accept)
+    status = Status.WARNED if warned else Status.ANSWERED
     return _recorded(guard, candidate.exchange, decision, status, time.perf_counter() - started)
 
 

@@ -20,6 +20,7 @@ from semgrad_guard.guard import in_thread
 from semgrad_guard.routing import Resources
 
 if TYPE_CHECKING:
+    import threading
     from collections.abc import Collection, Sequence
 
     from semgrad_guard.adapter_kit.candidates import Answer, ModelCall
@@ -99,30 +100,32 @@ class GuardedPipeline(Generic[Value]):
         self.pipeline, self.guard = pipeline, guard
         self._fallbacks, self._rewriter, self._raises = tuple(fallbacks), rewriter, on_withheld == "raise"
 
-    def ask(self, question: str, *, tags: Collection[str] = ()) -> Value:
+    def ask(self, question: str, *, tags: Collection[str] = (), cancel: threading.Event | None = None) -> Value:
         """Return the guarded answer to a question.
 
         Args:
             question: the user's question.
             tags: what the policy's overrides may match.
+            cancel: set, from another thread, when the answer is no longer needed.
 
         Raises:
             LowConfidenceError: the answer was held back, and `on_withheld` is `"raise"`.
             UncalibratedError: there is no confidence and the policy says `on_uncalibrated: error`.
+            CancelledError: (of `asyncio`) `cancel` was set.
         """
         with recording_faults(self.guard, question):
             value = self.pipeline.ask(question, None, None)
         attempts = _Attempts(self.pipeline, question, frozenset(tags))
-        outcome = self._outcome(attempts, value)
+        outcome = self._outcome(attempts, value, cancel)
         if outcome.withheld and self._raises:
             raise held_back(outcome)
         return self.pipeline.give(attempts.made[outcome.exchange.id], outcome.text, findings(outcome))
 
     async def aask(self, question: str, *, tags: Collection[str] = ()) -> Value:
         """Same as `ask` in a worker thread; cancelling the task ends the question."""
-        return await in_thread(self.ask, question, tags=tags)
+        return await in_thread(lambda cancel: self.ask(question, tags=tags, cancel=cancel))
 
-    def _outcome(self, attempts: _Attempts[Value], value: Value) -> Outcome:
+    def _outcome(self, attempts: _Attempts[Value], value: Value, cancel: threading.Event | None) -> Outcome:
         first = attempts.first(value)
         resources = Resources(
             chain=attempts,
@@ -131,8 +134,8 @@ class GuardedPipeline(Generic[Value]):
             fallbacks={name: _Fallback(attempts, name) for name in self._fallbacks},
         )
         if first.error is not None:
-            return self.guard.run_unjudged(first.exchange, first.error, resources)
-        return self.guard.run(first.exchange, resources)
+            return self.guard.run_unjudged(first.exchange, first.error, resources, cancel=cancel)
+        return self.guard.run(first.exchange, resources, cancel=cancel)
 
 
 @dataclass(slots=True)

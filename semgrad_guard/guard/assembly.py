@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import threading
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Generic, TypeVar, cast
 
-from semgrad_guard.flow import Confidence, Verdict
-from semgrad_guard.guard.question_run import Parts, score_batch_within, score_within
+from semgrad_guard.flow import Confidence
+from semgrad_guard.guard.question_run import Parts
 from semgrad_guard.guard.thresholds import resolver
-from semgrad_guard.guard.verdict_loop import pass_verdicts_on
+from semgrad_guard.guard.verdict_loop import EarlierVerdicts, pass_verdicts_on
 from semgrad_guard.policy import Policy, PolicyDecider, PolicyWatcher, policy_from
 from semgrad_guard.policy.model import FUSED
 from semgrad_guard.routing.deadline import Deadline, call_before
@@ -23,10 +24,10 @@ if TYPE_CHECKING:
 
     from semgrad_guard.calibration import Profile
     from semgrad_guard.errors import ScoringError
-    from semgrad_guard.flow import Exchange, Fingerprint, Ruling, Score
+    from semgrad_guard.flow import Exchange, Fingerprint, Score
     from semgrad_guard.models.embedding import Embedder
     from semgrad_guard.policy.model import ScorerSettings
-    from semgrad_guard.policy.review import ReuseVerdicts, ReviewSettings
+    from semgrad_guard.policy.review import ReviewSettings
     from semgrad_guard.ports import Calibrator, Scorer, Sink
     from semgrad_guard.review import QueueSettings, SqlReviewQueue
     from semgrad_guard.review.client import ReviewClient
@@ -73,7 +74,7 @@ def band_blocks(scorer: Lazy[SemGradScorer]) -> tuple[nn.Module, ...]:
 class LazyScorer:
     """A `Scorer` whose model is loaded when the first answer is scored.
 
-    A time limit includes the loading: when it ends first, the loading goes on for the answers that follow.
+    A time limit includes the loading: when it is up first, the loading goes on for the answers that follow.
     """
 
     def __init__(self, name: str, make: Callable[[], Scorer]) -> None:
@@ -89,38 +90,41 @@ class LazyScorer:
         """Same as the scorer's own."""
         return self.load().fingerprint(proxy=proxy)
 
-    def score(self, exchange: Exchange, *, max_time_s: float | None = None) -> Score:
+    def score(
+        self, exchange: Exchange, *, timeout_s: float | None = None, cancel: threading.Event | None = None
+    ) -> Score:
         """Same as the scorer's own.
 
         Raises:
-            TimeoutError: loading and scoring took longer than `max_time_s` seconds.
+            TimeoutError: loading took longer than `timeout_s` seconds.
         """
-        scorer, left_s = self._loaded_within(max_time_s)
-        return score_within(scorer, exchange, left_s)
+        deadline = Deadline.after(timeout_s)
+        scorer = self._loaded_before(deadline)
+        return scorer.score(exchange, timeout_s=deadline.remaining_s(), cancel=cancel)
 
     def score_batch(
-        self, exchanges: Sequence[Exchange], *, max_time_s: float | None = None
+        self,
+        exchanges: Sequence[Exchange],
+        *,
+        timeout_s: float | None = None,
+        cancel: threading.Event | None = None,
     ) -> list[Score | ScoringError]:
         """Same as the scorer's own.
 
         Raises:
-            TimeoutError: loading took longer than `max_time_s` seconds.
+            TimeoutError: loading took longer than `timeout_s` seconds.
         """
-        scorer, left_s = self._loaded_within(max_time_s)
-        return score_batch_within(scorer, exchanges, None if left_s is None else left_s / max(1, len(exchanges)))
+        deadline = Deadline.after(timeout_s)
+        scorer = self._loaded_before(deadline)
+        return scorer.score_batch(exchanges, timeout_s=deadline.remaining_s(), cancel=cancel)
 
-    def _loaded_within(self, seconds: float | None) -> tuple[Scorer, float | None]:
+    def _loaded_before(self, deadline: Deadline) -> Scorer:
         if self._scorer.is_made:
-            return self.load(), seconds
-        deadline = Deadline.after(seconds)
-        scorer = call_before(deadline, self.load, f"loading {self.name}")
-        return scorer, deadline.remaining_s()
+            return self.load()
+        return call_before(deadline, self.load, f"loading {self.name}")
 
 
 _log = logging.getLogger("semgrad_guard")
-
-_DAY_S = 86_400.0
-_GIVEN = frozenset({Verdict.APPROVED, Verdict.EDITED})
 
 
 def queue_of(review: ReviewSettings) -> SqlReviewQueue | ReviewClient:
@@ -147,37 +151,8 @@ def queue_settings(review: ReviewSettings) -> QueueSettings:
         deadline_s=review.deadline_s,
         at_expiry=AtExpiry(review.at_deadline),
         tag_weights=review.tag_weights,
-        retention_s=None if review.retention_days is None else review.retention_days * _DAY_S,
+        retention_s=None if review.retention_days is None else timedelta(days=review.retention_days).total_seconds(),
     )
-
-
-class EarlierVerdicts:
-    """What people said before, for the questions that a policy lets it answer again."""
-
-    def __init__(self, queue: SqlReviewQueue | ReviewClient, wanted: ReuseVerdicts) -> None:
-        """Keep where verdicts are, and which of them count."""
-        self._queue, self._wanted = queue, wanted
-
-    def find(self, exchange: Exchange) -> Ruling | None:
-        """Return the verdict that answers the exchange's question; `None` when a person must look again.
-
-        The earlier item must carry all tags of the exchange. Where the latest verdict is a rejection, there is nothing
-        to give. A queue that can't be asked counts as one that knows nothing.
-        """
-        wanted, question = self._wanted, exchange.question
-        if not question or (wanted.tags is not None and not wanted.tags & exchange.tags):
-            return None
-        try:
-            found = self._queue.reuse(
-                question,
-                tags=exchange.tags,
-                similar=wanted.threshold if wanted.mode == "similar" else None,
-                max_age_s=None if wanted.expires_days is None else wanted.expires_days * _DAY_S,
-            )
-        except Exception as error:  # noqa: BLE001 - a person can still look
-            _log.warning("could not look for an earlier verdict: %s: %s", type(error).__name__, error)
-            return None
-        return found.ruling if found is not None and found.ruling.verdict in _GIVEN else None
 
 
 SHOWN_BESIDE_FUSED = "hybridgrad"
@@ -211,13 +186,13 @@ def parts_of(policy: Policy, scorer: Scorer) -> Parts:
     profile = profile_of(policy)
     calibrator = _calibrator(profile)
     queue = queue_of(policy.review)
-    wanted = policy.review.reuse_verdicts
+    reuse = policy.review.reuse_verdicts
     return Parts(
         scorer=scorer,
         calibrator=calibrator,
         decider=decider_of(policy, profile),
         queue=queue,
-        earlier=None if wanted is None else EarlierVerdicts(queue, wanted),
+        earlier=None if reuse is None else EarlierVerdicts(queue, reuse),
         verdicts=pass_verdicts_on(queue, policy, calibrator),
         sink=_sink(policy),
         abstain_message=policy.messages.abstain,

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import threading
 import time
-from typing import TYPE_CHECKING
+from contextvars import copy_context
+from typing import TYPE_CHECKING, TypeVar, TypeVarTuple
 
 from semgrad_guard.flow import Progress
-from semgrad_guard.guard.giving_up import in_thread
-from semgrad_guard.guard.question_run import NOT_BEGUN, QuestionRun, judge, score_batch_within
+from semgrad_guard.guard.question_run import NOT_BEGUN, QuestionRun, judge, keep_time
 from semgrad_guard.routing import NO_RESOURCES, Resources
 
 if TYPE_CHECKING:
@@ -23,6 +25,28 @@ if TYPE_CHECKING:
     from semgrad_guard.ports import Scorer
 
 _log = logging.getLogger("semgrad_guard")
+
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
+
+
+async def in_thread(work: Callable[[*Ts, threading.Event], T], *args: *Ts) -> T:
+    """Run work in a thread, so that the event loop is never blocked.
+
+    Args:
+        work: called with `args` and, as its last argument, an event that is set when the task is cancelled. Handed on
+            to `Guard.run` and its like, the event ends the scoring at the next decoder block, and with it the whole
+            question: no step of the policy follows, and nothing is recorded.
+        args: the first arguments of `work`.
+
+    Example:
+        >>> outcome = await in_thread(lambda cancel: guard.run(exchange, cancel=cancel))  # doctest: +SKIP
+    """
+    cancel, context = threading.Event(), copy_context()
+    try:
+        return await asyncio.get_running_loop().run_in_executor(None, context.run, work, *args, cancel)
+    finally:
+        cancel.set()
 
 
 class Guard:
@@ -78,20 +102,33 @@ class Guard:
         """The stages in force now."""
         return self._current()
 
-    def judge(self, exchange: Exchange, progress: Progress | None = None) -> Decision:
+    def judge(
+        self, exchange: Exchange, progress: Progress | None = None, *, cancel: threading.Event | None = None
+    ) -> Decision:
         """Return what the policy chooses for one answer; nothing is carried out or logged.
+
+        Args:
+            exchange: the answer.
+            progress: what has happened to the question so far.
+            cancel: set, from another thread, when the decision is no longer needed.
 
         Raises:
             UncalibratedError: there is no confidence and the policy says `on_uncalibrated: error`.
+            CancelledError: (of `asyncio`) `cancel` was set.
         """
-        return judge(self._current(), exchange, progress or Progress())
+        return judge(self._current(), exchange, progress or Progress(), cancel=cancel)
 
     async def ajudge(self, exchange: Exchange, progress: Progress | None = None) -> Decision:
         """Same as `judge`, in a worker thread; cancelling the task ends the scoring."""
-        return await in_thread(self.judge, exchange, progress)
+        return await in_thread(lambda cancel: self.judge(exchange, progress, cancel=cancel))
 
     def run(
-        self, exchange: Exchange, resources: Resources = NO_RESOURCES, *, progress: Progress = NOT_BEGUN
+        self,
+        exchange: Exchange,
+        resources: Resources = NO_RESOURCES,
+        *,
+        progress: Progress = NOT_BEGUN,
+        cancel: threading.Event | None = None,
     ) -> Outcome:
         """Return what the caller gets for an answer, after retries, fallbacks and review as the policy says.
 
@@ -99,43 +136,74 @@ class Guard:
             exchange: the first answer.
             resources: what retries and fallbacks act with; a step without its resource is skipped and recorded.
             progress: where an earlier call stopped with a `PostponedError`, whose next attempt this answer is.
+            cancel: set, from another thread, when the outcome is no longer needed.
 
         Raises:
             UncalibratedError: there is no confidence and the policy says `on_uncalibrated: error`.
             PostponedError: the chain among the resources makes the next attempt elsewhere.
+            CancelledError: (of `asyncio`) `cancel` was set; nothing is recorded.
         """
-        return self._run(exchange, resources, None, progress)
+        run = QuestionRun(self._current(), resources, clock=self._clock, progress=progress, cancel=cancel)
+        return self._recorded(run.run(exchange))
 
     async def arun(self, exchange: Exchange, resources: Resources = NO_RESOURCES) -> Outcome:
         """Same as `run`, in a worker thread; cancelling the task ends the scoring, and no policy step follows."""
-        return await in_thread(self.run, exchange, resources)
+        return await in_thread(lambda cancel: self.run(exchange, resources, cancel=cancel))
 
-    def run_unjudged(self, exchange: Exchange, error: ScoringError, resources: Resources = NO_RESOURCES) -> Outcome:
+    def run_unjudged(
+        self,
+        exchange: Exchange,
+        error: ScoringError,
+        resources: Resources = NO_RESOURCES,
+        *,
+        cancel: threading.Event | None = None,
+    ) -> Outcome:
         """Return what the caller gets for an answer that cannot be judged: the policy's `on_error` decides.
 
         Args:
             exchange: the answer, with whatever is known about it.
             error: why it cannot be judged.
             resources: what a step of the policy acts with.
+            cancel: as for `run`.
         """
-        return self._run(exchange, resources, error)
+        run = QuestionRun(self._current(), resources, clock=self._clock, cancel=cancel)
+        return self._recorded(run.run(exchange, error))
 
-    def run_batch(self, exchanges: Sequence[Exchange], resources: Sequence[Resources] | None = None) -> list[Outcome]:
+    def run_batch(
+        self,
+        exchanges: Sequence[Exchange],
+        resources: Sequence[Resources] | None = None,
+        *,
+        cancel: threading.Event | None = None,
+    ) -> list[Outcome]:
         """Return the outcomes of many answers, in order; the first attempts are scored in padded batches.
 
         A batch may be scored for as long as the time budgets of its questions together.
+
+        Args:
+            exchanges: the first answers.
+            resources: what retries and fallbacks act with, for each answer.
+            cancel: as for `run`, for the whole batch.
         """
         parts = self._current()
+        limit_s = None if parts.budget_s is None else parts.budget_s * len(exchanges)
         scored: Sequence[Score | Exception | None]
         try:
-            scored = score_batch_within(parts.scorer, exchanges, parts.budget_s)
+            scored = keep_time(
+                lambda timeout_s: parts.scorer.score_batch(exchanges, timeout_s=timeout_s, cancel=cancel),
+                limit_s,
+                cancel,
+            )
         except TimeoutError as error:
             scored = [error] * len(exchanges)
         except Exception as error:  # noqa: BLE001 - one by one, each takes its own error
             _log.warning("batch scoring failed, scoring one by one: %s: %s", type(error).__name__, error)
             scored = [None] * len(exchanges)
-        each = resources or [NO_RESOURCES] * len(exchanges)
-        return [self._run(e, r, s) for e, r, s in zip(exchanges, each, scored, strict=True)]
+        outcomes: list[Outcome] = []
+        for exchange, own, score in zip(exchanges, resources or [NO_RESOURCES] * len(exchanges), scored, strict=True):
+            run = QuestionRun(self._current(), own, clock=self._clock, cancel=cancel)
+            outcomes.append(self._recorded(run.run(exchange, score)))
+        return outcomes
 
     def emit(self, record: Record) -> None:
         """Log a record; what fails is logged itself and never reaches the caller."""
@@ -152,13 +220,6 @@ class Guard:
         if sink is not None:
             sink.close()
 
-    def _run(
-        self,
-        exchange: Exchange,
-        resources: Resources,
-        scored: Score | Exception | None,
-        progress: Progress = NOT_BEGUN,
-    ) -> Outcome:
-        outcome = QuestionRun(self._current(), resources, self._clock, progress).run(exchange, scored)
+    def _recorded(self, outcome: Outcome) -> Outcome:
         self.emit(outcome.record)
         return outcome

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 import logging
 import math
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from semgrad_guard.errors import NonFiniteScoreError, UncalibratedError
 from semgrad_guard.flow import (
@@ -20,14 +19,12 @@ from semgrad_guard.flow import (
     Failure,
     FallbackModel,
     HumanReview,
-    NewAttempt,
     Outcome,
     Progress,
     Record,
     Status,
     utc_now,
 )
-from semgrad_guard.guard.giving_up import given_up
 from semgrad_guard.routing import (
     Deadline,
     PostponedError,
@@ -41,56 +38,37 @@ from semgrad_guard.routing import (
 from semgrad_guard.routing.deadline import call_before
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    import threading
+    from collections.abc import Callable
 
-    from semgrad_guard.errors import ScoringError
-    from semgrad_guard.flow import Confidence, Exchange, ReviewId, Ruling, Score
-    from semgrad_guard.guard.assembly import EarlierVerdicts
-    from semgrad_guard.guard.verdict_loop import VerdictLoop
+    from semgrad_guard.flow import Confidence, Exchange, NewAttempt, ReviewId, Ruling, Score
+    from semgrad_guard.guard.verdict_loop import EarlierVerdicts, VerdictLoop
     from semgrad_guard.ports import Calibrator, Decider, ReviewQueue, Scorer, Sink
 
 T = TypeVar("T")
 
+SCORER_GRACE_S = 2.0
+"""Seconds that a scorer gets past its time limit, so that it can stop by itself and say why."""
 
-def score_within(scorer: Scorer, exchange: Exchange, seconds: float | None) -> Score:
-    """Return the score of an exchange.
 
-    A scorer that takes `max_time_s` and `cancel` ends its work by itself; any other is left to finish, when time is up
-    in a thread of its own.
+def keep_time(score: Callable[[float | None], T], limit_s: float | None, cancel: threading.Event | None) -> T:
+    """Return what a scorer returns, unless its time is up or the question was cancelled.
+
+    With a time limit the scorer works in a thread of its own, so that one that ignores the limit is not waited for.
 
     Args:
-        scorer: any scorer.
-        exchange: what to score.
-        seconds: how long it may take; `None` sets no limit.
+        score: calls the scorer with the `timeout_s` that it gets.
+        limit_s: seconds left for it, below 0 when they are used up; `None` sets no limit.
+        cancel: set when the question is cancelled.
 
     Raises:
-        TimeoutError: it took longer.
-        CancelledError: nobody waits for it any more (see `giving_up`).
-        ScoringError: the exchange cannot be scored.
+        TimeoutError: it took longer than the limit and `SCORER_GRACE_S`.
+        CancelledError: the question was cancelled; what the scorer returned or raised is dropped.
     """
-    return _within(scorer.score, exchange, seconds)
-
-
-def score_batch_within(
-    scorer: Scorer, exchanges: Sequence[Exchange], seconds: float | None
-) -> list[Score | ScoringError]:
-    """Same as `score_within` for many exchanges, each of which may take so many seconds: they share the sum.
-
-    Raises:
-        TimeoutError: a scorer that takes no limit took longer than the sum.
-        CancelledError: as for `score_within`.
-    """
-    return _within(scorer.score_batch, exchanges, None if seconds is None else seconds * len(exchanges))
-
-
-def _within(score: Callable[..., T], scored: object, seconds: float | None) -> T:
-    cancel, takes = given_up(), inspect.signature(score).parameters
-    given: dict[str, Any] = {"max_time_s": None if seconds is None else max(0.0, seconds), "cancel": cancel}
-    given = {name: value for name, value in given.items() if name in takes and value is not None}
+    timeout_s = None if limit_s is None else max(0.0, limit_s)
+    deadline = Deadline.after(None if timeout_s is None else timeout_s + SCORER_GRACE_S)
     try:
-        if seconds is None or "max_time_s" in given:
-            return score(scored, **given)
-        return call_before(Deadline.after(seconds), lambda: score(scored, **given), "scoring")
+        return call_before(deadline, lambda: score(timeout_s), "scoring")
     finally:
         if cancel is not None and cancel.is_set():
             raise asyncio.CancelledError
@@ -120,7 +98,13 @@ class Parts:
 _log = logging.getLogger("semgrad_guard")
 
 
-def judge(parts: Parts, exchange: Exchange, progress: Progress, scored: Score | Exception | None = None) -> Decision:
+def judge(
+    parts: Parts,
+    exchange: Exchange,
+    progress: Progress,
+    scored: Score | Exception | None = None,
+    cancel: threading.Event | None = None,
+) -> Decision:
     """Return what the policy chooses for one attempt.
 
     Args:
@@ -128,13 +112,15 @@ def judge(parts: Parts, exchange: Exchange, progress: Progress, scored: Score | 
         exchange: the attempt.
         progress: what has happened to the question so far.
         scored: the score, or the error that scoring ended with, when it was already taken in a batch.
+        cancel: set when the decision is no longer needed.
 
     Raises:
+        CancelledError: (of `asyncio`) `cancel` was set.
         UncalibratedError: there is no confidence and the policy says that this is an error.
     """
     stage = "scoring"
     try:
-        score = _score(parts, exchange, progress, scored)
+        score = _score(parts, exchange, progress, scored, cancel)
         stage = "calibration"
         confidence = parts.calibrator.confidence(exchange, score)
         if score.spans:
@@ -176,11 +162,19 @@ def on_error(parts: Parts, exchange: Exchange, failure: Failure, progress: Progr
         )
 
 
-def _score(parts: Parts, exchange: Exchange, progress: Progress, scored: Score | Exception | None) -> Score:
+def _score(
+    parts: Parts,
+    exchange: Exchange,
+    progress: Progress,
+    scored: Score | Exception | None,
+    cancel: threading.Event | None,
+) -> Score:
     if isinstance(scored, Exception):
         raise scored
     left_s = None if parts.budget_s is None else parts.budget_s - progress.elapsed_s
-    score = scored or score_within(parts.scorer, exchange, left_s)
+    score = scored or keep_time(
+        lambda timeout_s: parts.scorer.score(exchange, timeout_s=timeout_s, cancel=cancel), left_s, cancel
+    )
     if not math.isfinite(score.value):
         raise NonFiniteScoreError(score.method)
     return score
@@ -196,10 +190,24 @@ class QuestionRun:
     """The state of one question while the policy is carried out; made for one call of `Guard.run`."""
 
     def __init__(
-        self, parts: Parts, resources: Resources, clock: Callable[[], float], progress: Progress = NOT_BEGUN
+        self,
+        parts: Parts,
+        resources: Resources,
+        *,
+        clock: Callable[[], float],
+        progress: Progress = NOT_BEGUN,
+        cancel: threading.Event | None = None,
     ) -> None:
-        """Start the clock, or go on where an earlier call was postponed."""
-        self._parts, self._resources, self._clock = parts, resources, clock
+        """Start the clock, or go on where an earlier call was postponed.
+
+        Args:
+            parts: the stages.
+            resources: what retries and fallbacks act with.
+            clock: seconds, never going back.
+            progress: where an earlier call was postponed.
+            cancel: set when the outcome is no longer needed.
+        """
+        self._parts, self._resources, self._clock, self._cancel = parts, resources, clock, cancel
         self._started = clock() - progress.elapsed_s
         left_s = None if parts.budget_s is None else parts.budget_s - progress.elapsed_s
         self._deadline = Deadline.after(left_s, clock)
@@ -215,17 +223,19 @@ class QuestionRun:
         Raises:
             UncalibratedError: there is no confidence and the policy says that this is an error.
             PostponedError: the next attempt comes as another call.
+            CancelledError: (of `asyncio`) the question was cancelled.
         """
         decision = self._judge(exchange, scored)
         for _ in range(MAX_STEPS - sum(self._tried.values())):
-            if not isinstance(decision.step, NewAttempt):
+            step = decision.step
+            if step.ends_question is True:
                 return self._end(exchange, decision)
-            exchange, decision = self._step(exchange, decision, decision.step)
+            exchange, decision = self._take_step(exchange, decision, step)
         failure = Failure("policy", "EndlessPolicyError", f"the policy took {MAX_STEPS} steps without an end")
         return self._end(exchange, on_error(self._parts, exchange, failure, self._progress()))
 
     def _judge(self, exchange: Exchange, scored: Score | Exception | None = None) -> Decision:
-        decision = judge(self._parts, exchange, self._progress(), scored)
+        decision = judge(self._parts, exchange, self._progress(), scored, self._cancel)
         self._judged_at = utc_now()
         return decision
 
@@ -238,7 +248,7 @@ class QuestionRun:
             failures=tuple(self._failures),
         )
 
-    def _step(self, exchange: Exchange, decision: Decision, step: NewAttempt) -> tuple[Exchange, Decision]:
+    def _take_step(self, exchange: Exchange, decision: Decision, step: NewAttempt) -> tuple[Exchange, Decision]:
         """Return the next attempt and its decision, or the same attempt with the next step when this one failed."""
         self._tried[decision.rule] = self._tried.get(decision.rule, 0) + 1
         try:
@@ -308,7 +318,7 @@ class QuestionRun:
                 return self._not_handed_over(exchange, decision, error)
             abstain = self._parts.abstain_message
             return settle_review(ruling, pending=step.message, abstain=abstain), review_id, decision
-        if isinstance(step, NewAttempt):  # decided by `on_error` or a decider of the user's: can't be acted on any more
+        if step.ends_question is False:  # decided by `on_error` or a decider of the user's: can't be acted on any more
             step = Abstain(message=self._parts.abstain_message)
         return settle(step, exchange), None, decision
 

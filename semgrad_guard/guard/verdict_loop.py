@@ -1,21 +1,57 @@
-"""What verdicts teach: LangSmith hears of them, and the watch for drift sees whether confidences came true."""
+"""What a guard does with verdicts: it gives them again, posts them to LangSmith, and checks confidences by them."""
 
 from __future__ import annotations
 
 import logging
 import threading
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from semgrad_guard.errors import ReviewError
+from semgrad_guard.flow import Verdict
 
 if TYPE_CHECKING:
     from semgrad_guard.calibration import DriftMonitor
+    from semgrad_guard.flow import Exchange, Ruling
     from semgrad_guard.policy import Policy
+    from semgrad_guard.policy.review import ReuseVerdicts
     from semgrad_guard.ports import Calibrator
     from semgrad_guard.review import SqlReviewQueue
+    from semgrad_guard.review.client import ReviewClient
     from semgrad_guard.review.store.outbox import Delivery
 
 _log = logging.getLogger("semgrad_guard")
+
+
+class EarlierVerdicts:
+    """The verdicts that people gave before, for questions that are asked again."""
+
+    def __init__(self, queue: SqlReviewQueue | ReviewClient, reuse: ReuseVerdicts) -> None:
+        """Keep where verdicts are stored, and which of them count."""
+        self._queue, self._reuse = queue, reuse
+
+    def find(self, exchange: Exchange) -> Ruling | None:
+        """Return the verdict that answers the exchange's question; `None` when a person must look again.
+
+        The earlier item must carry all tags of the exchange. After a rejection a person must look again. A queue that
+        cannot be reached counts as one without verdicts.
+        """
+        reuse, question = self._reuse, exchange.question
+        if not question or (reuse.tags is not None and not reuse.tags & exchange.tags):
+            return None
+        try:
+            found = self._queue.reuse(
+                question,
+                tags=exchange.tags,
+                similar=reuse.threshold if reuse.mode == "similar" else None,
+                max_age_s=None if reuse.expires_days is None else timedelta(days=reuse.expires_days).total_seconds(),
+            )
+        except Exception as error:  # noqa: BLE001 - a person can still look
+            _log.warning("could not look for an earlier verdict: %s: %s", type(error).__name__, error)
+            return None
+        given = found is not None and found.ruling.verdict in {Verdict.APPROVED, Verdict.EDITED}
+        return found.ruling if found is not None and given else None
+
 
 LANGSMITH = "langsmith"
 """The consumer of verdicts that posts feedback; all programs on one queue share it, so each verdict is posted once."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from transformers import DynamicCache
@@ -14,12 +14,54 @@ from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLa
 from semgrad_guard.models.device import in_this_thread
 
 if TYPE_CHECKING:
+    import threading
     from collections.abc import Generator, Sequence
 
     from torch import Tensor, nn
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from semgrad_guard.models.local import LocalModel
+
+class ModelView(Protocol):
+    """The parts of a `LocalModel` that writing an answer needs."""
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """The live model."""
+        ...
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """Its tokenizer."""
+        ...
+
+    @property
+    def lock(self) -> threading.RLock:
+        """Held by whatever runs the model."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model takes its token ids."""
+        ...
+
+    @property
+    def context_limit(self) -> int | None:
+        """How many tokens of prompt and answer it can read; `None` when nothing limits it."""
+        ...
+
+    @property
+    def end_ids(self) -> frozenset[int]:
+        """Token ids that end an answer."""
+        ...
+
+    @property
+    def pad_id(self) -> int:
+        """Token id that fills up shorter rows of a batch."""
+        ...
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of token ids without special tokens."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +179,7 @@ def pad_left(
     return torch.tensor(padded, device=device), torch.tensor(mask, device=device)
 
 
-def prompt_cache(local: LocalModel, prompts: Sequence[tuple[int, ...]], kept: KeptCache | None) -> Cache | None:
+def prompt_cache(local: ModelView, prompts: Sequence[tuple[int, ...]], kept: KeptCache | None) -> Cache | None:
     """Return the KV cache of all tokens but the last of each prompt, for which equal prompts were read only once.
 
     Args:
@@ -159,7 +201,7 @@ def prompt_cache(local: LocalModel, prompts: Sequence[tuple[int, ...]], kept: Ke
     return cache
 
 
-def _read(local: LocalModel, prompts: Sequence[tuple[int, ...]]) -> Cache | None:
+def _read(local: ModelView, prompts: Sequence[tuple[int, ...]]) -> Cache | None:
     cache = full_cache(local.model)
     if cache is None:
         return None
@@ -224,7 +266,7 @@ class RecordedOutputs:
 
 
 @contextmanager
-def recorded_outputs(local: LocalModel, *, wanted: bool) -> Generator[RecordedOutputs]:
+def recorded_outputs(local: ModelView, *, wanted: bool) -> Generator[RecordedOutputs]:
     """Give what fills with the outputs of the head for each next token, where they are wanted."""
     seen = RecordedOutputs()
     with ExitStack() as undo:

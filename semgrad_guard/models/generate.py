@@ -23,8 +23,7 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers.cache_utils import Cache
 
-    from semgrad_guard.models.cache import Recorded, RecordedOutputs
-    from semgrad_guard.models.local import LocalModel
+    from semgrad_guard.models.cache import ModelView, Recorded, RecordedOutputs
 
 
 class Sampler(LogitsProcessor):
@@ -241,7 +240,7 @@ class GenerationSettings:
 
 
 def generate(
-    local: LocalModel,
+    local: ModelView,
     rows: Sequence[Row],
     settings: GenerationSettings,
     *,
@@ -295,7 +294,7 @@ def generate(
     return [replace(answers[0], kept=_kept(output[0], cache, states, states_of, outputs))]
 
 
-def _room(local: LocalModel, prompts: Sequence[tuple[int, ...]]) -> int:
+def _room(local: ModelView, prompts: Sequence[tuple[int, ...]]) -> int:
     """Return how many answer tokens fit behind the longest prompt."""
     if not all(prompts):
         raise EmptyPromptError
@@ -316,24 +315,24 @@ class _Endings:
     texts: tuple[str, ...]
 
 
-def _endings(local: LocalModel, stop: Sequence[str]) -> _Endings:
+def _endings(local: ModelView, stop: Sequence[str]) -> _Endings:
     """Return what ends an answer; a stop sequence that is a special token is an id, since texts do not show it."""
     special = special_tokens(local.tokenizer)
     ids = frozenset(special[text] for text in stop if text in special)
     return _Endings(local.end_ids | ids, tuple(text for text in stop if text not in special))
 
 
-def _takes_cache(local: LocalModel) -> bool:
+def _takes_cache(local: ModelView) -> bool:
     """Tell whether the caller left the kind of cache open; a static one, say, excludes ours."""
     settings = getattr(local.model, "generation_config", None)
     return getattr(settings, "cache_implementation", None) in {None, "hybrid"}  # an old default that means nothing now
 
 
-def _cache(local: LocalModel, prompts: Sequence[tuple[int, ...]], memory: Keep | KeptCache | None) -> Cache | None:
+def _cache(local: ModelView, prompts: Sequence[tuple[int, ...]], memory: Keep | KeptCache | None) -> Cache | None:
     return full_cache(local.model) if isinstance(memory, Keep) else prompt_cache(local, prompts, memory)
 
 
-def _config(local: LocalModel, end_ids: frozenset[int], *, max_new_tokens: int) -> GenerationConfig:
+def _config(local: ModelView, end_ids: frozenset[int], *, max_new_tokens: int) -> GenerationConfig:
     """Return settings that leave nothing to the checkpoint's own: transformers fills in whatever is not said here."""
     config: Any = GenerationConfig
     made: GenerationConfig = config(
@@ -364,7 +363,7 @@ def _pickers(settings: GenerationSettings, numbers: Sequence[int]) -> list[Sampl
 
 
 def _run(
-    local: LocalModel,
+    local: ModelView,
     prompts: Sequence[tuple[int, ...]],
     config: GenerationConfig,
     pickers: Sequence[Sampler],
@@ -394,7 +393,7 @@ def _written(row: list[int], n_stopped: int | None, end_ids: frozenset[int]) -> 
 
 
 def _answer(
-    local: LocalModel, prompt_ids: tuple[int, ...], ids: tuple[int, ...], ends: _Endings, *, ended_early: bool
+    local: ModelView, prompt_ids: tuple[int, ...], ids: tuple[int, ...], ends: _Endings, *, ended_early: bool
 ) -> Generated:
     """Return the answer in the ids that were written."""
     text = local.decode(ids)
@@ -410,7 +409,7 @@ def _answer(
     return Generated(prompt_ids=prompt_ids, answer_ids=ids, text=text, finish_reason=reason)
 
 
-def _holding(local: LocalModel, ids: tuple[int, ...], text: str) -> tuple[int, ...]:
+def _holding(local: ModelView, ids: tuple[int, ...], text: str) -> tuple[int, ...]:
     """Return the fewest leading ids whose text holds all of `text`."""
     n = len(ids)
     while n > 0 and local.decode(ids[: n - 1]).startswith(text):
@@ -433,7 +432,7 @@ def _kept(
 
 
 def generate_batches(
-    local: LocalModel,
+    local: ModelView,
     prompts: Sequence[tuple[int, ...]],
     settings: GenerationSettings,
     *,
@@ -455,7 +454,7 @@ def generate_batches(
 
 
 def _write(
-    local: LocalModel,
+    local: ModelView,
     rows: Sequence[Row],
     settings: GenerationSettings,
     should_end: Callable[[], bool],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar, assert_never
 
 from semgrad_guard.errors import CalibrationError, UncalibratedError
 from semgrad_guard.flow import (
@@ -179,7 +179,7 @@ def cost_of(escalation: Sequence[Ruled[EscalationStep]], tried: Mapping[str, int
 def tries_left(entry: Ruled[EscalationStep], progress: Progress) -> int:
     """Return how often a step may still be tried; a step that ends the question has one try."""
     spec = entry.value.spec
-    return 1 if isinstance(spec, HumanReviewStep) else spec.attempts - progress.tried.get(entry.rule, 0)
+    return spec.attempts - progress.tried.get(entry.rule, 0) if isinstance(spec, NewAttemptStep) else 1
 
 
 def _obstacle(entry: Ruled[EscalationStep], context: StepContext, progress: Progress) -> Skipped | None:
@@ -195,7 +195,7 @@ def _obstacle(entry: Ruled[EscalationStep], context: StepContext, progress: Prog
 def _over_budget(entry: Ruled[EscalationStep], budget: Budget, spent: Spent) -> Skipped | None:
     """Return which limit stops a step; steps that end the question are never stopped."""
     spec = entry.value.spec
-    if isinstance(spec, HumanReviewStep):
+    if not isinstance(spec, NewAttemptStep):
         return None
     if budget.seconds is not None and not spent.seconds < budget.seconds:
         return Skipped(entry.rule, f"{spent.seconds:.3g} of {budget.seconds:g} s used", "budget.seconds")
@@ -350,10 +350,15 @@ class PolicyDecider:
     def _unjudged(self, question: DecisionInput, why: str, error: str) -> Decision:
         """Decide when nothing can be compared."""
         on_uncalibrated, messages = question.rules.on_uncalibrated, question.rules.messages
-        if on_uncalibrated.value == "error":
-            raise UncalibratedError(error)
-        warn = on_uncalibrated.value == "warn"
-        step: Step = AnswerWithWarning(warning=messages.unchecked) if warn else Abstain(message=messages.abstain)
+        match on_uncalibrated.value:
+            case "error":
+                raise UncalibratedError(error)
+            case "warn":
+                step: Step = AnswerWithWarning(warning=messages.unchecked)
+            case "abstain":
+                step = Abstain(message=messages.abstain)
+            case _:
+                assert_never(on_uncalibrated.value)
         return question.decision(step, on_uncalibrated.rule, why)
 
     def _escalate(self, question: DecisionInput, threshold: float) -> Decision:
@@ -389,9 +394,13 @@ class PolicyDecider:
 
 
 def _last_step(rules: Rules) -> Step:
-    if rules.otherwise.value == "abstain":
-        return Abstain(message=rules.messages.abstain)
-    return AnswerWithWarning(warning=rules.messages.warning)
+    match rules.otherwise.value:
+        case "abstain":
+            return Abstain(message=rules.messages.abstain)
+        case "answer_with_warning":
+            return AnswerWithWarning(warning=rules.messages.warning)
+        case _:
+            assert_never(rules.otherwise.value)
 
 
 def _how(choice: Choice, progress: Progress) -> str:

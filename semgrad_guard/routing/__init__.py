@@ -3,6 +3,7 @@
 from semgrad_guard.routing.deadline import Deadline
 from semgrad_guard.routing.steps import (
     NO_RESOURCES,
+    DocumentMap,
     PostponedError,
     Resources,
     Settled,
@@ -15,6 +16,7 @@ from semgrad_guard.routing.steps import (
 __all__ = [
     "NO_RESOURCES",
     "Deadline",
+    "DocumentMap",
     "PostponedError",
     "Resources",
     "Settled",

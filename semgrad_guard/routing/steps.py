@@ -1,10 +1,17 @@
-"""Carries out one step of the policy: retrieve and answer again, ask another model, ask a person, or settle."""
+"""Carries out one step of the policy: retrieve and answer again, ask another model, ask a person, or settle.
+
+An adapter gives its framework's part in `Resources`. For `retry_retrieval` that is a `Retriever`, whose
+`retrieve(query, top_k)` calls the framework's retriever and turns documents into passages, and an `AnswerModel`, whose
+`answer(exchange, passages)` asks the chain again; `DocumentMap` leads from the passages back to the documents. All else
+is done here: rewriting the query, the number of passages, leaving out unused ones, refusing those that failed before,
+time limits, and trying again after passing faults.
+"""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar, assert_never
 
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, stop_after_delay, wait_random_exponential
 
@@ -20,21 +27,20 @@ from semgrad_guard.flow import (
     Accept,
     AnswerWithWarning,
     FallbackModel,
-    NewAttempt,
     Passage,
     Progress,
     RetryRetrieval,
     Status,
     Verdict,
 )
-from semgrad_guard.ports import AnswerModel, Retriever, RetrievingChain
+from semgrad_guard.ports import AnswerModel, ConfigurableChain, RetrievingChain
 from semgrad_guard.routing.deadline import Deadline, call_before
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from semgrad_guard.flow import Attempt, Decision, Exchange, HumanReview, ReviewId, Ruling
-    from semgrad_guard.ports import QueryRewriter, ReviewQueue
+    from semgrad_guard.flow import Attempt, Decision, Exchange, HumanReview, NewAttempt, ReviewId, Ruling
+    from semgrad_guard.ports import QueryRewriter, Retriever, ReviewQueue
 
 
 class PostponedError(Exception):
@@ -55,8 +61,14 @@ class Resources:
     """Retrievers, models and chains by which the policy's steps act; a step without its resource is skipped."""
 
     chain: AnswerModel | RetrievingChain | None = None
-    """Answers the question again: from passages found by `retriever`, or with a retriever of its own."""
+    """Answers the question again: from the passages that a retriever below finds (`AnswerModel`), or with a retriever
+    of its own (`RetrievingChain`). One that is both retrieves by itself only where no retriever is given and the step
+    names none. An `AnswerModel` that is a `ConfigurableChain` gets the step's `configurable` fields."""
     retriever: Retriever | None = None
+    """The chain's own retriever."""
+    chain_query: Callable[[Exchange], str] | None = None
+    """Returns what the chain itself asked its retriever in an attempt, for a chain that rewords the question, such as
+    one that makes it independent of a chat; a retry without `rewrite_query` asks the same. Left out, the question."""
     retrievers: Mapping[str, Retriever] = field(default_factory=dict[str, "Retriever"])
     """Other retrievers by the name that the policy uses."""
     rewriter: QueryRewriter | None = None
@@ -66,8 +78,37 @@ class Resources:
 
 NO_RESOURCES = Resources()
 
-
 T = TypeVar("T")
+
+
+class DocumentMap(Generic[T]):
+    """Remembers which document of a framework each passage was made of, for one question.
+
+    Example:
+        >>> documents = DocumentMap(lambda text: Passage(text.strip()))
+        >>> documents.documents_of(documents.passages_of([" one ", " two "])[:1])
+        [' one ']
+    """
+
+    def __init__(self, to_passage: Callable[[T], Passage]) -> None:
+        """Begin empty.
+
+        Args:
+            to_passage: turns a document into a passage.
+        """
+        self._to_passage = to_passage
+        self._documents: dict[Passage, T] = {}
+
+    def passages_of(self, documents: Iterable[T]) -> list[Passage]:
+        """Return documents as passages, in order; equal ones once."""
+        by_passage = {self._to_passage(document): document for document in documents}
+        self._documents |= by_passage
+        return list(by_passage)
+
+    def documents_of(self, passages: Iterable[Passage]) -> list[T]:
+        """Return the documents that passages were made of; passages that came from elsewhere are left out."""
+        return [self._documents[passage] for passage in passages if passage in self._documents]
+
 
 TRANSIENT_TRIES = 3
 """How often a call that fails for a passing reason is made before the step counts as failed."""
@@ -91,9 +132,13 @@ def next_attempt(step: NewAttempt, exchange: Exchange, resources: Resources, dea
         PostponedError: the new attempt will come as another call.
     """
     deadline = deadline.within(step.timeout_s)
-    if isinstance(step, RetryRetrieval):
-        return _retrieve_again(step, exchange, resources, deadline)
-    return _ask_fallback(step, exchange, resources, deadline)
+    match step:
+        case RetryRetrieval():
+            return _retrieve_again(step, exchange, resources, deadline)
+        case FallbackModel():
+            return _ask_fallback(step, exchange, resources, deadline)
+        case _:
+            assert_never(step)
 
 
 def _ask_fallback(step: FallbackModel, exchange: Exchange, resources: Resources, deadline: Deadline) -> Exchange:
@@ -104,7 +149,7 @@ def _ask_fallback(step: FallbackModel, exchange: Exchange, resources: Resources,
         msg = f"no fallback model {step.name!r} was given to this guard (given: {known}): {advice}"
         raise StepUnavailableError(msg)
     try:
-        return _patiently(lambda: model.answer(exchange, None), deadline, f"fallback model {step.name!r}")
+        return _with_retries(lambda: model.answer(exchange, None), deadline, f"fallback model {step.name!r}")
     except Exception as error:
         msg = f"fallback model {step.name!r} gave no answer: {type(error).__name__}: {error}"
         raise FallbackFailedError(msg) from error
@@ -115,11 +160,15 @@ def _retrieve_again(step: RetryRetrieval, exchange: Exchange, resources: Resourc
     if chain is None:
         msg = "this guard can't answer again: wrap the chain, as in SemGradGuard(...).wrap(chain, retriever=retriever)"
         raise StepUnavailableError(msg)
+    has_retriever = step.retriever is not None or resources.retriever is not None
     try:
         query = _query(step, exchange, resources, deadline)
-        if isinstance(chain, RetrievingChain):
-            return _patiently(lambda: chain.answer_again(exchange, query=query, step=step), deadline, "answering again")
-        return _retrieve_then_answer(step, exchange, resources, chain, deadline=deadline, query=query)
+        if isinstance(chain, RetrievingChain) and not (has_retriever and isinstance(chain, AnswerModel)):
+            return _with_retries(
+                lambda: chain.answer_again(exchange, query=query, step=step), deadline, "answering again"
+            )
+        passages = _retrieve(step, exchange, _retriever(step, resources), query, deadline)
+        return _answer(step, exchange, chain, passages, deadline)
     except (RetrievalFailedError, StepUnavailableError, PostponedError):
         raise
     except Exception as error:
@@ -133,34 +182,42 @@ def _query(step: RetryRetrieval, exchange: Exchange, resources: Resources, deadl
         msg = "the question is not known, so nothing can be retrieved for it: give the guard the question"
         raise StepUnavailableError(msg)
     rewriter = resources.rewriter
-    if not step.rewrite_query or rewriter is None:
-        return question
-    return _patiently(lambda: rewriter.rewrite(question), deadline, "rewriting the query").strip() or question
-
-
-def _retrieve_then_answer(
-    step: RetryRetrieval,
-    exchange: Exchange,
-    resources: Resources,
-    chain: AnswerModel,
-    *,
-    deadline: Deadline,
-    query: str,
-) -> Exchange:
-    retriever = _retriever(step, resources)
-    top_k = wanted_passages(step, exchange)
-    found = _patiently(lambda: retriever.retrieve(query, top_k), deadline, "retrieval")
-    passages = worth_reading(step, exchange, found)
-    return _patiently(lambda: chain.answer(exchange, passages), deadline, "answering again")
+    if step.rewrite_query and rewriter is not None:
+        rewritten = _with_retries(lambda: rewriter.rewrite(question), deadline, "rewriting the query").strip()
+        if rewritten and rewritten != question:
+            return rewritten
+    return (resources.chain_query(exchange) if resources.chain_query else "") or question
 
 
 def _retriever(step: RetryRetrieval, resources: Resources) -> Retriever:
-    retriever = resources.retrievers.get(step.retriever) if step.retriever else resources.retriever
-    if retriever is None:
-        name = repr(step.retriever) if step.retriever else "of the chain"
-        msg = f"no retriever {name} was given to this guard: pass it to wrap(chain, retriever=..., retrievers={{...}})"
+    if step.retriever is None:
+        if resources.retriever is None:
+            msg = "this guard knows no retriever: pass retriever=retriever, as in wrap(chain, retriever=retriever)"
+            raise StepUnavailableError(msg)
+        return resources.retriever
+    named = resources.retrievers.get(step.retriever)
+    if named is None:
+        known = ", ".join(sorted(resources.retrievers)) or "none"
+        advice = f"pass retrievers={{{step.retriever!r}: retriever}}"
+        msg = f"no retriever {step.retriever!r} was given to this guard (given: {known}): {advice}"
         raise StepUnavailableError(msg)
-    return retriever
+    return named
+
+
+def _retrieve(
+    step: RetryRetrieval, exchange: Exchange, retriever: Retriever, query: str, deadline: Deadline
+) -> tuple[Passage, ...]:
+    top_k = wanted_passages(step, exchange)
+    found = _with_retries(lambda: retriever.retrieve(query, top_k), deadline, "retrieval")
+    return worth_reading(step, exchange, found)
+
+
+def _answer(
+    step: RetryRetrieval, exchange: Exchange, chain: AnswerModel, passages: tuple[Passage, ...], deadline: Deadline
+) -> Exchange:
+    if step.configurable and isinstance(chain, ConfigurableChain):
+        chain = chain.with_configurable(step.configurable)
+    return _with_retries(lambda: chain.answer(exchange, passages), deadline, "answering again")
 
 
 def wanted_passages(step: RetryRetrieval, exchange: Exchange) -> int:
@@ -174,7 +231,7 @@ def worth_reading(step: RetryRetrieval, exchange: Exchange, found: Sequence[Pass
     Args:
         step: with `drop_unused`, passages of the failed attempt of which no word reached its answer are left out.
         exchange: the attempt that was not good enough.
-        found: what the retriever returned.
+        found: what the retriever returned; what is kept of it stays in order.
 
     Raises:
         RetrievalFailedError: nothing was found, or the very passages that already failed, so asking again can't help.
@@ -202,7 +259,7 @@ def _words(text: str) -> frozenset[str]:
     return frozenset(re.findall(r"\w+", text.lower()))
 
 
-def _patiently(call: Callable[[], T], deadline: Deadline, what: str) -> T:
+def _with_retries(call: Callable[[], T], deadline: Deadline, what: str) -> T:
     """Return what a call returns; passing faults are tried again with jittered backoff while time is left."""
     remaining = deadline.remaining_s()
     stop = stop_after_attempt(TRANSIENT_TRIES)
@@ -273,13 +330,17 @@ class Settled:
 
 
 def settle(step: Accept | AnswerWithWarning | Abstain, exchange: Exchange) -> Settled:
-    """Return what the caller gets for a step that needs nobody else."""
-    if isinstance(step, Accept):
-        return Settled(exchange.answer, Status.ANSWERED)
-    if isinstance(step, AnswerWithWarning):
-        text = f"{step.warning}\n\n{exchange.answer}" if step.warning else exchange.answer
-        return Settled(text, Status.WARNED)
-    return Settled(step.message, Status.ABSTAINED)
+    """Return what the caller gets for a step that ends the question without a person."""
+    match step:
+        case Accept():
+            return Settled(exchange.answer, Status.ANSWERED)
+        case AnswerWithWarning():
+            text = f"{step.warning}\n\n{exchange.answer}" if step.warning else exchange.answer
+            return Settled(text, Status.WARNED)
+        case Abstain():
+            return Settled(step.message, Status.ABSTAINED)
+        case _:
+            assert_never(step)
 
 
 def settle_review(ruling: Ruling | None, *, pending: str, abstain: str) -> Settled:

@@ -249,13 +249,13 @@ class SemGradScorer:
         )
 
     def score(
-        self, exchange: Exchange, *, max_time_s: float | None = None, cancel: threading.Event | None = None
+        self, exchange: Exchange, *, timeout_s: float | None = None, cancel: threading.Event | None = None
     ) -> Score:
         """Return the score of one exchange; one that was taken while its answer was written is completed, not redone.
 
         Args:
             exchange: what to score.
-            max_time_s: give up after this many seconds, waiting for the model included.
+            timeout_s: give up after this many seconds, waiting for the model included.
             cancel: give up when this event is set.
 
         Raises:
@@ -265,13 +265,13 @@ class SemGradScorer:
         earlier = self._earlier(exchange)
         if earlier is not None:
             return earlier
-        return self._score(self._prepared(exchange), lease=self._lease(cancel, max_time_s))
+        return self._score(self._prepared(exchange), lease=self._lease(cancel, timeout_s))
 
-    async def ascore(self, exchange: Exchange, *, max_time_s: float | None = None) -> Score:
+    async def ascore(self, exchange: Exchange, *, timeout_s: float | None = None) -> Score:
         """Same as `score`, in a thread; cancelling the task ends the work at the next decoder block."""
         cancel = threading.Event()
         try:
-            return await asyncio.to_thread(self.score, exchange, max_time_s=max_time_s, cancel=cancel)
+            return await asyncio.to_thread(self.score, exchange, timeout_s=timeout_s, cancel=cancel)
         finally:
             cancel.set()
 
@@ -293,7 +293,7 @@ class SemGradScorer:
         generated: Generated,
         exchange: Exchange | None = None,
         *,
-        max_time_s: float | None = None,
+        timeout_s: float | None = None,
         cancel: threading.Event | None = None,
     ) -> Score:
         """Return the score of an answer that this model has just written, from the KV cache of the writing.
@@ -301,7 +301,7 @@ class SemGradScorer:
         Args:
             generated: what the model wrote.
             exchange: the same with question and passages, for the signals that need them.
-            max_time_s: as for `score`.
+            timeout_s: as for `score`.
             cancel: as for `score`.
 
         Raises:
@@ -316,23 +316,23 @@ class SemGradScorer:
             answer_ids=generated.answer_ids,
             on_policy=True,
         )
-        return self._score(self._prepared(known), generated.kept, self._lease(cancel, max_time_s))
+        return self._score(self._prepared(known), generated.kept, self._lease(cancel, timeout_s))
 
     def score_batch(
         self,
         exchanges: Sequence[Exchange],
         *,
-        max_time_s: float | None = None,
+        timeout_s: float | None = None,
         cancel: threading.Event | None = None,
     ) -> list[Score | ScoringError]:
         """Return one score or error for each exchange, in order; one bad exchange does not spoil the others.
 
         Args:
             exchanges: what to score.
-            max_time_s: give up after this many seconds on what has no score by then.
+            timeout_s: give up after this many seconds on what has no score by then.
             cancel: give up when this event is set.
         """
-        lease = self._lease(cancel, max_time_s)
+        lease = self._lease(cancel, timeout_s)
         found: dict[int, Score | ScoringError] = {}
         tasks: dict[int, _Task] = {}
         for number, exchange in enumerate(exchanges):
@@ -379,10 +379,10 @@ class SemGradScorer:
             raise one
         return self._finished(task, one, time.perf_counter() - started)
 
-    def _lease(self, cancel: threading.Event | None, max_time_s: float | None) -> ModelLease:
-        never = cancel is None and max_time_s is None
+    def _lease(self, cancel: threading.Event | None, timeout_s: float | None) -> ModelLease:
+        never = cancel is None and timeout_s is None
         return ModelLease(
-            self._model.model, self._model.lock, self._blocks, None if never else ending(cancel, max_time_s)
+            self._model.model, self._model.lock, self._blocks, None if never else ending(cancel, timeout_s)
         )
 
     def _finished(self, task: _Task, measured: Measure, seconds: float) -> Score:

@@ -13,17 +13,19 @@ from typing_extensions import TypedDict, override
 from langchain_semgrad.agents.search import final_answer
 from langchain_semgrad.convert import asks_for_tools, documents_in, question_in
 from langchain_semgrad.exchanges import Job, Setting, jobs_in
+from langchain_semgrad.guard import build_guard
 from langchain_semgrad.invoke import call_here, on_this_loop
-from langchain_semgrad.judging import Work, outcome_of
+from langchain_semgrad.judging import Work, findings_with_run, outcome_of
 from langchain_semgrad.rerun import Attempts, FallbackModels, Finder, Plan
 from langchain_semgrad.review import REVIEWS, Review, guard_for, held_answer, settle_held, stops
-from langchain_semgrad.settings import build_guard, check_option
-from langchain_semgrad.values import METADATA_KEY, Slot, findings, with_answer
+from langchain_semgrad.values import METADATA_KEY, Slot, with_answer
+from semgrad_guard.adapter_kit import GuardOptions, check_option
 from semgrad_guard.errors import NotGuardableError, StepUnavailableError
 from semgrad_guard.flow import Status
 from semgrad_guard.guard import in_thread
 
 if TYPE_CHECKING:
+    import threading
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
@@ -99,7 +101,9 @@ class SemGradNode(Runnable[Any, Any]):
     ) -> None:
         check_option("review", review, REVIEWS)
         self.name = "semgrad_node"
-        self._guard, own_model = build_guard(llm, policy=policy, model=model, scorer=scorer, guard=guard)
+        self._guard, own_model = build_guard(
+            GuardOptions(llm=llm, policy=policy, model=model, scorer=scorer, guard=guard)
+        )
         self._answer_key, self._question_key = answer_key, question_key
         self._review: Review | None = review
         self._plan = Plan(
@@ -133,12 +137,12 @@ class SemGradNode(Runnable[Any, Any]):
         if not held:
             return {}
         text, status = settle_held(held, self._guard, self._review)
-        found = {**state.get(METADATA_KEY, {}), "status": status.value, "withheld": status is Status.ABSTAINED}
+        findings = {**state.get(METADATA_KEY, {}), "status": status.value, "withheld": status is Status.ABSTAINED}
         message = next((m for m in _messages(state[self._answer_key]) if m.id == held["message_id"]), None)
         changed: Any = text
         if message is not None:
-            changed = with_answer(message, Slot((), str(message.text), message), text, found)
-        return {self._answer_key: self._in_place(state, changed), METADATA_KEY: found, HELD_KEY: None}
+            changed = with_answer(message, Slot((), str(message.text), message), text, findings)
+        return {self._answer_key: self._in_place(state, changed), METADATA_KEY: findings, HELD_KEY: None}
 
     def _invoke(self, state: Any, run_manager: BaseRunManager, config: RunnableConfig) -> dict[str, Any]:
         return self._update(state, run_manager, config, call_here)
@@ -147,14 +151,16 @@ class SemGradNode(Runnable[Any, Any]):
         with on_this_loop() as call:
             return await in_thread(self._update, state, run_manager, config, call)
 
-    def _update(self, state: Any, manager: Any, config: RunnableConfig, call: Caller) -> dict[str, Any]:
+    def _update(
+        self, state: Any, manager: Any, config: RunnableConfig, call: Caller, cancel: threading.Event | None = None
+    ) -> dict[str, Any]:
         value = self._answer(state)
         if asks_for_tools(value):
             return {}
         config = patch_config(config, callbacks=manager.get_child())
         attempts = Attempts(self._plan, value, config, call, manager)
         work = Work(value, (self._job(state, value, manager),), attempts, manager)
-        outcome = outcome_of(guard_for(self._guard, self._review), work)
+        outcome = outcome_of(guard_for(self._guard, self._review), work, cancel)
         return self._settled(state, value, outcome)
 
     def _answer(self, state: Mapping[str, Any]) -> Any:
@@ -179,15 +185,15 @@ class SemGradNode(Runnable[Any, Any]):
         return job.with_context(question, documents_in(state))
 
     def _settled(self, state: Mapping[str, Any], value: Any, outcome: Outcome) -> dict[str, Any]:
-        found, same = findings(outcome), outcome.text == outcome.exchange.answer
+        findings, same = findings_with_run(outcome), outcome.text == outcome.exchange.answer
         changed: Any = outcome.text
         if isinstance(value, AIMessage):
             text = str(value.text) if same and outcome.exchange.attempt == 1 else outcome.text
-            changed = with_answer(value, Slot((), str(value.text), value), text, found)
+            changed = with_answer(value, Slot((), str(value.text), value), text, findings)
             changed = changed if changed.id else changed.model_copy(update={"id": str(uuid4())})
         held = held_answer(outcome, str(changed.id) if isinstance(value, AIMessage) else "")
         waits = held if stops(self._review) else None
-        return {self._answer_key: self._in_place(state, changed), METADATA_KEY: found, HELD_KEY: waits}
+        return {self._answer_key: self._in_place(state, changed), METADATA_KEY: findings, HELD_KEY: waits}
 
     def _in_place(self, state: Mapping[str, Any], changed: Any) -> Any:
         """Return the update of the answer's key: the reducer of messages replaces the one with the same id."""

@@ -14,7 +14,9 @@ from typing_extensions import override
 
 from langchain_semgrad.agents.attempts import AgentAttempts, AgentPlan, answer_in, read_by, told
 from langchain_semgrad.agents.search import Search, final_answer, search_in, to_state
+from langchain_semgrad.guard import build_guard
 from langchain_semgrad.invoke import call_here, on_this_loop
+from langchain_semgrad.judging import ReturnOptions, StreamMode, findings_with_run
 from langchain_semgrad.rerun import FallbackModels, Finder
 from langchain_semgrad.review import (
     REVIEWS,
@@ -24,14 +26,14 @@ from langchain_semgrad.review import (
     settle_held,
     stops,
 )
-from langchain_semgrad.settings import OnWithheld, Settings, StreamMode, build_guard, check_option
-from langchain_semgrad.values import METADATA_KEY, Slot, findings, with_answer
-from semgrad_guard.adapter_kit.findings import held_back
+from langchain_semgrad.values import METADATA_KEY, Slot, with_answer
+from semgrad_guard.adapter_kit import GuardOptions, OnWithheld, check_option, held_back
 from semgrad_guard.flow import Status
 from semgrad_guard.guard import in_thread
 from semgrad_guard.routing import PostponedError
 
 if TYPE_CHECKING:
+    import threading
     from collections.abc import Awaitable, Callable, Mapping
     from pathlib import Path
 
@@ -120,8 +122,10 @@ class SemGradMiddleware(AgentMiddleware[SemGradState, Any, Any]):
         super().__init__()
         check_option("review", review, REVIEWS)
         self._review: Review | None = review
-        self._settings = Settings(stream=stream, on_withheld=on_withheld)
-        self._guard, own_model = build_guard(llm, policy=policy, model=model, scorer=scorer, guard=guard)
+        self._returns = ReturnOptions(stream=stream, on_withheld=on_withheld)
+        self._guard, own_model = build_guard(
+            GuardOptions(llm=llm, policy=policy, model=model, scorer=scorer, guard=guard)
+        )
         self._plan = AgentPlan(
             finder=Finder(retriever=retriever, retrievers=dict(retrievers or {})),
             fallbacks=FallbackModels(fallbacks),
@@ -167,7 +171,12 @@ class SemGradMiddleware(AgentMiddleware[SemGradState, Any, Any]):
         return AgentAttempts(self._plan, request, ask, call, ensure_config())
 
     def _guarded(
-        self, attempts: AgentAttempts, search: Search, asked: ModelRequest[Any], response: ModelResponse[Any]
+        self,
+        attempts: AgentAttempts,
+        search: Search,
+        asked: ModelRequest[Any],
+        response: ModelResponse[Any],
+        cancel: threading.Event | None = None,
     ) -> ModelResponse[Any] | ExtendedModelResponse[Any]:
         message = answer_in(response)
         if message is None:
@@ -177,13 +186,13 @@ class SemGradMiddleware(AgentMiddleware[SemGradState, Any, Any]):
         attempts.made |= {**search.given, exchange.id: response}
         guard = guard_for(self._guard, self._review)
         try:
-            outcome = guard.run(exchange, attempts.resources(), progress=search.progress_at(exchange))
+            outcome = guard.run(exchange, attempts.resources(), progress=search.progress_at(exchange), cancel=cancel)
         except PostponedError as later:
             return _searching(attempts, Search(told=attempts.told, progress=later.progress, given=attempts.made))
         if attempts.stopped_by is not None:
             raise attempts.stopped_by
         pending = stops(self._review) and outcome.status is Status.PENDING
-        if outcome.withheld and not pending and self._settings.on_withheld == "raise":
+        if outcome.withheld and not pending and self._returns.on_withheld == "raise":
             raise held_back(outcome)
         return _settled(attempts, outcome, held=pending)
 
@@ -201,9 +210,9 @@ class SemGradMiddleware(AgentMiddleware[SemGradState, Any, Any]):
         if not held or message is None or message.id != held["message_id"]:
             return ends or None
         text, status = settle_held(held, self._guard, self._review)
-        found = {**state.get("semgrad", {}), "status": status.value, "withheld": status is Status.ABSTAINED}
-        changed = with_answer(message, Slot((), str(message.text), message), text, found)
-        return {"messages": [changed], "semgrad": found, "semgrad_held": None, **ends}
+        findings = {**state.get("semgrad", {}), "status": status.value, "withheld": status is Status.ABSTAINED}
+        changed = with_answer(message, Slot((), str(message.text), message), text, findings)
+        return {"messages": [changed], "semgrad": findings, "semgrad_held": None, **ends}
 
     @hook_config(can_jump_to=["model", "end"])
     @override
@@ -229,16 +238,16 @@ def _searching(attempts: AgentAttempts, search: Search) -> ExtendedModelResponse
 def _settled(attempts: AgentAttempts, outcome: Outcome, *, held: bool) -> ExtendedModelResponse[Any]:
     """Return the response of the chosen attempt with the outcome's text in it, and what the state must know."""
     response = attempts.made[outcome.exchange.id]
-    message, found = answer_in(response) or AIMessage(""), findings(outcome)
+    message, findings = answer_in(response) or AIMessage(""), findings_with_run(outcome)
     same = outcome.text == outcome.exchange.answer
     text = str(message.text) if same else outcome.text
-    changed = with_answer(message, Slot((), str(message.text), message), text, found)
+    changed = with_answer(message, Slot((), str(message.text), message), text, findings)
     update: dict[str, Any] = {} if same else {"tool_calls": [], "invalid_tool_calls": []}
     changed = changed.model_copy(update={**update, "id": changed.id or str(uuid4())})
     result = [changed if part is message else part for part in response.result] if same else [changed]
     command: Command[Any] = Command(
         update={
-            METADATA_KEY: found,
+            METADATA_KEY: findings,
             "semgrad_held": held_answer(outcome, str(changed.id)) if held else None,
             "semgrad_search": None,
             # An agent that owes a structured answer asks its model for ever, unless it is told that this was all.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Annotated, NamedTuple
+from typing import TYPE_CHECKING, Annotated, NamedTuple, assert_never
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
@@ -12,7 +12,7 @@ from semgrad_guard.errors import DataFileError
 from semgrad_guard.evaluation.grading import words
 from semgrad_guard.evaluation.labelling import Labeller, group_of, signals_of
 from semgrad_guard.evaluation.rows import parse_row, read_placed_rows, read_rows, scored_part
-from semgrad_guard.flow import Action, FallbackModel, Fingerprint, NewAttempt, Score, SpanScore
+from semgrad_guard.flow import Action, FallbackModel, Fingerprint, NewAttempt, RetryRetrieval, Score, SpanScore
 from semgrad_guard.telemetry.jsonl import read_records
 from semgrad_guard.wire import SpanForm, WireError, score_from_fields
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from typing import BinaryIO
 
     from semgrad_guard.evaluation.rows import Row
-    from semgrad_guard.flow import Attempt, Exchange
+    from semgrad_guard.flow import Attempt, Exchange, NewAttempt
 
 FIRST = "first"
 """Route of the first answer."""
@@ -39,7 +39,13 @@ def fallback_route(name: str) -> str:
 
 def route_of(step: NewAttempt) -> str:
     """Return the route of the answers that a step leads to."""
-    return fallback_route(step.name) if isinstance(step, FallbackModel) else RETRY
+    match step:
+        case RetryRetrieval():
+            return RETRY
+        case FallbackModel():
+            return fallback_route(step.name)
+        case _:
+            assert_never(step)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,7 +176,7 @@ def _route(before: Attempt | None) -> str:
     if before is None:
         return FIRST
     step = before.decision.step
-    return route_of(step) if isinstance(step, NewAttempt) else RETRY
+    return RETRY if step.ends_question is True else route_of(step)
 
 
 def _between(before: Attempt | None, attempt: Attempt, scoring_s: float) -> float | None:

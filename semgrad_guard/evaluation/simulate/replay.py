@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from semgrad_guard.errors import ScoringError, StepUnavailableError, UncalibratedError
 from semgrad_guard.evaluation.simulate.recorded import FIRST, RETRY, UNKNOWN, fallback_route
-from semgrad_guard.flow import Accept, Action, NewAttempt, ReviewId, Status
+from semgrad_guard.flow import Accept, Action, ReviewId, Status
 from semgrad_guard.guard.assembly import NoCalibrator, decider_of, profile_of
 from semgrad_guard.guard.question_run import Parts, QuestionRun
 from semgrad_guard.policy.decide import step_rule
@@ -16,6 +16,7 @@ from semgrad_guard.policy.steps import FallbackModelStep, NewAttemptStep
 from semgrad_guard.routing import Resources
 
 if TYPE_CHECKING:
+    import threading
     from collections.abc import Iterable, Sequence
 
     from semgrad_guard.calibration import Profile
@@ -122,25 +123,36 @@ class RecordedScores:
         """Return that nothing is known: each score carries its own."""
         return replace(UNKNOWN, proxy=proxy)
 
-    def score(self, exchange: Exchange) -> Score:
+    def score(
+        self, exchange: Exchange, *, timeout_s: float | None = None, cancel: threading.Event | None = None
+    ) -> Score:
         """Return the recorded score.
 
         Raises:
             ScoringError: scoring failed then, too.
         """
+        del timeout_s, cancel  # the score is there at once
         answer = self._playback.answer(exchange.id)
         self._playback.seconds += answer.scoring_s or 0.0
         if exchange.score is None:
             raise ScoringError(answer.error or "this answer was not scored")
         return exchange.score
 
-    def score_batch(self, exchanges: Sequence[Exchange]) -> list[Score | ScoringError]:
+    def score_batch(
+        self,
+        exchanges: Sequence[Exchange],
+        *,
+        timeout_s: float | None = None,
+        cancel: threading.Event | None = None,
+    ) -> list[Score | ScoringError]:
         """Return the recorded scores."""
-        return [self._score_or_error(exchange) for exchange in exchanges]
+        return [self._score_or_error(exchange, timeout_s, cancel) for exchange in exchanges]
 
-    def _score_or_error(self, exchange: Exchange) -> Score | ScoringError:
+    def _score_or_error(
+        self, exchange: Exchange, timeout_s: float | None, cancel: threading.Event | None
+    ) -> Score | ScoringError:
         try:
-            return self.score(exchange)
+            return self.score(exchange, timeout_s=timeout_s, cancel=cancel)
         except ScoringError as error:
             return error
 
@@ -185,7 +197,7 @@ class TimedByPlayback:
         """Return the decider's decision, its step without a limit on the real clock."""
         decision = self._decider.decide(exchange, score, confidence, progress)
         step = decision.step
-        if not isinstance(step, NewAttempt):
+        if step.ends_question is True:
             return decision
         self._playback.limit_s = step.timeout_s
         return replace(decision, step=replace(step, timeout_s=None))
@@ -281,7 +293,7 @@ class Simulator:
     def replay(self, question: RecordedQuestion) -> Replay:
         """Return how a question ends under the policy."""
         playback = Playback(question, self.policy.budget.seconds)
-        flow = QuestionRun(self._parts(playback), resources_of(playback, self._fallbacks), playback.clock)
+        flow = QuestionRun(self._parts(playback), resources_of(playback, self._fallbacks), clock=playback.clock)
         try:
             outcome = flow.run(playback.first)
         except UncalibratedError:

@@ -12,7 +12,8 @@ from langchain_core.messages import AIMessage
 from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import PromptTemplate
 
-from langchain_semgrad import SemGradCallbackHandler, callback
+from langchain_semgrad import SemGradCallbackHandler
+from semgrad_guard.adapter_kit import BackgroundJudge
 from semgrad_guard.errors import EmptyAnswerError, UncalibratedError
 from semgrad_guard.flow import HumanReview, Status
 from tests.adapters.langchain.chains import LYON, PROMPT, asked, echo, model_of, seen_by
@@ -144,15 +145,15 @@ def test_answers_never_wait_for_the_judging() -> None:
     release, judging = threading.Event(), threading.Event()
 
     class Slow(TableScorer):
-        def score(self, exchange: Any) -> Any:
+        def score(self, exchange: Any, **limits: Any) -> Any:
             judging.set()
             release.wait(10)
-            return super().score(exchange)
+            return super().score(exchange, **limits)
 
     guard = guard_of()
     object.__setattr__(guard.parts, "scorer", Slow())
     handler = SemGradCallbackHandler(guard=guard)
-    handler._background = callback.Background(2, "test observer")
+    handler._background = BackgroundJudge(2, "test observer")
     model_of("1").invoke("?", observe(handler))
     judging.wait(5)
     for i in range(2, 6):

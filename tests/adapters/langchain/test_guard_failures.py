@@ -15,8 +15,9 @@ from langchain_core.outputs import ChatGenerationChunk
 from langchain_core.runnables import RunnableLambda, RunnablePassthrough
 from langchain_core.vectorstores import InMemoryVectorStore
 
-from langchain_semgrad import GuardedAnswer, SemGradGuard, settings
+from langchain_semgrad import GuardedAnswer, SemGradGuard
 from langchain_semgrad.capture import RunStore
+from semgrad_guard.adapter_kit import options
 from semgrad_guard.errors import (
     EmptyAnswerError,
     LowConfidenceError,
@@ -270,7 +271,7 @@ def test_without_arguments_it_says_once_what_it_uses(
 ) -> None:
     """People must know that a small model judges their large one."""
     monkeypatch.setattr(Guard, "from_yaml", lambda *_, **__: guard)
-    settings._said_default.clear()
+    options._default_noted.clear()
     SemGradGuard()
     SemGradGuard()
     assert [r for r in caplog.records if "proxy" in r.message] == [caplog.records[0]]

@@ -19,6 +19,7 @@ from pydantic import BaseModel
 
 from langchain_semgrad import SemGradGuard
 from langchain_semgrad.capture import STORE
+from semgrad_guard.adapter_kit import findings
 from tests.adapters.langchain.chains import LYON, PROMPT, REFUSAL, asked, echo, model_of, seen_by
 
 if TYPE_CHECKING:
@@ -38,6 +39,14 @@ def test_a_message_comes_out_as_a_message_with_the_findings(guard: Guard) -> Non
     assert found["confidence"] == pytest.approx(0.9)
     assert (found["status"], found["action"], found["rule"]) == ("answered", "accept", "accept")
     assert found["llm_run_name"] == "FakeListChatModel"
+
+
+def test_the_findings_are_those_of_all_adapters_and_the_models_run(guard: Guard) -> None:
+    """A dashboard that reads them must not care which framework an answer came from."""
+    chain = PROMPT | model_of("Paris") | SemGradGuard(guard=guard, output="result")
+    given = chain.invoke({"question": "Capital?"})
+    run = {"llm_run_id": given.llm_run_id, "llm_run_name": "FakeListChatModel"}
+    assert given.value.response_metadata["semgrad"] == {**findings(given.outcome), **run}
 
 
 def test_the_exact_prompt_question_and_author_reach_the_scorer(guard: Guard) -> None:

@@ -35,14 +35,16 @@ class Seen:
         return self.inner.fingerprint(proxy=proxy)
 
     def score(
-        self, exchange: Exchange, *, max_time_s: float | None = None, cancel: threading.Event | None = None
+        self, exchange: Exchange, *, timeout_s: float | None = None, cancel: threading.Event | None = None
     ) -> Any:
         self.begun.set()
-        return self.inner.score(exchange, max_time_s=max_time_s, cancel=cancel)
+        return self.inner.score(exchange, timeout_s=timeout_s, cancel=cancel)
 
-    def score_batch(self, exchanges: Any, *, cancel: threading.Event | None = None) -> Any:
+    def score_batch(
+        self, exchanges: Any, *, timeout_s: float | None = None, cancel: threading.Event | None = None
+    ) -> Any:
         self.begun.set()
-        return self.inner.score_batch(exchanges, cancel=cancel)
+        return self.inner.score_batch(exchanges, timeout_s=timeout_s, cancel=cancel)
 
     def emit(self, record: Record) -> None:
         self.records.append(record)
@@ -84,7 +86,7 @@ def in_llama_index(guard: Guard) -> Coroutine[Any, Any, object]:
 CALLS: dict[str, Callable[[Guard], Coroutine[Any, Any, object]]] = {
     "run": lambda guard: guard.arun(EXCHANGE),
     "judge": lambda guard: guard.ajudge(EXCHANGE),
-    "batch": lambda guard: in_thread(guard.run_batch, [EXCHANGE] * 3),
+    "batch": lambda guard: in_thread(lambda cancel: guard.run_batch([EXCHANGE] * 3, cancel=cancel)),
     "LangChain": in_langchain,
     "LlamaIndex": in_llama_index,
 }

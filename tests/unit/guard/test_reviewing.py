@@ -11,8 +11,8 @@ import pytest
 
 from semgrad_guard.flow import HumanReview, Status
 from semgrad_guard.guard import Guard
-from semgrad_guard.guard.assembly import EarlierVerdicts, parts_of, queue_of
-from semgrad_guard.guard.verdict_loop import VerdictLoop
+from semgrad_guard.guard.assembly import parts_of, queue_of
+from semgrad_guard.guard.verdict_loop import EarlierVerdicts, VerdictLoop
 from semgrad_guard.policy import parse_policy
 from semgrad_guard.policy.review import ReuseVerdicts, ReviewSettings
 from semgrad_guard.review import AtExpiry, open_queue

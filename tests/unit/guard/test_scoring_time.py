@@ -12,15 +12,16 @@ import pytest
 from typing_extensions import override
 
 from semgrad_guard.flow import Exchange, Progress, Status
-from semgrad_guard.guard import Guard
+from semgrad_guard.guard import Guard, question_run
 from semgrad_guard.guard.assembly import LazyScorer
 from semgrad_guard.scoring import SemGradScorer
 from tests.fakes import LadderDecider, TableScorer, guard_of
 from tests.models_for_tests import in_use, local_model
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
+    from semgrad_guard.errors import ScoringError
     from semgrad_guard.flow import Outcome, Score
     from semgrad_guard.ports import Scorer
 
@@ -45,18 +46,21 @@ def _busy() -> Iterator[SemGradScorer]:
 
 
 class Stuck(TableScorer):
-    """A scorer of somebody else's that takes no time limit."""
+    """A scorer of somebody else's that ignores its time limit."""
 
     release: threading.Event
 
     @override
-    def score(self, exchange: Exchange) -> Score:
+    def score(
+        self, exchange: Exchange, *, timeout_s: float | None = None, cancel: threading.Event | None = None
+    ) -> Score:
         self.release.wait(timeout=60)
         return super().score(exchange)
 
 
 @pytest.fixture(name="stuck")
-def _stuck() -> Iterator[Stuck]:
+def _stuck(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stuck]:
+    monkeypatch.setattr(question_run, "SCORER_GRACE_S", 0.1)
     scorer = Stuck()
     scorer.release = threading.Event()
     yield scorer
@@ -86,11 +90,56 @@ def test_a_score_that_outlasts_the_budget_goes_to_on_error(busy: SemGradScorer, 
 
 
 @pytest.mark.parametrize("run", RUNS.values(), ids=RUNS.keys())
-def test_a_scorer_without_a_limit_is_not_waited_for(stuck: Stuck, run: Run) -> None:
+def test_a_scorer_that_ignores_its_limit_is_not_waited_for(stuck: Stuck, run: Run) -> None:
     """A remote scorer that hangs must not hang the guard."""
     outcome = given_up(run, guard_with(stuck))
     assert (outcome.status, outcome.decision.rule) == (Status.ABSTAINED, "on_error")
     assert [failure.type for failure in outcome.record.failures] == ["TimeoutError"]
+
+
+class Limited(TableScorer):
+    """A scorer that notes its limits."""
+
+    limits: list[tuple[float | None, threading.Event | None]]
+
+    @override
+    def score(
+        self, exchange: Exchange, *, timeout_s: float | None = None, cancel: threading.Event | None = None
+    ) -> Score:
+        self.limits.append((timeout_s, cancel))
+        return super().score(exchange)
+
+    @override
+    def score_batch(
+        self,
+        exchanges: Sequence[Exchange],
+        *,
+        timeout_s: float | None = None,
+        cancel: threading.Event | None = None,
+    ) -> list[Score | ScoringError]:
+        self.limits.append((timeout_s, cancel))
+        return super().score_batch(exchanges)
+
+
+LIMITED: dict[str, tuple[Callable[[Guard, threading.Event], object], float]] = {
+    "run": (lambda guard, cancel: guard.run(EXCHANGE, cancel=cancel), 60.0),
+    "judge": (lambda guard, cancel: guard.judge(EXCHANGE, Progress(elapsed_s=20.0), cancel=cancel), 40.0),
+    "batch": (lambda guard, cancel: guard.run_batch([EXCHANGE] * 3, cancel=cancel), 180.0),
+}
+
+
+@pytest.mark.parametrize(("call", "limit_s"), LIMITED.values(), ids=LIMITED.keys())
+@pytest.mark.parametrize("lazy", [False, True])
+def test_a_scorer_is_told_its_limits(
+    call: Callable[[Guard, threading.Event], object], limit_s: float, lazy: bool
+) -> None:
+    """One on another machine can stop only by what it is told; a batch may take what its questions may together."""
+    limited, cancel = Limited(default=0.1), threading.Event()
+    limited.limits = []
+    call(guard_with(LazyScorer("far", lambda: limited) if lazy else limited, budget_s=60.0), cancel)
+    timeout_s, event = limited.limits[0]
+    assert timeout_s == pytest.approx(limit_s, abs=10)
+    assert event is cancel
 
 
 def test_loading_the_model_counts_and_goes_on_for_the_next_answer() -> None:
@@ -116,7 +165,9 @@ def test_a_loaded_model_is_asked_in_the_callers_thread() -> None:
 
     class Noting(TableScorer):
         @override
-        def score(self, exchange: Exchange, *, max_time_s: float | None = None) -> Score:
+        def score(
+            self, exchange: Exchange, *, timeout_s: float | None = None, cancel: threading.Event | None = None
+        ) -> Score:
             threads.append(threading.current_thread())
             return super().score(exchange)
 
@@ -124,7 +175,7 @@ def test_a_loaded_model_is_asked_in_the_callers_thread() -> None:
     lazy.load()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(threading.Thread, "start", lambda thread: started.append(thread.name))
-        lazy.score(EXCHANGE, max_time_s=60.0)
+        lazy.score(EXCHANGE, timeout_s=60.0)
     assert threads == [threading.current_thread()]
     assert started == []
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 
-from semgrad_guard.flow import FallbackModel, HumanReview, RetryRetrieval, Step
+from semgrad_guard.flow import FallbackModel, HumanReview, NewAttempt, RetryRetrieval, Step
 from semgrad_guard.policy import policy_from
-from semgrad_guard.policy.steps import EscalationStep
+from semgrad_guard.policy.steps import EscalationStep, NewAttemptStep
 
 
 @pytest.mark.parametrize(
@@ -23,6 +25,19 @@ from semgrad_guard.policy.steps import EscalationStep
 def test_short_forms_mean_the_same_as_spelled_out(short: object, spelled_out: object) -> None:
     """The simplest thing to write is right."""
     assert EscalationStep.model_validate(short) == EscalationStep.model_validate(spelled_out)
+
+
+@pytest.mark.parametrize("step", get_args(Step), ids=lambda step: step.__name__)
+def test_every_step_knows_whether_another_attempt_follows(step: type[Step]) -> None:
+    """The flow goes by what the step says, the type checker by the union: they must agree."""
+    assert step.ends_question is (step not in get_args(NewAttempt))
+
+
+@pytest.mark.parametrize("written", ["retry_retrieval", {"fallback_model": "big"}, "human_review"])
+def test_the_policy_counts_the_tries_of_steps_that_another_attempt_follows(written: object) -> None:
+    """Budget and cost are for new attempts; whatever ends the question is never stopped by them."""
+    spec = EscalationStep.model_validate(written).spec
+    assert isinstance(spec, NewAttemptStep) is not spec.to_flow("pending").ends_question
 
 
 @pytest.mark.parametrize(

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from semgrad_guard.errors import FallbackFailedError, RetrievalFailedError, StepUnavailableError
 from semgrad_guard.flow import Exchange, FallbackModel, Passage, RetryRetrieval
-from semgrad_guard.routing import Deadline, Resources, next_attempt
+from semgrad_guard.routing import Deadline, DocumentMap, Resources, next_attempt
 from semgrad_guard.routing.steps import is_transient, wanted_passages, worth_reading
 from tests.fakes import Answerer, ListRetriever
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from semgrad_guard.flow import Json
 
 NO_LIMIT = Deadline(None)
 FIRST = Exchange(prompt="p", answer="It is a mammal.", question="What is a whale?", passages=(Passage("one"),))
@@ -142,6 +149,107 @@ def test_a_chain_with_its_own_retriever_answers_in_one_go() -> None:
 
     again = next_attempt(RetryRetrieval(top_k=9), FIRST, Resources(chain=Chain()), NO_LIMIT)
     assert again.answer == "top 9"
+
+
+@dataclass
+class Both:
+    """A chain that answers from passages or, where it must, retrieves by itself."""
+
+    fields: Mapping[str, Json] = field(default_factory=dict)
+
+    def answer(self, exchange: Exchange, passages: Sequence[Passage] | None) -> Exchange:
+        return exchange.next_attempt(prompt="", answer=f"given {dict(self.fields)}", passages=tuple(passages or ()))
+
+    def answer_again(self, exchange: Exchange, *, query: str, step: RetryRetrieval) -> Exchange:
+        return exchange.next_attempt(prompt=query, answer=f"found {dict(step.configurable)}", passages=())
+
+    def with_configurable(self, fields: Mapping[str, Json]) -> Both:
+        return replace(self, fields=fields)
+
+
+@pytest.mark.parametrize(
+    ("step", "retriever", "answer"),
+    [
+        (RetryRetrieval(), ListRetriever(["two"]), "given {}"),
+        (RetryRetrieval(retriever="web"), None, "given {}"),
+        (RetryRetrieval(), None, "found {}"),
+        (RetryRetrieval(configurable={"k": 9}), ListRetriever(["two"]), "given {'k': 9}"),
+        (RetryRetrieval(configurable={"k": 9}), None, "found {'k': 9}"),
+    ],
+)
+def test_a_chain_retrieves_by_itself_only_where_no_retriever_was_given(
+    step: RetryRetrieval, retriever: ListRetriever | None, answer: str
+) -> None:
+    """One retry for all frameworks: theirs is used only where ours cannot be; `configurable` fields reach both."""
+    resources = Resources(chain=Both(), retriever=retriever, retrievers={"web": ListRetriever(["three"])})
+    assert next_attempt(step, FIRST, resources, NO_LIMIT).answer == answer
+
+
+def test_an_unknown_retriever_names_the_known_ones() -> None:
+    """A typo in the policy must not end in another retriever."""
+    resources = Resources(chain=Both(), retriever=ListRetriever(["two"]), retrievers={"web": ListRetriever(["three"])})
+    with pytest.raises(StepUnavailableError, match=r"'wep' was given to this guard \(given: web\)"):
+        next_attempt(RetryRetrieval(retriever="wep"), FIRST, resources, NO_LIMIT)
+
+
+@pytest.mark.parametrize(
+    ("rewritten", "chain_query", "query"),
+    [
+        (None, "whales in biology", "whales in biology"),
+        ("cetacean definition", "whales in biology", "cetacean definition"),
+        (FIRST.question, "whales in biology", "whales in biology"),
+        (None, "", FIRST.question),
+    ],
+)
+def test_a_retry_asks_what_the_chain_asked(rewritten: str | None, chain_query: str, query: str) -> None:
+    """A question out of a chat means nothing without it; what a rewriter found is better still."""
+
+    class Rewriter:
+        def rewrite(self, question: str) -> str:
+            return rewritten or ""
+
+    retriever = ListRetriever(["two"])
+    _retry(
+        RetryRetrieval(top_k=2, rewrite_query=rewritten is not None),
+        retriever,
+        rewriter=Rewriter(),
+        chain_query=lambda _: chain_query,
+    )
+    assert retriever.queries == [(query, 2)]
+
+
+def test_a_frameworks_documents_are_found_again_by_their_passages() -> None:
+    """An adapter's chain answers from documents with all that they carry, not from texts made of texts."""
+    documents: DocumentMap[tuple[str, object]] = DocumentMap(lambda document: Passage(document[0]))
+    read: list[tuple[str, object]] = []
+
+    class Index:
+        def retrieve(self, query: str, top_k: int) -> Sequence[Passage]:
+            return documents.passages_of([("one", "a"), ("two", "b"), ("two", "b"), ("three", "c")])
+
+    def reply(_: Exchange, passages: Sequence[Passage] | None) -> str:
+        read.extend(documents.documents_of(passages or ()))
+        return "again"
+
+    step = RetryRetrieval(drop_unused=True)
+    next_attempt(step, FIRST, Resources(chain=Answerer(reply), retriever=Index()), NO_LIMIT)
+    assert read == [("two", "b"), ("three", "c")]
+    assert documents.documents_of([Passage("from elsewhere")]) == []
+
+
+def test_an_unknown_step_is_not_sent_to_a_fallback_model() -> None:
+    """A step that somebody adds and forgets here must be noticed."""
+
+    class Ticket:
+        name = "big"
+        timeout_s = None
+
+    unknown: Any = Ticket()
+    asked: list[Exchange] = []
+    big = Answerer(lambda exchange, _: str(asked.append(exchange)))
+    with pytest.raises(AssertionError):
+        next_attempt(unknown, FIRST, Resources(fallbacks={"big": big}), NO_LIMIT)
+    assert asked == []
 
 
 class HttpError(Exception):

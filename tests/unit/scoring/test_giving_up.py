@@ -100,12 +100,12 @@ def test_waiting_for_a_model_that_another_thread_uses_ends_too(local, scorer):
     with in_use(local):
         started = time.monotonic()
         with pytest.raises(ScoringEndedError, match="more time"):
-            scorer.score(EXCHANGE, max_time_s=0.1)
+            scorer.score(EXCHANGE, timeout_s=0.1)
         unwritten = local.generate(prompt_ids=(5, 6, 7), max_time_s=0.1)
         waited = time.monotonic() - started
     assert waited < 20
     assert (unwritten.finish_reason, unwritten.answer_ids) == ("cancelled", ())
-    assert scorer.score(EXCHANGE, max_time_s=600).signals == scorer.score(EXCHANGE).signals
+    assert scorer.score(EXCHANGE, timeout_s=600).signals == scorer.score(EXCHANGE).signals
 
 
 def test_a_waiting_caller_leaves_the_event_loop_free(local, scorer):
