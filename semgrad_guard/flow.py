@@ -409,7 +409,7 @@ class Verdict(StrEnum):
     EDITED = "edited"
     REJECTED = "rejected"
     EXPIRED = "expired"
-    """Nobody decided before the deadline."""
+    """The deadline passed without a decision."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -62,7 +62,7 @@ class FusedModel(Frozen):
         return tuple(column.name for column in self.columns)
 
     def pruned(self) -> FusedModel:
-        """Return the same model without the signals that it gives no weight, so that nobody needs to have them."""
+        """Return the same model without the signals that have no weight, so that answers need not have them."""
         kept = tuple(column for column in self.columns if abs(column.weight) > NEGLIGIBLE)
         return FusedModel(columns=kept or self.columns[:1], intercept=self.intercept)
 

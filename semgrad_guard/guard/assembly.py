@@ -131,7 +131,7 @@ def queue_of(review: ReviewSettings) -> SqlReviewQueue | ReviewClient:
     """Return the queue that a policy names; it is reached at the first use.
 
     Raises:
-        ReviewError: the URL is none that a queue can live at.
+        ReviewError: the URL does not name a queue.
         MissingExtraError: the database driver or the web client is not installed.
     """
     from semgrad_guard.review import open_queue  # noqa: PLC0415 - loads the database library

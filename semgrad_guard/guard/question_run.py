@@ -314,7 +314,7 @@ class QuestionRun:
             try:
                 about = _about(exchange, decision, attempts)
                 review_id, ruling = hand_over(step, exchange, about, attempts, self._parts.queue)
-            except Exception as error:  # noqa: BLE001 - an answer that nobody will see is held back, not lost in silence
+            except Exception as error:  # noqa: BLE001 - an answer that no person will see is held back, not lost in silence
                 return self._not_handed_over(exchange, decision, error)
             abstain = self._parts.abstain_message
             return settle_review(ruling, pending=step.message, abstain=abstain), review_id, decision

@@ -102,7 +102,7 @@ class VerdictLoop:
                 self._thread.start()
 
     def close(self) -> None:
-        """Stop looking; what is left is done by whoever looks next."""
+        """Stop looking; the next program that looks does what is left."""
         self._stop.set()
         if self._thread is not None:
             self._thread.join(timeout=10)
@@ -159,7 +159,7 @@ def pass_verdicts_on(queue: object, policy: Policy, calibrator: Calibrator) -> V
     """Pass verdicts on from the first answer that is handed to the queue.
 
     Returns:
-        The loop; `None` where nobody wants to know, or the queue is a remote site's, which passes them on itself.
+        The loop; `None` where nothing listens for verdicts, or where a review site passes them on itself.
     """
     from semgrad_guard.review import SqlReviewQueue  # noqa: PLC0415 - loads the database library
 

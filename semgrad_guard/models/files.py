@@ -72,7 +72,7 @@ def parse_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
 
 @dataclass(frozen=True, slots=True)
 class PackagedModel:
-    """A file inside one installed package, or cut into parts over several: weights, or what stands beside them."""
+    """A file inside one installed package, or cut into parts over several: weights, or files that belong to them."""
 
     name: str
     files: tuple[tuple[str, str], ...]

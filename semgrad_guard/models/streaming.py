@@ -42,7 +42,7 @@ async def astream(write: Write) -> AsyncGenerator[str | Generated, None]:
     loop = asyncio.get_running_loop()
 
     def put(item: Item) -> None:
-        with suppress(RuntimeError):  # the loop was closed: nobody reads any more
+        with suppress(RuntimeError):  # the loop was closed, so there is no reader any more
             loop.call_soon_threadsafe(items.put_nowait, item)
 
     cancel = _start(write, put)
@@ -60,7 +60,7 @@ def _start(write: Write, put: Callable[[Item], None]) -> threading.Event:
     def work() -> None:
         try:
             put(write(on_text=put, cancel=cancel))
-        except BaseException as error:  # noqa: BLE001 - carried to whoever reads the stream
+        except BaseException as error:  # noqa: BLE001 - carried to the reader of the stream
             put(error)
 
     threading.Thread(target=work, name="semgrad-guard stream", daemon=True).start()

@@ -233,7 +233,7 @@ class BlockwiseRecording:
             with wide_states(self.model), torch.enable_grad():
                 output = call.block(leaf, *call.args, **call.kwargs)
             gradients += torch.autograd.grad(output, leaf, gradients[-1])
-            for layer, content in before:  # the block has added its keys and values, which nobody reads again
+            for layer, content in before:  # the block has added its keys and values, which are not read again
                 vars(layer).update(content)
         return gradients
 

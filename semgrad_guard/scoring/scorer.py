@@ -160,7 +160,7 @@ class _Task:
 class SemGradScorer:
     """Scores answers by the gradients and likelihoods of a local model; implements `ports.Scorer`.
 
-    Threads may share one scorer, and scorers may share one model: whoever runs the model holds its lock.
+    Threads may share one scorer, and scorers may share one model: the thread that runs the model holds its lock.
     """
 
     def __init__(  # noqa: PLR0913 - each is a choice of the caller with a usual value

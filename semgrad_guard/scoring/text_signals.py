@@ -55,7 +55,7 @@ def _pattern() -> re.Pattern[str]:
 def words(text: str) -> list[str]:
     """Return the words of a text in order, in one form: compatibility-normalised, case-folded, digits ungrouped.
 
-    `1,000.5` is one word `1000.5`; what stands on both sides of an apostrophe or hyphen are two.
+    `1,000.5` is one word `1000.5`; the parts on both sides of an apostrophe or hyphen are two.
     """
     plain = unicodedata.normalize("NFKC", text).casefold()
     return [_number(word) if word[0].isdigit() else word for word in _pattern().findall(plain)]

@@ -219,7 +219,7 @@ def find_position(  # noqa: PLR0913 - each is a choice of the caller with a usua
 
 
 def _tokens(local: LocalModel, states: States, is_template: Sequence[bool]) -> tuple[str, ...]:
-    """Return what stands at each position, control characters made visible."""
+    """Return the token at each position, control characters made visible."""
     return tuple(
         repr(local.tokenizer.decode([int(token)]))[1:-1] if fixed else "(question)"
         for token, fixed in zip(states.tokens[0], is_template, strict=True)

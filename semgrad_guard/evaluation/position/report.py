@@ -29,7 +29,7 @@ def save_sps_plot(path: Path, sps: SpsMap, choice: Choice, tokens: Sequence[str]
         path: where to.
         sps: the map.
         choice: what it says about the position.
-        tokens: what stands at each position, for the axis.
+        tokens: the token at each position, for the axis.
         title: heading.
 
     Raises:

@@ -57,7 +57,7 @@ class RecordedAnswer:
     route: str = FIRST
     """How it came about: `first`, `retry_retrieval`, or `fallback_model:` and the model's name."""
     correct: bool | None
-    """`None` when nobody said so."""
+    """`None` when it is not known."""
     confidence: float | None = None
     """Recorded confidence, in [0, 1]; it counts where the policy's profile gives none."""
     error: str | None = None
@@ -99,7 +99,7 @@ def read_labels(path: Path, *, grader: str = "contains") -> dict[str, bool]:
 
     Args:
         path: JSONL file of rows with the `id` of an attempt and a label: `correct`, or `answer` and accepted `answers`.
-            A row whose `correct` is null is left out: nobody decided.
+            A row whose `correct` is null is left out: it was never decided.
         grader: how answers are compared with accepted ones.
 
     Raises:

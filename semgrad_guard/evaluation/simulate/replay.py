@@ -231,7 +231,7 @@ def resources_of(playback: Playback, fallbacks: Iterable[str]) -> Resources:
 
 
 class Inbox:
-    """A review queue that takes every answer and keeps none: nobody is waited for."""
+    """A review queue that accepts every answer and stores none; no verdict is waited for."""
 
     def submit(self, exchange: Exchange, decision: Decision, attempts: Sequence[Attempt] = ()) -> ReviewId:  # noqa: ARG002
         """Return the answer's id."""
