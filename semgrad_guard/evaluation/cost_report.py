@@ -14,8 +14,8 @@ Way = Literal[
     "generation", "answer forward", "forward", "plain", "cold", "single pass", "SemGrad alone", "five samples"
 ]
 """Writing the answer; one forward pass of the answer behind the prompt's cache; one of the whole text; scoring by the
-plain definition, with a prefill of its own, from the KV cache of the answer with every free signal and with SemGrad only; writing
-five more answers, as sampling methods do.
+plain definition, with a prefill of its own, and from the KV cache of the answer with every free signal or SemGrad
+only; writing five more answers, as sampling methods do.
 """
 
 _SCORING: tuple[Way, Way, Way, Way] = ("single pass", "SemGrad alone", "cold", "plain")
