@@ -1,4 +1,4 @@
-"""Fits calibration curves to margins and labels, and picks one by cross-validated log-loss."""
+"""Fits a profile on labelled scores: the fusion of signals, its calibration curve, and the evidence for both."""
 
 from __future__ import annotations
 

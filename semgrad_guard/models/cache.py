@@ -267,7 +267,7 @@ class RecordedOutputs:
 
 @contextmanager
 def recorded_outputs(local: ModelView, *, wanted: bool) -> Generator[RecordedOutputs]:
-    """Give what fills with the outputs of the head for each next token, where they are wanted."""
+    """Record the head's output for each next token while the context lasts, if that is wanted."""
     seen = RecordedOutputs()
     with ExitStack() as undo:
         head = local.model.get_output_embeddings() if wanted else None  # type: ignore[no-untyped-call]
@@ -278,7 +278,7 @@ def recorded_outputs(local: ModelView, *, wanted: bool) -> Generator[RecordedOut
 
 @contextmanager
 def recorded(blocks: Sequence[nn.Module]) -> Generator[list[Recorded]]:
-    """Give, for each block, what fills with the states that enter it."""
+    """Record the states that enter each block while the context lasts."""
     seen = [Recorded() for _ in blocks]
     with ExitStack() as undo:
         for block, one in zip(blocks, seen, strict=True):

@@ -1,4 +1,4 @@
-"""What stands around a loaded model's weights: where they are, what they are, and who may use them now."""
+"""A loaded model's weights: the device they are on, their digest, and the lock that its users hold."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ AttemptNumbers = Annotated[
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepContext:
-    """How a question stands after its present attempt."""
+    """What the conditions of a step are checked against: the best attempt so far, and how many there were."""
 
     exchange: Exchange
     """The present attempt."""

@@ -289,7 +289,7 @@ class PolicyDecider:
         policy = self.policy
         said: list[Policy | Override] = [policy, *policy.overrides]
         ends = {end for rules in said for end in (rules.otherwise, rules.on_error, rules.on_uncalibrated)} - {None}
-        people = any(entry.human_review is not None for _, entry in policy.ladders())
+        people = any(entry.human_review is not None for _, entry in policy.escalation_steps())
         texts = [rules.messages for rules in said if rules.messages is not None]
         warned = any(messages.warning or messages.unchecked for messages in texts)
         return bool(ends - {"answer_with_warning", "warn"}) or people or warned

@@ -138,7 +138,7 @@ OnUncalibrated = Literal["warn", "abstain", "error"]
 
 
 MAX_LADDER = 50
-"""Tries of all steps of one ladder together, so every question ends."""
+"""Tries of all steps of one `escalate` list together, so every question ends."""
 
 DEFAULT_PROFILE = "smollm2-135m-demo"
 """The shipped profile that fits the default scorer."""
@@ -240,7 +240,7 @@ class Policy(Frozen):
     def _hangs_together(self) -> Self:
         _check_length(self.escalate)
         if self.scorer.granularity != "sentence":
-            for rule, entry in self.ladders():
+            for rule, entry in self.escalation_steps():
                 if entry.spec.when.any_sentence_below is not None:
                     raise PydanticCustomError(
                         "sentences",
@@ -285,8 +285,8 @@ class Policy(Frozen):
         copy._source, copy._folder = source, folder  # noqa: SLF001 - its own private attributes
         return copy
 
-    def ladders(self) -> list[tuple[str, EscalationStep]]:
-        """Return every step of every ladder with the rule's name without its step: `overrides[0].escalate[1]`."""
+    def escalation_steps(self) -> list[tuple[str, EscalationStep]]:
+        """Return every escalation step with its place in the file: `overrides[0].escalate[1]`."""
         found = [(f"escalate[{i}]", entry) for i, entry in enumerate(self.escalate)]
         for number, override in enumerate(self.overrides):
             found += [(f"overrides[{number}].escalate[{i}]", entry) for i, entry in enumerate(override.escalate or ())]

@@ -33,7 +33,7 @@ def answer_nll(model: PreTrainedModel, tokens: Tokens) -> Tensor:
 
 
 def next_probabilities(model: PreTrainedModel, tokens: Tokens, candidates: Sequence[int]) -> Tensor:
-    """Return the probability of each candidate as the token at the place of the answer's first."""
+    """Return the probability of each candidate token as the first token of the answer."""
     with borrowed(model):
         z = _head_inputs(model, tokens)[len(tokens.prompt) - 1]
         targets = torch.tensor(candidates, device=z.device)

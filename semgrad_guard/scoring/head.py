@@ -48,7 +48,7 @@ def probe_values(n: int, dtype: torch.dtype) -> Tensor:
 
 
 def fit_logit_map(raw: Tensor, logits: Tensor) -> LogitMap | None:
-    """Return what turns probe values into what the model made of them; `None` when it is neither scale nor soft cap.
+    """Return the map by which a model made its logits, found from probe values; `None` for any but scale and soft cap.
 
     Args:
         raw: what `probe_values` gave, shape ``(vocabulary,)``.

@@ -42,7 +42,7 @@ KNOWN_POSITIONS = (
 
 
 def known_position(tokenizer: PreTrainedTokenizerBase) -> KnownPosition | None:
-    """Return the family that a tokenizer's chat template belongs to, `None` when it is none of the known ones."""
+    """Return the family that a tokenizer's chat template belongs to, `None` for an unknown template."""
     template = str(tokenizer.chat_template or "")
     return next((known for known in KNOWN_POSITIONS if all(marker in template for marker in known.markers)), None)
 

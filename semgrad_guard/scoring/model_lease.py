@@ -36,7 +36,7 @@ def borrowed(model: PreTrainedModel) -> Generator[None]:
 
 @contextmanager
 def passed_over(blocks: Iterable[nn.Module]) -> Generator[None]:
-    """Make decoder blocks hand on the states that they get, in this thread and for as long as the context lasts."""
+    """Skip decoder blocks in this thread while the context lasts: they return the states that they receive."""
     mine = threading.get_ident()
     with ExitStack() as undo:
         for block in blocks:

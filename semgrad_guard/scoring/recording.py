@@ -1,4 +1,4 @@
-"""One recorded forward pass, and the gradients by the hidden states of the layer band.
+"""Recorded forward passes and their gradients by the band's hidden states: in one piece, by blocks, or from a cache.
 
 Shapes, for the whole package: `h[l]` is the state entering decoder block `l` (`hidden_states[l]` of transformers),
 ``(exchange, token, hidden)``; `z` is the input of the output head, same shape. Only the tokens from the earliest

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 class AnswersFile(ResumableFile):
-    """What `evaluate` has asked so far."""
+    """The file with the answers that `evaluate` has so far."""
 
     def __init__(self, path: Path, fingerprint: Fingerprint) -> None:
         """Read what an earlier run left.

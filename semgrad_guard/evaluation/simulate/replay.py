@@ -286,7 +286,7 @@ class Simulator:
         self.thresholds = self._decider.compute_thresholds()
         """Confidence that each `accept` needs, by rule."""
         self._calibrator = _calibrator(profile)
-        specs = [(step_rule(place, entry), entry.spec) for place, entry in policy.ladders()]
+        specs = [(step_rule(place, entry), entry.spec) for place, entry in policy.escalation_steps()]
         self._costs = {rule: spec.cost for rule, spec in specs if isinstance(spec, NewAttemptStep)}
         self._fallbacks = {spec.name for _, spec in specs if isinstance(spec, FallbackModelStep)}
 
@@ -350,7 +350,7 @@ class Simulator:
 
 def unscored_routes(policy: Policy) -> frozenset[str]:
     """Return the routes of fallback models whose answers a policy passes without judging them."""
-    specs = [entry.spec for _, entry in policy.ladders()]
+    specs = [entry.spec for _, entry in policy.escalation_steps()]
     return frozenset(fallback_route(s.name) for s in specs if isinstance(s, FallbackModelStep) and s.unscored)
 
 

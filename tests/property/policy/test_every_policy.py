@@ -129,7 +129,7 @@ scores = st.builds(score, st.lists(any_confidences, max_size=3))
 @st.composite
 def progresses(draw: st.DrawFn, policy: Policy) -> Progress:
     """What may have happened before, possible or not."""
-    rules = [f"{place}.{rung.name}" for place, rung in policy.ladders()] or ["none"]
+    rules = [f"{place}.{rung.name}" for place, rung in policy.escalation_steps()] or ["none"]
     attempts = [
         Attempt(exchange, Decision(step=Accept(), rule="r", why="", exchange_id=exchange.id, confidence=confidence))
         for exchange in draw(st.lists(exchanges, max_size=3))
