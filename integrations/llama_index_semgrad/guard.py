@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack, get_args, overload
 
@@ -16,8 +15,8 @@ from llama_index_semgrad.convert import IndexEmbedder
 from llama_index_semgrad.query_engine import GuardedQueryEngine, StreamMode
 from llama_index_semgrad.rerun import LlmRewriter, Wiring, empty_response_of, llm_of, postprocessors_of, retriever_of
 from llama_index_semgrad.watcher import install, is_local, weights_of
-from semgrad_guard.errors import NotGuardableError, OptionError
-from semgrad_guard.guard import Guard
+from semgrad_guard.adapter_kit import GuardOptions, check_option
+from semgrad_guard.errors import NotGuardableError
 from semgrad_guard.ports import AnswerModel
 
 if TYPE_CHECKING:
@@ -30,10 +29,8 @@ if TYPE_CHECKING:
     from llama_index.core.response_synthesizers import BaseSynthesizer
 
     from llama_index_semgrad.rerun import Fallback
+    from semgrad_guard.guard import Guard
     from semgrad_guard.ports import QueryRewriter, Scorer
-
-_log = logging.getLogger("semgrad_guard")
-_said_default = threading.Event()
 
 
 class WrapOptions(TypedDict, total=False):
@@ -93,20 +90,16 @@ class SemGradGuard:
         Raises:
             OptionError: options that exclude each other, or an unknown one.
         """
-        naming = {"llm": llm, "model": model, "scorer": scorer}
-        given = [name for name, value in naming.items() if value is not None]
-        if len(given) > 1:
-            raise OptionError("+".join(given), "given together", "one of them: each names the scoring model")
-        if guard is not None and any(option is not None for option in (policy, model, scorer, embed_model)):
-            raise OptionError("guard", guard, "alone or with llm: policy, model and the like are part of the guard")
-        if scorer is not None and embed_model is not None:
-            raise OptionError(
-                "scorer+embed_model", "given together", "one of them: a ready scorer has its own embedder"
-            )
-        if stream not in get_args(StreamMode):
-            raise OptionError("stream", stream, ", ".join(map(repr, get_args(StreamMode))))
-        self._llm, self._policy, self._model, self._scorer, self._given = llm, policy, model, scorer, guard
-        self._embedder = IndexEmbedder(embed_model) if embed_model is not None else None
+        self._options = GuardOptions(
+            llm=llm,
+            policy=policy,
+            model=model,
+            scorer=scorer,
+            guard=guard,
+            embedder=IndexEmbedder(embed_model) if embed_model is not None else None,
+            embedder_option="embed_model",
+        )
+        check_option("stream", stream, get_args(StreamMode))
         self._stream: StreamMode = stream
         self._guards: dict[int, tuple[object | None, Guard]] = {}
         self._lock = threading.Lock()
@@ -115,12 +108,12 @@ class SemGradGuard:
     @property
     def guard(self) -> Guard:
         """The guard itself, for `llm` or the policy's own scoring model."""
-        return self._guard_for(self._llm)[0]
+        return self._guard_for(self._options.llm)[0]
 
     @property
     def weights(self) -> object | None:
         """The live model that scores, where it is known: answers that it wrote itself are on-policy."""
-        return self._guard_for(self._llm)[1]
+        return self._guard_for(self._options.llm)[1]
 
     @overload
     def wrap(self, engine: BaseChatEngine, **options: Unpack[WrapOptions]) -> GuardedChatEngine: ...
@@ -145,7 +138,7 @@ class SemGradGuard:
             msg = f"{type(asked).__name__} cannot be guarded: give a query or chat engine, or retriever+synthesizer"
             raise NotGuardableError(msg)
         _check_fallbacks(asked, options.get("fallbacks", {}))
-        guard, weights = self._guard_for(self._llm or llm_of(asked))
+        guard, weights = self._guard_for(self._options.llm or llm_of(asked))
         wiring = _wiring(asked, options, weights)
         if isinstance(asked, BaseChatEngine):
             return GuardedChatEngine(asked, guard, wiring, self._stream)
@@ -153,26 +146,16 @@ class SemGradGuard:
 
     def _guard_for(self, llm: object | None) -> tuple[Guard, object | None]:
         """Return the guard for an LLM's answers, and the live model that scores them where it is known."""
-        if self._given is not None:  # which model it scores with only the caller knows
-            return self._given, weights_of(self._llm) if is_local(self._llm) else None
-        if self._scorer is not None or self._model is not None:
-            source, weights = self._model, weights_of(self._model)
-        else:
-            source = llm if is_local(llm) else None
-            weights = weights_of(source)
+        options = self._options
+        if options.guard is not None:  # only the caller knows which model it scores with
+            return options.guard, weights_of(options.llm) if is_local(options.llm) else None
+        names_scorer = options.model is not None or options.scorer is not None
+        local = llm if is_local(llm) and not names_scorer else None
+        weights = weights_of(options.model if names_scorer else local)
         with self._lock:
             if id(weights) not in self._guards:
-                self._guards[id(weights)] = (weights, self._made(source))
+                self._guards[id(weights)] = (weights, options.build(local))
             return self._guards[id(weights)][1], weights
-
-    def _made(self, source: object | None) -> Guard:
-        if source is None and self._scorer is None and self._policy is None and not _said_default.is_set():
-            _said_default.set()
-            _log.warning(
-                "SemGradGuard() uses the policy that ships with semgrad-guard, and its demo model scores the answers "
-                "of your LLM from outside (as a proxy): use a local HuggingFaceLLM, or pass model=... or policy=..."
-            )
-        return Guard.from_yaml(self._policy, model=source, scorer=self._scorer, embedder=self._embedder)
 
 
 def _assembled(options: WrapOptions) -> RetrieverQueryEngine:

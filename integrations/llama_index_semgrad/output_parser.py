@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from llama_index.core.types import BaseOutputParser
 from typing_extensions import override
@@ -11,8 +11,8 @@ from llama_index_semgrad.convert import request_tags
 from llama_index_semgrad.exchanges import call_fields
 from llama_index_semgrad.guard import SemGradGuard
 from llama_index_semgrad.watcher import WATCHER, last_calls
-from semgrad_guard.adapter_kit.findings import held_back
-from semgrad_guard.errors import OptionError, PromptNotFoundError
+from semgrad_guard.adapter_kit import OnWithheld, check_option, held_back
+from semgrad_guard.errors import PromptNotFoundError
 from semgrad_guard.flow import Exchange, Status
 
 if TYPE_CHECKING:
@@ -23,9 +23,6 @@ if TYPE_CHECKING:
 
     from semgrad_guard.flow import Outcome
     from semgrad_guard.guard import Guard
-
-OnWithheld = Literal["message", "raise"]
-"""What a withheld answer becomes: the policy's message, or a `LowConfidenceError`."""
 
 _UNSEEN = PromptNotFoundError(
     "among the latest model calls of this thread or task",
@@ -66,8 +63,8 @@ class SemGradOutputParser(BaseOutputParser):
         Raises:
             OptionError: an unknown option.
         """
-        if on_withheld not in (None, *get_args(OnWithheld)):
-            raise OptionError("on_withheld", on_withheld, ", ".join(map(repr, get_args(OnWithheld))))
+        if on_withheld is not None:
+            check_option("on_withheld", on_withheld, get_args(OnWithheld))
         chosen = SemGradGuard(llm, policy=policy, guard=guard)
         self.guard, self._weights = chosen.guard, chosen.weights
         self._parser = parser
