@@ -12,12 +12,13 @@ from llama_index.core.memory import BaseMemory
 from pydantic import Field, PrivateAttr
 from typing_extensions import override
 
-from llama_index_semgrad.convert import METADATA_KEY, outcome_metadata
+from llama_index_semgrad.convert import METADATA_KEY
 from llama_index_semgrad.observing import adrawn, drawn, recording_faults, verdict
 from llama_index_semgrad.rerun import Question, Wiring, with_memory
 from llama_index_semgrad.responses import Reply, mark
 from llama_index_semgrad.responses import read as read_response
 from llama_index_semgrad.watcher import capturing
+from semgrad_guard.adapter_kit import findings
 from semgrad_guard.errors import NotGuardableError
 from semgrad_guard.guard import in_thread
 
@@ -293,7 +294,7 @@ def _turn(reply: Reply, message: str, text: str) -> list[ChatMessage]:
 def _chat_response(reply: Reply, outcome: Outcome) -> AgentChatResponse:
     """Return what the caller gets; sources that repeat an answer which is not given are left out."""
     native = reply.native
-    metadata = {**(getattr(native, "metadata", None) or {}), METADATA_KEY: outcome_metadata(outcome)}
+    metadata = {**(getattr(native, "metadata", None) or {}), METADATA_KEY: findings(outcome)}
     given = outcome.text == outcome.exchange.answer and not outcome.withheld
     sources: list[ToolOutput] = list(getattr(native, "sources", None) or ()) if given else []
     response = AgentChatResponse(response=outcome.text, sources=sources, metadata=metadata)

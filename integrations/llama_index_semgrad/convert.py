@@ -8,9 +8,7 @@ from llama_index.core.prompts.default_prompts import DEFAULT_TEXT_QA_PROMPT
 from llama_index.core.schema import MetadataMode
 from llama_index_instrumentation.dispatcher import active_instrument_tags
 
-from semgrad_guard.adapter_kit.findings import shown_decision, shown_error
 from semgrad_guard.flow import Message, Passage
-from semgrad_guard.telemetry.fields import answered_attempt, signals_fields, summary_fields
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -18,8 +16,6 @@ if TYPE_CHECKING:
     from llama_index.core.base.embeddings.base import BaseEmbedding
     from llama_index.core.llms import ChatMessage
     from llama_index.core.schema import NodeWithScore
-
-    from semgrad_guard.flow import Json, Outcome
 
 
 class IndexEmbedder:
@@ -78,19 +74,3 @@ def request_tags() -> frozenset[str]:
     """Return the tags of the present request: the list `tags` of LlamaIndex' own `instrument_tags`."""
     tags = active_instrument_tags.get().get("tags")
     return frozenset(str(tag) for tag in tags) if isinstance(tags, list | tuple | set | frozenset) else frozenset()
-
-
-def outcome_metadata(outcome: Outcome) -> dict[str, Json]:
-    """Return what a response's metadata says about the guard: plain JSON values, and never a withheld answer's text."""
-    judged = answered_attempt(outcome.record) or outcome.attempts[-1]
-    score = judged.decision.score
-    found: dict[str, Json] = {
-        **dict.fromkeys(("method", "score", "scorer", "proxy")),
-        **summary_fields(outcome.record),
-        "why": shown_decision(outcome).why,
-        "withheld": outcome.withheld,
-        "author": judged.exchange.author,
-        "signals": dict(signals_fields(score.signals)) if score else {},
-        "error": shown_error(outcome),
-    }
-    return found

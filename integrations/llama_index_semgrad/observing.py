@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from llama_index.core.base.response.schema import AsyncStreamingResponse, StreamingResponse
 
-from llama_index_semgrad.convert import METADATA_KEY, outcome_metadata
+from llama_index_semgrad.convert import METADATA_KEY
 from llama_index_semgrad.responses import Reply, mark
 from llama_index_semgrad.watcher import capturing
+from semgrad_guard.adapter_kit import findings
 from semgrad_guard.flow import (
     Abstain,
     Accept,
@@ -138,7 +139,7 @@ def verdict(guard: Guard, question: Question, reply: Reply, calls: list[ModelCal
     """Return what the guard thinks of an answer that has passed; a failure becomes a value, the reader has the text."""
     made = question.first(reply, calls)
     try:
-        return outcome_metadata(observe(guard, made))
+        return findings(observe(guard, made))
     except Exception as error:  # noqa: BLE001 - the answer is out: an exception now would only hide it
         _log.warning("a streamed answer could not be judged: %s: %s", type(error).__name__, error)
         return {"status": "unjudged", "error": f"{type(error).__name__}: {error}"}

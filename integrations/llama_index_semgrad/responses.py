@@ -14,7 +14,8 @@ from llama_index.core.base.response.schema import (
 )
 from pydantic import BaseModel, ValidationError
 
-from llama_index_semgrad.convert import METADATA_KEY, outcome_metadata
+from llama_index_semgrad.convert import METADATA_KEY
+from semgrad_guard.adapter_kit import findings
 from semgrad_guard.errors import NotGuardableError
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ def guarded(like: RESPONSE_TYPE, reply: Reply, outcome: Outcome) -> RESPONSE_TYP
     """
     native = reply.native
     nodes = reply.nodes
-    metadata = {**(native.metadata or {}), METADATA_KEY: outcome_metadata(outcome)}
+    metadata = {**(native.metadata or {}), METADATA_KEY: findings(outcome)}
     unchanged = not outcome.withheld and outcome.text == outcome.exchange.answer
     pieces = reply.pieces if unchanged and reply.pieces else (outcome.text,)
     if isinstance(like, PydanticResponse):
