@@ -11,7 +11,7 @@ from semgrad_guard.extras import require
 require("llama_index.core", extra="llama-index")
 
 # What follows needs LlamaIndex; the line above names the extra when it is missing.
-from llama_index_semgrad.chat_engine import GuardedChatEngine, GuardedStreamingChatResponse  # noqa: E402
+from llama_index_semgrad.chat_engine import GuardedChatEngine  # noqa: E402
 from llama_index_semgrad.evaluator import SemGradEvaluator  # noqa: E402
 from llama_index_semgrad.events import SemGradAnswerEvent, SemGradEventHandler  # noqa: E402
 from llama_index_semgrad.guard import SemGradGuard, WrapOptions  # noqa: E402
@@ -19,6 +19,7 @@ from llama_index_semgrad.llm import SemGradLLM  # noqa: E402
 from llama_index_semgrad.output_parser import SemGradOutputParser  # noqa: E402
 from llama_index_semgrad.query_engine import GuardedQueryEngine  # noqa: E402
 from llama_index_semgrad.rerun import LlmRewriter  # noqa: E402
+from llama_index_semgrad.streams import GuardedStreamingChatResponse  # noqa: E402
 from llama_index_semgrad.workflow import (  # noqa: E402
     GuardedAnswerEvent,
     QuestionEvent,

@@ -6,19 +6,26 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from llama_index.core.base.base_query_engine import BaseQueryEngine
-from llama_index.core.chat_engine.types import AgentChatResponse, BaseChatEngine, StreamingAgentChatResponse
+from llama_index.core.chat_engine.types import AgentChatResponse, BaseChatEngine
 from llama_index.core.llms import ChatMessage, ChatResponse, MessageRole
 from llama_index.core.memory import BaseMemory
 from pydantic import Field, PrivateAttr
 from typing_extensions import override
 
 from llama_index_semgrad.convert import METADATA_KEY
-from llama_index_semgrad.observing import adrawn, drawn, recording_faults, verdict
-from llama_index_semgrad.rerun import Question, Wiring, with_memory
+from llama_index_semgrad.rerun import EngineRun, RerunTools, with_memory
 from llama_index_semgrad.responses import Reply, mark
 from llama_index_semgrad.responses import read as read_response
+from llama_index_semgrad.streams import (
+    acaptured_pieces,
+    annotated_chat,
+    captured_pieces,
+    chat_piece,
+    chat_stream_of,
+    late_findings,
+)
 from llama_index_semgrad.watcher import capturing
-from semgrad_guard.adapter_kit import findings
+from semgrad_guard.adapter_kit import findings, recording_faults
 from semgrad_guard.errors import NotGuardableError
 from semgrad_guard.guard import in_thread
 
@@ -28,8 +35,7 @@ if TYPE_CHECKING:
 
     from llama_index.core.tools import ToolOutput
 
-    from llama_index_semgrad.query_engine import StreamMode
-    from llama_index_semgrad.watcher import ModelCall
+    from llama_index_semgrad.streams import GuardedStreamingChatResponse, StreamMode
     from semgrad_guard.flow import Outcome
     from semgrad_guard.guard import Guard
 
@@ -136,14 +142,6 @@ def settled(written: Sequence[ChatMessage], question: str, text: str) -> list[Ch
     return [*turn, ChatMessage(role=MessageRole.ASSISTANT, content=text)]
 
 
-@dataclass
-class GuardedStreamingChatResponse(StreamingAgentChatResponse):
-    """A streaming chat response that also says what the guard found."""
-
-    metadata: dict[str, Any] = field(default_factory=dict[str, Any])
-    """Under `semgrad`: confidence and decision; when annotating, filled at the end of the stream."""
-
-
 @dataclass(frozen=True, slots=True)
 class ChatAsker:
     """Asks a chat engine one question, on top of a conversation that it does not change."""
@@ -177,13 +175,13 @@ class GuardedChatEngine(BaseChatEngine):
     The conversation gets what the caller got: an answer that was held back is not in it.
     """
 
-    def __init__(self, engine: BaseChatEngine, guard: Guard, wiring: Wiring, stream: StreamMode = "buffer") -> None:
+    def __init__(self, engine: BaseChatEngine, guard: Guard, tools: RerunTools, stream: StreamMode = "buffer") -> None:
         """Wrap a chat engine.
 
         Raises:
             NotGuardableError: it keeps its conversation out of reach, so a withheld answer would stay in it.
         """
-        self._engine, self._wiring, self._stream = engine, wiring, stream
+        self._engine, self._tools, self._stream = engine, tools, stream
         self._memory = _memory_of(engine)
         self.guard = guard
 
@@ -192,10 +190,10 @@ class GuardedChatEngine(BaseChatEngine):
         if chat_history is not None:
             self._memory.set(chat_history)
         asker = ChatAsker(message, self._memory)
-        question = Question(self._wiring, asker)
+        run = EngineRun(self._tools, asker)
         with recording_faults(self.guard, message), capturing() as calls:
             reply = asker.ask(self._engine)
-        outcome, reply = self._settle(question, reply, calls)
+        outcome, reply = run.outcome(self.guard, reply, calls)
         self._memory.put_messages(_turn(reply, message, outcome.text))
         return _chat_response(reply, outcome)
 
@@ -204,32 +202,32 @@ class GuardedChatEngine(BaseChatEngine):
         if chat_history is not None:
             await self._memory.aset(chat_history)
         asker = ChatAsker(message, self._memory)
-        draft, question = asker.draft(), Question(self._wiring, asker)
+        draft, run = asker.draft(), EngineRun(self._tools, asker)
         with recording_faults(self.guard, message), capturing() as calls:
             reply = reply_of(await with_memory(self._engine, draft).achat(message), draft)
-        outcome, reply = await in_thread(self._settle, question, reply, calls)
+        outcome, reply = await in_thread(run.outcome, self.guard, reply, calls)
         await self._memory.aput_messages(_turn(reply, message, outcome.text))
         return _chat_response(reply, outcome)
 
     @override
     def stream_chat(self, message: str, chat_history: list[ChatMessage] | None = None) -> GuardedStreamingChatResponse:
         if self._stream == "buffer":
-            return _replayed(self.chat(message, chat_history))
+            return chat_stream_of(self.chat(message, chat_history))
         if chat_history is not None:
             self._memory.set(chat_history)
         asker = ChatAsker(message, self._memory)
-        draft, question = asker.draft(), Question(self._wiring, asker)
+        draft, run = asker.draft(), EngineRun(self._tools, asker)
         with recording_faults(self.guard, message), capturing() as calls:
             first = with_memory(self._engine, draft).stream_chat(message)
-        response = _passing(first)
+        response = annotated_chat(first)
 
         def stream() -> Generator[ChatResponse, None, None]:
             text = ""
             with recording_faults(self.guard, message):
-                for piece in drawn(iter(first.response_gen), calls):
+                for piece in captured_pieces(iter(first.response_gen), calls):
                     text += piece
-                    yield _chunk(text, piece)
-            response.metadata[METADATA_KEY] = verdict(self.guard, question, Reply(first, text), calls)
+                    yield chat_piece(text, piece)
+            response.metadata[METADATA_KEY] = late_findings(self.guard, run, Reply(first, text), calls)
             self._memory.put_messages(settled(draft.written, message, text))
 
         response.chat_stream = stream()
@@ -240,23 +238,23 @@ class GuardedChatEngine(BaseChatEngine):
         self, message: str, chat_history: list[ChatMessage] | None = None
     ) -> GuardedStreamingChatResponse:
         if self._stream == "buffer":
-            return _replayed(await self.achat(message, chat_history))
+            return chat_stream_of(await self.achat(message, chat_history))
         if chat_history is not None:
             await self._memory.aset(chat_history)
         asker = ChatAsker(message, self._memory)
-        draft, question = asker.draft(), Question(self._wiring, asker)
+        draft, run = asker.draft(), EngineRun(self._tools, asker)
         with recording_faults(self.guard, message), capturing() as calls:
             first = await with_memory(self._engine, draft).astream_chat(message)
-        response = _passing(first)
+        response = annotated_chat(first)
 
         async def stream() -> AsyncGenerator[ChatResponse, None]:
             text = ""
             with recording_faults(self.guard, message):
-                async for piece in adrawn(first.async_response_gen(), calls):
+                async for piece in acaptured_pieces(first.async_response_gen(), calls):
                     text += piece
-                    yield _chunk(text, piece)
+                    yield chat_piece(text, piece)
             reply = Reply(first, text)
-            response.metadata[METADATA_KEY] = await in_thread(verdict, self.guard, question, reply, calls)
+            response.metadata[METADATA_KEY] = await in_thread(late_findings, self.guard, run, reply, calls)
             await self._memory.aput_messages(settled(draft.written, message, text))
 
         response.achat_stream = stream()
@@ -270,10 +268,6 @@ class GuardedChatEngine(BaseChatEngine):
     @override
     def chat_history(self) -> list[ChatMessage]:
         return self._engine.chat_history
-
-    def _settle(self, question: Question, reply: Reply, calls: Sequence[ModelCall]) -> tuple[Outcome, Reply]:
-        outcome = question.settle(self.guard, question.first(reply, calls))
-        return outcome, question.reply_of(outcome.exchange)
 
 
 def _memory_of(engine: BaseChatEngine) -> BaseMemory:
@@ -300,36 +294,3 @@ def _chat_response(reply: Reply, outcome: Outcome) -> AgentChatResponse:
     response = AgentChatResponse(response=outcome.text, sources=sources, metadata=metadata)
     response.source_nodes = reply.nodes
     return mark(response)
-
-
-def _replayed(response: AgentChatResponse) -> GuardedStreamingChatResponse:
-    """Return a judged answer as a stream."""
-    text = response.response
-
-    def stream() -> Generator[ChatResponse, None, None]:
-        yield _chunk(text, text)
-
-    async def astream() -> AsyncGenerator[ChatResponse, None]:
-        yield _chunk(text, text)
-
-    streaming = GuardedStreamingChatResponse(
-        response=text,
-        sources=response.sources,
-        source_nodes=response.source_nodes,
-        chat_stream=stream(),
-        achat_stream=astream(),
-        is_writing_to_memory=False,
-        metadata=response.metadata or {},
-    )
-    return mark(streaming)
-
-
-def _passing(first: StreamingAgentChatResponse) -> GuardedStreamingChatResponse:
-    streaming = GuardedStreamingChatResponse(
-        sources=first.sources, source_nodes=first.source_nodes, is_writing_to_memory=False
-    )
-    return mark(streaming)
-
-
-def _chunk(text: str, piece: str) -> ChatResponse:
-    return ChatResponse(message=ChatMessage(role=MessageRole.ASSISTANT, content=text), delta=piece)

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from llama_index.core.llms import ChatMessage
     from llama_index.core.schema import NodeWithScore
 
+    from semgrad_guard.flow import Prompt
+
 
 class IndexEmbedder:
     """An embedding model of LlamaIndex as the guard's `Embedder`; its name is its class and model."""
@@ -68,6 +70,12 @@ def rebuilt_prompt(question: str, passages: Sequence[str]) -> str:
     if not passages:
         return question
     return str(DEFAULT_TEXT_QA_PROMPT.format(context_str="\n\n".join(passages), query_str=question))
+
+
+def prompt_holds(prompt: Prompt, texts: Iterable[str]) -> bool:
+    """Return whether each of these texts is in a prompt."""
+    whole = prompt if isinstance(prompt, str) else "\n".join(message.content for message in prompt)
+    return all(text in whole for text in texts)
 
 
 def request_tags() -> frozenset[str]:

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 from llama_index.core.evaluation import BaseEvaluator, EvaluationResult
 from typing_extensions import override
 
-from llama_index_semgrad.convert import rebuilt_prompt, request_tags
+from llama_index_semgrad.convert import prompt_holds, rebuilt_prompt, request_tags
 from llama_index_semgrad.exchanges import call_fields
 from llama_index_semgrad.guard import SemGradGuard
-from llama_index_semgrad.watcher import WATCHER, find_recent
+from llama_index_semgrad.watcher import WATCHER
+from semgrad_guard.adapter_kit import match_call
 from semgrad_guard.errors import UncalibratedError
 from semgrad_guard.flow import Accept, Exchange, Passage
 from semgrad_guard.guard import in_thread
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from llama_index.core.llms import LLM
     from llama_index.core.prompts.mixin import PromptDictType
 
+    from llama_index_semgrad.watcher import LlmCall
     from semgrad_guard.flow import Decision
     from semgrad_guard.guard import Guard
     from semgrad_guard.ports import Scorer
@@ -97,7 +99,7 @@ class SemGradEvaluator(BaseEvaluator):
         pass
 
     def _exchange(self, query: str | None, answer: str, contexts: tuple[str, ...]) -> Exchange:
-        call = find_recent(answer, query, contexts)
+        call = _recent_call(answer, query, contexts)
         rebuilt: dict[str, Any] = {"prompt": rebuilt_prompt(query or "", contexts)}
         return Exchange(
             answer=answer,
@@ -107,6 +109,15 @@ class SemGradEvaluator(BaseEvaluator):
             metadata={"prompt": "captured" if call else "rebuilt"},
             **(call_fields(call, answer, self._weights) if call else rebuilt),
         )
+
+
+def _recent_call(answer: str, query: str | None, contexts: Sequence[str]) -> LlmCall | None:
+    """Return the latest call that wrote exactly this answer to a prompt with this question and these passages.
+
+    Only the texts are compared, so the call may have been made in any thread.
+    """
+    texts = [text for text in (query, *contexts) if text]
+    return match_call([[call for call in WATCHER.recent() if prompt_holds(call.prompt, texts)]], answer, exact=True)
 
 
 def _judgement(decision: Decision) -> dict[str, Any]:

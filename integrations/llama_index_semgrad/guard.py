@@ -12,8 +12,16 @@ from llama_index.core.query_engine import RetrieverQueryEngine
 
 from llama_index_semgrad.chat_engine import GuardedChatEngine
 from llama_index_semgrad.convert import IndexEmbedder
-from llama_index_semgrad.query_engine import GuardedQueryEngine, StreamMode
-from llama_index_semgrad.rerun import LlmRewriter, Wiring, empty_response_of, llm_of, postprocessors_of, retriever_of
+from llama_index_semgrad.query_engine import GuardedQueryEngine
+from llama_index_semgrad.rerun import (
+    LlmRewriter,
+    RerunTools,
+    empty_response_of,
+    llm_of,
+    postprocessors_of,
+    retriever_of,
+)
+from llama_index_semgrad.streams import StreamMode
 from llama_index_semgrad.watcher import install, is_local, weights_of
 from semgrad_guard.adapter_kit import GuardOptions, check_option
 from semgrad_guard.errors import NotGuardableError
@@ -34,26 +42,26 @@ if TYPE_CHECKING:
 
 
 class WrapOptions(TypedDict, total=False):
-    """What `SemGradGuard.wrap` takes beside the engine."""
+    """The options of `SemGradGuard.wrap`."""
 
     retriever: BaseRetriever
-    """Retrieves again; the engine's own where it can be found."""
+    """Retrieves again; by default the engine's own retriever, where it can be found."""
     synthesizer: BaseSynthesizer
-    """Answers from what `retriever` found, in place of an engine or for one that keeps its retriever out of reach."""
+    """Answers from the nodes of `retriever`: when there is no engine, or when the engine hides its retriever."""
     postprocessors: Sequence[BaseNodePostprocessor]
-    """What happens to retrieved nodes, in order; the engine's own by default."""
+    """Applied to retrieved nodes, in order; by default the engine's own."""
     retrievers: Mapping[str, BaseRetriever]
     """Other retrievers by the name that the policy uses."""
     fallbacks: Mapping[str, Fallback]
     """Fallback models by the name that the policy uses: LLMs, or whole engines."""
     rewriter: QueryRewriter
-    """Rewords questions for retrieval; the engine's own LLM by default."""
+    """Rewords questions for retrieval; by default the engine's own LLM does."""
     tags: Iterable[str]
     """Tags of every question to this engine, for the policy's `overrides`."""
 
 
 class SemGradGuard:
-    """Puts a confidence on the answers of an engine and lets a policy act on it.
+    """Gives the answers of an engine a confidence, and lets a policy act on it.
 
     Args:
         llm: the engine's LLM. When it is a local model of transformers, its own weights score its answers; an engine's
@@ -65,8 +73,8 @@ class SemGradGuard:
         embed_model: the index's embedding model: adds signals of meaning to the scores, in place of the policy's
             `scorer.embedding`.
         guard: a ready guard, in place of all of the above; with `llm` beside it you say that it scores with that model.
-        stream: `buffer` holds a stream back until its answer was judged; `annotate` lets it pass and judges its end,
-            so the policy can hold nothing back.
+        stream: `buffer` holds a stream back until its answer was judged; `annotate` lets it pass and judges the answer
+            at the end, so the policy can hold nothing back.
 
     Example:
         >>> engine = SemGradGuard(policy="policy.yaml").wrap(index.as_query_engine(llm=llm))  # doctest: +SKIP
@@ -112,7 +120,7 @@ class SemGradGuard:
 
     @property
     def weights(self) -> object | None:
-        """The live model that scores, where it is known: answers that it wrote itself are on-policy."""
+        """The live model that scores, where it is known; answers that it wrote itself are on-policy."""
         return self._guard_for(self._options.llm)[1]
 
     @overload
@@ -126,23 +134,23 @@ class SemGradGuard:
         """Return an engine of the same kind whose answers are guarded; the engine given is not changed.
 
         Args:
-            engine: a query engine or chat engine; or none, with `retriever` and `synthesizer`.
+            engine: a query engine or chat engine; it may be left out when `retriever` and `synthesizer` are given.
             options: see `WrapOptions`.
 
         Raises:
-            NotGuardableError: there is no engine in it that can be guarded; the message says what to change.
+            NotGuardableError: no engine can be guarded with these options; the message says what to change.
             PolicyFileError: the policy has a mistake.
         """
-        asked = engine if engine is not None else _assembled(options)
-        if not isinstance(asked, BaseQueryEngine | BaseChatEngine):  # pyright: ignore[reportUnnecessaryIsInstance] - untyped callers
-            msg = f"{type(asked).__name__} cannot be guarded: give a query or chat engine, or retriever+synthesizer"
+        guarded = engine if engine is not None else _assembled(options)
+        if not isinstance(guarded, BaseQueryEngine | BaseChatEngine):  # pyright: ignore[reportUnnecessaryIsInstance] - untyped callers
+            msg = f"{type(guarded).__name__} cannot be guarded: give a query or chat engine, or retriever+synthesizer"
             raise NotGuardableError(msg)
-        _check_fallbacks(asked, options.get("fallbacks", {}))
-        guard, weights = self._guard_for(self._options.llm or llm_of(asked))
-        wiring = _wiring(asked, options, weights)
-        if isinstance(asked, BaseChatEngine):
-            return GuardedChatEngine(asked, guard, wiring, self._stream)
-        return GuardedQueryEngine(asked, guard, wiring, self._stream)
+        _check_fallbacks(guarded, options.get("fallbacks", {}))
+        guard, weights = self._guard_for(self._options.llm or llm_of(guarded))
+        tools = _rerun_tools(guarded, options, weights)
+        if isinstance(guarded, BaseChatEngine):
+            return GuardedChatEngine(guarded, guard, tools, self._stream)
+        return GuardedQueryEngine(guarded, guard, tools, self._stream)
 
     def _guard_for(self, llm: object | None) -> tuple[Guard, object | None]:
         """Return the guard for an LLM's answers, and the live model that scores them where it is known."""
@@ -167,32 +175,32 @@ def _assembled(options: WrapOptions) -> RetrieverQueryEngine:
     return RetrieverQueryEngine(options["retriever"], options["synthesizer"], node_postprocessors=processors)
 
 
-def _wiring(asked: BaseQueryEngine | BaseChatEngine, options: WrapOptions, weights: object | None) -> Wiring:
-    answering: Any = asked
-    own = retriever_of(asked)
-    if "retriever" in options and own is None:
+def _rerun_tools(engine: BaseQueryEngine | BaseChatEngine, options: WrapOptions, weights: object | None) -> RerunTools:
+    answering: Any = engine
+    own_retriever = retriever_of(engine)
+    if "retriever" in options and own_retriever is None:
         if "synthesizer" not in options:
-            msg = f"{type(asked).__name__} keeps its retriever out of reach: give synthesizer= beside retriever="
+            msg = f"{type(engine).__name__} keeps its retriever out of reach: give synthesizer= beside retriever="
             raise NotGuardableError(msg)
         answering = _assembled(options)
     llm = llm_of(answering)
     rewriter = options.get("rewriter") or (LlmRewriter(llm) if isinstance(llm, LLM) else None)
-    processors = options["postprocessors"] if "postprocessors" in options else postprocessors_of(asked)
-    return Wiring(
-        answering=answering,
-        retriever=options.get("retriever") or own,
+    processors = options["postprocessors"] if "postprocessors" in options else postprocessors_of(engine)
+    return RerunTools(
+        engine=answering,
+        retriever=options.get("retriever") or own_retriever,
         postprocessors=tuple(processors),
         retrievers=dict(options.get("retrievers", {})),
         rewriter=rewriter,
         fallbacks=dict(options.get("fallbacks", {})),
         tags=frozenset(options.get("tags", ())),
         weights=weights,
-        empty_response=empty_response_of(asked),
+        empty_response=empty_response_of(engine),
     )
 
 
-def _check_fallbacks(asked: BaseQueryEngine | BaseChatEngine, fallbacks: Mapping[str, object]) -> None:
-    kinds = (LLM, BaseQueryEngine, *((BaseChatEngine,) if isinstance(asked, BaseChatEngine) else ()))
+def _check_fallbacks(engine: BaseQueryEngine | BaseChatEngine, fallbacks: Mapping[str, object]) -> None:
+    kinds = (LLM, BaseQueryEngine, *((BaseChatEngine,) if isinstance(engine, BaseChatEngine) else ()))
     for name, fallback in fallbacks.items():
         if not isinstance(fallback, kinds) and not isinstance(fallback, AnswerModel):
             allowed = ", ".join(kind.__name__ for kind in kinds)

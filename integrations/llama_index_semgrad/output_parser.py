@@ -11,7 +11,7 @@ from llama_index_semgrad.convert import request_tags
 from llama_index_semgrad.exchanges import call_fields
 from llama_index_semgrad.guard import SemGradGuard
 from llama_index_semgrad.watcher import WATCHER, last_calls
-from semgrad_guard.adapter_kit import OnWithheld, check_option, held_back
+from semgrad_guard.adapter_kit import Candidate, OnWithheld, check_option, held_back, match_call, run_guard
 from semgrad_guard.errors import PromptNotFoundError
 from semgrad_guard.flow import Exchange, Status
 
@@ -96,8 +96,7 @@ class SemGradOutputParser(BaseOutputParser):
         return self._parser.format_messages(messages) if self._parser else messages
 
     def _outcome(self, output: str) -> Outcome:
-        call = next((call for call in reversed(last_calls()) if call.text.strip() == output.strip()), None)
-        if call is None:
-            return self.guard.run_unjudged(Exchange(answer=output, tags=request_tags()), _UNSEEN)
-        said = call_fields(call, output, self._weights)
-        return self.guard.run(Exchange(answer=output, tags=request_tags(), **said))
+        call = match_call([last_calls()], output, exact=True)
+        fields = call_fields(call, output, self._weights) if call else {}
+        exchange = Exchange(answer=output, tags=request_tags(), **fields)
+        return run_guard(self.guard, Candidate(exchange, None if call else _UNSEEN))

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from llama_index.core.base.llms.base import BaseLLM
+from llama_index.core.base.llms.types import ToolCallBlock
 from llama_index.core.instrumentation.events.exception import ExceptionEvent
 from llama_index.core.instrumentation.events.llm import LLMChatEndEvent, LLMCompletionEndEvent
 from llama_index_instrumentation import get_dispatcher
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     import inspect
     from collections.abc import Generator, Sequence
 
+    from llama_index.core.llms import ChatMessage
     from llama_index_instrumentation.base import BaseEvent
 
     from semgrad_guard.flow import Prompt
@@ -41,7 +43,7 @@ _SPECIAL_TOKENS_AT_MOST = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ModelCall:
+class LlmCall:
     """What a language model read and wrote in one call."""
 
     prompt: Prompt
@@ -49,6 +51,8 @@ class ModelCall:
     text: str
     llm: object | None = None
     """The LlamaIndex LLM, where its span was seen."""
+    asked_for_tools: bool = False
+    """Whether the model asked for tools instead of answering."""
     rendered: str | None = None
     """The text that a local model really read, where it is known."""
     raw: object | None = field(default=None, repr=False)
@@ -86,12 +90,12 @@ class ModelCall:
         return None if at is None else (tuple(tokens[:at]), tuple(tokens[at:]))
 
 
-def call_of(event: CallEndEvent, llm: object | None) -> ModelCall | None:
+def call_of(event: CallEndEvent, llm: object | None) -> LlmCall | None:
     """Return the call that an end event reports; `None` when the model gave no response."""
     if isinstance(event, LLMCompletionEndEvent):
         response = event.response
         rendered = event.prompt if is_local(llm) else None
-        return ModelCall(
+        return LlmCall(
             prompt=event.prompt,
             text=response.text or "",
             llm=llm,
@@ -102,10 +106,11 @@ def call_of(event: CallEndEvent, llm: object | None) -> ModelCall | None:
     if event.response is None:
         return None
     chat = event.response
-    return ModelCall(
+    return LlmCall(
         prompt=flow_messages(event.messages),
         text=chat.message.content or "",
         llm=llm,
+        asked_for_tools=_asks_for_tools(chat.message),
         rendered=_rendered(llm, event.messages),
         raw=chat.raw,
         extra={**chat.message.additional_kwargs, **chat.additional_kwargs},
@@ -131,6 +136,12 @@ def weights_of(source: object) -> object | None:
         return weights_of(getattr(source, "local_model", None)) if ours else getattr(source, "_model", None)
     inner = getattr(source, "model", None)
     return inner if hasattr(inner, "generate") else (source if hasattr(source, "generate") else None)
+
+
+def _asks_for_tools(message: ChatMessage) -> bool:
+    """Return whether a model's message asks for tools; older integrations say so in `additional_kwargs` alone."""
+    in_blocks = any(isinstance(block, ToolCallBlock) for block in message.blocks)
+    return in_blocks or bool(message.additional_kwargs.get("tool_calls"))
 
 
 def _rendered(llm: object, messages: Sequence[Any]) -> str | None:
@@ -181,12 +192,12 @@ _UUID_LENGTH = 37
 
 @dataclass(slots=True)
 class _Capture:
-    calls: list[ModelCall] = field(default_factory=list[ModelCall])
+    calls: list[LlmCall] = field(default_factory=list[LlmCall])
     outer: _Capture | None = None
 
 
 _capture: ContextVar[_Capture | None] = ContextVar("semgrad_capture", default=None)
-_last: ContextVar[tuple[ModelCall, ...]] = ContextVar("semgrad_last_calls", default=())
+_last: ContextVar[tuple[LlmCall, ...]] = ContextVar("semgrad_last_calls", default=())
 
 
 class Listener(Protocol):
@@ -200,13 +211,13 @@ class Listener(Protocol):
         """It ends; `result` is `None` when it raised."""
         ...
 
-    def call_ended(self, span_id: str | None, call: ModelCall) -> None:
+    def call_ended(self, span_id: str | None, call: LlmCall) -> None:
         """A model wrote an answer."""
         ...
 
 
 @contextmanager
-def capturing(into: list[ModelCall] | None = None) -> Generator[list[ModelCall], None, None]:
+def capturing(into: list[LlmCall] | None = None) -> Generator[list[LlmCall], None, None]:
     """Collect the model calls made in this block; a block inside another reports to both.
 
     Args:
@@ -221,22 +232,9 @@ def capturing(into: list[ModelCall] | None = None) -> Generator[list[ModelCall],
         _capture.reset(token)
 
 
-def last_calls() -> tuple[ModelCall, ...]:
+def last_calls() -> tuple[LlmCall, ...]:
     """Return the latest calls of this thread or task, oldest first; needs `WATCHER.remember_last`."""
     return _last.get()
-
-
-def find_recent(answer: str, question: str | None, passages: Sequence[str]) -> ModelCall | None:
-    """Return the latest call that wrote exactly this answer to a prompt that holds this question and these passages.
-
-    The content decides, so it does not matter in which thread the call was made. Needs `WATCHER.remember_recent`.
-    """
-    wanted = [text for text in (question, *passages) if text]
-    for call in reversed(WATCHER.recent()):
-        prompt = call.prompt if isinstance(call.prompt, str) else "\n".join(m.content for m in call.prompt)
-        if call.text.strip() == answer.strip() and all(text in prompt for text in wanted):
-            return call
-    return None
 
 
 def method_of(span_id: str | None) -> str:
@@ -254,10 +252,10 @@ class Watcher:
         self.listeners: list[Listener] = []
         self._lock = threading.Lock()
         self._open: OrderedDict[str, tuple[object, bool]] = OrderedDict()
-        self._recent: deque[ModelCall] = deque(maxlen=MAX_RECENT_CALLS)
+        self._recent: deque[LlmCall] = deque(maxlen=MAX_RECENT_CALLS)
         self._seen: deque[weakref.ref[Any]] = deque(maxlen=_MAX_SEEN)
 
-    def recent(self) -> list[ModelCall]:
+    def recent(self) -> list[LlmCall]:
         """Return the latest calls of all threads, oldest first."""
         with self._lock:
             return list(self._recent)
