@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from llama_index.core.llms import LLM
     from llama_index.core.prompts.mixin import PromptDictType
 
-    from llama_index_semgrad.watcher import LlmCall
+    from llama_index_semgrad.convert import LlmCall
     from semgrad_guard.flow import Decision
     from semgrad_guard.guard import Guard
     from semgrad_guard.ports import Scorer

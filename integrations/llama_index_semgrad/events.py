@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from llama_index.core.llms import LLM
 
-    from llama_index_semgrad.watcher import LlmCall
+    from llama_index_semgrad.convert import LlmCall
     from semgrad_guard.adapter_kit import Candidate
     from semgrad_guard.flow import Outcome
     from semgrad_guard.guard import Guard

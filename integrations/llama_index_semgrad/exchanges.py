@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from llama_index.core.base.response.schema import PydanticResponse
 
-from llama_index_semgrad.convert import passages_of, rebuilt_prompt, request_tags
-from llama_index_semgrad.watcher import weights_of
+from llama_index_semgrad.convert import passages_of, rebuilt_prompt, request_tags, weights_of
 from semgrad_guard.adapter_kit import Candidate, match_call
 from semgrad_guard.errors import PromptNotFoundError
 from semgrad_guard.flow import Exchange
@@ -16,8 +15,8 @@ from semgrad_guard.flow import Exchange
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from llama_index_semgrad.convert import LlmCall
     from llama_index_semgrad.responses import Reply
-    from llama_index_semgrad.watcher import LlmCall
     from semgrad_guard.flow import Json
 
 

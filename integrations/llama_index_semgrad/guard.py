@@ -11,7 +11,7 @@ from llama_index.core.llms import LLM
 from llama_index.core.query_engine import RetrieverQueryEngine
 
 from llama_index_semgrad.chat_engine import GuardedChatEngine
-from llama_index_semgrad.convert import IndexEmbedder
+from llama_index_semgrad.convert import IndexEmbedder, is_local, weights_of
 from llama_index_semgrad.query_engine import GuardedQueryEngine
 from llama_index_semgrad.rerun import (
     LlmRewriter,
@@ -22,7 +22,7 @@ from llama_index_semgrad.rerun import (
     retriever_of,
 )
 from llama_index_semgrad.streams import StreamMode
-from llama_index_semgrad.watcher import install, is_local, weights_of
+from llama_index_semgrad.watcher import install
 from semgrad_guard.adapter_kit import GuardOptions, check_option
 from semgrad_guard.errors import NotGuardableError
 from semgrad_guard.ports import AnswerModel

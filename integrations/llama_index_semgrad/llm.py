@@ -23,8 +23,7 @@ from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_ca
 from pydantic import Field, PrivateAttr
 from typing_extensions import override
 
-from llama_index_semgrad.convert import flow_messages
-from llama_index_semgrad.watcher import SCORE_KEY
+from llama_index_semgrad.convert import SCORE_KEY, flow_messages
 from semgrad_guard.adapter_kit.single_pass import AnswerSettings, ScoredAnswer, SinglePass
 from semgrad_guard.flow import Message
 from semgrad_guard.guard.assembly import Lazy

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from llama_index.core.prompts.mixin import PromptMixinType
     from llama_index.core.schema import NodeWithScore, QueryBundle
 
+    from llama_index_semgrad.convert import LlmCall
     from llama_index_semgrad.streams import StreamMode
-    from llama_index_semgrad.watcher import LlmCall
     from semgrad_guard.guard import Guard
 
 

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from llama_index.core.postprocessor.types import BaseNodePostprocessor
     from llama_index.core.schema import NodeWithScore
 
-    from llama_index_semgrad.watcher import LlmCall
+    from llama_index_semgrad.convert import LlmCall
     from semgrad_guard.adapter_kit import Candidate
     from semgrad_guard.flow import Exchange, ExchangeId, Outcome, Passage
     from semgrad_guard.guard import Guard

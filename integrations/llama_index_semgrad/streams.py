@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
     from llama_index.core.chat_engine.types import AgentChatResponse
 
+    from llama_index_semgrad.convert import LlmCall
     from llama_index_semgrad.rerun import EngineRun
-    from llama_index_semgrad.watcher import LlmCall
     from semgrad_guard.flow import Json
     from semgrad_guard.guard import Guard
 

@@ -22,7 +22,7 @@ from typing_extensions import override
 from llama_index_semgrad import GuardedChatEngine, SemGradGuard
 from semgrad_guard.errors import NotGuardableError
 from semgrad_guard.flow import FallbackModel, RetryRetrieval
-from tests.adapters.llama_index.world import PASSAGES, QUESTION, ScriptedLLM, index, llm
+from tests.adapters.llama_index.index_and_llm import PASSAGES, QUESTION, ScriptedLLM, index, llm
 from tests.fakes import LadderDecider, MemorySink, guard_of
 
 GOOD, BAD = "Marie Curie.", "It was Albert Einstein."

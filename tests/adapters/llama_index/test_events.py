@@ -16,7 +16,7 @@ from llama_index_semgrad.events import AnswerTracker
 from llama_index_semgrad.watcher import WATCHER, install
 from semgrad_guard.errors import NonFiniteScoreError
 from semgrad_guard.flow import Status
-from tests.adapters.llama_index.world import PASSAGES, QUESTION, index, join_writers, llm
+from tests.adapters.llama_index.index_and_llm import PASSAGES, QUESTION, index, join_writers, llm
 from tests.fakes import MemoryQueue, MemorySink, guard_of
 
 if TYPE_CHECKING:

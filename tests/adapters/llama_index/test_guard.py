@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from llama_index_semgrad import SemGradGuard
 from semgrad_guard.adapter_kit import options
-from tests.adapters.llama_index.world import llm
+from tests.adapters.llama_index.index_and_llm import llm
 from tests.fakes import guard_of
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from llama_index_semgrad import (
     VerdictEvent,
 )
 from semgrad_guard.flow import Abstain, HumanReview
-from tests.adapters.llama_index.world import QUESTION, ScriptedLLM, index, llm
+from tests.adapters.llama_index.index_and_llm import QUESTION, ScriptedLLM, index, llm
 from tests.fakes import LadderDecider, MemoryQueue, guard_of
 
 GOOD, BAD = "Marie Curie.", "It was Albert Einstein."
