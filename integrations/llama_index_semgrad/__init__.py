@@ -1,9 +1,9 @@
-"""LlamaIndex adapter: guard an engine, evaluate, parse, listen, or ask a person in a workflow.
+"""The guard for LlamaIndex: for engines, and as evaluator, output parser, event handler, LLM and workflow.
 
-- `SemGradGuard(...).wrap(engine)` gives an engine of the same kind whose answers the policy has seen.
-- `SemGradEvaluator` works in LlamaIndex' evaluation tools, `SemGradOutputParser` where an output parser does.
-- `SemGradEventHandler` listens on the instrumentation dispatcher and changes nothing.
-- `SemGradLLM` is a local model that scores while it writes; `ReviewWorkflow` waits for a person.
+- `SemGradGuard(...).wrap(engine)` returns an engine of the same kind whose answers are guarded by the policy.
+- `SemGradEvaluator` is for LlamaIndex' evaluation tools, `SemGradOutputParser` for any place of an output parser.
+- `SemGradEventHandler` judges every answer in the process, and changes none.
+- `SemGradLLM` is a local model that scores its answers while it writes; `ReviewWorkflow` waits for a reviewer.
 """
 
 from semgrad_guard.extras import require

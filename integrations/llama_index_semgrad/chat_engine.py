@@ -1,4 +1,4 @@
-"""A chat engine whose answers are guarded, and the memory that never holds a withheld answer."""
+"""A chat engine whose answers are guarded; its conversation never holds a withheld answer."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ if TYPE_CHECKING:
 
 
 class DraftMemory(BaseMemory):
-    """Reads through to the real memory and writes nothing to it.
+    """A memory for one attempt: it reads the real memory, and keeps what is written to itself.
 
-    An answer that the guard holds back never gets into the conversation, and a retry sees no earlier attempt.
+    So an answer that is held back never gets into the conversation, and a retry sees no earlier attempt.
     """
 
     written: list[ChatMessage] = Field(default_factory=list)
@@ -52,12 +52,12 @@ class DraftMemory(BaseMemory):
     _read: dict[str, list[ChatMessage]] = PrivateAttr()
 
     def __init__(self, real: BaseMemory, read: dict[str, list[ChatMessage]] | None = None) -> None:
-        """Read from a memory.
+        """Keep the real memory.
 
         Args:
-            real: the memory.
-            read: what earlier attempts at the same question read of it. Later ones read the same, so a concurrent turn
-                does not come between, and a memory of another event loop is not asked from a worker thread.
+            real: the memory of the chat engine.
+            read: what earlier attempts at the same question read in it. Later ones read the same: a turn at the same
+                time cannot come between, and a memory of another event loop is not read from a worker thread.
         """
         super().__init__()
         self._real, self._read = real, {} if read is None else read
@@ -74,7 +74,7 @@ class DraftMemory(BaseMemory):
 
     @property
     def tokenizer_fn(self) -> Callable[[str], Sequence[Any]]:
-        """The real memory's tokenizer; engines ask for it where there is one."""
+        """The tokenizer of the real memory; engines use it where there is one."""
         found: Callable[[str], Sequence[Any]] = getattr(self._real, "tokenizer_fn")  # noqa: B009 - not on every memory
         return found
 
@@ -125,31 +125,30 @@ class DraftMemory(BaseMemory):
         self.written = []
 
 
-def settled(written: Sequence[ChatMessage], question: str, text: str) -> list[ChatMessage]:
-    """Return the messages of a finished turn: as the engine wrote them, with the text that the caller got.
+def finished_turn(written: Sequence[ChatMessage], question: str, text: str) -> list[ChatMessage]:
+    """Return the messages of a turn for the conversation: the engine's, with the text that the caller got.
 
     Args:
-        written: what the engine wrote of the chosen attempt.
+        written: the messages that the engine wrote in the chosen attempt.
         question: the user's message, for an engine that did not write it.
-        text: the answer or the policy's message in its place.
+        text: the answer, or the policy's message in its place.
     """
-    turn = [m for m in written if m.role is not MessageRole.ASSISTANT]
-    own = [m for m in written if m.role is MessageRole.ASSISTANT]
-    if not turn:
-        turn = [ChatMessage(role=MessageRole.USER, content=question)]
-    if own and (own[-1].content or "").strip() == text.strip():
+    answers = [message for message in written if message.role is MessageRole.ASSISTANT]
+    if answers and (answers[-1].content or "").strip() == text.strip():
         return list(written)
-    return [*turn, ChatMessage(role=MessageRole.ASSISTANT, content=text)]
+    others = [message for message in written if message.role is not MessageRole.ASSISTANT]
+    user_turn = others or [ChatMessage(role=MessageRole.USER, content=question)]
+    return [*user_turn, ChatMessage(role=MessageRole.ASSISTANT, content=text)]
 
 
 @dataclass(frozen=True, slots=True)
 class ChatAsker:
-    """Asks a chat engine one question, on top of a conversation that it does not change."""
+    """Asks a chat engine one question, without a change to the conversation."""
 
     question: str
     memory: BaseMemory
     read: dict[str, list[ChatMessage]] = field(default_factory=dict[str, list[ChatMessage]])
-    """What the attempts at this question read of the conversation."""
+    """What the attempts at this question read in the conversation."""
 
     def draft(self) -> DraftMemory:
         """Return a memory for one attempt."""
@@ -157,29 +156,29 @@ class ChatAsker:
 
     def ask(self, engine: Any) -> Reply:
         """Return the engine's answer."""
-        if isinstance(engine, BaseQueryEngine):  # a fallback
+        if isinstance(engine, BaseQueryEngine):  # as a fallback
             return read_response(engine.query(self.question))
         draft = self.draft()
         return reply_of((with_memory(engine, draft) or engine).chat(self.question), draft)
 
 
 def reply_of(native: AgentChatResponse, draft: DraftMemory) -> Reply:
-    """Return a chat response as a reply that remembers what the engine wrote into the conversation."""
+    """Return a chat response as a reply, together with the messages that the engine wrote."""
     vars(native)["_semgrad_written"] = draft.written
     return Reply(native, native.response)
 
 
 class GuardedChatEngine(BaseChatEngine):
-    """Asks the wrapped chat engine and gives what the policy allows; made by `SemGradGuard.wrap`.
+    """Asks the wrapped chat engine and returns what the policy allows; `SemGradGuard.wrap` makes it.
 
-    The conversation gets what the caller got: an answer that was held back is not in it.
+    The conversation holds what the caller got: an answer that was held back is not in it.
     """
 
     def __init__(self, engine: BaseChatEngine, guard: Guard, tools: RerunTools, stream: StreamMode = "buffer") -> None:
         """Wrap a chat engine.
 
         Raises:
-            NotGuardableError: it keeps its conversation out of reach, so a withheld answer would stay in it.
+            NotGuardableError: the engine hides its conversation, so a withheld answer would stay in it.
         """
         self._engine, self._tools, self._stream = engine, tools, stream
         self._memory = _memory_of(engine)
@@ -194,7 +193,7 @@ class GuardedChatEngine(BaseChatEngine):
         with recording_faults(self.guard, message), capturing() as calls:
             reply = asker.ask(self._engine)
         outcome, reply = run.outcome(self.guard, reply, calls)
-        self._memory.put_messages(_turn(reply, message, outcome.text))
+        self._memory.put_messages(_turn_of(reply, message, outcome.text))
         return _chat_response(reply, outcome)
 
     @override
@@ -206,7 +205,7 @@ class GuardedChatEngine(BaseChatEngine):
         with recording_faults(self.guard, message), capturing() as calls:
             reply = reply_of(await with_memory(self._engine, draft).achat(message), draft)
         outcome, reply = await in_thread(run.outcome, self.guard, reply, calls)
-        await self._memory.aput_messages(_turn(reply, message, outcome.text))
+        await self._memory.aput_messages(_turn_of(reply, message, outcome.text))
         return _chat_response(reply, outcome)
 
     @override
@@ -228,7 +227,7 @@ class GuardedChatEngine(BaseChatEngine):
                     text += piece
                     yield chat_piece(text, piece)
             response.metadata[METADATA_KEY] = late_findings(self.guard, run, Reply(first, text), calls)
-            self._memory.put_messages(settled(draft.written, message, text))
+            self._memory.put_messages(finished_turn(draft.written, message, text))
 
         response.chat_stream = stream()
         return response
@@ -255,7 +254,7 @@ class GuardedChatEngine(BaseChatEngine):
                     yield chat_piece(text, piece)
             reply = Reply(first, text)
             response.metadata[METADATA_KEY] = await in_thread(late_findings, self.guard, run, reply, calls)
-            await self._memory.aput_messages(settled(draft.written, message, text))
+            await self._memory.aput_messages(finished_turn(draft.written, message, text))
 
         response.achat_stream = stream()
         return response
@@ -281,12 +280,12 @@ def _memory_of(engine: BaseChatEngine) -> BaseMemory:
     return memory
 
 
-def _turn(reply: Reply, message: str, text: str) -> list[ChatMessage]:
-    return settled(getattr(reply.native, "_semgrad_written", ()), message, text)
+def _turn_of(reply: Reply, message: str, text: str) -> list[ChatMessage]:
+    return finished_turn(getattr(reply.native, "_semgrad_written", ()), message, text)
 
 
 def _chat_response(reply: Reply, outcome: Outcome) -> AgentChatResponse:
-    """Return what the caller gets; sources that repeat an answer which is not given are left out."""
+    """Return the response that the caller gets; sources are left out where they may repeat a withheld answer."""
     native = reply.native
     metadata = {**(getattr(native, "metadata", None) or {}), METADATA_KEY: findings(outcome)}
     given = outcome.text == outcome.exchange.answer and not outcome.withheld

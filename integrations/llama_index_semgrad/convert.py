@@ -43,14 +43,14 @@ def flow_messages(messages: Iterable[ChatMessage]) -> tuple[Message, ...]:
     return tuple(Message(str(message.role.value), message.content or "") for message in messages)
 
 
-def passage_of(found: NodeWithScore) -> Passage:
+def passage_of(retrieved: NodeWithScore) -> Passage:
     """Return a retrieved node as a passage, with the text that a model reads of it."""
-    node = found.node
+    node = retrieved.node
     source = next((str(node.metadata[key]) for key in SOURCE_KEYS if node.metadata.get(key)), None)
     return Passage(
         text=node.get_content(metadata_mode=MetadataMode.LLM),
         source=source or node.ref_doc_id or node.node_id,
-        score=found.score,
+        score=retrieved.score,
     )
 
 
@@ -110,9 +110,9 @@ class LlmCall:
     @property
     def score(self) -> Score | None:
         """The score that was taken while the answer was written; only a `SemGradLLM` takes one."""
-        found = self.extra.get(SCORE_KEY)
+        data = self.extra.get(SCORE_KEY)
         try:
-            return Score.from_json(found) if isinstance(found, Mapping) else None
+            return Score.from_json(data) if isinstance(data, Mapping) else None
         except (TypeError, KeyError):
             return None
 

@@ -30,10 +30,10 @@ if TYPE_CHECKING:
 
 
 class SemGradEvaluator(BaseEvaluator):
-    """Says how likely a response is right; it passes when the policy would give it.
+    """Evaluates how likely a response is right; it passes when the policy accepts it.
 
-    The exact prompt is that of the model call which wrote the response, when this process made it lately; otherwise it
-    is rebuilt with LlamaIndex' default template from query and contexts. Nothing of the policy is carried out.
+    The prompt is that of the model call which wrote the response, if this process made the call recently. Otherwise it
+    is rebuilt from query and contexts by LlamaIndex' default template. No step of the policy is carried out.
 
     Example:
         >>> runner = BatchEvalRunner({"semgrad": SemGradEvaluator(policy="policy.yaml")})  # doctest: +SKIP
@@ -68,7 +68,7 @@ class SemGradEvaluator(BaseEvaluator):
             query: the question.
             response: the answer.
             contexts: the passages that it was written from.
-            kwargs: ignored, as other evaluators take more.
+            kwargs: ignored; other evaluators take more arguments.
         """
         exchange = self._exchange(query, response or "", tuple(contexts or ()))
         try:
@@ -77,7 +77,7 @@ class SemGradEvaluator(BaseEvaluator):
             return _result(
                 query, response, contexts, invalid_result=True, invalid_reason=str(error), feedback=str(error)
             )
-        return _result(query, response, contexts, **_judgement(decision))
+        return _result(query, response, contexts, **_result_fields(decision))
 
     @override
     async def aevaluate(
@@ -87,7 +87,7 @@ class SemGradEvaluator(BaseEvaluator):
         contexts: Sequence[str] | None = None,
         **kwargs: Any,
     ) -> EvaluationResult:
-        """Same as `evaluate`, in a worker thread."""
+        """Same as `evaluate` in a worker thread."""
         return await in_thread(self.evaluate, query, response, contexts, **kwargs)
 
     @override
@@ -120,7 +120,7 @@ def _recent_call(answer: str, query: str | None, contexts: Sequence[str]) -> Llm
     return match_call([[call for call in WATCHER.recent() if prompt_holds(call.prompt, texts)]], answer, exact=True)
 
 
-def _judgement(decision: Decision) -> dict[str, Any]:
+def _result_fields(decision: Decision) -> dict[str, Any]:
     failure = decision.failure
     return {
         "score": decision.confidence.value,
@@ -131,7 +131,7 @@ def _judgement(decision: Decision) -> dict[str, Any]:
     }
 
 
-def _result(query: str | None, response: str | None, contexts: Sequence[str] | None, **found: Any) -> EvaluationResult:
+def _result(query: str | None, response: str | None, contexts: Sequence[str] | None, **fields: Any) -> EvaluationResult:
     return EvaluationResult(
-        query=query, response=response or "", contexts=list(contexts) if contexts is not None else None, **found
+        query=query, response=response or "", contexts=list(contexts) if contexts is not None else None, **fields
     )

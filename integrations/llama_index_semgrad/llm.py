@@ -41,8 +41,8 @@ UNLIMITED_CONTEXT = 1_000_000
 class SemGradLLM(LLM):
     """A local model whose answers carry their score.
 
-    The score is taken from the KV cache of the writing, so it costs one short forward and backward of the answer. An
-    engine over this LLM that `SemGradGuard` wraps uses it instead of reading prompt and answer again.
+    The score uses the KV cache that the writing left, so it costs one short forward and backward pass over the answer.
+    A guarded engine with this LLM uses the score, instead of reading prompt and answer again.
 
     Example:
         >>> llm = SemGradLLM(model="smollm2-135m", max_tokens=64)  # doctest: +SKIP
@@ -72,7 +72,7 @@ class SemGradLLM(LLM):
 
     @override
     def model_post_init(self, context: Any, /) -> None:
-        """Prepare what is made at the first answer."""
+        """Prepare the model and its scorer, which are loaded at the first answer."""
         super().model_post_init(context)
         self._single_pass = Lazy(self._make_single_pass)
 
@@ -202,12 +202,16 @@ def _chat(answer: ScoredAnswer, delta: str | None = None) -> ChatResponse:
 
 
 def _score_and_usage(answer: ScoredAnswer) -> dict[str, Json]:
-    """Return the score under our key, and the numbers of tokens under the keys that LlamaIndex counts them by."""
-    read, wrote = answer.n_prompt_tokens, answer.n_answer_tokens
-    found: dict[str, Json] = {"prompt_tokens": read, "completion_tokens": wrote, "total_tokens": read + wrote}
+    """Return the score, and the numbers of tokens under the keys that LlamaIndex' token counter reads."""
+    n_prompt, n_answer = answer.n_prompt_tokens, answer.n_answer_tokens
+    fields: dict[str, Json] = {
+        "prompt_tokens": n_prompt,
+        "completion_tokens": n_answer,
+        "total_tokens": n_prompt + n_answer,
+    }
     if answer.score is not None:
-        found[SCORE_KEY] = answer.score.to_json()
-    return found
+        fields[SCORE_KEY] = answer.score.to_json()
+    return fields
 
 
 def _assistant(text: str) -> ChatMessage:

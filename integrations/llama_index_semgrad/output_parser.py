@@ -1,4 +1,4 @@
-"""The guard as an output parser: it judges what a model wrote before anything is made of it."""
+"""The guard as an output parser: it judges the text of a model before another parser reads it."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ if TYPE_CHECKING:
     from semgrad_guard.flow import Outcome
     from semgrad_guard.guard import Guard
 
-_UNSEEN = PromptNotFoundError(
+_NO_CALL = PromptNotFoundError(
     "among the latest model calls of this thread or task",
     "parse where the model was called, as `LLM.predict` and LlamaIndex' programs do",
 )
 
 
 class SemGradOutputParser(BaseOutputParser):
-    """Judges a model's text, then lets another parser make something of it.
+    """Judges the text of a model, then passes it to another parser.
 
-    The prompt is that of the model call which wrote the text: the latest one of the present thread or task.
+    The prompt is that of the model call which wrote the text: the latest such call in the current thread or task.
 
     Example:
         >>> parser = SemGradOutputParser(PydanticOutputParser(Person), policy="policy.yaml")  # doctest: +SKIP
@@ -54,11 +54,11 @@ class SemGradOutputParser(BaseOutputParser):
         """Take the inner parser and the options of `SemGradGuard`.
 
         Args:
-            parser: makes something of an answer that is given; without one the text is passed on.
+            parser: parses an answer that may be given; without a parser the text is returned.
             llm: the LLM, when it is a local model: its own weights score its answers.
             policy: a policy file or its content.
             guard: a ready guard, in place of `policy`.
-            on_withheld: `None` raises when there is an inner parser, because a message is nothing it could read.
+            on_withheld: `None` raises when there is a parser, because it could not parse the policy's message.
 
         Raises:
             OptionError: an unknown option.
@@ -73,10 +73,10 @@ class SemGradOutputParser(BaseOutputParser):
 
     @override
     def parse(self, output: str) -> Any:
-        """Return what the inner parser makes of an answer that the policy gives.
+        """Return what the inner parser makes of an answer that the policy allows.
 
         Raises:
-            LowConfidenceError: the answer is withheld.
+            LowConfidenceError: the answer is withheld, and `on_withheld` says that this is an error.
         """
         outcome = self._outcome(output)
         if outcome.withheld and self._raises:
@@ -99,4 +99,4 @@ class SemGradOutputParser(BaseOutputParser):
         call = match_call([last_calls()], output, exact=True)
         fields = call_fields(call, output, self._weights) if call else {}
         exchange = Exchange(answer=output, tags=request_tags(), **fields)
-        return run_guard(self.guard, Candidate(exchange, None if call else _UNSEEN))
+        return run_guard(self.guard, Candidate(exchange, None if call else _NO_CALL))

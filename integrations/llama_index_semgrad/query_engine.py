@@ -48,7 +48,7 @@ class QueryAsker:
 class GuardedQueryEngine(BaseQueryEngine):
     """Asks the wrapped engine and returns what the policy allows; `SemGradGuard.wrap` makes it.
 
-    The response keeps its type, and `response.metadata["semgrad"]` says how sure the guard is and what it decided.
+    The response keeps its type, and `response.metadata["semgrad"]` holds the confidence and the decision.
     """
 
     def __init__(self, engine: BaseQueryEngine, guard: Guard, tools: RerunTools, stream: StreamMode = "buffer") -> None:
@@ -82,7 +82,7 @@ class GuardedQueryEngine(BaseQueryEngine):
         nodes: list[NodeWithScore],
         additional_source_nodes: Sequence[NodeWithScore] | None = None,
     ) -> RESPONSE_TYPE:
-        """Answer from given nodes; the answer is guarded like any other."""
+        """Answer from given nodes; this answer is guarded too."""
         return self._guarded(
             query_bundle, lambda: self._engine.synthesize(query_bundle, nodes, additional_source_nodes)
         )

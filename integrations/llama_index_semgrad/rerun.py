@@ -80,8 +80,8 @@ def _holder(engine: object, name: str, depth: int = 0) -> object | None:
 
 def retriever_of(engine: object) -> BaseRetriever | None:
     """Return the retriever of an engine; `None` when it keeps it elsewhere."""
-    found = getattr(_holder(engine, _RETRIEVER), _RETRIEVER, None)
-    return found if isinstance(found, BaseRetriever) else None
+    retriever = getattr(_holder(engine, _RETRIEVER), _RETRIEVER, None)
+    return retriever if isinstance(retriever, BaseRetriever) else None
 
 
 def postprocessors_of(engine: object) -> tuple[BaseNodePostprocessor, ...]:
@@ -190,7 +190,7 @@ class LlmRewriter:
 
 
 class Asker(Protocol):
-    """Asks an engine one question; query engines and chat engines are asked in different ways."""
+    """Asks an engine one question; there is one for query engines, and one for chat engines."""
 
     @property
     def question(self) -> str:
