@@ -135,9 +135,9 @@ class ReviewWorkflow(Workflow):
             return None
         texts = {"approved": pending["answer"], "edited": ev.text, "rejected": pending["refusal"]}
         status = Status.ABSTAINED if ev.verdict == "rejected" else Status.REVIEWED
-        findings = {**findings, "status": str(status), "withheld": ev.verdict == "rejected", "verdict": ev.verdict}
+        changes = {"status": str(status), "withheld": ev.verdict == "rejected", "verdict": ev.verdict}
         return GuardedAnswerEvent(
-            text=texts[ev.verdict], status=str(status), semgrad=findings, reviewed_by=ev.by or None
+            text=texts[ev.verdict], status=str(status), semgrad={**findings, **changes}, reviewed_by=ev.by or None
         )
 
     @property

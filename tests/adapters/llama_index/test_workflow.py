@@ -62,6 +62,8 @@ async def test_a_person_decides(verdict: Any, text: str, expected: str, status: 
     handler.ctx.send_event(VerdictEvent(review_id=asked.review_id, verdict=verdict, text=text, by="ada"))
     result = await handler
     assert (result.text, result.status, result.reviewed_by) == (expected, status, "ada")
+    found = result.semgrad
+    assert (found["status"], found["verdict"], found["withheld"]) == (status, verdict, verdict == "rejected")
 
 
 async def test_it_sleeps_as_json_and_goes_on_without_writing_or_scoring_again() -> None:
