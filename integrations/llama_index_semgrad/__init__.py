@@ -1,9 +1,9 @@
-"""LlamaIndex adapter: guard an engine, evaluate, parse, listen, or ask a person in a workflow.
+"""The guard for LlamaIndex: for engines, and as evaluator, output parser, event handler, LLM and workflow.
 
-- `SemGradGuard(...).wrap(engine)` gives an engine of the same kind whose answers the policy has seen.
-- `SemGradEvaluator` works in LlamaIndex' evaluation tools, `SemGradOutputParser` where an output parser does.
-- `SemGradEventHandler` listens on the instrumentation dispatcher and changes nothing.
-- `SemGradLLM` is a local model that scores while it writes; `ReviewWorkflow` waits for a person.
+- `SemGradGuard(...).wrap(engine)` returns an engine of the same kind whose answers are guarded by the policy.
+- `SemGradEvaluator` is for LlamaIndex' evaluation tools, `SemGradOutputParser` for any place of an output parser.
+- `SemGradEventHandler` judges every answer in the process, and changes none.
+- `SemGradLLM` is a local model that scores its answers while it writes; `ReviewWorkflow` waits for a reviewer.
 """
 
 from semgrad_guard.extras import require
@@ -11,7 +11,7 @@ from semgrad_guard.extras import require
 require("llama_index.core", extra="llama-index")
 
 # What follows needs LlamaIndex; the line above names the extra when it is missing.
-from llama_index_semgrad.chat_engine import GuardedChatEngine, GuardedStreamingChatResponse  # noqa: E402
+from llama_index_semgrad.chat_engine import GuardedChatEngine  # noqa: E402
 from llama_index_semgrad.evaluator import SemGradEvaluator  # noqa: E402
 from llama_index_semgrad.events import SemGradAnswerEvent, SemGradEventHandler  # noqa: E402
 from llama_index_semgrad.guard import SemGradGuard, WrapOptions  # noqa: E402
@@ -19,6 +19,7 @@ from llama_index_semgrad.llm import SemGradLLM  # noqa: E402
 from llama_index_semgrad.output_parser import SemGradOutputParser  # noqa: E402
 from llama_index_semgrad.query_engine import GuardedQueryEngine  # noqa: E402
 from llama_index_semgrad.rerun import LlmRewriter  # noqa: E402
+from llama_index_semgrad.streams import GuardedStreamingChatResponse  # noqa: E402
 from llama_index_semgrad.workflow import (  # noqa: E402
     GuardedAnswerEvent,
     QuestionEvent,

@@ -1,4 +1,4 @@
-"""A chat engine whose answers are guarded, and the memory that never holds a withheld answer."""
+"""A chat engine whose answers are guarded; its conversation never holds a withheld answer."""
 
 from __future__ import annotations
 
@@ -6,38 +6,44 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from llama_index.core.base.base_query_engine import BaseQueryEngine
-from llama_index.core.chat_engine.types import AgentChatResponse, BaseChatEngine, StreamingAgentChatResponse
+from llama_index.core.chat_engine.types import AgentChatResponse, BaseChatEngine
 from llama_index.core.llms import ChatMessage, ChatResponse, MessageRole
 from llama_index.core.memory import BaseMemory
 from pydantic import Field, PrivateAttr
 from typing_extensions import override
 
-from llama_index_semgrad.convert import METADATA_KEY, outcome_metadata
-from llama_index_semgrad.observing import adrawn, drawn, recording_faults, verdict
-from llama_index_semgrad.rerun import Question, Wiring, with_memory
+from llama_index_semgrad.convert import METADATA_KEY
+from llama_index_semgrad.rerun import EngineRun, RerunTools, with_memory
 from llama_index_semgrad.responses import Reply, mark
 from llama_index_semgrad.responses import read as read_response
+from llama_index_semgrad.streams import (
+    acaptured_pieces,
+    annotated_chat,
+    captured_pieces,
+    chat_piece,
+    chat_stream_of,
+    late_findings,
+)
 from llama_index_semgrad.watcher import capturing
+from semgrad_guard.adapter_kit import findings, recording_faults
 from semgrad_guard.errors import NotGuardableError
 from semgrad_guard.guard import in_thread
 
 if TYPE_CHECKING:
-    import threading
     from collections.abc import AsyncGenerator, Callable, Generator, Sequence
     from typing import Self
 
     from llama_index.core.tools import ToolOutput
 
-    from llama_index_semgrad.query_engine import StreamMode
-    from llama_index_semgrad.watcher import ModelCall
+    from llama_index_semgrad.streams import GuardedStreamingChatResponse, StreamMode
     from semgrad_guard.flow import Outcome
     from semgrad_guard.guard import Guard
 
 
 class DraftMemory(BaseMemory):
-    """Reads through to the real memory and writes nothing to it.
+    """A memory for one attempt: it reads the real memory, and keeps what is written to itself.
 
-    An answer that the guard holds back never gets into the conversation, and a retry sees no earlier attempt.
+    So an answer that is held back never gets into the conversation, and a retry sees no earlier attempt.
     """
 
     written: list[ChatMessage] = Field(default_factory=list)
@@ -46,12 +52,12 @@ class DraftMemory(BaseMemory):
     _read: dict[str, list[ChatMessage]] = PrivateAttr()
 
     def __init__(self, real: BaseMemory, read: dict[str, list[ChatMessage]] | None = None) -> None:
-        """Read from a memory.
+        """Keep the real memory.
 
         Args:
-            real: the memory.
-            read: what earlier attempts at the same question read of it. Later ones read the same, so a concurrent turn
-                does not come between, and a memory of another event loop is not asked from a worker thread.
+            real: the memory of the chat engine.
+            read: what earlier attempts at the same question read in it. Later ones read the same: a turn at the same
+                time cannot come between, and a memory of another event loop is not read from a worker thread.
         """
         super().__init__()
         self._real, self._read = real, {} if read is None else read
@@ -68,7 +74,7 @@ class DraftMemory(BaseMemory):
 
     @property
     def tokenizer_fn(self) -> Callable[[str], Sequence[Any]]:
-        """The real memory's tokenizer; engines ask for it where there is one."""
+        """The tokenizer of the real memory; engines use it where there is one."""
         found: Callable[[str], Sequence[Any]] = getattr(self._real, "tokenizer_fn")  # noqa: B009 - not on every memory
         return found
 
@@ -119,39 +125,30 @@ class DraftMemory(BaseMemory):
         self.written = []
 
 
-def settled(written: Sequence[ChatMessage], question: str, text: str) -> list[ChatMessage]:
-    """Return the messages of a finished turn: as the engine wrote them, with the text that the caller got.
+def finished_turn(written: Sequence[ChatMessage], question: str, text: str) -> list[ChatMessage]:
+    """Return the messages of a turn for the conversation: the engine's, with the text that the caller got.
 
     Args:
-        written: what the engine wrote of the chosen attempt.
+        written: the messages that the engine wrote in the chosen attempt.
         question: the user's message, for an engine that did not write it.
-        text: the answer or the policy's message in its place.
+        text: the answer, or the policy's message in its place.
     """
-    turn = [m for m in written if m.role is not MessageRole.ASSISTANT]
-    own = [m for m in written if m.role is MessageRole.ASSISTANT]
-    if not turn:
-        turn = [ChatMessage(role=MessageRole.USER, content=question)]
-    if own and (own[-1].content or "").strip() == text.strip():
+    answers = [message for message in written if message.role is MessageRole.ASSISTANT]
+    if answers and (answers[-1].content or "").strip() == text.strip():
         return list(written)
-    return [*turn, ChatMessage(role=MessageRole.ASSISTANT, content=text)]
-
-
-@dataclass
-class GuardedStreamingChatResponse(StreamingAgentChatResponse):
-    """A streaming chat response that also says what the guard found."""
-
-    metadata: dict[str, Any] = field(default_factory=dict[str, Any])
-    """Under `semgrad`: confidence and decision; when annotating, filled at the end of the stream."""
+    others = [message for message in written if message.role is not MessageRole.ASSISTANT]
+    user_turn = others or [ChatMessage(role=MessageRole.USER, content=question)]
+    return [*user_turn, ChatMessage(role=MessageRole.ASSISTANT, content=text)]
 
 
 @dataclass(frozen=True, slots=True)
 class ChatAsker:
-    """Asks a chat engine one question, on top of a conversation that it does not change."""
+    """Asks a chat engine one question, without a change to the conversation."""
 
     question: str
     memory: BaseMemory
     read: dict[str, list[ChatMessage]] = field(default_factory=dict[str, list[ChatMessage]])
-    """What the attempts at this question read of the conversation."""
+    """What the attempts at this question read in the conversation."""
 
     def draft(self) -> DraftMemory:
         """Return a memory for one attempt."""
@@ -159,31 +156,31 @@ class ChatAsker:
 
     def ask(self, engine: Any) -> Reply:
         """Return the engine's answer."""
-        if isinstance(engine, BaseQueryEngine):  # a fallback
+        if isinstance(engine, BaseQueryEngine):  # as a fallback
             return read_response(engine.query(self.question))
         draft = self.draft()
         return reply_of((with_memory(engine, draft) or engine).chat(self.question), draft)
 
 
 def reply_of(native: AgentChatResponse, draft: DraftMemory) -> Reply:
-    """Return a chat response as a reply that remembers what the engine wrote into the conversation."""
+    """Return a chat response as a reply, together with the messages that the engine wrote."""
     vars(native)["_semgrad_written"] = draft.written
     return Reply(native, native.response)
 
 
 class GuardedChatEngine(BaseChatEngine):
-    """Asks the wrapped chat engine and gives what the policy allows; made by `SemGradGuard.wrap`.
+    """Asks the wrapped chat engine and returns what the policy allows; `SemGradGuard.wrap` makes it.
 
-    The conversation gets what the caller got: an answer that was held back is not in it.
+    The conversation holds what the caller got: an answer that was held back is not in it.
     """
 
-    def __init__(self, engine: BaseChatEngine, guard: Guard, wiring: Wiring, stream: StreamMode = "buffer") -> None:
+    def __init__(self, engine: BaseChatEngine, guard: Guard, tools: RerunTools, stream: StreamMode = "buffer") -> None:
         """Wrap a chat engine.
 
         Raises:
-            NotGuardableError: it keeps its conversation out of reach, so a withheld answer would stay in it.
+            NotGuardableError: the engine hides its conversation, so a withheld answer would stay in it.
         """
-        self._engine, self._wiring, self._stream = engine, wiring, stream
+        self._engine, self._tools, self._stream = engine, tools, stream
         self._memory = _memory_of(engine)
         self.guard = guard
 
@@ -192,11 +189,11 @@ class GuardedChatEngine(BaseChatEngine):
         if chat_history is not None:
             self._memory.set(chat_history)
         asker = ChatAsker(message, self._memory)
-        question = Question(self._wiring, asker)
+        run = EngineRun(self._tools, asker)
         with recording_faults(self.guard, message), capturing() as calls:
             reply = asker.ask(self._engine)
-        outcome, reply = self._settle(question, reply, calls)
-        self._memory.put_messages(_turn(reply, message, outcome.text))
+        outcome, reply = run.outcome(self.guard, reply, calls)
+        self._memory.put_messages(_turn_of(reply, message, outcome.text))
         return _chat_response(reply, outcome)
 
     @override
@@ -204,33 +201,33 @@ class GuardedChatEngine(BaseChatEngine):
         if chat_history is not None:
             await self._memory.aset(chat_history)
         asker = ChatAsker(message, self._memory)
-        draft, question = asker.draft(), Question(self._wiring, asker)
+        draft, run = asker.draft(), EngineRun(self._tools, asker)
         with recording_faults(self.guard, message), capturing() as calls:
             reply = reply_of(await with_memory(self._engine, draft).achat(message), draft)
-        outcome, reply = await in_thread(self._settle, question, reply, calls)
-        await self._memory.aput_messages(_turn(reply, message, outcome.text))
+        outcome, reply = await in_thread(run.outcome, self.guard, reply, calls)
+        await self._memory.aput_messages(_turn_of(reply, message, outcome.text))
         return _chat_response(reply, outcome)
 
     @override
     def stream_chat(self, message: str, chat_history: list[ChatMessage] | None = None) -> GuardedStreamingChatResponse:
         if self._stream == "buffer":
-            return _replayed(self.chat(message, chat_history))
+            return chat_stream_of(self.chat(message, chat_history))
         if chat_history is not None:
             self._memory.set(chat_history)
         asker = ChatAsker(message, self._memory)
-        draft, question = asker.draft(), Question(self._wiring, asker)
+        draft, run = asker.draft(), EngineRun(self._tools, asker)
         with recording_faults(self.guard, message), capturing() as calls:
             first = with_memory(self._engine, draft).stream_chat(message)
-        response = _passing(first)
+        response = annotated_chat(first)
 
         def stream() -> Generator[ChatResponse, None, None]:
             text = ""
             with recording_faults(self.guard, message):
-                for piece in drawn(iter(first.response_gen), calls):
+                for piece in captured_pieces(iter(first.response_gen), calls):
                     text += piece
-                    yield _chunk(text, piece)
-            response.metadata[METADATA_KEY] = verdict(self.guard, question, Reply(first, text), calls)
-            self._memory.put_messages(settled(draft.written, message, text))
+                    yield chat_piece(text, piece)
+            response.metadata[METADATA_KEY] = late_findings(self.guard, run, Reply(first, text), calls)
+            self._memory.put_messages(finished_turn(draft.written, message, text))
 
         response.chat_stream = stream()
         return response
@@ -240,24 +237,24 @@ class GuardedChatEngine(BaseChatEngine):
         self, message: str, chat_history: list[ChatMessage] | None = None
     ) -> GuardedStreamingChatResponse:
         if self._stream == "buffer":
-            return _replayed(await self.achat(message, chat_history))
+            return chat_stream_of(await self.achat(message, chat_history))
         if chat_history is not None:
             await self._memory.aset(chat_history)
         asker = ChatAsker(message, self._memory)
-        draft, question = asker.draft(), Question(self._wiring, asker)
+        draft, run = asker.draft(), EngineRun(self._tools, asker)
         with recording_faults(self.guard, message), capturing() as calls:
             first = await with_memory(self._engine, draft).astream_chat(message)
-        response = _passing(first)
+        response = annotated_chat(first)
 
         async def stream() -> AsyncGenerator[ChatResponse, None]:
             text = ""
             with recording_faults(self.guard, message):
-                async for piece in adrawn(first.async_response_gen(), calls):
+                async for piece in acaptured_pieces(first.async_response_gen(), calls):
                     text += piece
-                    yield _chunk(text, piece)
+                    yield chat_piece(text, piece)
             reply = Reply(first, text)
-            response.metadata[METADATA_KEY] = await in_thread(verdict, self.guard, question, reply, calls)
-            await self._memory.aput_messages(settled(draft.written, message, text))
+            response.metadata[METADATA_KEY] = await in_thread(late_findings, self.guard, run, reply, calls)
+            await self._memory.aput_messages(finished_turn(draft.written, message, text))
 
         response.achat_stream = stream()
         return response
@@ -271,12 +268,6 @@ class GuardedChatEngine(BaseChatEngine):
     def chat_history(self) -> list[ChatMessage]:
         return self._engine.chat_history
 
-    def _settle(
-        self, question: Question, reply: Reply, calls: Sequence[ModelCall], cancel: threading.Event | None = None
-    ) -> tuple[Outcome, Reply]:
-        outcome = question.settle(self.guard, question.first(reply, calls), cancel)
-        return outcome, question.reply_of(outcome.exchange)
-
 
 def _memory_of(engine: BaseChatEngine) -> BaseMemory:
     memory = getattr(engine, "_memory", None)
@@ -289,49 +280,16 @@ def _memory_of(engine: BaseChatEngine) -> BaseMemory:
     return memory
 
 
-def _turn(reply: Reply, message: str, text: str) -> list[ChatMessage]:
-    return settled(getattr(reply.native, "_semgrad_written", ()), message, text)
+def _turn_of(reply: Reply, message: str, text: str) -> list[ChatMessage]:
+    return finished_turn(getattr(reply.native, "_semgrad_written", ()), message, text)
 
 
 def _chat_response(reply: Reply, outcome: Outcome) -> AgentChatResponse:
-    """Return what the caller gets; sources that repeat an answer which is not given are left out."""
+    """Return the response that the caller gets; sources are left out where they may repeat a withheld answer."""
     native = reply.native
-    metadata = {**(getattr(native, "metadata", None) or {}), METADATA_KEY: outcome_metadata(outcome)}
+    metadata = {**(getattr(native, "metadata", None) or {}), METADATA_KEY: findings(outcome)}
     given = outcome.text == outcome.exchange.answer and not outcome.withheld
     sources: list[ToolOutput] = list(getattr(native, "sources", None) or ()) if given else []
     response = AgentChatResponse(response=outcome.text, sources=sources, metadata=metadata)
     response.source_nodes = reply.nodes
     return mark(response)
-
-
-def _replayed(response: AgentChatResponse) -> GuardedStreamingChatResponse:
-    """Return a judged answer as a stream."""
-    text = response.response
-
-    def stream() -> Generator[ChatResponse, None, None]:
-        yield _chunk(text, text)
-
-    async def astream() -> AsyncGenerator[ChatResponse, None]:
-        yield _chunk(text, text)
-
-    streaming = GuardedStreamingChatResponse(
-        response=text,
-        sources=response.sources,
-        source_nodes=response.source_nodes,
-        chat_stream=stream(),
-        achat_stream=astream(),
-        is_writing_to_memory=False,
-        metadata=response.metadata or {},
-    )
-    return mark(streaming)
-
-
-def _passing(first: StreamingAgentChatResponse) -> GuardedStreamingChatResponse:
-    streaming = GuardedStreamingChatResponse(
-        sources=first.sources, source_nodes=first.source_nodes, is_writing_to_memory=False
-    )
-    return mark(streaming)
-
-
-def _chunk(text: str, piece: str) -> ChatResponse:
-    return ChatResponse(message=ChatMessage(role=MessageRole.ASSISTANT, content=text), delta=piece)

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 from llama_index.core.evaluation import BaseEvaluator, EvaluationResult
 from typing_extensions import override
 
-from llama_index_semgrad.convert import rebuilt_prompt, request_tags
+from llama_index_semgrad.convert import prompt_holds, rebuilt_prompt, request_tags
 from llama_index_semgrad.exchanges import call_fields
 from llama_index_semgrad.guard import SemGradGuard
-from llama_index_semgrad.watcher import WATCHER, find_recent
+from llama_index_semgrad.watcher import WATCHER
+from semgrad_guard.adapter_kit import match_call
 from semgrad_guard.errors import UncalibratedError
 from semgrad_guard.flow import Accept, Exchange, Passage
 from semgrad_guard.guard import in_thread
@@ -23,16 +24,17 @@ if TYPE_CHECKING:
     from llama_index.core.llms import LLM
     from llama_index.core.prompts.mixin import PromptDictType
 
+    from llama_index_semgrad.convert import LlmCall
     from semgrad_guard.flow import Decision
     from semgrad_guard.guard import Guard
     from semgrad_guard.ports import Scorer
 
 
 class SemGradEvaluator(BaseEvaluator):
-    """Says how likely a response is right; it passes when the policy would give it.
+    """Evaluates how likely a response is right; it passes when the policy accepts it.
 
-    The exact prompt is that of the model call which wrote the response, when this process made it lately; otherwise it
-    is rebuilt with LlamaIndex' default template from query and contexts. Nothing of the policy is carried out.
+    The prompt is that of the model call which wrote the response, if this process made the call recently. Otherwise it
+    is rebuilt from query and contexts by LlamaIndex' default template. No step of the policy is carried out.
 
     Example:
         >>> runner = BatchEvalRunner({"semgrad": SemGradEvaluator(policy="policy.yaml")})  # doctest: +SKIP
@@ -67,7 +69,7 @@ class SemGradEvaluator(BaseEvaluator):
             query: the question.
             response: the answer.
             contexts: the passages that it was written from.
-            kwargs: ignored, as other evaluators take more.
+            kwargs: ignored; other evaluators take more arguments.
         """
         return self._evaluation(query, response, contexts)
 
@@ -79,7 +81,7 @@ class SemGradEvaluator(BaseEvaluator):
         contexts: Sequence[str] | None = None,
         **kwargs: Any,
     ) -> EvaluationResult:
-        """Same as `evaluate`, in a worker thread."""
+        """Same as `evaluate` in a worker thread."""
         return await in_thread(self._evaluation, query, response, contexts)
 
     def _evaluation(
@@ -96,7 +98,7 @@ class SemGradEvaluator(BaseEvaluator):
             return _result(
                 query, response, contexts, invalid_result=True, invalid_reason=str(error), feedback=str(error)
             )
-        return _result(query, response, contexts, **_judgement(decision))
+        return _result(query, response, contexts, **_result_fields(decision))
 
     @override
     def _get_prompts(self) -> PromptDictType:
@@ -107,7 +109,7 @@ class SemGradEvaluator(BaseEvaluator):
         pass
 
     def _exchange(self, query: str | None, answer: str, contexts: tuple[str, ...]) -> Exchange:
-        call = find_recent(answer, query, contexts)
+        call = _recent_call(answer, query, contexts)
         rebuilt: dict[str, Any] = {"prompt": rebuilt_prompt(query or "", contexts)}
         return Exchange(
             answer=answer,
@@ -119,7 +121,16 @@ class SemGradEvaluator(BaseEvaluator):
         )
 
 
-def _judgement(decision: Decision) -> dict[str, Any]:
+def _recent_call(answer: str, query: str | None, contexts: Sequence[str]) -> LlmCall | None:
+    """Return the latest call that wrote exactly this answer to a prompt with this question and these passages.
+
+    Only the texts are compared, so the call may have been made in any thread.
+    """
+    texts = [text for text in (query, *contexts) if text]
+    return match_call([[call for call in WATCHER.recent() if prompt_holds(call.prompt, texts)]], answer, exact=True)
+
+
+def _result_fields(decision: Decision) -> dict[str, Any]:
     failure = decision.failure
     return {
         "score": decision.confidence.value,
@@ -130,7 +141,7 @@ def _judgement(decision: Decision) -> dict[str, Any]:
     }
 
 
-def _result(query: str | None, response: str | None, contexts: Sequence[str] | None, **found: Any) -> EvaluationResult:
+def _result(query: str | None, response: str | None, contexts: Sequence[str] | None, **fields: Any) -> EvaluationResult:
     return EvaluationResult(
-        query=query, response=response or "", contexts=list(contexts) if contexts is not None else None, **found
+        query=query, response=response or "", contexts=list(contexts) if contexts is not None else None, **fields
     )

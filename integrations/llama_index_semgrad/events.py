@@ -1,4 +1,4 @@
-"""Only listening: an event for every finished answer, and a handler that judges each and changes none."""
+"""Judging without guarding: an event for every finished answer, and a handler that judges it and changes nothing."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import logging
 import threading
 from collections import OrderedDict, deque
 from dataclasses import dataclass, field
-from queue import Full, Queue
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from llama_index.core.base.base_query_engine import BaseQueryEngine
@@ -19,12 +19,12 @@ from llama_index_instrumentation.event_handlers.base import BaseEventHandler
 from pydantic import Field, PrivateAttr
 from typing_extensions import override
 
-from llama_index_semgrad.convert import passages_of
-from llama_index_semgrad.exchanges import About, Judgeable, judgeable
+from llama_index_semgrad.convert import passages_of, prompt_holds
+from llama_index_semgrad.exchanges import EngineContext, engine_candidate
 from llama_index_semgrad.guard import SemGradGuard
-from llama_index_semgrad.observing import observe
 from llama_index_semgrad.responses import Reply, is_guarded
 from llama_index_semgrad.watcher import CALL_METHODS, WATCHER, install, method_of
+from semgrad_guard.adapter_kit import BackgroundJudge, observe
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -32,34 +32,40 @@ if TYPE_CHECKING:
 
     from llama_index.core.llms import LLM
 
-    from llama_index_semgrad.watcher import ModelCall
+    from llama_index_semgrad.convert import LlmCall
+    from semgrad_guard.adapter_kit import Candidate
     from semgrad_guard.flow import Outcome
     from semgrad_guard.guard import Guard
 
+_log = logging.getLogger("semgrad_guard")
+
 MAX_SPANS = 10_000
-"""Open spans that are kept in mind; those of a stream that nobody drains never close."""
+"""The most open spans that are remembered: those of a stream that is never read to its end stay open."""
 MAX_STREAMS = 256
-"""Streams kept in mind until somebody drains them."""
+"""The most streams that are remembered until they were read to their end."""
 
 _ASKING = frozenset({"query", "aquery", "chat", "achat", "stream_chat", "astream_chat"})
 _WRITING = frozenset({"write_response_to_history", "awrite_response_to_history"})
-"""Methods that drain a chat engine's stream, in a thread or task of LlamaIndex' own."""
+"""Methods that read a chat engine's stream, in a thread or task of LlamaIndex itself."""
 _STREAMING = (StreamingResponse, AsyncStreamingResponse, StreamingAgentChatResponse)
 
 
 class SemGradAnswerEvent(BaseEvent):
-    """An answer is finished: dispatched on the root dispatcher once a `SemGradEventHandler` was made."""
+    """An answer is finished.
+
+    The event is dispatched on the root dispatcher, as soon as a `SemGradEventHandler` was made.
+    """
 
     question: str | None = None
     answer: str
     contexts: list[str] = Field(default_factory=list)
     """The passages that it was written from."""
     _reply: Reply = PrivateAttr()
-    _calls: list[ModelCall] = PrivateAttr(default_factory=list)
+    _calls: list[LlmCall] = PrivateAttr(default_factory=list)
 
     @classmethod
-    def made(cls, question: str | None, reply: Reply, calls: Sequence[ModelCall]) -> SemGradAnswerEvent:
-        """Return the event of an answer and the model calls behind it."""
+    def of(cls, question: str | None, reply: Reply, calls: Sequence[LlmCall]) -> SemGradAnswerEvent:
+        """Return the event of an answer and its model calls."""
         contexts = [passage.text for passage in passages_of(reply.nodes)]
         event = cls(question=question, answer=reply.text, contexts=contexts)
         event._reply, event._calls = reply, list(calls)
@@ -76,156 +82,156 @@ class SemGradAnswerEvent(BaseEvent):
         return self._reply
 
     @property
-    def calls(self) -> list[ModelCall]:
+    def calls(self) -> list[LlmCall]:
         """The model calls that were made for it, oldest first."""
         return self._calls
 
 
 @dataclass(eq=False, slots=True)
-class _Asked:
-    """One question to an outermost engine."""
+class _OpenQuestion:
+    """A question to an outermost engine that is not answered yet."""
 
-    root: str
-    question: str | None
-    calls: list[ModelCall] = field(default_factory=list["ModelCall"])
-    stream: object | None = None
-    """The streaming response that was returned and is being drained."""
+    span_id: str
+    """The span of the engine's method."""
+    text: str | None
+    calls: list[LlmCall] = field(default_factory=list["LlmCall"])
+    response: object | None = None
+    """What the engine returned; a stream may still have to be read."""
     spans: set[str] = field(default_factory=set[str])
     """Spans inside it that are open, or whose model call has not ended."""
     is_written: bool = False
-    """A chat engine's stream is drained; that may be so before the engine has returned it."""
+    """Whether a chat engine's stream was read to its end, which may be before the engine returns it."""
 
 
-class Answers:
-    """Follows spans and model calls; a `watcher.Listener`."""
+class AnswerTracker:
+    """Finds finished answers among spans and model calls; a `watcher.Listener`."""
 
     def __init__(self) -> None:
-        """Start with nothing open."""
+        """Start without an open question."""
         self._lock = threading.Lock()
-        self._open: OrderedDict[str, _Asked] = OrderedDict()
-        self._streams: deque[_Asked] = deque(maxlen=MAX_STREAMS)
+        self._open: OrderedDict[str, _OpenQuestion] = OrderedDict()
+        self._streams: deque[_OpenQuestion] = deque(maxlen=MAX_STREAMS)
 
     def span_entered(self, span_id: str, parent_id: str | None, instance: object, arguments: dict[str, Any]) -> None:
-        """Begin a question, or note that a span belongs to one."""
+        """Begin a question, or add a span to the one that it belongs to."""
         with self._lock:
-            asked = self._open.get(parent_id or "")
+            question = self._open.get(parent_id or "")
             is_engine = isinstance(instance, BaseQueryEngine | BaseChatEngine)
-            if asked is None and is_engine and method_of(span_id) in _ASKING:
-                asked = _Asked(span_id, _question(arguments))
-            if asked is not None:
-                self._open[span_id] = asked
-                asked.spans.add(span_id)
+            if question is None and is_engine and method_of(span_id) in _ASKING:
+                question = _OpenQuestion(span_id, _question_text(arguments))
+            if question is not None:
+                self._open[span_id] = question
+                question.spans.add(span_id)
                 if len(self._open) > MAX_SPANS:
                     self._open.popitem(last=False)
 
     def span_left(self, span_id: str, result: object, *, raised: bool = False) -> None:
         """End a question, or wait for its stream."""
         with self._lock:
-            asked = self._open.get(span_id)
-            if asked is None:
+            question = self._open.get(span_id)
+            if question is None:
                 return
-            if asked.root == span_id:
-                finished = self._root_left(asked, result)
+            if question.span_id == span_id:
+                is_answered = self._engine_returned(question, result)
             else:
-                finished = self._part_left(asked, span_id, raised=raised)
-        if finished:
-            stream = asked.stream
-            written = asked.calls[-1].text if asked.calls else ""
-            _say(asked.question, Reply(stream, _text(stream) or written), asked.calls)
+                is_answered = self._inner_span_left(question, span_id, raised=raised)
+        if is_answered:
+            response = question.response
+            last_text = question.calls[-1].text if question.calls else ""
+            _dispatch(question.text, Reply(response, _response_text(response) or last_text), question.calls)
 
-    def call_ended(self, span_id: str | None, call: ModelCall) -> None:
-        """Add a model call to its question, or end the stream that it fed."""
+    def call_ended(self, span_id: str | None, call: LlmCall) -> None:
+        """Add a model call to its question, or end the stream that the call wrote."""
         with self._lock:
-            asked = self._open.pop(span_id or "", None)
-            if asked is not None and (asked.stream is None or isinstance(asked.stream, StreamingAgentChatResponse)):
-                asked.calls.append(call)
+            question = self._open.pop(span_id or "", None)
+            if question is not None and (
+                question.response is None or isinstance(question.response, StreamingAgentChatResponse)
+            ):
+                question.calls.append(call)
                 return
-            if asked is None:
-                asked = next((a for a in reversed(self._streams) if _fed(a, call)), None)
-            if asked is not None:
-                self._finish(asked)
-        if asked is None:
-            _say(None, Reply(None, call.text), [call])
+            if question is None:
+                question = next((one for one in reversed(self._streams) if _wrote_stream(call, one)), None)
+            if question is not None:
+                self._forget(question)
+        if question is None:
+            _dispatch(None, Reply(None, call.text), [call])
         else:
-            _say(asked.question, Reply(asked.stream, call.text), [*asked.calls, call])
+            _dispatch(question.text, Reply(question.response, call.text), [*question.calls, call])
 
-    def _root_left(self, asked: _Asked, result: object) -> bool:
-        """Return whether the question has its answer; a stream must be drained first."""
-        asked.stream = result
-        if result is None or is_guarded(result) or not isinstance(result, _STREAMING) or asked.is_written:
-            self._finish(asked)
-            return result is not None and not is_guarded(result) and not _died(result)
-        self._streams.append(asked)
+    def _engine_returned(self, question: _OpenQuestion, result: object) -> bool:
+        """Return whether the question has its answer; a stream must be read to its end first."""
+        question.response = result
+        if result is None or is_guarded(result) or not isinstance(result, _STREAMING) or question.is_written:
+            self._forget(question)
+            return result is not None and not is_guarded(result) and not _failed(result)
+        self._streams.append(question)
         return False
 
-    def _part_left(self, asked: _Asked, span_id: str, *, raised: bool) -> bool:
-        """Return whether this was what the question's answer waited for."""
+    def _inner_span_left(self, question: _OpenQuestion, span_id: str, *, raised: bool) -> bool:
+        """Return whether the question has its answer now."""
         method = method_of(span_id)
         if raised or method not in CALL_METHODS:  # a model call is kept until its answer ends, which may be later
             self._open.pop(span_id, None)
-            asked.spans.discard(span_id)
+            question.spans.discard(span_id)
         if method not in _WRITING:
             return False
-        asked.is_written = True
-        if asked.stream is None:
+        question.is_written = True
+        if question.response is None:
             return False
-        self._finish(asked)
-        return not _died(asked.stream)
+        self._forget(question)
+        return not _failed(question.response)
 
-    def _finish(self, asked: _Asked) -> None:
-        """Forget a question."""
-        for span_id in asked.spans:
+    def _forget(self, question: _OpenQuestion) -> None:
+        for span_id in question.spans:
             self._open.pop(span_id, None)
-        if asked in self._streams:
-            self._streams.remove(asked)
+        if question in self._streams:
+            self._streams.remove(question)
 
 
-def follow() -> None:
-    """Begin to dispatch `SemGradAnswerEvent`, once."""
+def track_answers() -> None:
+    """Dispatch a `SemGradAnswerEvent` for every answer from now on; further calls change nothing."""
     install()
-    if not any(isinstance(listener, Answers) for listener in WATCHER.listeners):
-        WATCHER.listeners.append(Answers())
+    if not any(isinstance(listener, AnswerTracker) for listener in WATCHER.listeners):
+        WATCHER.listeners.append(AnswerTracker())
 
 
-def _say(question: str | None, reply: Reply, calls: Sequence[ModelCall]) -> None:
-    get_dispatcher().event(SemGradAnswerEvent.made(question, reply, calls))
+def _dispatch(question: str | None, reply: Reply, calls: Sequence[LlmCall]) -> None:
+    get_dispatcher().event(SemGradAnswerEvent.of(question, reply, calls))
 
 
-def _question(arguments: dict[str, Any]) -> str | None:
-    asked = arguments.get("str_or_query_bundle", arguments.get("message"))
-    return asked.query_str if isinstance(asked, QueryBundle) else (asked if isinstance(asked, str) else None)
+def _question_text(arguments: dict[str, Any]) -> str | None:
+    """Return the question in the arguments of an engine's method."""
+    question = arguments.get("str_or_query_bundle", arguments.get("message"))
+    if isinstance(question, QueryBundle):
+        return question.query_str
+    return question if isinstance(question, str) else None
 
 
-def _died(result: object) -> bool:
-    return isinstance(result, StreamingAgentChatResponse) and result.exception is not None
+def _failed(response: object) -> bool:
+    return isinstance(response, StreamingAgentChatResponse) and response.exception is not None
 
 
-def _text(result: object) -> str:
-    if isinstance(result, PydanticResponse):
-        return result.response.model_dump_json() if result.response else ""
-    if isinstance(result, Response | AgentChatResponse | StreamingAgentChatResponse):
-        return result.response or ""
-    return str(result)
+def _response_text(response: object) -> str:
+    if isinstance(response, PydanticResponse):
+        return response.response.model_dump_json() if response.response else ""
+    if isinstance(response, Response | AgentChatResponse | StreamingAgentChatResponse):
+        return response.response or ""
+    return str(response)
 
 
-def _fed(asked: _Asked, call: ModelCall) -> bool:
-    """Return whether a call fed a stream, by content: LlamaIndex begins it outside the span of the query."""
-    prompt = call.prompt if isinstance(call.prompt, str) else "\n".join(m.content for m in call.prompt)
-    passages = passages_of(getattr(asked.stream, "source_nodes", None) or ())
-    wanted = (asked.question or "", *(p.text for p in passages))
-    return bool(asked.question) and all(text in prompt for text in wanted)
+def _wrote_stream(call: LlmCall, question: _OpenQuestion) -> bool:
+    """Return whether a call wrote the stream of a question.
 
-
-_log = logging.getLogger("semgrad_guard")
-
-MAX_WAITING = 1_000
-"""Answers that wait for the background worker; of more, the new ones are not judged, which is logged."""
+    LlamaIndex begins such a call outside the span of the query, so question and passages are looked for in its prompt.
+    """
+    passages = passages_of(getattr(question.response, "source_nodes", None) or ())
+    return bool(question.text) and prompt_holds(call.prompt, (question.text or "", *(p.text for p in passages)))
 
 
 class SemGradEventHandler(BaseEventHandler):
-    """Judges every answer that a query engine, a chat engine or a bare LLM of this process gives, and logs the record.
+    """Judges every answer of the query engines, chat engines and LLMs in this process, and logs a record of each.
 
-    The policy's decision is logged, not carried out. Errors of the judging are logged and never reach the engine.
+    The policy's decision is logged, not carried out. Errors while judging are logged and never reach the engine.
 
     Example:
         >>> from llama_index.core.instrumentation import get_dispatcher
@@ -235,7 +241,7 @@ class SemGradEventHandler(BaseEventHandler):
     _guard: Guard = PrivateAttr()
     _weights: object | None = PrivateAttr(default=None)
     _on_outcome: Callable[[Outcome], None] | None = PrivateAttr(default=None)
-    _waiting: Queue[Judgeable | None] | None = PrivateAttr(default=None)
+    _background: BackgroundJudge | None = PrivateAttr(default=None)
 
     def __init__(
         self,
@@ -258,10 +264,8 @@ class SemGradEventHandler(BaseEventHandler):
         super().__init__()
         chosen = SemGradGuard(llm, policy=policy, guard=guard)
         self._guard, self._weights, self._on_outcome = chosen.guard, chosen.weights, on_outcome
-        if background:
-            self._waiting = Queue(MAX_WAITING)
-            threading.Thread(target=self._work, name="semgrad-guard observer", daemon=True).start()
-        follow()
+        self._background = BackgroundJudge() if background else None
+        track_answers()
 
     @classmethod
     @override
@@ -275,42 +279,29 @@ class SemGradEventHandler(BaseEventHandler):
 
     @override
     def handle(self, event: BaseEvent, **kwargs: Any) -> None:
-        """Judge the answer of a `SemGradAnswerEvent`; other events pass by."""
+        """Judge the answer of a `SemGradAnswerEvent`, and ignore other events."""
         if not isinstance(event, SemGradAnswerEvent):
             return
         try:
-            made = judgeable(event.reply, event.calls, About(event.question or "", weights=self._weights))
-            self._judge(made) if self._waiting is None else self._waiting.put_nowait(made)
-        except Full:
-            _log.warning("%d answers wait to be judged: one more is not", MAX_WAITING)
+            context = EngineContext(event.question or "", weights=self._weights)
+            candidate = engine_candidate(event.reply, event.calls, context)
+            if self._background is None:
+                self._judge(candidate)
+            else:
+                self._background.put(partial(self._judge, candidate))
         except Exception:  # noqa: BLE001 - the dispatcher would swallow it unseen
             _log.exception("an answer could not be observed")
 
     def flush(self) -> None:
-        """Wait until every answer seen so far is judged."""
-        if self._waiting is not None:
-            self._waiting.join()
+        """Wait until every answer so far is judged."""
+        if self._background is not None:
+            self._background.flush()
 
     def close(self) -> None:
-        """Judge what waits, then end the background worker."""
-        if self._waiting is not None:
-            self._waiting.put(None)
-            self._waiting.join()
+        """Wait until every answer so far is judged; the background thread ends then."""
+        self.flush()
 
-    def _judge(self, made: Judgeable) -> None:
-        outcome = observe(self._guard, made)
+    def _judge(self, candidate: Candidate) -> None:
+        outcome = observe(self._guard, candidate)
         if self._on_outcome is not None:
             self._on_outcome(outcome)
-
-    def _work(self) -> None:
-        waiting = self._waiting
-        while waiting is not None:
-            made = waiting.get()
-            try:
-                if made is None:
-                    return
-                self._judge(made)
-            except Exception:  # noqa: BLE001 - the next answer may be judged
-                _log.exception("an answer could not be observed")
-            finally:
-                waiting.task_done()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack, get_args, overload
 
@@ -12,12 +11,20 @@ from llama_index.core.llms import LLM
 from llama_index.core.query_engine import RetrieverQueryEngine
 
 from llama_index_semgrad.chat_engine import GuardedChatEngine
-from llama_index_semgrad.convert import IndexEmbedder
-from llama_index_semgrad.query_engine import GuardedQueryEngine, StreamMode
-from llama_index_semgrad.rerun import LlmRewriter, Wiring, empty_response_of, llm_of, postprocessors_of, retriever_of
-from llama_index_semgrad.watcher import install, is_local, weights_of
-from semgrad_guard.errors import NotGuardableError, OptionError
-from semgrad_guard.guard import Guard
+from llama_index_semgrad.convert import IndexEmbedder, is_local, weights_of
+from llama_index_semgrad.query_engine import GuardedQueryEngine
+from llama_index_semgrad.rerun import (
+    LlmRewriter,
+    RerunTools,
+    empty_response_of,
+    llm_of,
+    postprocessors_of,
+    retriever_of,
+)
+from llama_index_semgrad.streams import StreamMode
+from llama_index_semgrad.watcher import install
+from semgrad_guard.adapter_kit import GuardOptions, check_option
+from semgrad_guard.errors import NotGuardableError
 from semgrad_guard.ports import AnswerModel
 
 if TYPE_CHECKING:
@@ -30,33 +37,31 @@ if TYPE_CHECKING:
     from llama_index.core.response_synthesizers import BaseSynthesizer
 
     from llama_index_semgrad.rerun import Fallback
+    from semgrad_guard.guard import Guard
     from semgrad_guard.ports import QueryRewriter, Scorer
-
-_log = logging.getLogger("semgrad_guard")
-_said_default = threading.Event()
 
 
 class WrapOptions(TypedDict, total=False):
-    """What `SemGradGuard.wrap` takes beside the engine."""
+    """The options of `SemGradGuard.wrap`."""
 
     retriever: BaseRetriever
-    """Retrieves again; the engine's own where it can be found."""
+    """Retrieves again; by default the engine's own retriever, where it can be found."""
     synthesizer: BaseSynthesizer
-    """Answers from what `retriever` found, in place of an engine or for one that keeps its retriever out of reach."""
+    """Answers from the nodes of `retriever`: when there is no engine, or when the engine hides its retriever."""
     postprocessors: Sequence[BaseNodePostprocessor]
-    """What happens to retrieved nodes, in order; the engine's own by default."""
+    """Applied to retrieved nodes, in order; by default the engine's own."""
     retrievers: Mapping[str, BaseRetriever]
     """Other retrievers by the name that the policy uses."""
     fallbacks: Mapping[str, Fallback]
     """Fallback models by the name that the policy uses: LLMs, or whole engines."""
     rewriter: QueryRewriter
-    """Rewords questions for retrieval; the engine's own LLM by default."""
+    """Rewords questions for retrieval; by default the engine's own LLM does."""
     tags: Iterable[str]
     """Tags of every question to this engine, for the policy's `overrides`."""
 
 
 class SemGradGuard:
-    """Puts a confidence on the answers of an engine and lets a policy act on it.
+    """Gives the answers of an engine a confidence, and lets a policy act on it.
 
     Args:
         llm: the engine's LLM. When it is a local model of transformers, its own weights score its answers; an engine's
@@ -68,8 +73,8 @@ class SemGradGuard:
         embed_model: the index's embedding model: adds signals of meaning to the scores, in place of the policy's
             `scorer.embedding`.
         guard: a ready guard, in place of all of the above; with `llm` beside it you say that it scores with that model.
-        stream: `buffer` holds a stream back until its answer was judged; `annotate` lets it pass and judges its end,
-            so the policy can hold nothing back.
+        stream: `buffer` holds a stream back until its answer was judged; `annotate` lets it pass and judges the answer
+            at the end, so the policy can hold nothing back.
 
     Example:
         >>> engine = SemGradGuard(policy="policy.yaml").wrap(index.as_query_engine(llm=llm))  # doctest: +SKIP
@@ -93,20 +98,16 @@ class SemGradGuard:
         Raises:
             OptionError: options that exclude each other, or an unknown one.
         """
-        naming = {"llm": llm, "model": model, "scorer": scorer}
-        given = [name for name, value in naming.items() if value is not None]
-        if len(given) > 1:
-            raise OptionError("+".join(given), "given together", "one of them: each names the scoring model")
-        if guard is not None and any(option is not None for option in (policy, model, scorer, embed_model)):
-            raise OptionError("guard", guard, "alone or with llm: policy, model and the like are part of the guard")
-        if scorer is not None and embed_model is not None:
-            raise OptionError(
-                "scorer+embed_model", "given together", "one of them: a ready scorer has its own embedder"
-            )
-        if stream not in get_args(StreamMode):
-            raise OptionError("stream", stream, ", ".join(map(repr, get_args(StreamMode))))
-        self._llm, self._policy, self._model, self._scorer, self._given = llm, policy, model, scorer, guard
-        self._embedder = IndexEmbedder(embed_model) if embed_model is not None else None
+        self._options = GuardOptions(
+            llm=llm,
+            policy=policy,
+            model=model,
+            scorer=scorer,
+            guard=guard,
+            embedder=IndexEmbedder(embed_model) if embed_model is not None else None,
+            embedder_option="embed_model",
+        )
+        check_option("stream", stream, get_args(StreamMode))
         self._stream: StreamMode = stream
         self._guards: dict[int, tuple[object | None, Guard]] = {}
         self._lock = threading.Lock()
@@ -115,12 +116,12 @@ class SemGradGuard:
     @property
     def guard(self) -> Guard:
         """The guard itself, for `llm` or the policy's own scoring model."""
-        return self._guard_for(self._llm)[0]
+        return self._guard_for(self._options.llm)[0]
 
     @property
     def weights(self) -> object | None:
-        """The live model that scores, where it is known: answers that it wrote itself are on-policy."""
-        return self._guard_for(self._llm)[1]
+        """The live model that scores, where it is known; answers that it wrote itself are on-policy."""
+        return self._guard_for(self._options.llm)[1]
 
     @overload
     def wrap(self, engine: BaseChatEngine, **options: Unpack[WrapOptions]) -> GuardedChatEngine: ...
@@ -133,46 +134,36 @@ class SemGradGuard:
         """Return an engine of the same kind whose answers are guarded; the engine given is not changed.
 
         Args:
-            engine: a query engine or chat engine; or none, with `retriever` and `synthesizer`.
+            engine: a query engine or chat engine; it may be left out when `retriever` and `synthesizer` are given.
             options: see `WrapOptions`.
 
         Raises:
-            NotGuardableError: there is no engine in it that can be guarded; the message says what to change.
+            NotGuardableError: no engine can be guarded with these options; the message says what to change.
             PolicyFileError: the policy has a mistake.
         """
-        asked = engine if engine is not None else _assembled(options)
-        if not isinstance(asked, BaseQueryEngine | BaseChatEngine):  # pyright: ignore[reportUnnecessaryIsInstance] - untyped callers
-            msg = f"{type(asked).__name__} cannot be guarded: give a query or chat engine, or retriever+synthesizer"
+        guarded = engine if engine is not None else _assembled(options)
+        if not isinstance(guarded, BaseQueryEngine | BaseChatEngine):  # pyright: ignore[reportUnnecessaryIsInstance] - untyped callers
+            msg = f"{type(guarded).__name__} cannot be guarded: give a query or chat engine, or retriever+synthesizer"
             raise NotGuardableError(msg)
-        _check_fallbacks(asked, options.get("fallbacks", {}))
-        guard, weights = self._guard_for(self._llm or llm_of(asked))
-        wiring = _wiring(asked, options, weights)
-        if isinstance(asked, BaseChatEngine):
-            return GuardedChatEngine(asked, guard, wiring, self._stream)
-        return GuardedQueryEngine(asked, guard, wiring, self._stream)
+        _check_fallbacks(guarded, options.get("fallbacks", {}))
+        guard, weights = self._guard_for(self._options.llm or llm_of(guarded))
+        tools = _rerun_tools(guarded, options, weights)
+        if isinstance(guarded, BaseChatEngine):
+            return GuardedChatEngine(guarded, guard, tools, self._stream)
+        return GuardedQueryEngine(guarded, guard, tools, self._stream)
 
     def _guard_for(self, llm: object | None) -> tuple[Guard, object | None]:
         """Return the guard for an LLM's answers, and the live model that scores them where it is known."""
-        if self._given is not None:  # which model it scores with only the caller knows
-            return self._given, weights_of(self._llm) if is_local(self._llm) else None
-        if self._scorer is not None or self._model is not None:
-            source, weights = self._model, weights_of(self._model)
-        else:
-            source = llm if is_local(llm) else None
-            weights = weights_of(source)
+        options = self._options
+        if options.guard is not None:  # only the caller knows which model it scores with
+            return options.guard, weights_of(options.llm) if is_local(options.llm) else None
+        names_scorer = options.model is not None or options.scorer is not None
+        local = llm if is_local(llm) and not names_scorer else None
+        weights = weights_of(options.model if names_scorer else local)
         with self._lock:
             if id(weights) not in self._guards:
-                self._guards[id(weights)] = (weights, self._made(source))
+                self._guards[id(weights)] = (weights, options.build(local))
             return self._guards[id(weights)][1], weights
-
-    def _made(self, source: object | None) -> Guard:
-        if source is None and self._scorer is None and self._policy is None and not _said_default.is_set():
-            _said_default.set()
-            _log.warning(
-                "SemGradGuard() uses the policy that ships with semgrad-guard, and its demo model scores the answers "
-                "of your LLM from outside (as a proxy): use a local HuggingFaceLLM, or pass model=... or policy=..."
-            )
-        return Guard.from_yaml(self._policy, model=source, scorer=self._scorer, embedder=self._embedder)
 
 
 def _assembled(options: WrapOptions) -> RetrieverQueryEngine:
@@ -184,32 +175,32 @@ def _assembled(options: WrapOptions) -> RetrieverQueryEngine:
     return RetrieverQueryEngine(options["retriever"], options["synthesizer"], node_postprocessors=processors)
 
 
-def _wiring(asked: BaseQueryEngine | BaseChatEngine, options: WrapOptions, weights: object | None) -> Wiring:
-    answering: Any = asked
-    own = retriever_of(asked)
-    if "retriever" in options and own is None:
+def _rerun_tools(engine: BaseQueryEngine | BaseChatEngine, options: WrapOptions, weights: object | None) -> RerunTools:
+    answering: Any = engine
+    own_retriever = retriever_of(engine)
+    if "retriever" in options and own_retriever is None:
         if "synthesizer" not in options:
-            msg = f"{type(asked).__name__} keeps its retriever out of reach: give synthesizer= beside retriever="
+            msg = f"{type(engine).__name__} keeps its retriever out of reach: give synthesizer= beside retriever="
             raise NotGuardableError(msg)
         answering = _assembled(options)
     llm = llm_of(answering)
     rewriter = options.get("rewriter") or (LlmRewriter(llm) if isinstance(llm, LLM) else None)
-    processors = options["postprocessors"] if "postprocessors" in options else postprocessors_of(asked)
-    return Wiring(
-        answering=answering,
-        retriever=options.get("retriever") or own,
+    processors = options["postprocessors"] if "postprocessors" in options else postprocessors_of(engine)
+    return RerunTools(
+        engine=answering,
+        retriever=options.get("retriever") or own_retriever,
         postprocessors=tuple(processors),
         retrievers=dict(options.get("retrievers", {})),
         rewriter=rewriter,
         fallbacks=dict(options.get("fallbacks", {})),
         tags=frozenset(options.get("tags", ())),
         weights=weights,
-        empty_response=empty_response_of(asked),
+        empty_response=empty_response_of(engine),
     )
 
 
-def _check_fallbacks(asked: BaseQueryEngine | BaseChatEngine, fallbacks: Mapping[str, object]) -> None:
-    kinds = (LLM, BaseQueryEngine, *((BaseChatEngine,) if isinstance(asked, BaseChatEngine) else ()))
+def _check_fallbacks(engine: BaseQueryEngine | BaseChatEngine, fallbacks: Mapping[str, object]) -> None:
+    kinds = (LLM, BaseQueryEngine, *((BaseChatEngine,) if isinstance(engine, BaseChatEngine) else ()))
     for name, fallback in fallbacks.items():
         if not isinstance(fallback, kinds) and not isinstance(fallback, AnswerModel):
             allowed = ", ".join(kind.__name__ for kind in kinds)

@@ -23,8 +23,7 @@ from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_ca
 from pydantic import Field, PrivateAttr
 from typing_extensions import override
 
-from llama_index_semgrad.convert import flow_messages
-from llama_index_semgrad.watcher import SCORE_KEY
+from llama_index_semgrad.convert import SCORE_KEY, flow_messages
 from semgrad_guard.adapter_kit.single_pass import AnswerSettings, ScoredAnswer, SinglePass
 from semgrad_guard.flow import Message
 from semgrad_guard.guard.assembly import Lazy
@@ -43,8 +42,8 @@ UNLIMITED_CONTEXT = 1_000_000
 class SemGradLLM(LLM):
     """A local model whose answers carry their score.
 
-    The score is taken from the KV cache of the writing, so it costs one short forward and backward of the answer. An
-    engine over this LLM that `SemGradGuard` wraps uses it instead of reading prompt and answer again.
+    The score uses the KV cache that the writing left, so it costs one short forward and backward pass over the answer.
+    A guarded engine with this LLM uses the score, instead of reading prompt and answer again.
 
     Example:
         >>> llm = SemGradLLM(model="smollm2-135m", max_tokens=64)  # doctest: +SKIP
@@ -74,7 +73,7 @@ class SemGradLLM(LLM):
 
     @override
     def model_post_init(self, context: Any, /) -> None:
-        """Prepare what is made at the first answer."""
+        """Prepare the model and its scorer, which are loaded at the first answer."""
         super().model_post_init(context)
         self._single_pass = Lazy(self._make_single_pass)
 
@@ -204,12 +203,16 @@ def _chat(answer: ScoredAnswer, delta: str | None = None) -> ChatResponse:
 
 
 def _score_and_usage(answer: ScoredAnswer) -> dict[str, Json]:
-    """Return the score under our key, and the numbers of tokens under the keys that LlamaIndex counts them by."""
-    read, wrote = answer.n_prompt_tokens, answer.n_answer_tokens
-    found: dict[str, Json] = {"prompt_tokens": read, "completion_tokens": wrote, "total_tokens": read + wrote}
+    """Return the score, and the numbers of tokens under the keys that LlamaIndex' token counter reads."""
+    n_prompt, n_answer = answer.n_prompt_tokens, answer.n_answer_tokens
+    fields: dict[str, Json] = {
+        "prompt_tokens": n_prompt,
+        "completion_tokens": n_answer,
+        "total_tokens": n_prompt + n_answer,
+    }
     if answer.score is not None:
-        found[SCORE_KEY] = score_fields(answer.score)
-    return found
+        fields[SCORE_KEY] = score_fields(answer.score)
+    return fields
 
 
 def _assistant(text: str) -> ChatMessage:

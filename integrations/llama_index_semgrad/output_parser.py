@@ -1,8 +1,8 @@
-"""The guard as an output parser: it judges what a model wrote before anything is made of it."""
+"""The guard as an output parser: it judges the text of a model before another parser reads it."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from llama_index.core.types import BaseOutputParser
 from typing_extensions import override
@@ -11,8 +11,8 @@ from llama_index_semgrad.convert import request_tags
 from llama_index_semgrad.exchanges import call_fields
 from llama_index_semgrad.guard import SemGradGuard
 from llama_index_semgrad.watcher import WATCHER, last_calls
-from semgrad_guard.adapter_kit.findings import held_back
-from semgrad_guard.errors import OptionError, PromptNotFoundError
+from semgrad_guard.adapter_kit import Candidate, OnWithheld, check_option, held_back, match_call, run_guard
+from semgrad_guard.errors import PromptNotFoundError
 from semgrad_guard.flow import Exchange, Status
 
 if TYPE_CHECKING:
@@ -24,19 +24,16 @@ if TYPE_CHECKING:
     from semgrad_guard.flow import Outcome
     from semgrad_guard.guard import Guard
 
-OnWithheld = Literal["message", "raise"]
-"""What a withheld answer becomes: the policy's message, or a `LowConfidenceError`."""
-
-_UNSEEN = PromptNotFoundError(
+_NO_CALL = PromptNotFoundError(
     "among the latest model calls of this thread or task",
     "parse where the model was called, as `LLM.predict` and LlamaIndex' programs do",
 )
 
 
 class SemGradOutputParser(BaseOutputParser):
-    """Judges a model's text, then lets another parser make something of it.
+    """Judges the text of a model, then passes it to another parser.
 
-    The prompt is that of the model call which wrote the text: the latest one of the present thread or task.
+    The prompt is that of the model call which wrote the text: the latest such call in the current thread or task.
 
     Example:
         >>> parser = SemGradOutputParser(PydanticOutputParser(Person), policy="policy.yaml")  # doctest: +SKIP
@@ -57,17 +54,17 @@ class SemGradOutputParser(BaseOutputParser):
         """Take the inner parser and the options of `SemGradGuard`.
 
         Args:
-            parser: makes something of an answer that is given; without one the text is passed on.
+            parser: parses an answer that may be given; without a parser the text is returned.
             llm: the LLM, when it is a local model: its own weights score its answers.
             policy: a policy file or its content.
             guard: a ready guard, in place of `policy`.
-            on_withheld: `None` raises when there is an inner parser, because a message is nothing it could read.
+            on_withheld: `None` raises when there is a parser, because it could not parse the policy's message.
 
         Raises:
             OptionError: an unknown option.
         """
-        if on_withheld not in (None, *get_args(OnWithheld)):
-            raise OptionError("on_withheld", on_withheld, ", ".join(map(repr, get_args(OnWithheld))))
+        if on_withheld is not None:
+            check_option("on_withheld", on_withheld, get_args(OnWithheld))
         chosen = SemGradGuard(llm, policy=policy, guard=guard)
         self.guard, self._weights = chosen.guard, chosen.weights
         self._parser = parser
@@ -76,10 +73,10 @@ class SemGradOutputParser(BaseOutputParser):
 
     @override
     def parse(self, output: str) -> Any:
-        """Return what the inner parser makes of an answer that the policy gives.
+        """Return what the inner parser makes of an answer that the policy allows.
 
         Raises:
-            LowConfidenceError: the answer is withheld.
+            LowConfidenceError: the answer is withheld, and `on_withheld` says that this is an error.
         """
         outcome = self._outcome(output)
         if outcome.withheld and self._raises:
@@ -99,8 +96,7 @@ class SemGradOutputParser(BaseOutputParser):
         return self._parser.format_messages(messages) if self._parser else messages
 
     def _outcome(self, output: str) -> Outcome:
-        call = next((call for call in reversed(last_calls()) if call.text.strip() == output.strip()), None)
-        if call is None:
-            return self.guard.run_unjudged(Exchange(answer=output, tags=request_tags()), _UNSEEN)
-        said = call_fields(call, output, self._weights)
-        return self.guard.run(Exchange(answer=output, tags=request_tags(), **said))
+        call = match_call([last_calls()], output, exact=True)
+        fields = call_fields(call, output, self._weights) if call else {}
+        exchange = Exchange(answer=output, tags=request_tags(), **fields)
+        return run_guard(self.guard, Candidate(exchange, None if call else _NO_CALL))

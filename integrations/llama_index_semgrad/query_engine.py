@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from llama_index.core.base.base_query_engine import BaseQueryEngine
 from llama_index.core.base.response.schema import AsyncStreamingResponse, StreamingResponse
 from typing_extensions import override
 
-from llama_index_semgrad.observing import aannotated, annotated, recording_faults
-from llama_index_semgrad.rerun import Question, Wiring
+from llama_index_semgrad.rerun import EngineRun, RerunTools
 from llama_index_semgrad.responses import Reply, aread, guarded, is_guarded, read
+from llama_index_semgrad.streams import aannotated, annotated
 from llama_index_semgrad.watcher import capturing
+from semgrad_guard.adapter_kit import recording_faults
 from semgrad_guard.guard import in_thread
 
 if TYPE_CHECKING:
@@ -24,11 +25,9 @@ if TYPE_CHECKING:
     from llama_index.core.prompts.mixin import PromptMixinType
     from llama_index.core.schema import NodeWithScore, QueryBundle
 
-    from llama_index_semgrad.watcher import ModelCall
+    from llama_index_semgrad.convert import LlmCall
+    from llama_index_semgrad.streams import StreamMode
     from semgrad_guard.guard import Guard
-
-StreamMode = Literal["buffer", "annotate"]
-"""`buffer`: a stream begins when the answer was judged. `annotate`: it passes at once and is judged at its end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,21 +47,21 @@ class QueryAsker:
 
 
 class GuardedQueryEngine(BaseQueryEngine):
-    """Asks the wrapped engine and gives what the policy allows; made by `SemGradGuard.wrap`.
+    """Asks the wrapped engine and returns what the policy allows; `SemGradGuard.wrap` makes it.
 
-    The response keeps its type, and `response.metadata["semgrad"]` says how sure the guard is and what it decided.
+    The response keeps its type, and `response.metadata["semgrad"]` holds the confidence and the decision.
     """
 
-    def __init__(self, engine: BaseQueryEngine, guard: Guard, wiring: Wiring, stream: StreamMode = "buffer") -> None:
+    def __init__(self, engine: BaseQueryEngine, guard: Guard, tools: RerunTools, stream: StreamMode = "buffer") -> None:
         """Wrap an engine."""
         super().__init__(callback_manager=engine.callback_manager)
-        self._engine, self._wiring = engine, wiring
+        self._engine, self._tools = engine, tools
         self._stream: StreamMode = stream
         self.guard = guard
 
     def with_guard(self, guard: Guard) -> GuardedQueryEngine:
         """Return the same engine under another guard."""
-        return GuardedQueryEngine(self._engine, guard, self._wiring, self._stream)
+        return GuardedQueryEngine(self._engine, guard, self._tools, self._stream)
 
     @override
     def _query(self, query_bundle: QueryBundle) -> RESPONSE_TYPE:
@@ -84,7 +83,7 @@ class GuardedQueryEngine(BaseQueryEngine):
         nodes: list[NodeWithScore],
         additional_source_nodes: Sequence[NodeWithScore] | None = None,
     ) -> RESPONSE_TYPE:
-        """Answer from given nodes; the answer is guarded like any other."""
+        """Answer from given nodes; this answer is guarded too."""
         return self._guarded(
             query_bundle, lambda: self._engine.synthesize(query_bundle, nodes, additional_source_nodes)
         )
@@ -116,36 +115,37 @@ class GuardedQueryEngine(BaseQueryEngine):
         return {}
 
     def _guarded(self, bundle: QueryBundle, answer: Callable[[], RESPONSE_TYPE]) -> RESPONSE_TYPE:
-        question = Question(self._wiring, QueryAsker(bundle))
+        run = EngineRun(self._tools, QueryAsker(bundle))
         with recording_faults(self.guard, bundle.query_str), capturing() as calls:
             first = answer()
             if is_guarded(first):
                 return first
             if self._stream == "annotate" and isinstance(first, StreamingResponse):
-                return annotated(first, calls, question, self.guard)
+                return annotated(first, calls, run, self.guard)
             reply = read(first)
-        return self._settle(question, first, reply, calls)
+        return self._given(run, first, reply, calls)
 
     async def _aguarded(self, bundle: QueryBundle, answer: Callable[[], Awaitable[RESPONSE_TYPE]]) -> RESPONSE_TYPE:
-        question = Question(self._wiring, QueryAsker(bundle))
+        run = EngineRun(self._tools, QueryAsker(bundle))
         with recording_faults(self.guard, bundle.query_str), capturing() as calls:
             first = await answer()
             if is_guarded(first):
                 return first
             if self._stream == "annotate" and isinstance(first, StreamingResponse):
-                return annotated(first, calls, question, self.guard)
+                return annotated(first, calls, run, self.guard)
             if self._stream == "annotate" and isinstance(first, AsyncStreamingResponse):
-                return aannotated(first, calls, question, self.guard)
+                return aannotated(first, calls, run, self.guard)
             reply = await aread(first)
-        return await in_thread(self._settle, question, first, reply, calls)
+        return await in_thread(self._given, run, first, reply, calls)
 
-    def _settle(
+    def _given(
         self,
-        question: Question,
+        run: EngineRun,
         first: RESPONSE_TYPE,
         reply: Reply,
-        calls: Sequence[ModelCall],
+        calls: Sequence[LlmCall],
         cancel: threading.Event | None = None,
     ) -> RESPONSE_TYPE:
-        outcome = question.settle(self.guard, question.first(reply, calls), cancel)
-        return guarded(first, question.reply_of(outcome.exchange), outcome)
+        """Return what the caller gets for the engine's first response."""
+        outcome, chosen = run.outcome(self.guard, reply, calls, cancel)
+        return guarded(first, chosen, outcome)

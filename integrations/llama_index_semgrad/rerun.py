@@ -1,4 +1,4 @@
-"""Asking an engine again: its parts, other retrievers and models, and the attempts at one question."""
+"""Asking an engine again: with other passages, another model, or another engine."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ from llama_index.core.schema import QueryBundle
 from typing_extensions import override
 
 from llama_index_semgrad.convert import passages_of, rebuilt_prompt
-from llama_index_semgrad.exchanges import About, Judgeable, judgeable, next_judgeable
+from llama_index_semgrad.exchanges import EngineContext, engine_candidate
 from llama_index_semgrad.responses import Reply
 from llama_index_semgrad.watcher import capturing
+from semgrad_guard.adapter_kit import Attempts, run_guard
 from semgrad_guard.errors import StepUnavailableError
 from semgrad_guard.ports import AnswerModel
 from semgrad_guard.routing import Resources
@@ -35,7 +36,8 @@ if TYPE_CHECKING:
     from llama_index.core.postprocessor.types import BaseNodePostprocessor
     from llama_index.core.schema import NodeWithScore
 
-    from llama_index_semgrad.watcher import ModelCall
+    from llama_index_semgrad.convert import LlmCall
+    from semgrad_guard.adapter_kit import Candidate
     from semgrad_guard.flow import Exchange, ExchangeId, Outcome, Passage
     from semgrad_guard.guard import Guard
     from semgrad_guard.ports import QueryRewriter
@@ -57,7 +59,7 @@ _MAX_DEPTH = 5
 
 
 class FixedNodes(BaseRetriever):
-    """Returns nodes that were retrieved before, whatever the query."""
+    """Returns the same nodes for every query."""
 
     def __init__(self, nodes: Sequence[NodeWithScore]) -> None:
         """Keep the nodes."""
@@ -70,7 +72,7 @@ class FixedNodes(BaseRetriever):
 
 
 def _holder(engine: object, name: str, depth: int = 0) -> object | None:
-    """Return the engine, or the engine inside it, that has a part."""
+    """Return the engine that has a part: the one given, or one inside it."""
     if getattr(engine, name, None) is not None:
         return engine
     inner = getattr(engine, _INNER, None)
@@ -79,12 +81,12 @@ def _holder(engine: object, name: str, depth: int = 0) -> object | None:
 
 def retriever_of(engine: object) -> BaseRetriever | None:
     """Return the retriever of an engine; `None` when it keeps it elsewhere."""
-    found = getattr(_holder(engine, _RETRIEVER), _RETRIEVER, None)
-    return found if isinstance(found, BaseRetriever) else None
+    retriever = getattr(_holder(engine, _RETRIEVER), _RETRIEVER, None)
+    return retriever if isinstance(retriever, BaseRetriever) else None
 
 
 def postprocessors_of(engine: object) -> tuple[BaseNodePostprocessor, ...]:
-    """Return what an engine does to retrieved nodes, in order."""
+    """Return the postprocessors of an engine's retrieved nodes, in order."""
     return tuple(getattr(_holder(engine, _RETRIEVER), "_node_postprocessors", None) or ())
 
 
@@ -95,7 +97,7 @@ def llm_of(engine: object) -> Any:
 
 
 def empty_response_of(engine: object) -> str | None:
-    """Return the text that an engine gives, without asking a model, when nothing was retrieved."""
+    """Return the text that an engine returns, without calling a model, when nothing was retrieved."""
     synthesizer = getattr(_holder(engine, _SYNTHESIZER), _SYNTHESIZER, None)
     return getattr(synthesizer, "_empty_response", None)
 
@@ -119,24 +121,30 @@ def with_memory(engine: Any, memory: BaseMemory) -> Any:
 
 
 def with_top_k(retriever: Any, top_k: int) -> Any:
-    """Return a copy of a retriever, and of those inside it, that returns at least `top_k` nodes where it can count."""
+    """Return a copy of a retriever that returns at least `top_k` nodes, where the retriever has such a setting.
+
+    Retrievers inside it are copied and changed too.
+    """
     changed = copy.copy(retriever)
     for name in TOP_K_NAMES:
-        present = getattr(retriever, name, None)
-        if isinstance(present, int):
-            setattr(changed, name, max(present, top_k))
+        current = getattr(retriever, name, None)
+        if isinstance(current, int):
+            setattr(changed, name, max(current, top_k))
             break
     for name in (_RETRIEVER, "_vector_retriever"):
         if isinstance(getattr(retriever, name, None), BaseRetriever):
             setattr(changed, name, with_top_k(getattr(retriever, name), top_k))
     inner = getattr(retriever, "_retrievers", None)
     if isinstance(inner, list):
-        changed._retrievers = [with_top_k(one, top_k) for one in inner]  # noqa: SLF001 - LlamaIndex offers no other way
+        changed._retrievers = [with_top_k(part, top_k) for part in inner]  # noqa: SLF001 - LlamaIndex offers no other way
     return changed
 
 
 def _with(engine: Any, part: str, changes: dict[str, Any]) -> Any:
-    """Return a copy of an engine in which the engine that has a part gets other attributes; `None` if none has it."""
+    """Return a copy of an engine with other attributes in the engine, itself or inside it, that has a part.
+
+    `None` when no engine has it.
+    """
     holder = _holder(engine, part)
     if holder is None:
         return None
@@ -151,11 +159,11 @@ def _with(engine: Any, part: str, changes: dict[str, Any]) -> Any:
 def _synthesizer_with(synthesizer: Any, llm: LLM) -> Any:
     """Return a copy of a response synthesizer that asks another LLM."""
     changed = copy.copy(synthesizer)
-    present = synthesizer._llm  # noqa: SLF001 - LlamaIndex offers no other way
-    if llm.metadata.context_window < present.metadata.context_window:
+    current = synthesizer._llm  # noqa: SLF001 - LlamaIndex offers no other way
+    if llm.metadata.context_window < current.metadata.context_window:
         changed._prompt_helper = PromptHelper.from_llm_metadata(llm.metadata)  # noqa: SLF001 - same
     changed._llm = llm  # noqa: SLF001 - same
-    for name, value in vars(changed).items():  # a bound method would still ask the LLM of the original
+    for name, value in vars(changed).items():  # a bound method would still call the LLM of the original
         if isinstance(value, MethodType) and value.__self__ is synthesizer:
             setattr(changed, name, MethodType(value.__func__, changed))
     return changed
@@ -170,20 +178,20 @@ REWRITE_TEMPLATE = PromptTemplate(
 
 
 class LlmRewriter:
-    """Asks an LLM for a search query; only retrieval uses it, the answer's prompt keeps the question."""
+    """Asks an LLM for a search query; only retrieval uses the query, and the answer's prompt keeps the question."""
 
     def __init__(self, llm: LLM, template: PromptTemplate = REWRITE_TEMPLATE) -> None:
         """Keep the LLM and the template, which has one variable: `question`."""
         self._llm, self._template = llm, template
 
     def rewrite(self, question: str) -> str:
-        """Return the question in other words; as it is when the model has none."""
+        """Return the question in other words, or the question itself when the model writes nothing."""
         lines = (line.strip(" \"'`") for line in self._llm.predict(self._template, question=question).splitlines())
         return next(filter(None, lines), question)
 
 
 class Asker(Protocol):
-    """Asks an engine one question, in the manner of query engines or of chat engines."""
+    """Asks an engine one question; there is one for query engines, and one for chat engines."""
 
     @property
     def question(self) -> str:
@@ -196,10 +204,10 @@ class Asker(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Wiring:
-    """What a guarded engine can act with; made once by `SemGradGuard.wrap`."""
+class RerunTools:
+    """What a guarded engine can answer again with; `SemGradGuard.wrap` makes it once for an engine."""
 
-    answering: Any
+    engine: Any
     """The engine that answers again: the guarded one, or one made of the retriever and synthesizer given."""
     retriever: BaseRetriever | None = None
     postprocessors: Sequence[BaseNodePostprocessor] = ()
@@ -208,118 +216,129 @@ class Wiring:
     fallbacks: Mapping[str, Fallback] = field(default_factory=dict[str, "Fallback"])
     tags: frozenset[str] = frozenset()
     weights: object | None = None
-    """The live model whose weights score."""
+    """The live model that scores."""
     empty_response: str | None = None
 
-    def about(self, question: str) -> About:
-        """Return what is known of a question."""
-        return About(question, self.tags, self.weights, self.empty_response)
+    def context(self, question: str) -> EngineContext:
+        """Return what is known about a question."""
+        return EngineContext(question, self.tags, self.weights, self.empty_response)
 
 
-class Question:
-    """The attempts at one question."""
+class EngineRun:
+    """One question to a guarded engine, and its attempts."""
 
-    def __init__(self, wiring: Wiring, asker: Asker) -> None:
-        """Keep how to ask."""
-        self.wiring, self.asker = wiring, asker
-        self.replies: dict[ExchangeId, Reply] = {}
+    def __init__(self, tools: RerunTools, asker: Asker) -> None:
+        """Keep how to ask the question again."""
+        self.tools, self.asker = tools, asker
+        self._attempts = Attempts[Reply]()
         self._retrieved: dict[ExchangeId, list[NodeWithScore]] = {}
         self._nodes_by_text: dict[str, NodeWithScore] = {}
 
-    def first(self, reply: Reply, calls: Sequence[ModelCall]) -> Judgeable:
-        """Return the first answer as an exchange."""
-        made = judgeable(reply, calls, self.wiring.about(self.asker.question))
-        self.replies[made.exchange.id] = reply
-        return made
+    @property
+    def question(self) -> str:
+        """The user's question."""
+        return self.asker.question
 
-    def settle(self, guard: Guard, made: Judgeable, cancel: threading.Event | None = None) -> Outcome:
-        """Return what the caller gets for the first answer, after whatever the policy adds."""
-        if made.error is not None:
-            return guard.run_unjudged(made.exchange, made.error, self.resources(), cancel=cancel)
-        return guard.run(made.exchange, self.resources(), cancel=cancel)
+    def first(self, reply: Reply, calls: Sequence[LlmCall]) -> Candidate:
+        """Return the engine's own answer as something to judge."""
+        return self._attempts.first(self._candidate(reply, calls), reply)
 
-    def reply_of(self, exchange: Exchange) -> Reply:
-        """Return the response of an attempt; a bare one for an answer model of the caller's own."""
-        known = self.replies.get(exchange.id)
-        return known or Reply(Response(exchange.answer), exchange.answer)
+    def outcome(
+        self, guard: Guard, reply: Reply, calls: Sequence[LlmCall], cancel: threading.Event | None = None
+    ) -> tuple[Outcome, Reply]:
+        """Return what the guard decides about the engine's own answer, and the reply of the attempt that it chose."""
+        outcome = run_guard(guard, self.first(reply, calls), self._resources(), cancel)
+        chosen = self.reply_to(outcome.exchange)  # there is none for an answer model of the caller's own
+        return outcome, chosen or Reply(Response(outcome.exchange.answer), outcome.exchange.answer)
 
-    def resources(self) -> Resources:
-        """Return what the policy's steps act with."""
-        wiring = self.wiring
-        own = NodeRetriever(self, wiring.retriever) if wiring.retriever else None
-        return Resources(
-            chain=EngineAnswerer(self),
-            retriever=own,
-            retrievers={name: NodeRetriever(self, one) for name, one in wiring.retrievers.items()},
-            rewriter=wiring.rewriter,
-            fallbacks={name: answerer_of(self, one) for name, one in wiring.fallbacks.items()},
-        )
+    def reply_to(self, exchange: Exchange) -> Reply | None:
+        """Return the response of an attempt; `None` for one that LlamaIndex did not make."""
+        return self._attempts.values.get(exchange.id)
 
-    def retrieve(self, retriever: BaseRetriever, query: str, top_k: int) -> list[NodeWithScore]:
-        """Return nodes for a query, treated as the engine treats those for the question itself."""
+    def retrieve(self, retriever: BaseRetriever, query: str, top_k: int) -> tuple[Passage, ...]:
+        """Return passages for a query; their nodes are postprocessed as the engine's own are."""
         nodes = with_top_k(retriever, top_k).retrieve(QueryBundle(query))
-        for postprocessor in self.wiring.postprocessors:
-            nodes = postprocessor.postprocess_nodes(nodes, query_bundle=QueryBundle(self.asker.question))
-        return list(nodes)
-
-    def remember(self, nodes: Sequence[NodeWithScore]) -> tuple[Passage, ...]:
-        """Return nodes as passages, and keep in mind which is which."""
+        for postprocessor in self.tools.postprocessors:
+            nodes = postprocessor.postprocess_nodes(nodes, query_bundle=QueryBundle(self.question))
         passages = passages_of(nodes)
         self._nodes_by_text.update(zip((p.text for p in passages), nodes, strict=True))
         return passages
 
     def nodes_for(self, passages: Sequence[Passage]) -> list[NodeWithScore]:
-        """Return the nodes that passages were made of."""
+        """Return the nodes that retrieved passages were made of."""
         return [self._nodes_by_text[p.text] for p in passages if p.text in self._nodes_by_text]
 
-    def nodes_behind(self, exchange: Exchange) -> list[NodeWithScore] | None:
+    def nodes_of(self, exchange: Exchange) -> list[NodeWithScore] | None:
         """Return the nodes that an attempt was written from; `None` where the engine makes others of them."""
         retrieved = self._retrieved.get(exchange.id)
         if retrieved is not None:
             return retrieved
-        reply = self.replies.get(exchange.id)
-        plain = isinstance(self.wiring.answering, BaseChatEngine) or type(self.wiring.answering) is RetrieverQueryEngine
+        reply, engine = self.reply_to(exchange), self.tools.engine
+        plain = isinstance(engine, BaseChatEngine) or type(engine) is RetrieverQueryEngine
         return reply.nodes if reply and plain and reply.nodes else None
 
-    def attempt(self, earlier: Exchange, engine: Any, nodes: Sequence[NodeWithScore] | None = None) -> Exchange:
-        """Ask an engine the question and return the new attempt; it knows nothing of the earlier answer."""
+    def ask(self, earlier: Exchange, engine: Any, nodes: Sequence[NodeWithScore] | None = None) -> Exchange:
+        """Ask an engine the question, and return the new attempt; nothing of the earlier answer is in it."""
         with capturing() as calls:
             reply = self.asker.ask(engine)
-        return self.made(earlier, reply, calls, nodes)
+        return self.following(earlier, reply, calls, nodes)
 
-    def made(
+    def following(
         self,
         earlier: Exchange,
         reply: Reply,
-        calls: Sequence[ModelCall],
+        calls: Sequence[LlmCall],
         nodes: Sequence[NodeWithScore] | None = None,
     ) -> Exchange:
-        """Return an answer as the new attempt."""
-        made = next_judgeable(earlier, judgeable(reply, calls, self.wiring.about(self.asker.question)))
-        self.replies[made.id] = reply
+        """Return a new answer as the attempt after an earlier one.
+
+        Args:
+            earlier: the attempt that was not good enough.
+            reply: the new response.
+            calls: the model calls that were made for it.
+            nodes: the nodes that it was written from, where they were given to the engine.
+
+        Raises:
+            ScoringError: the new answer cannot be judged.
+        """
+        exchange = self._attempts.following(earlier, self._candidate(reply, calls), reply)
         if nodes is not None:
-            self._retrieved[made.id] = list(nodes)
-        return made
+            self._retrieved[exchange.id] = list(nodes)
+        return exchange
+
+    def _candidate(self, reply: Reply, calls: Sequence[LlmCall]) -> Candidate:
+        return engine_candidate(reply, calls, self.tools.context(self.question))
+
+    def _resources(self) -> Resources:
+        """Return what the policy's steps act with."""
+        tools = self.tools
+        return Resources(
+            chain=EngineAnswerer(self),
+            retriever=NodeRetriever(self, tools.retriever) if tools.retriever else None,
+            retrievers={name: NodeRetriever(self, retriever) for name, retriever in tools.retrievers.items()},
+            rewriter=tools.rewriter,
+            fallbacks={name: answer_model(self, fallback) for name, fallback in tools.fallbacks.items()},
+        )
 
 
 class NodeRetriever:
     """A LlamaIndex retriever as the guard's retriever."""
 
-    def __init__(self, question: Question, retriever: BaseRetriever) -> None:
-        """Keep whose question it is."""
-        self._question, self._retriever = question, retriever
+    def __init__(self, run: EngineRun, retriever: BaseRetriever) -> None:
+        """Keep the retriever, and the question that it retrieves for."""
+        self._run, self._retriever = run, retriever
 
     def retrieve(self, query: str, top_k: int) -> Sequence[Passage]:
         """Return passages for a query."""
-        return self._question.remember(self._question.retrieve(self._retriever, query, top_k))
+        return self._run.retrieve(self._retriever, query, top_k)
 
 
 class EngineAnswerer:
-    """The guarded engine, answering again from other passages; the original question goes into the prompt."""
+    """The guarded engine, which answers again from other passages; its prompt holds the original question."""
 
-    def __init__(self, question: Question) -> None:
-        """Keep whose question it is."""
-        self._question = question
+    def __init__(self, run: EngineRun) -> None:
+        """Keep the question."""
+        self._run = run
 
     def answer(self, exchange: Exchange, passages: Sequence[Passage] | None) -> Exchange:
         """Return a new attempt.
@@ -327,68 +346,69 @@ class EngineAnswerer:
         Raises:
             StepUnavailableError: the engine keeps its retriever out of reach.
         """
-        nodes = self._question.nodes_for(passages or exchange.passages)
-        engine = with_nodes(self._question.wiring.answering, nodes)
+        nodes = self._run.nodes_for(passages or exchange.passages)
+        engine = with_nodes(self._run.tools.engine, nodes)
         if engine is None:
-            kind = type(self._question.wiring.answering).__name__
+            kind = type(self._run.tools.engine).__name__
             msg = f"{kind} keeps its retriever out of reach: use wrap(retriever=..., synthesizer=...)"
             raise StepUnavailableError(msg)
-        return self._question.attempt(exchange, engine, nodes)
+        return self._run.ask(exchange, engine, nodes)
 
 
 class LlmAnswerer:
-    """A fallback LLM: the same engine, prompt template and passages, another model."""
+    """A fallback LLM: the same engine, prompt template and passages, but another model."""
 
-    def __init__(self, question: Question, llm: LLM) -> None:
-        """Keep whose question it is."""
-        self._question, self._llm = question, llm
+    def __init__(self, run: EngineRun, llm: LLM) -> None:
+        """Keep the LLM and the question."""
+        self._run, self._llm = run, llm
 
     def answer(self, exchange: Exchange, passages: Sequence[Passage] | None) -> Exchange:
         """Return a new attempt."""
-        nodes = self._question.nodes_for(passages) if passages else self._question.nodes_behind(exchange)
-        engine = with_llm(self._question.wiring.answering, self._llm)
+        nodes = self._run.nodes_for(passages) if passages else self._run.nodes_of(exchange)
+        engine = with_llm(self._run.tools.engine, self._llm)
         if engine is not None and nodes is not None:
             engine = with_nodes(engine, nodes) or engine
         if engine is not None:
             with capturing() as calls:
-                reply = self._question.asker.ask(engine)
+                reply = self._run.asker.ask(engine)
             if any(call.llm is self._llm for call in calls):
-                return self._question.made(exchange, reply, calls, nodes)
-        return self._directly(exchange)
+                return self._run.following(exchange, reply, calls, nodes)
+        return self._ask_llm(exchange)
 
-    def _directly(self, exchange: Exchange) -> Exchange:
-        """Ask the LLM itself, where the engine has no place for it."""
+    def _ask_llm(self, exchange: Exchange) -> Exchange:
+        """Ask the LLM itself, because the engine did not call it."""
         with capturing() as calls:
-            text = _ask(self._llm, exchange)
-        behind = self._question.replies.get(exchange.id)
-        reply = Reply(Response(text, source_nodes=behind.nodes if behind else []), text)
-        return self._question.made(exchange, reply, calls)
+            text = _complete(self._llm, exchange)
+        earlier = self._run.reply_to(exchange)
+        reply = Reply(Response(text, source_nodes=earlier.nodes if earlier else []), text)
+        return self._run.following(exchange, reply, calls)
 
 
 class EngineFallback:
-    """A whole other engine as a fallback."""
+    """Another engine as a fallback."""
 
-    def __init__(self, question: Question, engine: BaseQueryEngine | BaseChatEngine) -> None:
-        """Keep whose question it is."""
-        self._question, self._engine = question, engine
+    def __init__(self, run: EngineRun, engine: BaseQueryEngine | BaseChatEngine) -> None:
+        """Keep the engine and the question."""
+        self._run, self._engine = run, engine
 
     def answer(self, exchange: Exchange, passages: Sequence[Passage] | None) -> Exchange:  # noqa: ARG002 - it has its own
         """Return a new attempt."""
-        return self._question.attempt(exchange, self._engine)
+        return self._run.ask(exchange, self._engine)
 
 
-def answerer_of(question: Question, fallback: Fallback) -> AnswerModel:
+def answer_model(run: EngineRun, fallback: Fallback) -> AnswerModel:
     """Return a fallback as the guard's answer model."""
     if isinstance(fallback, BaseQueryEngine | BaseChatEngine):
-        return EngineFallback(question, fallback)
-    return fallback if isinstance(fallback, AnswerModel) else LlmAnswerer(question, fallback)
+        return EngineFallback(run, fallback)
+    return fallback if isinstance(fallback, AnswerModel) else LlmAnswerer(run, fallback)
 
 
-def _ask(llm: LLM, exchange: Exchange) -> str:
+def _complete(llm: LLM, exchange: Exchange) -> str:
+    """Return what an LLM writes for an exchange's prompt."""
     if not isinstance(exchange.prompt, str):
         messages = [ChatMessage(role=m.role, content=m.content) for m in exchange.prompt]
         return llm.chat(messages).message.content or ""
-    # A text that was rendered for one model's template means nothing to another: ask anew.
+    # A text that was rendered for one model's template means nothing to another one, so a new prompt is made.
     prompt = rebuilt_prompt(exchange.question or exchange.prompt, [p.text for p in exchange.passages])
     if llm.metadata.is_chat_model:
         return llm.chat([ChatMessage(role="user", content=prompt)]).message.content or ""

@@ -1,4 +1,4 @@
-"""Reading a LlamaIndex response once, and giving one of the same type back with the text that the guard allows."""
+"""Reading a LlamaIndex response, and making one of the same type with the text that the guard allows."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from llama_index.core.base.response.schema import (
 )
 from pydantic import BaseModel, ValidationError
 
-from llama_index_semgrad.convert import METADATA_KEY, outcome_metadata
+from llama_index_semgrad.convert import METADATA_KEY
+from semgrad_guard.adapter_kit import findings
 from semgrad_guard.errors import NotGuardableError
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ _MARK = "_semgrad_guarded"
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """A response with its text, read to the end."""
+    """A response that was read to its end."""
 
     native: Any
     text: str
@@ -46,10 +47,10 @@ class Reply:
 
 
 def read(native: object) -> Reply:
-    """Return a response's text; a stream is drained.
+    """Return a response with its text; a stream is read to its end.
 
     Raises:
-        NotGuardableError: it is no response of LlamaIndex.
+        NotGuardableError: it is not a response of LlamaIndex.
     """
     if isinstance(native, Response):
         return Reply(native, native.response or "")
@@ -66,7 +67,7 @@ def read(native: object) -> Reply:
 
 
 async def aread(native: object) -> Reply:
-    """Same as `read`, for async callers; a sync stream is drained in a worker thread."""
+    """Same as `read` for async callers; a sync stream is read in a worker thread."""
     if isinstance(native, AsyncStreamingResponse):
         return _in_pieces(native, [piece async for piece in native.async_response_gen()])
     return await asyncio.to_thread(read, native)
@@ -78,16 +79,16 @@ def _in_pieces(native: object, stream: Iterable[str | None]) -> Reply:
 
 
 def guarded(like: RESPONSE_TYPE, reply: Reply, outcome: Outcome) -> RESPONSE_TYPE:
-    """Return what the caller gets.
+    """Return the response that the caller gets; no part of it holds a withheld answer.
 
     Args:
-        like: the first response; the result has its type.
-        reply: the attempt that was chosen: the one returned, held back or handed on.
-        outcome: what the guard decided. A withheld answer is nowhere in the result.
+        like: the engine's own response; the result has its type.
+        reply: the attempt that was returned, held back or handed on.
+        outcome: what the guard decided.
     """
     native = reply.native
     nodes = reply.nodes
-    metadata = {**(native.metadata or {}), METADATA_KEY: outcome_metadata(outcome)}
+    metadata = {**(native.metadata or {}), METADATA_KEY: findings(outcome)}
     unchanged = not outcome.withheld and outcome.text == outcome.exchange.answer
     pieces = reply.pieces if unchanged and reply.pieces else (outcome.text,)
     if isinstance(like, PydanticResponse):
@@ -103,7 +104,7 @@ def guarded(like: RESPONSE_TYPE, reply: Reply, outcome: Outcome) -> RESPONSE_TYP
 
 
 def _parsed(like: PydanticResponse, outcome: Outcome) -> BaseModel | None:
-    """Return an answer of a fallback model or a reviewer as the engine's own type, where it is one."""
+    """Return the text of a fallback model or a reviewer as an object of the engine's type, if it can be parsed."""
     if outcome.withheld or like.response is None:
         return None
     try:
@@ -113,22 +114,25 @@ def _parsed(like: PydanticResponse, outcome: Outcome) -> BaseModel | None:
 
 
 def replay(pieces: Iterable[str]) -> Generator[str, None, None]:
-    """Stream pieces of text."""
+    """Yield pieces of text."""
     yield from pieces
 
 
 async def areplay(pieces: Iterable[str]) -> AsyncGenerator[str, None]:
-    """Stream pieces of text."""
+    """Same as `replay` for async callers."""
     for piece in pieces:
         yield piece
 
 
 def mark(response: R) -> R:
-    """Mark a response as guarded; metadata can't say so, because its keys are the ids of the caller's nodes."""
+    """Mark a response as guarded.
+
+    The mark is not in the metadata, because its keys are the ids of nodes, which anyone who writes nodes may choose.
+    """
     vars(response)[_MARK] = True
     return response
 
 
 def is_guarded(response: object) -> bool:
-    """Return whether a guard made this response."""
+    """Return whether a response comes from a guarded engine."""
     return _MARK in getattr(response, "__dict__", {})

@@ -1,4 +1,4 @@
-"""Sees every model call and span of LlamaIndex, and says which calls belong to which answer."""
+"""Watches the model calls and spans of LlamaIndex, by handlers on its root dispatcher."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import logging
 import threading
 import weakref
 from collections import OrderedDict, deque
-from collections.abc import Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -20,197 +19,63 @@ from llama_index_instrumentation.event_handlers.base import BaseEventHandler
 from llama_index_instrumentation.span_handlers import NullSpanHandler
 from typing_extensions import override
 
-from llama_index_semgrad.convert import flow_messages
-from semgrad_guard.wire import WireError, score_from_fields
+from llama_index_semgrad.convert import LlmCall, call_of
 
 if TYPE_CHECKING:
     import inspect
-    from collections.abc import Generator, Sequence
+    from collections.abc import Generator
 
     from llama_index_instrumentation.base import BaseEvent
-
-    from semgrad_guard.flow import Prompt, Score
-
-CallEndEvent = LLMChatEndEvent | LLMCompletionEndEvent
-
-SCORE_KEY = "semgrad_score"
-"""Where `SemGradLLM` puts the score that it took while writing: a key of the response's `additional_kwargs`."""
-
-_SPECIAL_TOKENS_AT_MOST = 16
-"""Tokens that an answer may have beyond one a character: end-of-turn tokens and the like decode to nothing."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModelCall:
-    """What a language model read and wrote in one call."""
-
-    prompt: Prompt
-    """The messages or the text that the caller gave."""
-    text: str
-    llm: object | None = None
-    """The LlamaIndex LLM, where its span was seen."""
-    rendered: str | None = None
-    """The text that a local model really read, where it is known."""
-    raw: object | None = field(default=None, repr=False)
-    extra: Mapping[str, Any] = field(default_factory=dict[str, Any], repr=False)
-
-    @property
-    def author(self) -> str | None:
-        """Name of the model."""
-        if self.llm is None:
-            return None
-        # A HuggingFaceLLM that was given a live model still reports the name of LlamaIndex' default one.
-        weights = getattr(self.llm, "_model", None) if is_local(self.llm) else None
-        name = weights.name_or_path if weights is not None else self.llm.metadata.model_name  # type: ignore[attr-defined] # a BaseLLM
-        return str(name) if name and name != "unknown" else type(weights if weights is not None else self.llm).__name__
-
-    @property
-    def score(self) -> Score | None:
-        """The score that was taken while the answer was written."""
-        found = self.extra.get(SCORE_KEY)
-        try:
-            return score_from_fields(found) if isinstance(found, Mapping) else None
-        except WireError:
-            return None
-
-    def ids(self) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
-        """Return the exact ids of prompt and answer; `None` when the response does not carry them."""
-        if isinstance(self.raw, dict) and self.raw.get("prompt_ids") and self.raw.get("answer_ids"):
-            return tuple(self.raw["prompt_ids"]), tuple(self.raw["answer_ids"])
-        tokenizer = getattr(self.llm, "_tokenizer", None)
-        tokens = _model_output(self.raw)
-        if tokenizer is None or tokens is None:
-            return None
-        prompt = self.rendered if self.rendered is not None else self.prompt
-        at = _answer_start(tokenizer, tokens, prompt, self.text)
-        return None if at is None else (tuple(tokens[:at]), tuple(tokens[at:]))
-
-
-def call_of(event: CallEndEvent, llm: object | None) -> ModelCall | None:
-    """Return the call that an end event reports; `None` when the model gave no response."""
-    if isinstance(event, LLMCompletionEndEvent):
-        response = event.response
-        rendered = event.prompt if is_local(llm) else None
-        return ModelCall(
-            prompt=event.prompt,
-            text=response.text or "",
-            llm=llm,
-            rendered=rendered,
-            raw=response.raw,
-            extra=response.additional_kwargs,
-        )
-    if event.response is None:
-        return None
-    chat = event.response
-    return ModelCall(
-        prompt=flow_messages(event.messages),
-        text=chat.message.content or "",
-        llm=llm,
-        rendered=_rendered(llm, event.messages),
-        raw=chat.raw,
-        extra={**chat.message.additional_kwargs, **chat.additional_kwargs},
-    )
-
-
-def is_local(llm: object) -> bool:
-    """Return whether an LLM holds a transformers model and its tokenizer in this process."""
-    return hasattr(type(llm), "local_model") or (
-        getattr(llm, "_tokenizer", None) is not None and hasattr(getattr(llm, "_model", None), "generate")
-    )
-
-
-def weights_of(source: object) -> object | None:
-    """Return the live model inside an LLM, a (model, tokenizer) pair or a loaded model; `None` when there is none.
-
-    Two objects that share it score and write with the same weights.
-    """
-    if isinstance(source, tuple):
-        return source[0] if source else None
-    if is_local(source):
-        ours = hasattr(type(source), "local_model")
-        return weights_of(getattr(source, "local_model", None)) if ours else getattr(source, "_model", None)
-    inner = getattr(source, "model", None)
-    return inner if hasattr(inner, "generate") else (source if hasattr(source, "generate") else None)
-
-
-def _rendered(llm: object, messages: Sequence[Any]) -> str | None:
-    """Return the text into which a local chat model turned the messages."""
-    render = getattr(llm, "messages_to_prompt", None)
-    if render is None or getattr(llm, "_tokenizer", None) is None:
-        return None
-    return str(render(messages))
-
-
-def _model_output(raw: object) -> list[int] | None:
-    """Return the ids of prompt and answer together, as LlamaIndex' `HuggingFaceLLM` leaves them in `raw`."""
-    output = raw.get("model_output") if isinstance(raw, dict) else None
-    if output is None or not hasattr(output, "tolist"):
-        return None
-    rows = output.tolist()
-    row = rows[0] if rows and isinstance(rows[0], list) else rows
-    return row if row and all(isinstance(token, int) for token in row) else None
-
-
-def _answer_start(tokenizer: Any, tokens: list[int], prompt: Prompt, text: str) -> int | None:
-    """Return where the answer begins: behind the prompt's own ids, else where the rest decodes to the answer."""
-    if isinstance(prompt, str):
-        ids = list(tokenizer(prompt)["input_ids"])
-        if ids and tokens[: len(ids)] == ids:
-            return len(ids)
-    # The model read more than the event says: a wrapper prompt that `complete(formatted=False)` puts around it.
-    for length in range(1, min(len(tokens), len(text) + _SPECIAL_TOKENS_AT_MOST)):
-        if tokenizer.decode(tokens[-length:], skip_special_tokens=True) == text and text:
-            return len(tokens) - length
-    return None
-
 
 _log = logging.getLogger("semgrad_guard")
 
 CALL_METHODS = frozenset(
     prefix + name for prefix in ("", "a") for name in ("chat", "complete", "stream_chat", "stream_complete")
 )
-"""Methods of an LLM that read a prompt and write an answer."""
+"""Methods of an LLM that write an answer to a prompt."""
 
 MAX_OPEN_CALLS = 10_000
-"""Calls under way that are kept in mind; a stream that nobody drains or closes never ends."""
+"""The most unfinished calls that are remembered: the call of a stream that is never read to its end stays open."""
 MAX_RECENT_CALLS = 256
 MAX_LAST_CALLS = 4
 _MAX_SEEN = 64
-_UUID_LENGTH = 37
+_UUID_LENGTH = 37  # with its dash
 
 
 @dataclass(slots=True)
 class _Capture:
-    calls: list[ModelCall] = field(default_factory=list[ModelCall])
+    """One block of `capturing`."""
+
+    calls: list[LlmCall] = field(default_factory=list[LlmCall])
     outer: _Capture | None = None
 
 
 _capture: ContextVar[_Capture | None] = ContextVar("semgrad_capture", default=None)
-_last: ContextVar[tuple[ModelCall, ...]] = ContextVar("semgrad_last_calls", default=())
+_last: ContextVar[tuple[LlmCall, ...]] = ContextVar("semgrad_last_calls", default=())
 
 
 class Listener(Protocol):
-    """Gets what the watcher sees, in the thread where it happens."""
+    """Is called by the watcher, in the thread of the LlamaIndex object."""
 
     def span_entered(self, span_id: str, parent_id: str | None, instance: object, arguments: dict[str, Any]) -> None:
         """A method of a LlamaIndex object begins."""
         ...
 
     def span_left(self, span_id: str, result: object, *, raised: bool = False) -> None:
-        """It ends; `result` is `None` when it raised."""
+        """The method ends; `result` is `None` when it raised."""
         ...
 
-    def call_ended(self, span_id: str | None, call: ModelCall) -> None:
-        """A model wrote an answer."""
+    def call_ended(self, span_id: str | None, call: LlmCall) -> None:
+        """A model has written an answer."""
         ...
 
 
 @contextmanager
-def capturing(into: list[ModelCall] | None = None) -> Generator[list[ModelCall], None, None]:
+def capturing(into: list[LlmCall] | None = None) -> Generator[list[LlmCall], None, None]:
     """Collect the model calls made in this block; a block inside another reports to both.
 
     Args:
-        into: go on with a list that an earlier block began, as when a stream is drained after the call that made it.
+        into: a list of an earlier block to add to, as for a stream that is read after the call that returned it.
     """
     install()
     capture = _Capture([] if into is None else into, outer=_capture.get())
@@ -221,49 +86,36 @@ def capturing(into: list[ModelCall] | None = None) -> Generator[list[ModelCall],
         _capture.reset(token)
 
 
-def last_calls() -> tuple[ModelCall, ...]:
+def last_calls() -> tuple[LlmCall, ...]:
     """Return the latest calls of this thread or task, oldest first; needs `WATCHER.remember_last`."""
     return _last.get()
 
 
-def find_recent(answer: str, question: str | None, passages: Sequence[str]) -> ModelCall | None:
-    """Return the latest call that wrote exactly this answer to a prompt that holds this question and these passages.
-
-    The content decides, so it does not matter in which thread the call was made. Needs `WATCHER.remember_recent`.
-    """
-    wanted = [text for text in (question, *passages) if text]
-    for call in reversed(WATCHER.recent()):
-        prompt = call.prompt if isinstance(call.prompt, str) else "\n".join(m.content for m in call.prompt)
-        if call.text.strip() == answer.strip() and all(text in prompt for text in wanted):
-            return call
-    return None
-
-
 def method_of(span_id: str | None) -> str:
-    """Return the name of the method that a span is about; spans are named `Class.method-uuid`."""
+    """Return the method that a span belongs to; spans are named `Class.method-uuid`."""
     return span_id[:-_UUID_LENGTH].rpartition(".")[2] if span_id else ""
 
 
 class Watcher:
-    """The state behind the handlers; there is one, because there is one root dispatcher."""
+    """What the handlers remember; there is one, as there is one root dispatcher."""
 
     def __init__(self) -> None:
-        """Start with nothing seen."""
+        """Start without a call."""
         self.remember_last = False
         self.remember_recent = False
         self.listeners: list[Listener] = []
         self._lock = threading.Lock()
         self._open: OrderedDict[str, tuple[object, bool]] = OrderedDict()
-        self._recent: deque[ModelCall] = deque(maxlen=MAX_RECENT_CALLS)
+        self._recent: deque[LlmCall] = deque(maxlen=MAX_RECENT_CALLS)
         self._seen: deque[weakref.ref[Any]] = deque(maxlen=_MAX_SEEN)
 
-    def recent(self) -> list[ModelCall]:
+    def recent(self) -> list[LlmCall]:
         """Return the latest calls of all threads, oldest first."""
         with self._lock:
             return list(self._recent)
 
     def span_entered(self, span_id: str, parent_id: str | None, instance: object) -> None:
-        """Keep in mind which LLM a call belongs to, and whether it is made inside another call."""
+        """Remember which LLM a call belongs to, and whether it is made inside another call."""
         if not isinstance(instance, BaseLLM) or method_of(span_id) not in CALL_METHODS:
             return
         with self._lock:
@@ -272,20 +124,20 @@ class Watcher:
                 self._open.popitem(last=False)
 
     def forget(self, span_id: str | None) -> None:
-        """Drop a call that ended without an answer."""
+        """Forget a call that ended without an answer."""
         if span_id is not None:
             with self._lock:
                 self._open.pop(span_id, None)
 
     def call_ended(self, event: LLMChatEndEvent | LLMCompletionEndEvent) -> None:
-        """Hand a finished call to whoever wants it."""
-        llm, nested = self._close(event.span_id)
-        if nested or self._was_seen(event.response):
+        """Pass a finished call on to the blocks that capture it, and to the listeners."""
+        llm, is_nested = self._close(event.span_id)
+        if is_nested or self._was_reported(event.response):
             return
         call = call_of(event, llm)
         if call is None:
             return
-        guarding = capture = _capture.get()
+        innermost = capture = _capture.get()
         while capture is not None:
             capture.calls.append(call)
             capture = capture.outer
@@ -294,15 +146,15 @@ class Watcher:
         if self.remember_recent:
             with self._lock:
                 self._recent.append(call)
-        for listener in self.listeners if guarding is None else ():  # a guard records its own calls
+        for listener in self.listeners if innermost is None else ():  # a guard records the calls that it captures
             listener.call_ended(event.span_id, call)
 
     def _close(self, span_id: str | None) -> tuple[object | None, bool]:
         with self._lock:
             return self._open.pop(span_id or "", (None, False))
 
-    def _was_seen(self, response: object) -> bool:
-        """Return whether this very response was reported before: an async twin passes on what the sync method gave."""
+    def _was_reported(self, response: object) -> bool:
+        """Return whether this very response was reported before: an async method may return that of its sync twin."""
         if response is None:
             return False
         with self._lock:
@@ -316,7 +168,7 @@ WATCHER = Watcher()
 
 
 class _Spans(NullSpanHandler):
-    """Tells the watcher which spans begin and end."""
+    """Reports the begin and end of spans to the watcher."""
 
     @classmethod
     @override
@@ -333,7 +185,7 @@ class _Spans(NullSpanHandler):
         tags: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        with _logged():
+        with _logging_errors():
             WATCHER.span_entered(id_, parent_id, instance)
             for listener in WATCHER.listeners:
                 listener.span_entered(id_, parent_id, instance, bound_args.arguments)
@@ -347,7 +199,7 @@ class _Spans(NullSpanHandler):
         result: Any | None = None,
         **kwargs: Any,
     ) -> None:
-        with _logged():
+        with _logging_errors():
             for listener in WATCHER.listeners:
                 listener.span_left(id_, result)
 
@@ -360,14 +212,14 @@ class _Spans(NullSpanHandler):
         err: BaseException | None = None,
         **kwargs: Any,
     ) -> None:
-        with _logged():
+        with _logging_errors():
             WATCHER.forget(id_)
             for listener in WATCHER.listeners:
                 listener.span_left(id_, None, raised=True)
 
 
 class _Events(BaseEventHandler):
-    """Tells the watcher which model calls ended."""
+    """Reports the end of model calls to the watcher."""
 
     @classmethod
     @override
@@ -376,15 +228,18 @@ class _Events(BaseEventHandler):
 
     @override
     def handle(self, event: BaseEvent, **kwargs: Any) -> None:
-        with _logged():
+        with _logging_errors():
             if isinstance(event, LLMChatEndEvent | LLMCompletionEndEvent):
                 WATCHER.call_ended(event)
             elif isinstance(event, ExceptionEvent):
                 WATCHER.forget(event.span_id)
 
 
+_installing = threading.Lock()
+
+
 def install() -> None:
-    """Put the handlers on the root dispatcher, once."""
+    """Put the handlers on the root dispatcher; further calls change nothing."""
     root = get_dispatcher()
     with _installing:
         if not any(isinstance(handler, _Events) for handler in root.event_handlers):
@@ -393,12 +248,9 @@ def install() -> None:
             root.add_span_handler(_Spans())
 
 
-_installing = threading.Lock()
-
-
 @contextmanager
-def _logged() -> Generator[None, None, None]:
-    """Log our own errors."""
+def _logging_errors() -> Generator[None, None, None]:
+    """Log an error of the adapter itself, and go on."""
     try:
         yield
     except Exception:  # noqa: BLE001 - the dispatcher would swallow it unseen

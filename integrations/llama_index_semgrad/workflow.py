@@ -1,7 +1,7 @@
-"""A workflow that answers, judges, and asks a person where the policy says so; it can sleep on disk until then.
+"""A workflow that answers questions, and waits for a reviewer where the policy asks for one.
 
-One step answers and scores; the person is asked by the event that it returns, so nothing is written or scored twice
-when the workflow is resumed.
+The waiting workflow can be stored on disk. One step answers and scores, and the event that it returns asks the
+reviewer, so nothing is written or scored again when the workflow goes on.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ _PENDING = "semgrad_pending"
 
 
 class QuestionEvent(StartEvent):
-    """A user asks."""
+    """A user's question."""
 
     question: str
 
 
 class ReviewNeededEvent(InputRequiredEvent):
-    """A person must read an answer; it is for reviewers' eyes only, not for the user who asked."""
+    """An answer that a reviewer must read; the user who asked must not see it."""
 
     review_id: str
     question: str
@@ -53,11 +53,11 @@ class ReviewNeededEvent(InputRequiredEvent):
     rule: str
     why: str
     message: str
-    """What the user may be shown meanwhile."""
+    """The text that the user may see meanwhile."""
 
 
 class VerdictEvent(HumanResponseEvent):
-    """What a person decided."""
+    """The decision of a reviewer."""
 
     review_id: str
     verdict: Literal["approved", "edited", "rejected"]
@@ -67,7 +67,7 @@ class VerdictEvent(HumanResponseEvent):
 
 
 class GuardedAnswerEvent(StopEvent):
-    """What the user gets."""
+    """The text that the user gets."""
 
     text: str
     status: str
@@ -77,10 +77,10 @@ class GuardedAnswerEvent(StopEvent):
 
 
 class ReviewWorkflow(Workflow):
-    """Answers with a guarded engine; where the policy hands an answer to a person, it asks by an event and waits.
+    """Answers with a guarded engine; where the policy asks for a review, it sends an event and waits.
 
-    The wait has no end by default, and `ctx.to_dict()` stores it: a new process goes on from `Context.from_dict`.
-    Whatever queue the policy names is not used: the workflow's own event is the review item.
+    It waits without a time limit by default, and `ctx.to_dict()` stores it: a new process goes on from
+    `Context.from_dict`. The policy's review queue is not used, because the event takes the place of a review item.
 
     Example:
         >>> handler = ReviewWorkflow(engine).run(question="Who discovered radium?")  # doctest: +SKIP
@@ -96,58 +96,60 @@ class ReviewWorkflow(Workflow):
 
         Args:
             engine: made by `SemGradGuard.wrap`.
-            timeout: seconds for the whole run, the person's time included; `None` waits for ever.
+            timeout: seconds for the whole run with the reviewer's time; `None` sets no limit.
             options: other options of `Workflow`.
         """
         super().__init__(timeout=timeout, **options)
-        self._asking = _Handed()
+        self._handover = _HandoverQueue()
         guard = engine.guard
-        self._engine = engine.with_guard(Guard(lambda: replace(guard.parts, queue=self._asking)))
+        self._engine = engine.with_guard(Guard(lambda: replace(guard.parts, queue=self._handover)))
 
     @step
     async def answer(self, ctx: Context, ev: QuestionEvent) -> ReviewNeededEvent | GuardedAnswerEvent:
-        """Answer and judge; end, or ask a person."""
+        """Answer and judge, then end or ask a reviewer."""
         response = await self._engine.aquery(ev.question)
-        found: dict[str, Any] = (response.metadata or {})[METADATA_KEY]
+        findings: dict[str, Any] = (response.metadata or {})[METADATA_KEY]
         text = str(response)
-        handed = self._asking.items.pop(found["review_id"] or "", None)
-        if handed is None:
-            return GuardedAnswerEvent(text=text, status=found["status"], semgrad=found)
-        await ctx.store.set(_PENDING, {"answer": handed.answer, "semgrad": found, "refusal": self._refusal})
+        exchange = self._handover.exchanges.pop(findings["review_id"] or "", None)
+        if exchange is None:
+            return GuardedAnswerEvent(text=text, status=findings["status"], semgrad=findings)
+        await ctx.store.set(_PENDING, {"answer": exchange.answer, "semgrad": findings, "refusal": self._refusal})
         return ReviewNeededEvent(
-            review_id=found["review_id"],
+            review_id=findings["review_id"],
             question=ev.question,
-            answer=handed.answer,
-            passages=[passage.text for passage in handed.passages],
-            confidence=found["confidence"],
-            rule=found["rule"],
-            why=found["why"],
+            answer=exchange.answer,
+            passages=[passage.text for passage in exchange.passages],
+            confidence=findings["confidence"],
+            rule=findings["rule"],
+            why=findings["why"],
             message=text,
         )
 
     @step
     async def resume(self, ctx: Context, ev: VerdictEvent) -> GuardedAnswerEvent | None:
-        """Give the user what the person decided; a verdict on something else is passed over."""
+        """Return the text that the reviewer decided on; a verdict on another answer is ignored."""
         pending: dict[str, Any] = await ctx.store.get(_PENDING)
-        found = pending[METADATA_KEY]
-        if ev.review_id != found["review_id"]:
-            _log.warning("a verdict on %s was passed over: %s waits", ev.review_id, found["review_id"])
+        findings = pending[METADATA_KEY]
+        if ev.review_id != findings["review_id"]:
+            _log.warning("a verdict on %s was ignored: %s waits", ev.review_id, findings["review_id"])
             return None
         texts = {"approved": pending["answer"], "edited": ev.text, "rejected": pending["refusal"]}
         status = Status.ABSTAINED if ev.verdict == "rejected" else Status.REVIEWED
-        found = {**found, "status": str(status), "withheld": ev.verdict == "rejected", "verdict": ev.verdict}
-        return GuardedAnswerEvent(text=texts[ev.verdict], status=str(status), semgrad=found, reviewed_by=ev.by or None)
+        changes = {"status": str(status), "withheld": ev.verdict == "rejected", "verdict": ev.verdict}
+        return GuardedAnswerEvent(
+            text=texts[ev.verdict], status=str(status), semgrad={**findings, **changes}, reviewed_by=ev.by or None
+        )
 
     @property
     def _refusal(self) -> str:
         return self._engine.guard.parts.abstain_message
 
 
-class _Handed:
-    """A review queue that hands items over to the workflow, which asks by an event."""
+class _HandoverQueue:
+    """A review queue that keeps its items for the workflow, which asks the reviewer by an event."""
 
     def __init__(self) -> None:
-        self.items: dict[str, Exchange] = {}
+        self.exchanges: dict[str, Exchange] = {}
 
     def submit(
         self,
@@ -156,7 +158,7 @@ class _Handed:
         attempts: Sequence[Attempt] = (),  # noqa: ARG002 - same
     ) -> ReviewId:
         review_id = ReviewId(str(uuid4()))
-        self.items[review_id] = exchange
+        self.exchanges[review_id] = exchange
         return review_id
 
     def wait(self, review_id: ReviewId, timeout_s: float) -> Ruling | None:  # noqa: ARG002 - the event brings it

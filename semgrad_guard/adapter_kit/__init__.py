@@ -9,11 +9,13 @@
 
 from semgrad_guard.adapter_kit.candidates import (
     Answer,
+    Attempts,
     Candidate,
     ModelCall,
     candidate_of,
     match_call,
     next_exchange,
+    run_guard,
     with_call,
 )
 from semgrad_guard.adapter_kit.findings import findings, held_back, shown_decision, shown_error, without_answers
@@ -25,6 +27,7 @@ from semgrad_guard.adapter_kit.single_pass import AnswerSettings, ScoredAnswer, 
 __all__ = [
     "Answer",
     "AnswerSettings",
+    "Attempts",
     "BackgroundJudge",
     "Candidate",
     "GuardOptions",
@@ -42,6 +45,7 @@ __all__ = [
     "next_exchange",
     "observe",
     "recording_faults",
+    "run_guard",
     "shown_decision",
     "shown_error",
     "with_call",

@@ -1,17 +1,24 @@
-"""Answers that a guard may judge: the model call that wrote one, and the exchange made of both."""
+"""Answers that a guard may judge, the model calls that wrote them, and the attempts at one question."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 from semgrad_guard.flow import Exchange
+from semgrad_guard.routing import NO_RESOURCES
 
 if TYPE_CHECKING:
+    import threading
     from collections.abc import Callable, Mapping, Sequence
 
     from semgrad_guard.errors import ScoringError
-    from semgrad_guard.flow import Json, Passage, Prompt, Score
+    from semgrad_guard.flow import ExchangeId, Json, Outcome, Passage, Prompt, Score
+    from semgrad_guard.guard import Guard
+    from semgrad_guard.routing import Resources
+
+Value = TypeVar("Value")
+"""What a framework gives for a question: an answer in its own type."""
 
 
 class WritingCall(Protocol):
@@ -170,3 +177,45 @@ def next_exchange(earlier: Exchange, candidate: Candidate) -> Exchange:
         score=new.score,
         metadata={**following.metadata, **new.metadata},
     )
+
+
+@dataclass(slots=True)
+class Attempts(Generic[Value]):
+    """The attempts at one question."""
+
+    values: dict[ExchangeId, Value] = field(default_factory=dict["ExchangeId", Value])
+    """What the framework gave for each."""
+
+    def first(self, candidate: Candidate, value: Value) -> Candidate:
+        """Keep the value of the first answer, and return the answer."""
+        self.values[candidate.exchange.id] = value
+        return candidate
+
+    def following(self, earlier: Exchange, candidate: Candidate, value: Value) -> Exchange:
+        """Keep the value of a new attempt, and return its exchange.
+
+        Raises:
+            ScoringError: the new answer cannot be judged.
+        """
+        exchange = next_exchange(earlier, candidate)
+        self.values[exchange.id] = value
+        return exchange
+
+
+def run_guard(
+    guard: Guard,
+    first: Candidate,
+    resources: Resources = NO_RESOURCES,
+    cancel: threading.Event | None = None,
+) -> Outcome:
+    """Return what the caller gets for an answer; one that cannot be judged takes the policy's `on_error`.
+
+    Args:
+        guard: what judges and decides.
+        first: the first answer to the question.
+        resources: what the policy's steps may use to answer again.
+        cancel: set, from another thread, when the outcome is no longer needed.
+    """
+    if first.error is not None:
+        return guard.run_unjudged(first.exchange, first.error, resources, cancel=cancel)
+    return guard.run(first.exchange, resources, cancel=cancel)

@@ -76,7 +76,7 @@ class GuardOptions:
         """
         if self.guard is not None:
             return self.guard
-        if local is None and not self._named and self.policy is None:
+        if local is None and self.policy is None and self.model is None and self.scorer is None:
             _note_default()
         source = self.model if local is None else local
         return Guard.from_yaml(self.policy, model=source, scorer=self.scorer, embedder=self.embedder)

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Generic, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Generic, Literal, Protocol
 
-from semgrad_guard.adapter_kit.candidates import Candidate, candidate_of, next_exchange
+from semgrad_guard.adapter_kit.candidates import Attempts, Candidate, Value, candidate_of, run_guard
 from semgrad_guard.adapter_kit.findings import findings, held_back
 from semgrad_guard.adapter_kit.observe import recording_faults
 from semgrad_guard.adapter_kit.options import check_option
@@ -24,14 +24,12 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
     from semgrad_guard.adapter_kit.candidates import Answer, ModelCall
-    from semgrad_guard.flow import ExchangeId, Json, Outcome, Passage
+    from semgrad_guard.flow import Json, Outcome, Passage
     from semgrad_guard.guard import Guard
     from semgrad_guard.ports import QueryRewriter
 
 _log = logging.getLogger("semgrad_guard")
 
-Value = TypeVar("Value")
-"""What a framework gives for a question: an answer in its own type."""
 OnWithheld = Literal["message", "raise"]
 """What a withheld answer becomes: the policy's message in its place, or a `LowConfidenceError`."""
 
@@ -115,37 +113,34 @@ class GuardedPipeline(Generic[Value]):
         """
         with recording_faults(self.guard, question):
             value = self.pipeline.ask(question, None, None)
-        attempts = _Attempts(self.pipeline, question, frozenset(tags))
-        outcome = self._outcome(attempts, value, cancel)
+        run = _PipelineRun(self.pipeline, question, frozenset(tags))
+        outcome = self._outcome(run, value, cancel)
         if outcome.withheld and self._raises:
             raise held_back(outcome)
-        return self.pipeline.give(attempts.made[outcome.exchange.id], outcome.text, findings(outcome))
+        return self.pipeline.give(run.attempts.values[outcome.exchange.id], outcome.text, findings(outcome))
 
     async def aask(self, question: str, *, tags: Collection[str] = ()) -> Value:
         """Same as `ask` in a worker thread; cancelling the task ends the question."""
         return await in_thread(lambda cancel: self.ask(question, tags=tags, cancel=cancel))
 
-    def _outcome(self, attempts: _Attempts[Value], value: Value, cancel: threading.Event | None) -> Outcome:
-        first = attempts.first(value)
+    def _outcome(self, run: _PipelineRun[Value], value: Value, cancel: threading.Event | None) -> Outcome:
         resources = Resources(
-            chain=attempts,
+            chain=run,
             retriever=self.pipeline,
             rewriter=self._rewriter,
-            fallbacks={name: _Fallback(attempts, name) for name in self._fallbacks},
+            fallbacks={name: _Fallback(run, name) for name in self._fallbacks},
         )
-        if first.error is not None:
-            return self.guard.run_unjudged(first.exchange, first.error, resources, cancel=cancel)
-        return self.guard.run(first.exchange, resources, cancel=cancel)
+        return run_guard(self.guard, run.first(value), resources, cancel)
 
 
 @dataclass(slots=True)
-class _Attempts(Generic[Value]):
-    """The attempts at one question, and what the pipeline gave for each."""
+class _PipelineRun(Generic[Value]):
+    """One question to a pipeline."""
 
     pipeline: Pipeline[Value]
     question: str
     tags: frozenset[str]
-    made: dict[ExchangeId, Value] = field(default_factory=dict["ExchangeId", Value])
+    attempts: Attempts[Value] = field(default_factory=Attempts[Value])
 
     def first(self, value: Value) -> Candidate:
         """Return the first answer as something to judge; one that cannot be read takes the policy's `on_error`."""
@@ -155,8 +150,7 @@ class _Attempts(Generic[Value]):
             _log.warning("could not read what a pipeline gave: %s", type(error).__name__)
             why = ScoringError(f"could not read what the pipeline gave: {type(error).__name__}: {error}")
             candidate = Candidate(Exchange(question=self.question, tags=self.tags), why)
-        self.made[candidate.exchange.id] = value
-        return candidate
+        return self.attempts.first(candidate, value)
 
     def answer(self, exchange: Exchange, passages: Sequence[Passage] | None) -> Exchange:
         """Return a new attempt by the pipeline's own model."""
@@ -165,9 +159,7 @@ class _Attempts(Generic[Value]):
     def again(self, earlier: Exchange, passages: Sequence[Passage] | None, model: str | None) -> Exchange:
         """Ask the question once more; nothing of the earlier answer is in it."""
         value = self.pipeline.ask(self.question, passages, model)
-        following = next_exchange(earlier, self._candidate(value))
-        self.made[following.id] = value
-        return following
+        return self.attempts.following(earlier, self._candidate(value), value)
 
     def _candidate(self, value: Value) -> Candidate:
         answer = self.pipeline.read(value)
@@ -179,9 +171,9 @@ class _Attempts(Generic[Value]):
 class _Fallback(Generic[Value]):
     """One fallback model, asked the same question with the passages of the attempt that was not good enough."""
 
-    attempts: _Attempts[Value]
+    run: _PipelineRun[Value]
     name: str
 
     def answer(self, exchange: Exchange, passages: Sequence[Passage] | None) -> Exchange:
         """Return a new attempt by the fallback model."""
-        return self.attempts.again(exchange, passages or exchange.passages, self.name)
+        return self.run.again(exchange, passages or exchange.passages, self.name)

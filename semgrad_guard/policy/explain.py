@@ -49,7 +49,8 @@ def _extremes(policy: Policy) -> Iterator[str]:
         yield "`accept: 1` gives an answer only at a confidence of exactly 1, which calibrated models hardly reach"
     if policy.scorer.profile is None:
         yield "`scorer.profile` is not given: no answer has a confidence, so `on_uncalibrated` decides every answer"
-    if policy.budget.attempts == 1 and any(not isinstance(r.spec, HumanReviewStep) for _, r in policy.escalation_steps()):
+    answers_again = any(not isinstance(entry.spec, HumanReviewStep) for _, entry in policy.escalation_steps())
+    if policy.budget.attempts == 1 and answers_again:
         yield "`budget.attempts: 1` leaves no room for retries and fallbacks: the first answer is an attempt"
     if policy.review.url.partition("?")[0] in {"sqlite://", "sqlite:///:memory:"}:
         yield "`review.url` is a database in memory: answers that wait for people are lost when the program ends"

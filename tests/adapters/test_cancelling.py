@@ -84,16 +84,16 @@ def _langgraph(door: str, guard: Guard) -> Asking:
 
 
 def _llama_index(door: str, guard: Guard) -> Asking:
-    world = pytest.importorskip("tests.adapters.llama_index.world")
+    setup = pytest.importorskip("tests.adapters.llama_index.index_and_llm")
     adapter = pytest.importorskip("llama_index_semgrad")
     chats = pytest.importorskip("tests.adapters.llama_index.test_chat_engine")
     passing_on, holding = adapter.SemGradGuard(guard=guard, stream="annotate"), adapter.SemGradGuard(guard=guard)
 
     def query_engine(**how: Any) -> Any:
-        return world.index().as_query_engine(llm=world.llm("good"), use_async=True, **how)
+        return setup.index().as_query_engine(llm=setup.llm("good"), use_async=True, **how)
 
     def chat_engine() -> Any:
-        return chats.context(world.llm("good", is_chat=True))
+        return chats.context(setup.llm("good", is_chat=True))
 
     async def passing(asked: Asking) -> None:
         reply: Any = await asked

@@ -15,7 +15,7 @@ langsmith = pytest.importorskip("langsmith")
 instrumentation = pytest.importorskip("llama_index.core.instrumentation")
 adapter = pytest.importorskip("llama_index_semgrad")
 watcher = pytest.importorskip("llama_index_semgrad.watcher")
-world = pytest.importorskip("tests.adapters.llama_index.world")
+world = pytest.importorskip("tests.adapters.llama_index.index_and_llm")
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -14,7 +14,7 @@ from llama_index_semgrad import SemGradGuard, SemGradLLM
 from semgrad_guard.flow import Exchange
 from semgrad_guard.models import load_model
 from semgrad_guard.scoring import SemGradScorer
-from tests.adapters.llama_index.world import QUESTION, _own_loop, index
+from tests.adapters.llama_index.index_and_llm import QUESTION, _own_loop, index
 
 if TYPE_CHECKING:
     from semgrad_guard.models import LocalModel

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from tests.adapters.llama_index.world import _own_loop
+from tests.adapters.llama_index.index_and_llm import _own_loop
 
 __all__ = ["_own_loop"]

@@ -22,7 +22,7 @@ from typing_extensions import override
 from llama_index_semgrad import GuardedChatEngine, SemGradGuard
 from semgrad_guard.errors import NotGuardableError
 from semgrad_guard.flow import FallbackModel, RetryRetrieval
-from tests.adapters.llama_index.world import PASSAGES, QUESTION, ScriptedLLM, index, llm
+from tests.adapters.llama_index.index_and_llm import PASSAGES, QUESTION, ScriptedLLM, index, llm
 from tests.fakes import LadderDecider, MemorySink, guard_of
 
 GOOD, BAD = "Marie Curie.", "It was Albert Einstein."
@@ -67,7 +67,7 @@ def guarded(make: Any, text: Any, *steps: Any, stream: Any = "buffer", **options
     return SemGradGuard(guard=guard, stream=stream).wrap(make(llm(text, is_chat=True)), **options)
 
 
-def said(engine: BaseChatEngine) -> list[str]:
+def conversation(engine: BaseChatEngine) -> list[str]:
     """Return the conversation."""
     return [f"{m.role.value}: {m.content}" for m in engine.chat_history]
 
@@ -79,7 +79,7 @@ def test_a_confident_answer_comes_out_and_is_remembered(make: Any) -> None:
     response = engine.chat(QUESTION)
     assert type(response) is AgentChatResponse
     assert (response.response, response.metadata["semgrad"]["status"]) == (GOOD, "answered")
-    assert said(engine) == [f"user: {QUESTION}", f"assistant: {GOOD}"]
+    assert conversation(engine) == [f"user: {QUESTION}", f"assistant: {GOOD}"]
 
 
 @ENGINES
@@ -89,7 +89,7 @@ def test_a_withheld_answer_is_neither_in_the_response_nor_in_the_conversation(ma
     response = engine.chat(QUESTION)
     assert response.response == MESSAGE
     assert "Einstein" not in repr(vars(response))
-    assert said(engine) == [f"user: {QUESTION}", f"assistant: {MESSAGE}"]
+    assert conversation(engine) == [f"user: {QUESTION}", f"assistant: {MESSAGE}"]
 
 
 @ENGINES
@@ -99,7 +99,7 @@ async def test_the_async_twin_gives_the_same(make: Any) -> None:
     response = await engine.achat(QUESTION)
     assert response.response == MESSAGE
     assert "Einstein" not in repr(vars(response))
-    assert said(engine) == [f"user: {QUESTION}", f"assistant: {MESSAGE}"]
+    assert conversation(engine) == [f"user: {QUESTION}", f"assistant: {MESSAGE}"]
 
 
 @ENGINES
@@ -112,7 +112,7 @@ def test_a_buffered_stream_gives_the_judged_text(make: Any) -> None:
     assert "Einstein" not in repr(vars(response))
     assert "".join(response.response_gen) == MESSAGE
     assert str(response) == MESSAGE
-    assert said(engine) == [f"user: {QUESTION}", f"assistant: {MESSAGE}"]
+    assert conversation(engine) == [f"user: {QUESTION}", f"assistant: {MESSAGE}"]
 
 
 @ENGINES
@@ -121,7 +121,7 @@ async def test_a_buffered_async_stream_gives_the_judged_text(make: Any) -> None:
     engine = guarded(make, GOOD)
     response = await engine.astream_chat(QUESTION)
     assert "".join([piece async for piece in response.async_response_gen()]) == GOOD
-    assert said(engine) == [f"user: {QUESTION}", f"assistant: {GOOD}"]
+    assert conversation(engine) == [f"user: {QUESTION}", f"assistant: {GOOD}"]
 
 
 @ENGINES
@@ -131,7 +131,7 @@ def test_an_annotated_stream_passes_and_is_judged_at_its_end(make: Any) -> None:
     response = engine.stream_chat(QUESTION)
     assert "".join(response.response_gen) == BAD
     assert response.metadata["semgrad"]["confidence"] == pytest.approx(0.1)
-    assert said(engine) == [f"user: {QUESTION}", f"assistant: {BAD}"]
+    assert conversation(engine) == [f"user: {QUESTION}", f"assistant: {BAD}"]
 
 
 @ENGINES
@@ -141,7 +141,7 @@ async def test_an_annotated_async_stream_is_judged_at_its_end(make: Any) -> None
     response = await engine.astream_chat(QUESTION)
     assert "".join([piece async for piece in response.async_response_gen()]) == BAD
     assert response.metadata["semgrad"]["confidence"] == pytest.approx(0.1)
-    assert said(engine) == [f"user: {QUESTION}", f"assistant: {BAD}"]
+    assert conversation(engine) == [f"user: {QUESTION}", f"assistant: {BAD}"]
 
 
 @pytest.mark.parametrize("make", [context, condense_context, condense])
@@ -153,7 +153,7 @@ def test_a_retry_retrieves_more_and_sees_no_earlier_attempt(make: Any) -> None:
     response = engine.chat(QUESTION)
     assert (response.response, response.metadata["semgrad"]["n_attempts"]) == (GOOD, 2)
     assert not any(BAD in prompt for prompt in model.prompts)
-    assert said(engine) == [f"user: {QUESTION}", f"assistant: {GOOD}"]
+    assert conversation(engine) == [f"user: {QUESTION}", f"assistant: {GOOD}"]
 
 
 @ENGINES
@@ -164,7 +164,7 @@ def test_a_fallback_model_answers_in_the_same_conversation(make: Any) -> None:
     engine.chat("Hello, I am Ada.")
     response = engine.chat(QUESTION)
     assert response.response == GOOD
-    assert said(engine)[-2:] == [f"user: {QUESTION}", f"assistant: {GOOD}"]
+    assert conversation(engine)[-2:] == [f"user: {QUESTION}", f"assistant: {GOOD}"]
     if make is not condense:  # that one lets the small model put earlier turns into a reworded question
         assert "Ada" in big.prompts[-1]
         assert BAD not in "".join(big.prompts)
@@ -175,9 +175,9 @@ def test_a_given_history_replaces_the_conversation() -> None:
     engine = guarded(simple, GOOD)
     engine.chat("before")
     engine.chat(QUESTION, chat_history=[ChatMessage(role="user", content="I am Ada.")])
-    assert said(engine) == ["user: I am Ada.", f"user: {QUESTION}", f"assistant: {GOOD}"]
+    assert conversation(engine) == ["user: I am Ada.", f"user: {QUESTION}", f"assistant: {GOOD}"]
     engine.reset()
-    assert said(engine) == []
+    assert conversation(engine) == []
 
 
 async def test_llama_index_own_default_memory_works_across_attempts() -> None:
@@ -234,7 +234,7 @@ def test_a_stream_that_dies_halfway_leaves_the_conversation_as_it_was() -> None:
     response = engine.stream_chat(QUESTION)
     with pytest.raises(ConnectionResetError):
         "".join(response.response_gen)
-    assert said(engine) == []
+    assert conversation(engine) == []
     assert [f.type for f in sink.records[0].failures] == ["ConnectionResetError"]
 
 
@@ -251,5 +251,5 @@ async def test_turns_at_the_same_time_never_mix() -> None:
         threads = list(pool.map(lambda i: engine.chat(str(i)), range(25)))
     tasks = await asyncio.gather(*(engine.achat(str(i)) for i in range(25, 50)))
     assert [r.response for r in (*threads, *tasks)] == [f"heard {i}" for i in range(50)]
-    history = said(engine)
+    history = conversation(engine)
     assert len(history) == 100

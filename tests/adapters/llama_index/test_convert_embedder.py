@@ -8,7 +8,7 @@ from llama_index_semgrad import SemGradGuard
 from llama_index_semgrad.convert import IndexEmbedder
 from semgrad_guard.errors import OptionError
 from semgrad_guard.flow import Exchange, Passage
-from tests.adapters.llama_index.world import WordEmbedding
+from tests.adapters.llama_index.index_and_llm import WordEmbedding
 from tests.fakes import TableScorer
 from tests.models_for_tests import local_model
 

@@ -13,7 +13,7 @@ from llama_index.core.query_engine import RetryQueryEngine, RetrySourceQueryEngi
 from llama_index_semgrad import SemGradEvaluator
 from semgrad_guard.errors import NonFiniteScoreError, UncalibratedError
 from semgrad_guard.flow import FallbackModel, HumanReview
-from tests.adapters.llama_index.world import PASSAGES, QUESTION, WordEmbedding, index, llm
+from tests.adapters.llama_index.index_and_llm import PASSAGES, QUESTION, WordEmbedding, index, llm
 from tests.fakes import LadderDecider, MemoryQueue, guard_of
 
 if TYPE_CHECKING:

@@ -12,11 +12,11 @@ from llama_index.core.instrumentation import get_dispatcher
 from llama_index.core.memory import ChatMemoryBuffer
 
 from llama_index_semgrad import SemGradEventHandler, SemGradGuard
-from llama_index_semgrad.events import Answers
+from llama_index_semgrad.events import AnswerTracker
 from llama_index_semgrad.watcher import WATCHER, install
 from semgrad_guard.errors import NonFiniteScoreError
 from semgrad_guard.flow import Status
-from tests.adapters.llama_index.world import PASSAGES, QUESTION, index, join_writers, llm
+from tests.adapters.llama_index.index_and_llm import PASSAGES, QUESTION, index, join_writers, llm
 from tests.fakes import MemoryQueue, MemorySink, guard_of
 
 if TYPE_CHECKING:
@@ -163,7 +163,7 @@ def test_a_stream_that_dies_is_no_answer(listen: Any) -> None:
         "".join(engine.stream_chat(QUESTION).response_gen)
     join_writers()
     assert sink.records == []
-    (answers,) = (one for one in WATCHER.listeners if isinstance(one, Answers))
+    (answers,) = (one for one in WATCHER.listeners if isinstance(one, AnswerTracker))
     assert (len(answers._open), len(answers._streams)) == (0, 0)
 
 
@@ -239,5 +239,5 @@ def test_nothing_is_kept_of_finished_answers(listen: Any) -> None:
     for _ in range(10):
         str(engine.query(QUESTION))
     index().as_query_engine(llm=llm(GOOD)).query(QUESTION)
-    (answers,) = (one for one in WATCHER.listeners if isinstance(one, Answers))
+    (answers,) = (one for one in WATCHER.listeners if isinstance(one, AnswerTracker))
     assert (len(answers._open), len(answers._streams)) == (0, 0)

@@ -12,13 +12,14 @@ from llama_index.core.instrumentation.events.llm import LLMCompletionEndEvent
 from llama_index.llms.huggingface import HuggingFaceLLM
 
 from llama_index_semgrad import SemGradGuard
-from llama_index_semgrad.watcher import call_of, capturing
+from llama_index_semgrad.convert import call_of
+from llama_index_semgrad.watcher import capturing
 from semgrad_guard import models
 from semgrad_guard.errors import OptionError
 from semgrad_guard.flow import Exchange
 from semgrad_guard.models import LocalModel
 from semgrad_guard.scoring import SemGradScorer
-from tests.adapters.llama_index.world import QUESTION, index, llm
+from tests.adapters.llama_index.index_and_llm import QUESTION, index, llm
 from tests.fakes import guard_of
 from tests.unit.models.conftest import make_model, make_tokenizer
 

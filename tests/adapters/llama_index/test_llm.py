@@ -12,14 +12,15 @@ from llama_index.core.llms import ChatMessage
 from llama_index.core.prompts import PromptTemplate
 
 from llama_index_semgrad import SemGradGuard, SemGradLLM
-from llama_index_semgrad.watcher import SCORE_KEY, capturing
+from llama_index_semgrad.convert import SCORE_KEY
+from llama_index_semgrad.watcher import capturing
 from semgrad_guard.errors import NonFiniteScoreError
 from semgrad_guard.flow import Exchange, Score
 from semgrad_guard.guard import Guard, Parts
 from semgrad_guard.models import LocalModel
 from semgrad_guard.scoring import SemGradScorer
 from semgrad_guard.wire import score_from_fields
-from tests.adapters.llama_index.world import QUESTION, index
+from tests.adapters.llama_index.index_and_llm import QUESTION, index
 from tests.fakes import LadderDecider, MemorySink, OneMinusScore
 from tests.models_for_tests import fail_while_scoring, note_kept_states, refuse_to_score
 from tests.unit.models.conftest import make_model, make_tokenizer

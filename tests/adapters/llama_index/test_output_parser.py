@@ -17,7 +17,7 @@ from typing_extensions import override
 from llama_index_semgrad import SemGradOutputParser
 from semgrad_guard.errors import LowConfidenceError, OptionError
 from semgrad_guard.flow import AnswerWithWarning
-from tests.adapters.llama_index.world import QUESTION, llm
+from tests.adapters.llama_index.index_and_llm import QUESTION, llm
 from tests.fakes import LadderDecider, guard_of
 
 GOOD, BAD = '{"name": "Marie Curie"}', '{"name": "Albert Einstein"}'

@@ -5,12 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from llama_index.core.base.llms.types import ToolCallBlock
 from llama_index.core.base.response.schema import (
     AsyncStreamingResponse,
     PydanticResponse,
     Response,
     StreamingResponse,
 )
+from llama_index.core.llms import ChatMessage, ChatResponse
+from llama_index.core.llms.callbacks import llm_chat_callback
 from llama_index.core.query_engine import CustomQueryEngine, RetrieverQueryEngine
 from llama_index.core.schema import QueryBundle
 from pydantic import BaseModel
@@ -18,10 +21,12 @@ from typing_extensions import override
 
 from llama_index_semgrad import GuardedQueryEngine, SemGradGuard
 from semgrad_guard.flow import AnswerWithWarning
-from tests.adapters.llama_index.world import QUESTION, index, llm
+from tests.adapters.llama_index.index_and_llm import QUESTION, ScriptedLLM, index, llm
 from tests.fakes import LadderDecider, MemorySink, guard_of
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from semgrad_guard.guard import Guard
 
 GOOD, BAD = "Marie Curie.", "It was Albert Einstein."
@@ -191,6 +196,42 @@ def test_a_later_call_for_something_else_is_not_taken_for_the_answer() -> None:
 
     guard = guard_of(scores={f"{GOOD}\n": 0.1})
     assert SemGradGuard(guard=guard).wrap(Wordy()).query(QUESTION).response == f"{GOOD}\n"
+    (exchange,) = guard.parts.scorer.seen
+    assert exchange.prompt == f"Answer: {QUESTION}"
+    assert exchange.metadata == {"prompt": "captured", "model_calls": 2, "judged_call": 1}
+
+
+class ToolLLM(ScriptedLLM):
+    """Asks for a tool in every chat."""
+
+    message: dict[str, Any]
+
+    @llm_chat_callback()
+    @override
+    def chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
+        return ChatResponse(message=ChatMessage(role="assistant", **self.message))
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"blocks": [ToolCallBlock(tool_name="search", tool_kwargs={"for": "radium"})]},
+        {"content": "Let me see.", "additional_kwargs": {"tool_calls": [{"name": "search"}]}},
+    ],
+)
+def test_a_request_for_tools_is_not_taken_for_the_answer(message: dict[str, Any]) -> None:
+    """A text that no call wrote as it is was more likely made of an answer than of a request for tools."""
+    model = ToolLLM(reply=lambda _: GOOD, message=message)
+
+    class Agent(CustomQueryEngine):
+        @override
+        def custom_query(self, query_str: str) -> str:
+            model.complete(f"Answer: {query_str}")
+            model.chat([])
+            return "It was discovered by M. Curie."
+
+    guard = guard_of(default=0.1)
+    SemGradGuard(guard=guard).wrap(Agent()).query(QUESTION)
     (exchange,) = guard.parts.scorer.seen
     assert exchange.prompt == f"Answer: {QUESTION}"
     assert exchange.metadata == {"prompt": "captured", "model_calls": 2, "judged_call": 1}

@@ -13,7 +13,7 @@ from typing_extensions import override
 from llama_index_semgrad import SemGradGuard
 from semgrad_guard.errors import NotGuardableError
 from semgrad_guard.flow import FallbackModel, RetryRetrieval
-from tests.adapters.llama_index.world import PASSAGES, QUESTION, index, llm
+from tests.adapters.llama_index.index_and_llm import PASSAGES, QUESTION, index, llm
 from tests.fakes import LadderDecider, MemorySink, guard_of
 
 if TYPE_CHECKING:

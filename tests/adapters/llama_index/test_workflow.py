@@ -16,7 +16,7 @@ from llama_index_semgrad import (
     VerdictEvent,
 )
 from semgrad_guard.flow import Abstain, HumanReview
-from tests.adapters.llama_index.world import QUESTION, ScriptedLLM, index, llm
+from tests.adapters.llama_index.index_and_llm import QUESTION, ScriptedLLM, index, llm
 from tests.fakes import LadderDecider, MemoryQueue, guard_of
 
 GOOD, BAD = "Marie Curie.", "It was Albert Einstein."
@@ -62,6 +62,8 @@ async def test_a_person_decides(verdict: Any, text: str, expected: str, status: 
     handler.ctx.send_event(VerdictEvent(review_id=asked.review_id, verdict=verdict, text=text, by="ada"))
     result = await handler
     assert (result.text, result.status, result.reviewed_by) == (expected, status, "ada")
+    found = result.semgrad
+    assert (found["status"], found["verdict"], found["withheld"]) == (status, verdict, verdict == "rejected")
 
 
 async def test_it_sleeps_as_json_and_goes_on_without_writing_or_scoring_again() -> None:

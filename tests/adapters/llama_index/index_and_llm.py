@@ -1,4 +1,4 @@
-"""A small real world for the adapter: an index over a few passages, an embedding and models without weights."""
+"""A small real index over a few passages, an embedding, and models without weights."""
 
 from __future__ import annotations
 
