@@ -65,7 +65,7 @@ def outcome_of(hf: HuggingFaceLLM, **options: Any) -> tuple[Exchange, dict[str, 
     judged: list[Exchange] = []
     parts = engine.guard.parts
     judge = parts.scorer.score
-    parts.scorer.score = lambda exchange: judged.append(exchange) or judge(exchange)
+    parts.scorer.score = lambda exchange, **limits: judged.append(exchange) or judge(exchange, **limits)
     response = engine.query(QUESTION)
     str(response)
     return judged[0], response.metadata["semgrad"]
