@@ -44,7 +44,7 @@ async def in_thread(work: Callable[[*Ts, threading.Event], T], *args: *Ts) -> T:
     """
     cancel, context = threading.Event(), copy_context()
     try:
-        return await asyncio.get_running_loop().run_in_executor(None, context.run, work, *args, cancel)
+        return await asyncio.get_running_loop().run_in_executor(None, context.run, lambda: work(*args, cancel))
     finally:
         cancel.set()
 

@@ -211,7 +211,7 @@ class QuestionRun:
         self._started = clock() - progress.elapsed_s
         left_s = None if parts.budget_s is None else parts.budget_s - progress.elapsed_s
         self._deadline = Deadline.after(left_s, clock)
-        self._earlier = progress.attempts
+        self._earlier_attempts = progress.attempts
         self._tried = dict(progress.tried)
         self._exhausted = progress.exhausted
         self._failures = list(progress.failures)
@@ -241,7 +241,7 @@ class QuestionRun:
 
     def _progress(self) -> Progress:
         return Progress(
-            attempts=self._earlier,
+            attempts=self._earlier_attempts,
             tried=dict(self._tried),
             exhausted=self._exhausted,
             elapsed_s=self._clock() - self._started,
@@ -252,18 +252,18 @@ class QuestionRun:
         """Return the next attempt and its decision, or the same attempt with the next step when this one failed."""
         self._tried[decision.rule] = self._tried.get(decision.rule, 0) + 1
         try:
-            following = next_attempt(step, exchange, self._resources, self._deadline)
-        except PostponedError as later:
-            self._earlier = (*self._earlier, Attempt(exchange, decision, judged_at=self._judged_at))
-            later.progress = self._progress()
+            retried = next_attempt(step, exchange, self._resources, self._deadline)
+        except PostponedError as postponed:
+            self._earlier_attempts = (*self._earlier_attempts, Attempt(exchange, decision, judged_at=self._judged_at))
+            postponed.progress = self._progress()
             raise
         except Exception as error:  # noqa: BLE001 - a step that fails must not take the answer with it
             return exchange, self._step_failed(exchange, decision, error)
-        self._earlier = (*self._earlier, Attempt(exchange, decision, judged_at=self._judged_at))
+        self._earlier_attempts = (*self._earlier_attempts, Attempt(exchange, decision, judged_at=self._judged_at))
         if isinstance(step, FallbackModel) and step.unscored:
             self._judged_at = utc_now()
-            return following, _unscored(following, decision, step)
-        return following, self._judge(following)
+            return retried, _unscored(retried, decision, step)
+        return retried, self._judge(retried)
 
     def _step_failed(self, exchange: Exchange, decision: Decision, error: Exception) -> Decision:
         _log.info("step %s failed: %s", decision.rule, error)
@@ -274,7 +274,7 @@ class QuestionRun:
         return decide(self._parts, exchange, decision.score, decision.confidence, self._progress())
 
     def _end(self, exchange: Exchange, decision: Decision) -> Outcome:
-        attempts = (*self._earlier, Attempt(exchange, decision, judged_at=self._judged_at))
+        attempts = (*self._earlier_attempts, Attempt(exchange, decision, judged_at=self._judged_at))
         chosen = exchange if isinstance(decision.step, Accept) else self._best(exchange, decision)
         ruling = self._earlier_verdict(chosen, decision)
         if ruling is None:
@@ -282,7 +282,7 @@ class QuestionRun:
         else:
             decision = replace(decision, why=f"{decision.why}; {ruling.by} answered this question before")
             settled, review_id = Settled(ruling.text, Status.REVIEWED), ruling.review_id
-        attempts = (*self._earlier, Attempt(exchange, decision, judged_at=self._judged_at))
+        attempts = (*self._earlier_attempts, Attempt(exchange, decision, judged_at=self._judged_at))
         return Outcome(
             text=settled.text,
             status=settled.status,
@@ -312,9 +312,9 @@ class QuestionRun:
         step = decision.step
         if isinstance(step, HumanReview):
             try:
-                about = _about(exchange, decision, attempts)
-                review_id, ruling = hand_over(step, exchange, about, attempts, self._parts.queue)
-            except Exception as error:  # noqa: BLE001 - an answer that no person will see is held back, not lost in silence
+                shown = _decision_shown(exchange, decision, attempts)
+                review_id, ruling = hand_over(step, exchange, shown, attempts, self._parts.queue)
+            except Exception as error:  # noqa: BLE001 - an answer that cannot reach a person is held back
                 return self._not_handed_over(exchange, decision, error)
             abstain = self._parts.abstain_message
             return settle_review(ruling, pending=step.message, abstain=abstain), review_id, decision
@@ -328,14 +328,15 @@ class QuestionRun:
         _log.warning("could not hand an answer to a person: %s", error)
         failure = Failure.of(HumanReview.action.value, error)
         self._failures.append(failure)
-        decided = on_error(self._parts, exchange, failure, self._progress())
+        fallen_back = on_error(self._parts, exchange, failure, self._progress())
         fail_closed = Abstain(message=self._parts.abstain_message)
-        step = decided.step if isinstance(decided.step, Abstain | AnswerWithWarning) else fail_closed
-        decided = replace(decided, step=step, score=decision.score, confidence=decision.confidence)
-        return settle(step, exchange), None, decided
+        step = fallen_back.step if isinstance(fallen_back.step, Abstain | AnswerWithWarning) else fail_closed
+        fallen_back = replace(fallen_back, step=step, score=decision.score, confidence=decision.confidence)
+        return settle(step, exchange), None, fallen_back
 
     def _record(self, settled: Settled, attempts: tuple[Attempt, ...], review_id: ReviewId | None) -> Record:
-        own = [a.decision.failure for a in attempts if a.decision.failure and a.decision.failure not in self._failures]
+        of_decisions = [attempt.decision.failure for attempt in attempts if attempt.decision.failure]
+        others = [failure for failure in of_decisions if failure not in self._failures]
         return Record(
             id=attempts[0].exchange.id,
             at=utc_now(),
@@ -346,11 +347,11 @@ class QuestionRun:
             seconds=self._clock() - self._started,
             scoring_s=sum(a.decision.score.seconds for a in attempts if a.decision.score),
             review_id=review_id,
-            failures=(*self._failures, *own),
+            failures=(*self._failures, *others),
         )
 
 
-def _about(exchange: Exchange, decision: Decision, attempts: tuple[Attempt, ...]) -> Decision:
+def _decision_shown(exchange: Exchange, decision: Decision, attempts: tuple[Attempt, ...]) -> Decision:
     """Return the last decision with the score and confidence of the attempt that the person will read."""
     own = next((a.decision for a in attempts if a.exchange.id == exchange.id), decision)
     return replace(decision, exchange_id=exchange.id, score=own.score, confidence=own.confidence)

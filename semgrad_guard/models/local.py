@@ -59,7 +59,7 @@ class LocalModel:
         """True when the model has a chat template."""
         return has_template(self.tokenizer)
 
-    @cached_property
+    @property
     def context_limit(self) -> int | None:
         """How many tokens of prompt and answer it can read; `None` when nothing limits it."""
         config = self.model.config.get_text_config(decoder=True)

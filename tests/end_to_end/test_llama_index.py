@@ -53,7 +53,7 @@ def judged_by(engine: Any) -> list[Exchange]:
     scorer = engine.guard.parts.scorer
     judged: list[Exchange] = []
     score = scorer.score
-    scorer.score = lambda exchange: judged.append(exchange) or score(exchange)
+    scorer.score = lambda exchange, **limits: judged.append(exchange) or score(exchange, **limits)
     return judged
 
 
