@@ -50,7 +50,7 @@ class OwnModel:
         Raises:
             NotGuardableError: there is none.
         """
-        from semgrad_guard.models import load_model  # noqa: PLC0415 - loads torch, as the model already did
+        from semgrad_guard.models import load_model  # loads torch, as the model already did
 
         try:
             return load_model(self._given)
@@ -73,7 +73,7 @@ class OwnModel:
         tokenizer = getattr(self._llm, "tokenizer", None)
         if tokenizer is None or isinstance(prompt, str):
             return ""
-        from semgrad_guard.models.tokens import render  # noqa: PLC0415 - loads transformers, as the model already did
+        from semgrad_guard.models.tokens import render  # loads transformers, as the model already did
 
         return render(tokenizer, prompt)
 

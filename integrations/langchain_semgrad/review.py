@@ -349,13 +349,13 @@ class ReviewedRuns:
 
     def resume_due(self, *, limit: int = 20) -> int:
         """Resume the runs whose verdict is final; return how many verdicts were acted on."""
-        from semgrad_guard.review.store.outbox import consume  # noqa: PLC0415 - loads the database library
+        from semgrad_guard.review.store.outbox import consume  # loads the database library
 
         return consume(self._queue, self._consumer, self._resume, limit=limit)
 
     def resume_until(self, stop: Event, *, every_s: float = 1.0) -> None:
         """Resume runs as their verdicts come, until `stop` is set; meant for a thread of its own."""
-        from semgrad_guard.review.store.outbox import consume_until  # noqa: PLC0415 - loads the database library
+        from semgrad_guard.review.store.outbox import consume_until  # loads the database library
 
         consume_until(stop, self._queue, self._consumer, self._resume, every_s=every_s)
 

@@ -147,7 +147,7 @@ class SinglePass:
             ModelError: as for `write`.
             ScoringError: as for `write`.
         """
-        from semgrad_guard.models.streaming import stream  # noqa: PLC0415 - loads torch
+        from semgrad_guard.models.streaming import stream  # loads torch
 
         with closing(stream(partial(self._generate, prompt, settings))) as items:
             for item in items:
@@ -155,7 +155,7 @@ class SinglePass:
 
     async def astream(self, prompt: Prompt, settings: AnswerSettings) -> AsyncGenerator[str | ScoredAnswer, None]:
         """Same as `stream` for async callers; cancelling the reader ends the writing."""
-        from semgrad_guard.models.streaming import astream  # noqa: PLC0415 - loads torch
+        from semgrad_guard.models.streaming import astream  # loads torch
 
         async with aclosing(astream(partial(self._generate, prompt, settings))) as items:
             async for item in items:
@@ -186,11 +186,11 @@ class SinglePass:
         return ScoredAnswer(generated=generated, score=score)
 
     def _load(self) -> LocalModel:
-        from semgrad_guard.models import load_model  # noqa: PLC0415 - loads torch
+        from semgrad_guard.models import load_model  # loads torch
 
         return load_model(self._source, dtype=self._dtype, device=self._device)
 
     def _make_scorer(self) -> SemGradScorer:
-        from semgrad_guard.scoring import SemGradScorer  # noqa: PLC0415 - loads torch
+        from semgrad_guard.scoring import SemGradScorer  # loads torch
 
         return SemGradScorer(self.local_model, position=self._position)

@@ -38,8 +38,8 @@ def bench(
     out: Annotated[Path | None, typer.Option("--json", help="Also write the numbers here.", show_default=False)] = None,
 ) -> None:
     """Measure the cost of scoring beside that of writing the answer, every way of doing it in one run."""
-    from semgrad_guard.evaluation.cost import ANSWERS, CONTEXTS, measure_cost, n_steps  # noqa: PLC0415 - loads torch
-    from semgrad_guard.models import load_model  # noqa: PLC0415 - loads torch
+    from semgrad_guard.evaluation.cost import ANSWERS, CONTEXTS, measure_cost, n_steps  # loads torch
+    from semgrad_guard.models import load_model  # loads torch
 
     console = Console(stderr=True)
     contexts = tuple(context or ((512,) if quick else CONTEXTS))

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from semgrad_guard.cli.profile import describe, evidence_table
 from semgrad_guard.cli.terminal import bar
-from semgrad_guard.errors import DataFileError
+from semgrad_guard.errors import DataFileError, RiskNotControllableError
 from semgrad_guard.evaluation.labelling import Labeller, ReviewedAnswers, signals_of
 from semgrad_guard.evaluation.rows import read_rows
 
@@ -87,16 +87,16 @@ class Sources:
     def _from_review(self) -> Iterator[LabelledScore]:
         if self._review_url is None:
             return
-        from semgrad_guard.review import open_queue  # noqa: PLC0415 - loads the database library
+        from semgrad_guard.review import open_queue  # loads the database library
 
         for label in self._reviewed.label(open_queue(self._review_url).labels()):
             self._n_verdicts += 1
             yield label
 
     def _load(self, model: str | None, policy: Path | None, console: Console) -> None:
-        from semgrad_guard.guard.assembly import scorer_of  # noqa: PLC0415 - loads the policy's parser
-        from semgrad_guard.models import load_model  # noqa: PLC0415 - loads torch
-        from semgrad_guard.policy import load_policy  # noqa: PLC0415 - beside its use
+        from semgrad_guard.guard.assembly import scorer_of  # loads the policy's parser
+        from semgrad_guard.models import load_model  # loads torch
+        from semgrad_guard.policy import load_policy
 
         settings = load_policy(policy).scorer
         with console.status(f"Loading {model or settings.model}"):
@@ -151,7 +151,7 @@ def calibrate(
     seed: Annotated[int, typer.Option(help="Seed of folds and intervals.")] = 0,
 ) -> None:
     """Turn raw scores into honest probabilities: fit a profile on labelled answers and print what it is worth."""
-    from semgrad_guard.calibration import fit_profile  # noqa: PLC0415 - loads numpy
+    from semgrad_guard.calibration import fit_profile  # loads numpy
 
     console = Console()
     sources = Sources(data, from_review, grader)
@@ -189,8 +189,7 @@ def _report(console: Console, profile: Profile) -> None:
 
 def _print_threshold(console: Console, profile: Profile, error_rate: float, delta: float) -> None:
     """Print the risk-controlled threshold, or why there is none."""
-    from semgrad_guard.calibration import risk_threshold  # noqa: PLC0415 - loads numpy
-    from semgrad_guard.errors import RiskNotControllableError  # noqa: PLC0415 - beside its use
+    from semgrad_guard.calibration import risk_threshold  # loads numpy
 
     try:
         threshold = risk_threshold(profile, error_rate, delta)
@@ -203,7 +202,7 @@ def _print_threshold(console: Console, profile: Profile, error_rate: float, delt
 
 def _save_plot(profile: Profile, path: Path) -> None:
     """Write the reliability plot of out-of-sample confidences."""
-    from semgrad_guard.evaluation.reliability import save_reliability_plot  # noqa: PLC0415 - loads numpy
+    from semgrad_guard.evaluation.reliability import save_reliability_plot  # loads numpy
 
     confidence, correct, _ = profile.pairs.arrays()
     save_reliability_plot(path, confidence, correct, title=f"Reliability of {profile.name}")

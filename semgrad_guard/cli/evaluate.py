@@ -73,9 +73,9 @@ def evaluate(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Start again instead of going on.")] = False,
 ) -> None:
     """Answer, grade and score questions, and compare every method with intervals: tables, JSON and an HTML page."""
-    from semgrad_guard.evaluation.compare.answering import Asked  # noqa: PLC0415 - loads torch
-    from semgrad_guard.evaluation.compare.run import RATES, Evaluation  # noqa: PLC0415 - loads numpy
-    from semgrad_guard.evaluation.grading import (  # noqa: PLC0415 - loads numpy
+    from semgrad_guard.evaluation.compare.answering import Asked  # loads torch
+    from semgrad_guard.evaluation.compare.run import RATES, Evaluation  # loads numpy
+    from semgrad_guard.evaluation.grading import (  # loads numpy
         SAME_WORDS,
         by_embedding,
         shared_words,
@@ -121,9 +121,9 @@ def _stem(name: str) -> str:
 
 def _questions(data: str, folder: Path, fields: list[str], limit: int | None) -> Path:
     """Return the file of questions, every line checked before a model is loaded."""
-    from semgrad_guard.evaluation.compare.labelled import check_rows  # noqa: PLC0415 - loads numpy
-    from semgrad_guard.evaluation.compare.sources import HF, fetch  # noqa: PLC0415 - beside its use
-    from semgrad_guard.evaluation.rows import read_rows  # noqa: PLC0415 - beside its use
+    from semgrad_guard.evaluation.compare.labelled import check_rows  # loads numpy
+    from semgrad_guard.evaluation.compare.sources import HF, fetch
+    from semgrad_guard.evaluation.rows import read_rows
 
     path = Path(data)
     if data.startswith(HF):
@@ -145,7 +145,7 @@ def _embedder(name: str) -> SentenceModel | None:
     """Return the embedder; `auto` is the packaged one where it is installed."""
     if name == "none":
         return None
-    from semgrad_guard.models.embedding import MINILM, SentenceModel, has_packaged  # noqa: PLC0415 - loads numpy
+    from semgrad_guard.models.embedding import MINILM, SentenceModel, has_packaged  # loads numpy
 
     if name == "auto":
         return SentenceModel(MINILM) if has_packaged() else None
@@ -153,7 +153,7 @@ def _embedder(name: str) -> SentenceModel | None:
 
 
 def _grader(name: str, meaning: Similarity | None, same: float, judge: str | None) -> Grader:
-    from semgrad_guard.evaluation import grading  # noqa: PLC0415 - loads numpy
+    from semgrad_guard.evaluation import grading  # loads numpy
 
     if name == "embedding":
         if meaning is None:
@@ -165,7 +165,7 @@ def _grader(name: str, meaning: Similarity | None, same: float, judge: str | Non
         raise typer.BadParameter("--grader judge needs --judge MODEL")
     if ":" in judge:
         return grading.by_judge(grading.remote_judge(judge))
-    from semgrad_guard.models import load_model  # noqa: PLC0415 - loads torch
+    from semgrad_guard.models import load_model  # loads torch
 
     return grading.by_judge(grading.local_judge(load_model(judge)))
 
@@ -173,8 +173,8 @@ def _grader(name: str, meaning: Similarity | None, same: float, judge: str | Non
 def _scorer(
     model: str, dtype: str, device: str | None, position: int | None, embedder: SentenceModel | None
 ) -> SemGradScorer:
-    from semgrad_guard.models import load_model  # noqa: PLC0415 - loads torch
-    from semgrad_guard.scoring import SemGradScorer  # noqa: PLC0415 - loads torch
+    from semgrad_guard.models import load_model  # loads torch
+    from semgrad_guard.scoring import SemGradScorer  # loads torch
 
     return SemGradScorer(load_model(model, dtype=dtype, device=device), position=position, embedder=embedder)
 
@@ -183,7 +183,7 @@ def _answered(
     console: Console, path: Path, questions: Path, limit: int | None, scorer: SemGradScorer, asked: Asked
 ) -> AnswersFile:
     """Answer what an earlier run has not, line by line."""
-    from semgrad_guard.evaluation.compare.answering import AnswersFile, answer_rows  # noqa: PLC0415 - loads torch
+    from semgrad_guard.evaluation.compare.answering import AnswersFile, answer_rows  # loads torch
 
     answers = AnswersFile(path, scorer.fingerprint())
     n_pending = sum(1 for _ in answers.pending(questions, limit))
@@ -205,8 +205,8 @@ def _compared(console: Console, evaluation: Evaluation, answers: AnswersFile, fo
 
 def _report(result: Result, folder: Path) -> None:
     """Print the tables and where the rest is."""
-    from semgrad_guard.evaluation.compare.report import findings, method_table  # noqa: PLC0415 - beside its use
-    from semgrad_guard.evaluation.compare.run import REPORT, RESULT  # noqa: PLC0415 - loads numpy
+    from semgrad_guard.evaluation.compare.report import findings, method_table
+    from semgrad_guard.evaluation.compare.run import REPORT, RESULT  # loads numpy
 
     console = wide_console(MIN_WIDTH)
     console.print(method_table(result))

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from semgrad_guard.cli.terminal import bar
-from semgrad_guard.errors import PolicyError
+from semgrad_guard.errors import DataFileError, PolicyError
 from semgrad_guard.guard.assembly import profile_of
 from semgrad_guard.guard.thresholds import promised
 from semgrad_guard.policy import default_text, explain, load_policy, policy_schema
@@ -60,9 +60,9 @@ def simulate(
     The whole policy is measured, retries, fallbacks and review included. Use answers that the policy's profile was not
     fitted on.
     """
-    from semgrad_guard.evaluation.simulate import Simulator, save_simulation_plot  # noqa: PLC0415 - loads numpy
-    from semgrad_guard.evaluation.simulate import simulate as run  # noqa: PLC0415 - beside its use
-    from semgrad_guard.policy import load_policy  # noqa: PLC0415 - loads pydantic
+    from semgrad_guard.evaluation.simulate import Simulator, save_simulation_plot  # loads numpy
+    from semgrad_guard.evaluation.simulate import simulate as run
+    from semgrad_guard.policy import load_policy  # loads pydantic
 
     loaded = load_policy(policy)
     simulator = Simulator(loaded)
@@ -79,8 +79,7 @@ def _recorded(
     policy: Policy, data: Path, labels: Path | None, grader: str
 ) -> tuple[Iterable[RecordedQuestion], int | None]:
     """Return the recorded questions and their number, where it is known beforehand."""
-    from semgrad_guard.errors import DataFileError  # noqa: PLC0415 - beside its use
-    from semgrad_guard.evaluation.simulate import (  # noqa: PLC0415 - loads numpy
+    from semgrad_guard.evaluation.simulate import (  # loads numpy
         RecordedLog,
         RecordedRows,
         is_log,
@@ -111,7 +110,7 @@ def _quiet() -> Generator[None, None, None]:
 
 def _report(found: Simulation, policy: Policy, *, as_json: bool) -> None:
     """Print the figures, and what they do not show."""
-    from semgrad_guard.evaluation.simulate.report import LIMITS, cautions, summary  # noqa: PLC0415 - loads numpy
+    from semgrad_guard.evaluation.simulate.report import LIMITS, cautions, summary  # loads numpy
 
     notes = cautions(found, policy)
     if as_json:
@@ -146,7 +145,7 @@ def _table(found: Simulation) -> Table:
 
 
 def _cells(figures: RouteFigures) -> tuple[str, ...]:
-    from semgrad_guard.evaluation.simulate.report import percent  # noqa: PLC0415 - loads numpy
+    from semgrad_guard.evaluation.simulate.report import percent  # loads numpy
 
     held = f"{figures.n_right_withheld:,} of {figures.n_withheld_labelled:,}" if figures.n_withheld_labelled else ""
     return (

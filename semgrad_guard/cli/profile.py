@@ -105,9 +105,9 @@ def find(
     seed: Annotated[int, typer.Option(help="Seed of draws and halvings.")] = 0,
 ) -> None:
     """Find the prompt position whose state carries the meaning of the question, for a model of any template."""
-    from semgrad_guard.evaluation.position.choice import check_labels  # noqa: PLC0415 - loads numpy
-    from semgrad_guard.evaluation.position.find import find_position, read_paraphrases  # noqa: PLC0415 - loads torch
-    from semgrad_guard.models import load_model  # noqa: PLC0415 - loads torch
+    from semgrad_guard.evaluation.position.choice import check_labels  # loads numpy
+    from semgrad_guard.evaluation.position.find import find_position, read_paraphrases  # loads torch
+    from semgrad_guard.models import load_model  # loads torch
 
     console = Console(stderr=True)
     paraphrased = read_paraphrases(paraphrases)[:questions]  # mistakes are named before a model is loaded
@@ -127,7 +127,7 @@ def find(
         )
     _print(report)
     if plot is not None:
-        from semgrad_guard.evaluation.position.report import save_sps_plot  # noqa: PLC0415 - only when asked for
+        from semgrad_guard.evaluation.position.report import save_sps_plot  # only when asked for
 
         save_sps_plot(plot, report.sps, report.choice, report.tokens, title=f"What states of {local.name} carry")
         console.print(f"plot: {plot}", markup=False, soft_wrap=True)
@@ -170,7 +170,7 @@ def show(profile: ProfileName) -> None:
     Examples:
         semgrad-guard profile show my-profile.json
     """
-    from semgrad_guard.calibration import load_profile  # noqa: PLC0415 - loads numpy
+    from semgrad_guard.calibration import load_profile  # loads numpy
 
     console, loaded = Console(), load_profile(profile)
     console.print(describe(loaded), soft_wrap=True, markup=False)
@@ -192,7 +192,7 @@ def status(
     Examples:
         semgrad-guard profile status my-profile.json --records guard.jsonl
     """
-    from semgrad_guard.calibration import load_profile  # noqa: PLC0415 - loads numpy
+    from semgrad_guard.calibration import load_profile  # loads numpy
 
     console, loaded = Console(), load_profile(profile)
     expired = loaded.is_expired(utc_now())
@@ -240,8 +240,8 @@ def _print_drift(console: Console, profile: Profile, records: Path) -> bool:
 
 def _replayed(profile: Profile, records: Path) -> tuple[DriftMonitor, int, int]:
     """Return a monitor that has seen the records' scores, and how many fitted the profile and how many did not."""
-    from semgrad_guard.calibration import DriftMonitor  # noqa: PLC0415 - loads numpy
-    from semgrad_guard.telemetry.jsonl import read_records  # noqa: PLC0415 - beside its use
+    from semgrad_guard.calibration import DriftMonitor  # loads numpy
+    from semgrad_guard.telemetry.jsonl import read_records
 
     monitor, n_fitting, n_other = DriftMonitor(profile), 0, 0
     for record in read_records(records):

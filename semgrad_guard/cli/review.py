@@ -76,8 +76,8 @@ def list_items(
     as_json: AsJson = False,
 ) -> None:
     """List the answers in the queue, riskiest first."""
-    from semgrad_guard.cli.review_views import print_page  # noqa: PLC0415
-    from semgrad_guard.review import OPEN, Filters, Sort, State  # noqa: PLC0415
+    from semgrad_guard.cli.review_views import print_page
+    from semgrad_guard.review import OPEN, Filters, Sort, State
 
     named = {StateChoice.OPEN: OPEN, StateChoice.ALL: frozenset[State]()}
     filters = Filters(
@@ -101,7 +101,7 @@ def show(
     as_json: AsJson = False,
 ) -> None:
     """Show one answer with its passages and why the guard doubted it."""
-    from semgrad_guard.cli.review_views import print_detail  # noqa: PLC0415
+    from semgrad_guard.cli.review_views import print_detail
 
     queue = queue_at(url, policy)
     review_id = queue.find_id(item)
@@ -237,7 +237,7 @@ app.command("stats", epilog=review_upkeep.STATS_EXAMPLE)(review_upkeep.stats)
 
 def _act(queue: SqlReviewQueue, items: list[str], action: Callable[[ReviewId], Item], *, as_json: bool) -> None:
     """Do something to each item and say how it went; the error of a single one is raised as it is."""
-    from semgrad_guard.cli.review_views import print_results  # noqa: PLC0415
+    from semgrad_guard.cli.review_views import print_results
 
     ids = [queue.find_id(each) for each in items]
     results = queue.each(ids, action)

@@ -57,7 +57,7 @@ def serve(
 ) -> None:
     """Serve the review page and its API."""
     require("fastapi", extra="review")
-    from semgrad_guard.review.site import serving  # noqa: PLC0415 - loads the web framework
+    from semgrad_guard.review.site import serving  # loads the web framework
 
     binding = serving.Binding(
         host=host,
@@ -85,7 +85,7 @@ def add_user(
     policy: PolicyFile = None,
 ) -> None:
     """Make an account; its password is asked for."""
-    from semgrad_guard.review.access import Role  # noqa: PLC0415 - loads SQLAlchemy
+    from semgrad_guard.review.access import Role  # loads SQLAlchemy
 
     _accounts(url, policy).add(name, _password(from_stdin=password_stdin), Role(role))
     _console.print(f"{name} may log in", markup=False)
@@ -118,7 +118,7 @@ def set_role(
     policy: PolicyFile = None,
 ) -> None:
     """Change what an account may do, and log it out everywhere."""
-    from semgrad_guard.review.access import Role  # noqa: PLC0415 - loads SQLAlchemy
+    from semgrad_guard.review.access import Role  # loads SQLAlchemy
 
     _accounts(url, policy).set_role(name, Role(role))
 
@@ -145,7 +145,7 @@ def add_token(
     policy: PolicyFile = None,
 ) -> None:
     """Make a token and print it, this once."""
-    from semgrad_guard.review.access import Scope, Tokens  # noqa: PLC0415 - loads SQLAlchemy
+    from semgrad_guard.review.access import Scope, Tokens  # loads SQLAlchemy
 
     queue = queue_at(url, policy)
     owner = _accounts(url, policy).get(user)
@@ -158,7 +158,7 @@ def add_token(
 @token_app.command("list", epilog="Example: semgrad-guard review token list")
 def list_tokens(url: Url = None, policy: PolicyFile = None) -> None:
     """List the tokens, without their secrets."""
-    from semgrad_guard.review.access import Tokens  # noqa: PLC0415 - loads SQLAlchemy
+    from semgrad_guard.review.access import Tokens  # loads SQLAlchemy
 
     table = Table("id", "name", "user", "allows", "expires", "last used", "revoked", box=None)
     for token in Tokens(queue_at(url, policy).database).all():
@@ -173,7 +173,7 @@ def revoke_token(
     token: Annotated[str, typer.Argument(help="The token's id.")], url: Url = None, policy: PolicyFile = None
 ) -> None:
     """End a token for good."""
-    from semgrad_guard.review.access import Tokens  # noqa: PLC0415 - loads SQLAlchemy
+    from semgrad_guard.review.access import Tokens  # loads SQLAlchemy
 
     Tokens(queue_at(url, policy).database).revoke(token)
 
@@ -188,7 +188,7 @@ def add_hook(
     policy: PolicyFile = None,
 ) -> None:
     """Tell an address what happens from now on; prints the secret that signs each message, this once."""
-    from semgrad_guard.review.webhooks import add_webhook  # noqa: PLC0415 - loads SQLAlchemy
+    from semgrad_guard.review.webhooks import add_webhook  # loads SQLAlchemy
 
     hook = add_webhook(queue_at(url, policy), name, address, event or ["verdict"], allow_plain=allow_plain_http)
     Console(stderr=True).print("secret of the signatures; it is not shown again:")
@@ -198,8 +198,8 @@ def add_hook(
 @webhook_app.command("list", epilog="Example: semgrad-guard review webhook list")
 def list_hooks(url: Url = None, policy: PolicyFile = None) -> None:
     """List the webhooks, without their secrets."""
-    from semgrad_guard.review.store.outbox import hooks  # noqa: PLC0415 - loads SQLAlchemy
-    from semgrad_guard.review.webhooks import shown_url  # noqa: PLC0415 - loads SQLAlchemy
+    from semgrad_guard.review.store.outbox import hooks  # loads SQLAlchemy
+    from semgrad_guard.review.webhooks import shown_url  # loads SQLAlchemy
 
     table = Table("name", "address", "is told of", box=None)
     for hook in queue_at(url, policy).database.read(hooks):
@@ -217,7 +217,7 @@ def remove_hook(
 
 def _accounts(url: str | None, policy: Path | None) -> Accounts:
     require("argon2", extra="review")
-    from semgrad_guard.review.access import Accounts  # noqa: PLC0415 - loads SQLAlchemy
+    from semgrad_guard.review.access import Accounts  # loads SQLAlchemy
 
     return Accounts(queue_at(url, policy).database)
 

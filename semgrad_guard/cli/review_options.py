@@ -58,10 +58,10 @@ class ScopeChoice(StrEnum):
 def queue_at(url: str | None, policy: Path | None) -> SqlReviewQueue:
     """Return the queue that the options name."""
     if policy is None:
-        from semgrad_guard.review import open_queue  # noqa: PLC0415 - loads SQLAlchemy
+        from semgrad_guard.review import open_queue  # loads SQLAlchemy
 
         return open_queue(url or DEFAULT_URL)
-    from semgrad_guard.guard.assembly import queue_of  # noqa: PLC0415 - needed for this option only
+    from semgrad_guard.guard.assembly import queue_of  # needed for this option only
 
     queue = queue_of(policy_at(url, policy).review)
     if not _is_database(queue):
@@ -79,13 +79,13 @@ def policy_at(url: str | None, path: Path) -> Policy:
     if url is not None and os.environ.get(URL_VARIABLE) != url:
         msg = "--url and --policy both name a queue: give one of them"
         raise ReviewError(msg)
-    from semgrad_guard.policy import load_policy  # noqa: PLC0415 - needed for this option only
+    from semgrad_guard.policy import load_policy  # needed for this option only
 
     return load_policy(path)
 
 
 def _is_database(queue: object) -> TypeGuard[SqlReviewQueue]:
-    from semgrad_guard.review import SqlReviewQueue  # noqa: PLC0415 - loads SQLAlchemy
+    from semgrad_guard.review import SqlReviewQueue  # loads SQLAlchemy
 
     return isinstance(queue, SqlReviewQueue)
 

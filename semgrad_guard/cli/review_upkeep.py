@@ -53,7 +53,7 @@ def verdict_loop(queue: SqlReviewQueue, policy: Policy) -> VerdictLoop | None:
     """Return what passes a queue's verdicts on as a policy says; `None` where it says nothing."""
     if not policy.telemetry.langsmith:
         return None
-    from semgrad_guard.guard.verdict_loop import VerdictLoop  # noqa: PLC0415 - needed for this option only
+    from semgrad_guard.guard.verdict_loop import VerdictLoop  # needed for this option only
 
     loop = VerdictLoop(queue, langsmith=True, log_text=policy.telemetry.log_text)
     loop.prepare()
@@ -76,7 +76,7 @@ def export(
     policy: PolicyFile = None,
 ) -> None:
     """Write items as JSON lines, with their verdicts, comments and trail."""
-    from semgrad_guard.review import Filters  # noqa: PLC0415 - loads SQLAlchemy
+    from semgrad_guard.review import Filters  # loads SQLAlchemy
 
     lines = queue_at(url, policy).export(Filters(tags=frozenset(tag or ())))
     if file is None:
@@ -139,7 +139,7 @@ def migrate(url: Url = None, policy: PolicyFile = None) -> None:
 
 def stats(url: Url = None, policy: PolicyFile = None, as_json: AsJson = False) -> None:
     """Show what waits, and how well the guard's confidence agrees with people."""
-    from semgrad_guard.cli.review_views import age  # noqa: PLC0415 - loads SQLAlchemy
+    from semgrad_guard.cli.review_views import age  # loads SQLAlchemy
 
     seen = queue_at(url, policy).insight()
     if as_json:

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from semgrad_guard.cli.terminal import bar, wide_console
+from semgrad_guard.signals import SIGNALS
 
 if TYPE_CHECKING:
     from semgrad_guard.ports import Calibrator
@@ -34,8 +35,6 @@ MIN_WIDTH = 120
 
 def signals() -> None:
     """List every raw signal: meaning, unit, direction and cost."""
-    from semgrad_guard.signals import SIGNALS  # noqa: PLC0415 - beside its use
-
     console = wide_console(MIN_WIDTH)
     table = Table(show_lines=True)
     for column in ("signal", "meaning", "unit", "higher is", "cost"):
@@ -81,11 +80,11 @@ def score(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Start again instead of going on.")] = False,
 ) -> None:
     """Score a file of answers: all raw signals by name, and confidence where a profile fits."""
-    from semgrad_guard.evaluation.rows import read_rows  # noqa: PLC0415 - loads numpy
-    from semgrad_guard.evaluation.score_file import ScoreFile, score_rows  # noqa: PLC0415 - beside its use
-    from semgrad_guard.models import load_model  # noqa: PLC0415 - loads torch
-    from semgrad_guard.models.embedding import SentenceModel  # noqa: PLC0415 - loads numpy
-    from semgrad_guard.scoring import SemGradScorer  # noqa: PLC0415 - loads torch
+    from semgrad_guard.evaluation.rows import read_rows  # loads numpy
+    from semgrad_guard.evaluation.score_file import ScoreFile, score_rows
+    from semgrad_guard.models import load_model  # loads torch
+    from semgrad_guard.models.embedding import SentenceModel  # loads numpy
+    from semgrad_guard.scoring import SemGradScorer  # loads torch
 
     console = Console(stderr=True)
     target = out or data.with_suffix(".scored.jsonl")
@@ -119,7 +118,7 @@ def score(
         f"{len(file.done):,} rows in {target}" + (f", {file.n_errors:,} with an error" if file.n_errors else "")
     )
     if html is not None:
-        from semgrad_guard.evaluation.score_file import write_answers  # noqa: PLC0415 - only when asked for
+        from semgrad_guard.evaluation.score_file import write_answers  # only when asked for
 
         write_answers(target, html)
         console.print(f"page: {html}")
@@ -128,6 +127,6 @@ def score(
 def _calibrator(profile: str | None) -> Calibrator | None:
     if profile is None:
         return None
-    from semgrad_guard.calibration import ProfileCalibrator, load_profile  # noqa: PLC0415 - loads numpy
+    from semgrad_guard.calibration import ProfileCalibrator, load_profile  # loads numpy
 
     return ProfileCalibrator(load_profile(profile))

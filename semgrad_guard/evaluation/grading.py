@@ -100,7 +100,7 @@ def shared_words(texts: Sequence[str]) -> NDArray[np.float64]:
 
 def by_embedding(embedder: Embedder) -> Similarity:
     """Return the likeness by sentence embeddings: the cosine, below 0 counted as 0."""
-    from semgrad_guard.models.embedding import UnitVectors  # noqa: PLC0415 - loads torch
+    from semgrad_guard.models.embedding import UnitVectors  # loads torch
 
     unit = UnitVectors(embedder)
 

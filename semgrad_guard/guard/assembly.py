@@ -134,7 +134,7 @@ def queue_of(review: ReviewSettings) -> SqlReviewQueue | ReviewClient:
         ReviewError: the URL does not name a queue.
         MissingExtraError: the database driver or the web client is not installed.
     """
-    from semgrad_guard.review import open_queue  # noqa: PLC0415 - loads the database library
+    from semgrad_guard.review import open_queue  # loads the database library
 
     settings = queue_settings(review)
     if review.token is not None:
@@ -144,7 +144,7 @@ def queue_of(review: ReviewSettings) -> SqlReviewQueue | ReviewClient:
 
 def queue_settings(review: ReviewSettings) -> QueueSettings:
     """Return how the queue of a policy behaves."""
-    from semgrad_guard.review import AtExpiry, QueueSettings  # noqa: PLC0415 - loads the database library
+    from semgrad_guard.review import AtExpiry, QueueSettings  # loads the database library
 
     return QueueSettings(
         lease_s=review.lease_s,
@@ -218,9 +218,9 @@ def scorer_of(
     source = settings.model if model is None else model
 
     def load() -> Scorer:
-        from semgrad_guard.models import load_model  # noqa: PLC0415 - loads torch
-        from semgrad_guard.models.embedding import SentenceModel  # noqa: PLC0415 - loads numpy
-        from semgrad_guard.scoring import SemGradScorer  # noqa: PLC0415 - loads torch
+        from semgrad_guard.models import load_model  # loads torch
+        from semgrad_guard.models.embedding import SentenceModel  # loads numpy
+        from semgrad_guard.scoring import SemGradScorer  # loads torch
 
         _log.info("loading scoring model %s", settings.model if model is None else type(model).__name__)
         local = load_model(source, dtype=settings.dtype, device=settings.device)
@@ -306,7 +306,7 @@ def profile_of(policy: Policy) -> Profile | None:
     """
     if policy.profile is None:
         return None
-    from semgrad_guard.calibration import load_profile  # noqa: PLC0415 - loads numpy
+    from semgrad_guard.calibration import load_profile  # loads numpy
 
     return load_profile(policy.profile)
 
@@ -325,7 +325,7 @@ def decider_of(policy: Policy, profile: Profile | None) -> PolicyDecider:
 def _calibrator(profile: Profile | None) -> Calibrator:
     if profile is None:
         return NoCalibrator()
-    from semgrad_guard.calibration import DriftMonitor, ProfileCalibrator  # noqa: PLC0415 - loads numpy
+    from semgrad_guard.calibration import DriftMonitor, ProfileCalibrator  # loads numpy
 
     return ProfileCalibrator(profile, drift=DriftMonitor(profile))
 
@@ -334,7 +334,7 @@ def _sink(policy: Policy) -> Sink | None:
     wanted = policy.telemetry
     if not (wanted.langsmith or wanted.otel or wanted.jsonl):
         return None
-    from semgrad_guard.telemetry import TelemetrySettings, build_sinks  # noqa: PLC0415 - loads the sinks' libraries
+    from semgrad_guard.telemetry import TelemetrySettings, build_sinks  # loads the sinks' libraries
 
     settings = TelemetrySettings(
         langsmith=wanted.langsmith,

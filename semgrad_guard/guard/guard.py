@@ -93,7 +93,7 @@ class Guard:
             PolicyFileError: the file has a mistake; it names file, line and key.
             CalibrationError: the profile cannot be read, or cannot keep the error rate that `accept` asks for.
         """
-        from semgrad_guard.guard.assembly import assemble  # noqa: PLC0415 - a guard of given parts needs no YAML
+        from semgrad_guard.guard.assembly import assemble  # a guard of given parts needs no YAML
 
         return cls(assemble(path, model=model, scorer=scorer, embedder=embedder, reload=reload))
 

@@ -31,7 +31,7 @@ def threshold_of(promise: Promise, profile: Profile | None) -> Threshold:
     if profile is None:
         msg = "`accept` asks for an error rate, but the policy names no profile to compute its threshold from"
         raise UncalibratedError(msg)
-    from semgrad_guard.calibration import risk_threshold  # noqa: PLC0415 - loads numpy
+    from semgrad_guard.calibration import risk_threshold  # loads numpy
 
     labels = profile.pairs.of_kind(promise.any_of, promise.none_of)
     try:

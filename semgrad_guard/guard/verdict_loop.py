@@ -116,7 +116,7 @@ class VerdictLoop:
 
     def look(self) -> int:
         """Pass on what is new; return how many verdicts that were."""
-        from semgrad_guard.review.store.outbox import consume  # noqa: PLC0415 - loads the database library
+        from semgrad_guard.review.store.outbox import consume  # loads the database library
 
         posted = consume(self._queue, LANGSMITH, self._post) if self._langsmith else 0
         return posted + self._observe()
@@ -129,8 +129,8 @@ class VerdictLoop:
                 _log.warning("could not look for verdicts: %s: %s", type(error).__name__, error)
 
     def _post(self, delivery: Delivery) -> None:
-        from semgrad_guard.review import exchange_of  # noqa: PLC0415 - loads the database library
-        from semgrad_guard.telemetry.feedback import (  # noqa: PLC0415 - loads LangSmith
+        from semgrad_guard.review import exchange_of  # loads the database library
+        from semgrad_guard.telemetry.feedback import (  # loads LangSmith
             post_verdict_feedback,
             verdict_feedback,
         )
@@ -161,7 +161,7 @@ def pass_verdicts_on(queue: object, policy: Policy, calibrator: Calibrator) -> V
     Returns:
         The loop; `None` where nothing listens for verdicts, or where a review site passes them on itself.
     """
-    from semgrad_guard.review import SqlReviewQueue  # noqa: PLC0415 - loads the database library
+    from semgrad_guard.review import SqlReviewQueue  # loads the database library
 
     drift = getattr(calibrator, "drift", None)
     if not isinstance(queue, SqlReviewQueue) or (drift is None and not policy.telemetry.langsmith):

@@ -63,7 +63,7 @@ class Accounts:
     def __init__(self, database: Database, hasher: PasswordHasher | None = None) -> None:
         """Keep the database; `hasher` is Argon2id with the library's settings unless given."""
         require("argon2", extra="review")
-        from argon2 import PasswordHasher  # noqa: PLC0415 - optional
+        from argon2 import PasswordHasher  # optional
 
         self._db = database
         self._hasher = hasher or PasswordHasher()
@@ -135,7 +135,7 @@ class Accounts:
         return user_of(row)
 
     def _matches(self, stored: str, password: str) -> bool:
-        from argon2.exceptions import VerificationError  # noqa: PLC0415 - optional
+        from argon2.exceptions import VerificationError  # optional
 
         with _AT_ONCE:
             try:

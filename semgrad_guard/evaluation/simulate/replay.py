@@ -357,7 +357,7 @@ def unscored_routes(policy: Policy) -> frozenset[str]:
 def _calibrator(profile: Profile | None) -> Calibrator:
     if profile is None:
         return NoCalibrator()
-    from semgrad_guard.calibration import ProfileCalibrator  # noqa: PLC0415 - loads numpy
+    from semgrad_guard.calibration import ProfileCalibrator  # loads numpy
 
     return ProfileCalibrator(profile)
 

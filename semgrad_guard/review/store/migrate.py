@@ -104,14 +104,14 @@ def migrate(connection: Connection, shown_url: str) -> tuple[str | None, str]:
 def upgrade(connection: Connection, revision: str = HEAD) -> None:
     """Run the migrations up to a revision, in the running transaction."""
     require("alembic", extra="review")
-    from alembic import command  # noqa: PLC0415 - optional
+    from alembic import command  # optional
 
     command.upgrade(configuration(connection), revision)
 
 
 def configuration(connection: Connection) -> Config:
     """Return Alembic's settings for a connection; there is no `alembic.ini`."""
-    from alembic.config import Config  # noqa: PLC0415 - optional
+    from alembic.config import Config  # optional
 
     config = Config()
     config.set_main_option("script_location", str(SCRIPTS).replace("%", "%%"))
