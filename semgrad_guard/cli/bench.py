@@ -20,7 +20,7 @@ EXAMPLES = """[bold]Examples[/bold]
   semgrad-guard bench --model Qwen/Qwen3-0.6B --context 512 --answer 32 --answer 128
 
 Compared are: the plain definition (full autograd and the whole head gradient, which is what the method's published
-code does), scoring with a prefill of its own (cold), scoring behind the writing of the answer (single pass, with every
+code does), scoring with a prefill of its own (cold), scoring from the KV cache of the answer (single pass, with every
 signal that needs no further pass; and for SemGrad alone, without the gradients by the output head's weight), and
 writing five more answers, as sampling methods do. One forward pass of the answer behind the prompt's cache, and one
 of the whole text, show what nothing exact can beat.

@@ -142,7 +142,7 @@ def edit(
 @app.command(epilog='Example: semgrad-guard review reject 3f9c --reason "the passages say otherwise"')
 def reject(
     items: ItemIds,
-    reason: Annotated[str, typer.Option("--reason", "-r", help="Why; it goes to whoever asked.")] = "",
+    reason: Annotated[str, typer.Option("--reason", "-r", help="Why; the user who asked reads it.")] = "",
     url: Url = None,
     policy: PolicyFile = None,
     by: By = None,
@@ -170,7 +170,7 @@ def claim(
     by: By = None,
     as_json: AsJson = False,
 ) -> None:
-    """Take items for yourself for a while, so that nobody else judges them."""
+    """Claim items for a while, so that no other reviewer judges them."""
     queue, who = queue_at(url, policy), reviewer(by)
     if items:
         _act(queue, items, lambda review_id: queue.claim_item(review_id, who), as_json=as_json)

@@ -37,7 +37,7 @@ def consume(
     """
     loop = verdict_loop(queue_at(None, policy), policy_at(None, policy))
     if loop is None:
-        msg = "this policy passes verdicts on to nobody: set `telemetry: {langsmith: true}`"
+        msg = "this policy passes no verdicts on: set `telemetry: {langsmith: true}`"
         raise ReviewError(msg)
     while True:
         posted = loop.look()

@@ -28,6 +28,6 @@ def bar(console: Console) -> Progress:
 
 
 def wide_console(columns: int) -> Console:
-    """Return the usual console; into a file or pipe it prints at least so many columns, where nobody sees an edge."""
+    """Return the usual console; into a file or pipe it prints at least so many columns."""
     console = Console()
     return Console(width=columns) if console.width < columns and not console.is_terminal else console

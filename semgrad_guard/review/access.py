@@ -31,7 +31,7 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9._@-]{0,63}")
 SHORTEST_PASSWORD = 12
 _LONGEST_PASSWORD = 1024
 _AT_ONCE = threading.Semaphore(2)
-"""Hashing takes 64 MB on purpose; a flood of logins must not take it a hundred times at once."""
+"""Hashing takes 64 MB on purpose, so a flood of logins must not hash a hundred passwords at once."""
 
 
 class Role(StrEnum):
@@ -39,7 +39,7 @@ class Role(StrEnum):
 
     REVIEWER = "reviewer"
     ADMIN = "admin"
-    """Also take back others' verdicts, put back others' items, and erase."""
+    """May also undo others' verdicts, put back others' items, and erase."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +53,7 @@ class User:
 
     @property
     def is_admin(self) -> bool:
-        """True when the account may do what only administrators may."""
+        """True for an administrator's account."""
         return self.role is Role.ADMIN
 
 
@@ -109,7 +109,7 @@ class Accounts:
         return tuple(user_of(row) for row in rows)
 
     def set_password(self, name: str, password: str) -> None:
-        """Change a password; everybody logged in with the old one is logged out."""
+        """Change a password; sessions that began with the old one end."""
         self._change(name, password_hash=self._hash(password))
 
     def set_role(self, name: str, role: Role) -> None:
@@ -117,11 +117,11 @@ class Accounts:
         self._change(name, role=role)
 
     def set_active(self, name: str, *, active: bool) -> None:
-        """Close or reopen an account; its name stays on what it did."""
+        """Close or reopen an account; its earlier actions keep its name."""
         self._change(name, active=active)
 
     def verify(self, name: str, password: str) -> User | None:
-        """Return the account whose name and password these are; it takes the same time whichever is wrong."""
+        """Return the account with this name and password; a wrong name takes as long as a wrong password."""
         row = self._db.read(lambda conn: conn.execute(select(users).where(users.c.name == name)).mappings().first())
         stored = row["password_hash"] if row is not None else self._nobody
         right = self._matches(stored, password)
@@ -170,7 +170,7 @@ def user_of(row: Mapping[Any, Any]) -> User:
 IDLE_S = 3600.0
 LONGEST_S = 12 * 3600.0
 _SEEN_EVERY_S = 60.0
-"""A session in use is noted this often, not at every request."""
+"""How often the last use of a session is stored; every request would be too often."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +182,7 @@ class Session:
 
     @property
     def csrf(self) -> str:
-        """What every form of this session must carry."""
+        """Token that every form of this session must contain."""
         return csrf_of(self.token)
 
 
@@ -194,7 +194,7 @@ class Sessions:
         self._db = database
 
     def begin(self, user: User) -> Session:
-        """Log an account in with a fresh token, whatever the browser had before."""
+        """Log an account in with a fresh token; any token that the browser had before is not reused."""
         token = secrets.token_urlsafe(32)
 
         def work(tx: Transaction) -> None:
@@ -210,7 +210,7 @@ class Sessions:
         return Session(user, token)
 
     def find(self, token: str) -> Session | None:
-        """Return the session of a token while it lasts and its account is open."""
+        """Return the session of a token, unless it has ended or its account is closed."""
         query = (
             select(users, sessions.c.seen_at, sessions.c.created_at.label("begun_at"))
             .join(sessions, sessions.c.user == users.c.name)
@@ -234,17 +234,17 @@ class Sessions:
 
 
 def digest(token: str) -> str:
-    """Return what is stored of a token; a token is random, so one round of SHA-256 can't be turned back."""
+    """Return the digest stored in place of a token; tokens are random, so one SHA-256 round cannot be reversed."""
     return hashlib.sha256(token.encode("utf-8", "replace")).hexdigest()
 
 
 def csrf_of(token: str) -> str:
-    """Return the token that forms must carry, which tells nothing about the session's own."""
+    """Return the token that forms must contain; it reveals nothing about the session's token."""
     return hmac.new(token.encode("utf-8", "replace"), b"form", hashlib.sha256).hexdigest()
 
 
 def is_csrf(token: str, given: str) -> bool:
-    """True when a form carries the right token; compared in constant time."""
+    """True when a form contains the right token; compared in constant time."""
     return hmac.compare_digest(csrf_of(token).encode(), given.encode("utf-8", "replace"))
 
 
@@ -280,14 +280,14 @@ class Token:
 
 @dataclass(frozen=True, slots=True)
 class Bearer:
-    """A program that showed a valid token."""
+    """A program that sent a valid token."""
 
     token: Token
     user: User
 
     @property
     def by(self) -> str:
-        """How the program is called in the audit trail."""
+        """Name of the program in the audit trail."""
         return f"{self.user.name}/{self.token.name}"
 
 
@@ -301,11 +301,11 @@ class Tokens:
     def issue(
         self, name: str, user: User, scopes: Iterable[Scope], *, lifetime_s: float | None = None
     ) -> tuple[Token, str]:
-        """Return a new token and its secret, which is never seen again.
+        """Return a new token and its secret, which cannot be read again.
 
         Args:
             name: what it is for.
-            user: whose rights it has; closing the account ends it.
+            user: account whose rights it has; closing the account ends the token.
             scopes: what it allows.
             lifetime_s: seconds until it expires; `None` never.
 
@@ -352,7 +352,7 @@ class Tokens:
             raise AccountError(msg)
 
     def find(self, secret: str) -> Bearer | None:
-        """Return who shows a secret, while the token is valid and its account open."""
+        """Return the program that a secret belongs to, while the token is valid and its account open."""
         query = (
             select(tokens, users.c.role, users.c.active, users.c.created_at.label("user_since"))
             .join(users, users.c.name == tokens.c.user)
@@ -384,7 +384,7 @@ def _token_of(row: Mapping[Any, Any]) -> Token:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How many failed logins are borne within a time."""
+    """How many failed logins are allowed within a time."""
 
     by_account: int = 10
     by_address: int = 30
@@ -400,7 +400,7 @@ class Throttle:
         self._limits = limits or Limits()
 
     def wait_s(self, account: str, address: str) -> float:
-        """Return for how many seconds the next login from there must wait; 0 when it may go ahead."""
+        """Return how many seconds the next login must wait; 0 when it may go ahead."""
         allowed = {_account(account): self._limits.by_account, _address(address): self._limits.by_address}
         since = self._db.clock() - timedelta(seconds=self._limits.within_s)
         query = (

@@ -1,4 +1,4 @@
-"""The queue of another machine, used through its API by the same names."""
+"""Use a review queue on another machine through its API."""
 
 from __future__ import annotations
 
@@ -44,10 +44,10 @@ _UNAVAILABLE = frozenset({502, 503, 504})
 
 
 class ReviewClient:
-    """A review queue behind `semgrad-guard review serve`. It is safe to share between threads.
+    """A review queue served by `semgrad-guard review serve`. It is safe to share between threads.
 
-    It keeps the promises of `ports.DecidableQueue` with a token that allows `submit` and `judge`. The token's account
-    acts and holds the leases; `by` is kept beside it in the audit trail.
+    It implements `ports.DecidableQueue`, given a token that allows `submit` and `judge`. The token's account acts and
+    holds the leases; the audit trail also records `by`.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class ReviewClient:
         sleep: Callable[[float], None] = time.sleep,
         client: httpx.Client | None = None,
     ) -> None:
-        """Keep where the queue is.
+        """Connect to a review site.
 
         Args:
             url: address of the site, for example `https://review.example.com`.
@@ -68,7 +68,7 @@ class ReviewClient:
             timeout_s: seconds for one request.
             retry_s: seconds for which an unreachable site is tried again.
             sleep: waits, in seconds.
-            client: sends the requests, in place of one of its own.
+            client: sends the requests; by default a new `httpx.Client`.
         """
         library = require("httpx", extra="review")
         self._base = url.rstrip("/") + "/api/v1"
@@ -104,7 +104,7 @@ class ReviewClient:
         return ReviewId(self._send("POST", "/items", json=body)["id"])
 
     def wait(self, review_id: ReviewId, timeout_s: float) -> Ruling | None:
-        """Return the verdict, or `None` when there is none after `timeout_s` seconds; 0 looks once."""
+        """Wait up to `timeout_s` seconds for the verdict and return it, or `None`; 0 checks once."""
         end = time.monotonic() + timeout_s
         while True:
             left = max(0.0, end - time.monotonic())
@@ -118,23 +118,23 @@ class ReviewClient:
     def reuse(
         self, question: str, *, tags: Iterable[str] = (), similar: float | None = None, max_age_s: float | None = None
     ) -> EarlierVerdict | None:
-        """Return what a person said when the same question, or one like it, was asked before."""
+        """Return a person's earlier verdict on the same question, or on a similar one."""
         wanted = {"question": question, "tags": sorted(tags), "similar": similar, "max_age_s": max_age_s}
         found = EarlierView.model_validate(self._send("POST", "/earlier-verdict", json=wanted))
         if found.ruling is None:
             return None
         return EarlierVerdict(found.question, _ruling(found.ruling), found.similarity)
 
-    # --- looking ------------------------------------------------------------------------------------------------------
+    # --- reading ------------------------------------------------------------------------------------------------------
 
     def get(self, review_id: ReviewId) -> DetailView:
-        """Return an item with all that a reviewer reads; the reading is put on record."""
+        """Return an item with everything that a reviewer sees; the audit trail records the view."""
         return self._read(DetailView, f"/items/{review_id}")
 
     def list(
         self, filters: Filters = OPEN_ITEMS, *, sort: Sort = Sort.RISK, cursor: str | None = None, limit: int = 50
     ) -> PageView:
-        """Return one page of items. `holder`, `rule` and `created_before` can't be asked for through the API."""
+        """Return one page of items. The API has no filters for `holder`, `rule` and `created_before`."""
         params: dict[str, Any] = {
             "state": sorted(filters.states),
             "tag": sorted(filters.tags),
@@ -150,7 +150,7 @@ class ReviewClient:
         return self._read(PageView, "/items", params={key: each for key, each in params.items() if each is not None})
 
     def each(self, filters: Filters = OPEN_ITEMS, *, sort: Sort = Sort.RISK) -> Iterator[ItemView]:
-        """Give all items that pass the filters, page by page."""
+        """Yield all items that match the filters, page by page."""
         cursor, more = None, True
         while more:
             page = self.list(filters, sort=sort, cursor=cursor, limit=200)
@@ -163,7 +163,7 @@ class ReviewClient:
         return tuple(TypeAdapter(list[AuditView]).validate_python(rows))
 
     def insight(self) -> InsightView:
-        """Return the queue in numbers."""
+        """Return statistics of the queue."""
         return self._read(InsightView, "/stats")
 
     # --- deciding -----------------------------------------------------------------------------------------------------
@@ -178,33 +178,33 @@ class ReviewClient:
         return self._move(review_id, "claim")
 
     def release(self, review_id: ReviewId, reviewer: str, *, force: bool = False) -> ItemView:
-        """Put a claimed item back; `force` does so for somebody else's.
+        """Put a claimed item back; `force` also puts back what another reviewer holds.
 
         Raises:
             AlreadyClaimedError: somebody else holds it.
-            IllegalMoveError: nobody holds it.
+            IllegalMoveError: no reviewer holds it.
             ReviewError: `force` needs the token of an administrator's account.
         """
         return self._move(review_id, "release", {"on_behalf_of": reviewer, "force": force})
 
     def approve(self, review_id: ReviewId, by: str, *, op: str | None = None) -> ItemView:
-        """Let the answer out as it is.
+        """Approve the answer as it is.
 
         Args:
             review_id: the item.
             by: the person who decided, for the audit trail.
-            op: name of the operation; given the same name again by the same token, nothing is done.
+            op: name of the operation; repeating it with the same token has no further effect.
 
         Raises:
-            AlreadyClaimedError: somebody else holds it.
-            IllegalMoveError: it has its verdict.
+            AlreadyClaimedError: someone else holds it.
+            IllegalMoveError: it already has a verdict.
         """
         return self._move(review_id, "approve", {"on_behalf_of": by}, op)
 
     def edit(
         self, review_id: ReviewId, by: str, text: str, *, was_correct: bool = False, op: str | None = None
     ) -> ItemView:
-        """Let out a text in place of the answer; see `approve`.
+        """Replace the answer with an edited text; see `approve`.
 
         Raises:
             EmptyTextError: the text is blank.
@@ -213,19 +213,19 @@ class ReviewClient:
         return self._move(review_id, "edit", body, op)
 
     def reject(self, review_id: ReviewId, by: str, reason: str = "", *, op: str | None = None) -> ItemView:
-        """Hold the answer back for good; see `approve`."""
+        """Reject the answer, so that the caller never gets it; see `approve`."""
         return self._move(review_id, "reject", {"on_behalf_of": by, "reason": reason}, op)
 
     def undo(self, review_id: ReviewId) -> ItemView:
-        """Take back a verdict of this client's own."""
+        """Take back a verdict that this client gave."""
         return self._move(review_id, "undo")
 
     def assign(self, review_id: ReviewId, assignee: str | None) -> ItemView:
-        """Say who is to judge an item; `None` leaves it to anybody."""
+        """Assign an item to a reviewer; `None` leaves it to all."""
         return self._move(review_id, "assign", {"assignee": assignee})
 
     def comment(self, review_id: ReviewId, text: str) -> None:
-        """Note something beside an item."""
+        """Add a comment to an item."""
         self._send("POST", f"/items/{review_id}/comments", json={"text": text})
 
     # --- sending ------------------------------------------------------------------------------------------------------
@@ -233,7 +233,7 @@ class ReviewClient:
     def _move(
         self, review_id: ReviewId, name: str, body: dict[str, Any] | None = None, op: str | None = None
     ) -> ItemView:
-        # a digest: a header does not hold every text that names an operation
+        # a digest, because not every operation name is a valid header
         key = secrets.token_hex(16) if op is None else hashlib.sha256(op.encode()).hexdigest()
         headers = {"Idempotency-Key": key}
         answer = self._send("POST", f"/items/{review_id}/{name}", json=body, headers=headers)
@@ -249,7 +249,7 @@ class ReviewClient:
     def _send(
         self, method: str, path: str, *, headers: dict[str, str] | None = None, extra_s: float = 0.0, **content: Any
     ) -> Any:
-        """Return what the site answers, trying again while it can't be reached."""
+        """Send a request and return the site's answer; retry while the site cannot be reached."""
         retrying = Retrying(
             stop=stop_after_delay(self._retry_s),
             wait=wait_random_exponential(multiplier=0.1, max=1.0),

@@ -1,4 +1,4 @@
-"""Opening a queue: the database at a URL, or the review site at an address."""
+"""Open a queue: in a database, or on a review site."""
 
 from __future__ import annotations
 
@@ -42,18 +42,18 @@ def open_queue(
     clock: Callable[[], datetime] = utc_now,
     sleep: Callable[[float], None] = time.sleep,
 ) -> SqlReviewQueue | ReviewClient:
-    """Return the queue at a URL; it is reached, and an SQLite file set up, at the first use.
+    """Return the queue at a URL; the first use connects to it and sets up a new SQLite file.
 
     Args:
         url: `sqlite:///file.db`, `sqlite://` (in memory, for trying out), `postgresql://user:password@host/name`, or
             `https://review.example.com`, where `semgrad-guard review serve` runs.
         token: API token, for a review site.
-        settings: lease, deadline, undo time, ranking; a review site has its own, but for the deadline.
-        clock: gives the present moment.
+        settings: lease, deadline, undo time, ranking; of these a review site uses only the deadline.
+        clock: returns the current time.
         sleep: waits, in seconds.
 
     Raises:
-        ReviewError: the URL is none that the queue can live at, or a token is missing or has no use.
+        ReviewError: the URL does not name a queue, or a token is missing or has no use.
         MissingExtraError: the database driver or the web client is not installed.
     """
     if not url.startswith(("https://", "http://")):

@@ -1,4 +1,4 @@
-"""The review queue: every promise of `ports.DecidableQueue`, and all that reviewers and other parts need beside it."""
+"""The review queue: it keeps what `ports.DecidableQueue` promises, and serves reviewers, the site and programs."""
 
 from __future__ import annotations
 
@@ -51,11 +51,11 @@ def poll(
     sleep: Callable[[float], None],
     elapsed: Callable[[], float] = time.monotonic,
 ) -> T | None:
-    """Return what `look` finds, or `None` after `timeout_s` seconds; it looks at least once.
+    """Call `look` until it finds something or `timeout_s` seconds have passed, at least once; return what it found.
 
     Args:
         look: returns `None` while there is nothing.
-        timeout_s: how long to go on.
+        timeout_s: how long to continue.
         sleep: waits, in seconds.
         elapsed: a clock that never jumps, in seconds.
     """
@@ -71,7 +71,7 @@ def poll(
 
 
 class QueueKeeping:
-    """The part of the queue that no reviewer sees; use it through `SqlReviewQueue`."""
+    """What programs do with the queue behind the scenes; use it through `SqlReviewQueue`."""
 
     settings: QueueSettings
     _db: Database
@@ -79,7 +79,7 @@ class QueueKeeping:
     # --- learning -----------------------------------------------------------------------------------------------------
 
     def labels(self) -> Iterator[Label]:
-        """Give every answer that a person judged, oldest verdict first, once the verdict can't be undone any more."""
+        """Yield every answer that a person judged, oldest verdict first, once it can no longer be undone."""
         until = self._db.clock() - timedelta(seconds=self.settings.undo_s)
         seen: int | None = 0
         while seen is not None:
@@ -91,7 +91,7 @@ class QueueKeeping:
         return self._db.read(last_ruling)
 
     def judged_after(self, ruling_id: int, *, limit: int = 200) -> tuple[list[Judged], int]:
-        """Return confidences that people's verdicts behind a verdict's number speak of, and the number to go on from.
+        """Return the confidences of answers judged after a verdict's number, and the number to continue from.
 
         A verdict that can still be undone is left for later.
         """
@@ -107,14 +107,14 @@ class QueueKeeping:
         max_age_s: float | None = None,
         similarity: Callable[[str, str], float] = trigram_similarity,
     ) -> EarlierVerdict | None:
-        """Return what a person said when the same question, or one like it, was asked before.
+        """Return a person's earlier verdict on the same question, or on a similar one.
 
         Args:
             question: the user's question alone.
             tags: the earlier item must have all of them.
             similar: smallest similarity in [0, 1]; `None` takes the same question only, whatever its case and spacing.
             max_age_s: older verdicts don't count.
-            similarity: compares two questions; by default their letters.
+            similarity: compares two questions; by default by groups of letters.
         """
         now = self._db.clock()
         wanted = Reuse(
@@ -126,16 +126,16 @@ class QueueKeeping:
         return self._db.read(lambda conn: earlier_verdict(conn, question, wanted, similarity))
 
     def insight(self) -> Insight:
-        """Return the queue in numbers, with how well confidence and people agree."""
+        """Return statistics of the queue, including how well confidence agrees with reviewers."""
         now = self._db.clock()
         return self._db.read(lambda conn: insight(conn, now))
 
-    # --- telling others -----------------------------------------------------------------------------------------------
+    # --- notifying consumers ------------------------------------------------------------------------------------------
 
     def subscribe(
         self, consumer: str, *, events: Iterable[str] = (outbox.VERDICT,), with_backlog: bool = False
     ) -> None:
-        """Let a part of the program be told what happens from now on; see `consuming.consume`.
+        """Subscribe a consumer to what happens from now on; see `store.outbox.consume`.
 
         Args:
             consumer: its name; subscribing again changes nothing.
@@ -151,25 +151,25 @@ class QueueKeeping:
         self._db.write(work)
 
     def unsubscribe(self, consumer: str) -> None:
-        """Stop telling a consumer."""
+        """Unsubscribe a consumer."""
         self._db.write(lambda tx: outbox.unsubscribe(tx, consumer))
 
     def take(self, consumer: str, *, limit: int = 20, lease_s: float = 60.0) -> tuple[Delivery, ...]:
-        """Return what the consumer is to be told now; nobody else gets the same for `lease_s` seconds."""
+        """Return the deliveries that are due for a consumer; they are leased to the caller for `lease_s` seconds."""
         return self._db.write(lambda tx: outbox.take(tx, consumer, limit=limit, lease_s=lease_s))
 
     def confirm(self, delivery: Delivery) -> None:
-        """Note that the consumer was told."""
+        """Mark a delivery as done."""
         self._db.write(lambda tx: outbox.confirm(tx, delivery))
 
     def postpone(self, delivery: Delivery, error: str) -> None:
-        """Note that telling the consumer failed; it is tried again later."""
+        """Mark a delivery as failed; it is tried again later."""
         self._db.write(lambda tx: outbox.postpone(tx, delivery, error))
 
-    # --- carrying over and erasing ------------------------------------------------------------------------------------
+    # --- export, import and erasing -----------------------------------------------------------------------------------
 
     def export(self, filters: Filters = ALL_ITEMS) -> Iterator[str]:
-        """Give items as JSON lines, oldest first, with their verdicts, comments and trail."""
+        """Yield items as JSON lines, oldest first, with their verdicts, comments and audit trail."""
         cursor, more = None, True
         while more:
             lines, cursor = self._db.read(partial(export_page, filters=filters, cursor=cursor))
@@ -177,13 +177,13 @@ class QueueKeeping:
             more = cursor is not None
 
     def import_lines(self, lines: Iterable[str], by: str, *, source: str = "import") -> tuple[int, int]:
-        """Store items from JSON lines; exchanges already in the queue are left as they are.
+        """Store items from JSON lines; exchanges already in the queue are left unchanged.
 
         Returns:
             How many items were new and how many were known.
 
         Raises:
-            DataFileError: a line can't be used; those before it are stored, and importing again passes over them.
+            DataFileError: a line cannot be used; the lines before it are stored, and a second import skips them.
         """
         new = known = 0
         for number, text in enumerate(lines, start=1):
@@ -199,7 +199,7 @@ class QueueKeeping:
     def erase(self, review_ids: Iterable[ReviewId], by: str) -> int:
         """Remove every text of the items and keep their audit rows; return how many had any.
 
-        An open item ends as expired, since nobody can judge it any more.
+        An open item ends as expired, since it cannot be judged any more.
         """
         ids = tuple(review_ids)
         erased = self._db.write(lambda tx: transitions.erase(tx, ids, by))
@@ -207,7 +207,7 @@ class QueueKeeping:
         return erased
 
     def erase_older_than(self, seconds: float, by: str) -> int:
-        """Erase all settled items submitted longer ago than that; return how many."""
+        """Erase all settled items submitted more than `seconds` ago; return how many."""
         before = self._db.clock() - timedelta(seconds=seconds)
         erased = 0
         while ids := self._db.read(lambda conn: transitions.due(conn, before, 200)):
@@ -216,12 +216,12 @@ class QueueKeeping:
 
 
 class SqlReviewQueue(QueueKeeping):
-    """A durable queue in SQLite or PostgreSQL. Share one between threads; every process opens its own."""
+    """A durable queue in SQLite or PostgreSQL. Threads may share one; each process opens its own."""
 
     def __init__(
         self, url: str, settings: QueueSettings, *, clock: Callable[[], datetime], sleep: Callable[[float], None]
     ) -> None:
-        """Keep where the queue lives; see `open_queue`."""
+        """Set up the queue without connecting; see `open_queue`."""
         self.settings = settings
         self._sleep = sleep
         self._after_submit: Callable[[], object] | None = None
@@ -230,12 +230,12 @@ class SqlReviewQueue(QueueKeeping):
 
     @property
     def url(self) -> str:
-        """Where the queue lives, without secrets."""
+        """URL of the queue, without secrets."""
         return self._db.shown_url
 
     @property
     def database(self) -> Database:
-        """The database, for parts of this package that keep their own tables beside the queue's."""
+        """The database, for parts of this package that have their own tables in it."""
         return self._db
 
     def close(self) -> None:
@@ -257,7 +257,7 @@ class SqlReviewQueue(QueueKeeping):
         Args:
             exchange: the answer to judge. `metadata["trace_url"]` is shown as the link to its trace.
             decision: why it needs a person.
-            attempts: the attempts before it.
+            attempts: earlier attempts.
             deadline_s: time for a verdict; `None` takes the queue's setting.
 
         Raises:
@@ -268,7 +268,7 @@ class SqlReviewQueue(QueueKeeping):
     def submit_document(
         self, document: Document, *, deadline_s: float | None = None, by: str = submission.SUBMITTER
     ) -> ReviewId:
-        """Store a document that was already made; see `submit`."""
+        """Store a finished document for review; see `submit`."""
         review_id = self._submit(submission.Submission(document=document, by=by, deadline_s=deadline_s))
         if self._after_submit is not None:
             self._after_submit()
@@ -279,18 +279,18 @@ class SqlReviewQueue(QueueKeeping):
         self._after_submit = act
 
     def wait(self, review_id: ReviewId, timeout_s: float) -> Ruling | None:
-        """Return the verdict, or `None` when there is none after `timeout_s` seconds; 0 looks once.
+        """Wait up to `timeout_s` seconds for the verdict and return it, or `None`; 0 checks once.
 
-        A verdict that was handed out can't be undone any more.
+        A verdict that was returned here can no longer be undone.
 
         Raises:
             ItemNotFoundError: there is no such item.
-            QueueUnavailableError: the database could not be asked.
+            QueueUnavailableError: the database could not be reached.
         """
         return poll(lambda: self._take_ruling(review_id), timeout_s, self._sleep)
 
     def ruling(self, review_id: ReviewId) -> Ruling | None:
-        """Return the verdict without taking it: it can still be undone."""
+        """Return the verdict without marking it as delivered, so it can still be undone."""
         return self._db.read(lambda conn: read.read_ruling(conn, read.read_item(conn, review_id)))
 
     def _take_ruling(self, review_id: ReviewId) -> Ruling | None:
@@ -310,10 +310,10 @@ class SqlReviewQueue(QueueKeeping):
 
         return self._db.write(work)
 
-    # --- looking ------------------------------------------------------------------------------------------------------
+    # --- reading ------------------------------------------------------------------------------------------------------
 
     def find_id(self, prefix: str) -> ReviewId:
-        """Return the full id that starts like this."""
+        """Return the full id that begins with these characters."""
         return self._db.read(lambda conn: read.find_id(conn, prefix))
 
     def item(self, review_id: ReviewId) -> Item:
@@ -332,11 +332,11 @@ class SqlReviewQueue(QueueKeeping):
         )
 
     def get(self, review_id: ReviewId, *, viewer: str | None = None) -> ItemDetail:
-        """Return an item with all that a reviewer reads.
+        """Return an item with everything that a reviewer sees.
 
         Args:
             review_id: the full id.
-            viewer: who reads it; named, the reading is put on the audit trail.
+            viewer: who views it; if given, the audit trail records the view.
 
         Raises:
             ItemNotFoundError: there is none.
@@ -354,11 +354,11 @@ class SqlReviewQueue(QueueKeeping):
     def list(
         self, filters: Filters = OPEN_ITEMS, *, sort: Sort = Sort.RISK, cursor: str | None = None, limit: int = 50
     ) -> Page:
-        """Return one page of items; its cost does not depend on how many there are."""
+        """Return one page of items; its cost does not grow with the queue."""
         return self._db.read(lambda conn: read.list_items(conn, filters, sort, cursor, limit))
 
     def search(self, text: str, *, limit: int = 50) -> Page:
-        """Return the newest items, open or settled, in whose texts all the words occur."""
+        """Return the newest items, open or settled, whose texts contain all the words."""
         return self.list(Filters(text=text), sort=Sort.NEWEST, limit=limit)
 
     def counts(self) -> dict[State, int]:
@@ -366,7 +366,7 @@ class SqlReviewQueue(QueueKeeping):
         return self._db.read(read.counts)
 
     def count_up_to(self, filters: Filters, limit: int) -> int:
-        """Return how many items pass the filters, counting no further than `limit`."""
+        """Return how many items match the filters, counting no further than `limit`."""
         return self._db.read(lambda conn: read.count_up_to(conn, filters, limit))
 
     def audit(self, review_id: ReviewId) -> tuple[AuditRow, ...]:
@@ -374,17 +374,17 @@ class SqlReviewQueue(QueueKeeping):
         return self._db.read(lambda conn: audit.rows_of(conn, read.read_item(conn, review_id).id))
 
     def audit_after(self, seq: int = 0, *, limit: int = 1000) -> tuple[AuditRow, ...]:
-        """Return what happened to any item behind audit row `seq`, oldest first."""
+        """Return what happened to any item after audit row `seq`, oldest first."""
         return self._db.read(lambda conn: audit.rows_after(conn, seq, limit))
 
     # --- deciding -----------------------------------------------------------------------------------------------------
 
     def claim(self, reviewer: str, *, skip: Iterable[str] = ()) -> Item | None:
-        """Give the reviewer the riskiest free item, or `None`; it is theirs until the lease ends.
+        """Claim the riskiest free item for a reviewer until the lease ends; return `None` when none is free.
 
         Args:
-            reviewer: who takes it.
-            skip: ids that the reviewer does not want now.
+            reviewer: who claims it.
+            skip: ids of items to leave out.
         """
         skipped = frozenset(skip)
 
@@ -397,11 +397,11 @@ class SqlReviewQueue(QueueKeeping):
         return self._db.write(work)
 
     def claim_item(self, review_id: ReviewId, reviewer: str) -> Item:
-        """Give the reviewer this item, or renew the lease of its holder.
+        """Claim this item for a reviewer, or renew its holder's lease.
 
         Raises:
-            AlreadyClaimedError: somebody else holds it.
-            IllegalMoveError: it has its verdict.
+            AlreadyClaimedError: someone else holds it.
+            IllegalMoveError: it already has a verdict.
         """
         return self._once(lambda tx: transitions.claim(tx, review_id, reviewer, self.settings))
 
@@ -414,7 +414,7 @@ class SqlReviewQueue(QueueKeeping):
         op: str | None = None,
         on_behalf_of: str | None = None,
     ) -> Item:
-        """Put a claimed item back; `force` does so for somebody else's. See `approve` for the rest."""
+        """Put a claimed item back; `force` also puts back what another reviewer holds. See `approve` for the rest."""
 
         def move(tx: Transaction) -> Item:
             return transitions.release(tx, review_id, reviewer, force=force, on_behalf_of=on_behalf_of)
@@ -422,17 +422,17 @@ class SqlReviewQueue(QueueKeeping):
         return self._once(move, op=op)
 
     def approve(self, review_id: ReviewId, by: str, *, op: str | None = None, on_behalf_of: str | None = None) -> Item:
-        """Let the answer out as it is.
+        """Approve the answer as it is.
 
         Args:
             review_id: the item.
             by: who decides.
-            op: name of the operation; given the same name again, the first result is returned and nothing is done.
-            on_behalf_of: the person for whom `by` decides, where `by` is a program; only the audit trail keeps it.
+            op: name of the operation; repeating it returns the first result and changes nothing.
+            on_behalf_of: person for whom `by`, a program, decides; recorded in the audit trail only.
 
         Raises:
-            AlreadyClaimedError: somebody else holds it.
-            IllegalMoveError: it has its verdict.
+            AlreadyClaimedError: someone else holds it.
+            IllegalMoveError: it already has a verdict.
         """
         return self._settle(review_id, Event.APPROVE, by, Judgement(None, correct=True, on_behalf_of=on_behalf_of), op)
 
@@ -446,13 +446,13 @@ class SqlReviewQueue(QueueKeeping):
         op: str | None = None,
         on_behalf_of: str | None = None,
     ) -> Item:
-        """Let out a text in place of the answer.
+        """Replace the answer with an edited text.
 
         Args:
             review_id: the item.
             by: who decides.
             text: what the caller gets.
-            was_correct: the model's answer was right, and only its wording is changed; calibration learns from it.
+            was_correct: the model's answer was right and only its wording changes; calibration learns from it.
             op: as for `approve`.
             on_behalf_of: as for `approve`.
 
@@ -469,34 +469,34 @@ class SqlReviewQueue(QueueKeeping):
     def reject(
         self, review_id: ReviewId, by: str, reason: str = "", *, op: str | None = None, on_behalf_of: str | None = None
     ) -> Item:
-        """Hold the answer back for good; see `approve`."""
+        """Reject the answer, so that the caller never gets it; see `approve`."""
         return self._settle(
             review_id, Event.REJECT, by, Judgement(reason, correct=False, on_behalf_of=on_behalf_of), op
         )
 
     def undo(self, review_id: ReviewId, by: str, *, force: bool = False) -> Item:
-        """Take a verdict back; the item returns to the reviewer. See `QueueSettings.undo_s`.
+        """Undo a verdict; the item returns to the reviewer. See `QueueSettings.undo_s`.
 
         Raises:
-            UndoRefusedError: it is too late, a caller already has the verdict, or (without `force`) another gave it.
+            UndoRefusedError: it is too late, a caller has the verdict, or (without `force`) another reviewer gave it.
         """
         return self._once(lambda tx: transitions.undo(tx, review_id, by, self.settings, force=force))
 
     def comment(self, review_id: ReviewId, by: str, text: str) -> None:
-        """Note something beside an item."""
+        """Add a comment to an item."""
         if not text.strip():
             msg = "a comment needs a text"
             raise EmptyTextError(msg)
         self._db.write(lambda tx: transitions.comment(tx, review_id, by, text))
 
     def assign(self, review_id: ReviewId, by: str, assignee: str | None) -> Item:
-        """Say who is to judge an item; `None` leaves it to anybody."""
+        """Assign an item to a reviewer; `None` leaves it to all."""
         return self._once(lambda tx: transitions.assign(tx, review_id, by, assignee))
 
     def each(
         self, review_ids: Iterable[ReviewId], action: Callable[[ReviewId], Item]
     ) -> dict[ReviewId, Item | SemGradGuardError]:
-        """Return what an action did to each of many items; one that fails does not hold up the others."""
+        """Apply an action to many items and return what it did to each; one that fails does not stop the others."""
         done: dict[ReviewId, Item | SemGradGuardError] = {}
         for review_id in dict.fromkeys(review_ids):
             try:
@@ -508,7 +508,7 @@ class SqlReviewQueue(QueueKeeping):
     # --- upkeep -------------------------------------------------------------------------------------------------------
 
     def migrate(self) -> tuple[str | None, str]:
-        """Set the database up or bring it to the newest revision, all of it or nothing.
+        """Set the database up or upgrade it to the newest revision, completely or not at all.
 
         Returns:
             The revision before (`None` for an empty database) and the one now.
@@ -520,11 +520,11 @@ class SqlReviewQueue(QueueKeeping):
         return self._db.migrate()
 
     def expire_leases(self, *, limit: int = 500) -> int:
-        """Put back items whose lease has ended; return how many. Claiming does the same by itself."""
+        """Put back items whose lease has ended; return how many. Claiming does the same."""
         return self._db.write(lambda tx: transitions.lapse_all(tx, limit=limit))
 
     def expire_deadlines(self, *, limit: int = 500) -> int:
-        """End items whose deadline has passed; return how many. Waiting for an item does the same for that item."""
+        """Settle items whose deadline has passed; return how many. Waiting for an item does the same for it."""
         return self._db.write(lambda tx: transitions.expire_all(tx, limit=limit))
 
     def _settle(self, review_id: ReviewId, event: Event, by: str, judgement: Judgement, op: str | None) -> Item:
@@ -532,7 +532,7 @@ class SqlReviewQueue(QueueKeeping):
         return self._once(lambda tx: transitions.settle(tx, review_id, event, by, judgement, delay_s=delay_s), op=op)
 
     def _once(self, move: Callable[[Transaction], Item], *, op: str | None = None) -> Item:
-        """Return the result of a move that is made once even if its transaction is tried again."""
+        """Make a move once, even if its transaction is tried again, and return its result."""
 
         def work(tx: Transaction) -> Item:
             done = audit.item_of_operation(tx)

@@ -150,7 +150,7 @@ class InsightView(_View):
 
 
 class EarlierView(_View):
-    """What a person said when a question was asked before; `ruling` is null when nobody did."""
+    """An earlier verdict on the same question; `ruling` is null when there is none."""
 
     question: str = ""
     similarity: float = 0.0

@@ -1,4 +1,4 @@
-"""Webhooks: what happens in the queue, sent to a URL, signed, and again until it is taken."""
+"""Webhooks: send signed events of the queue to a URL, and retry until they are accepted."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ def add_webhook(
     """Send a queue's events to a URL from now on; return the hook with its secret.
 
     Args:
-        queue: where things happen.
-        name: what the webhook is called.
+        queue: queue whose events are sent.
+        name: name of the webhook.
         url: where to send; https, or http on this machine.
         events: `verdict`, `submit`.
-        allow_plain: allow http to other machines, where anybody on the way can read the answers.
+        allow_plain: allow unencrypted http to other machines, which exposes the answers on the network.
 
     Raises:
         ReviewError: the URL or an event is not allowed.
@@ -62,13 +62,13 @@ def add_webhook(
 
 
 def sign(secret: str, body: bytes, at: datetime) -> str:
-    """Return the signature header of a body sent at a moment."""
+    """Return the signature header of a body sent at a given time."""
     seconds = int(at.timestamp())
     return f"t={seconds},v1={_hmac(secret, seconds, body)}"
 
 
 def verify(secret: str, header: str, body: bytes, now: datetime, *, tolerance_s: float = _TOLERANCE_S) -> bool:
-    """True when the header is the secret's signature of the body and not older than the tolerance; for receivers."""
+    """True when the header is a valid signature of the body, no older than the tolerance; for receivers."""
     fields = dict(part.split("=", 1) for part in header.split(",") if "=" in part)
     stamp, given = fields.get("t", ""), fields.get("v1", "")
     if not (stamp.isascii() and stamp.isdigit()) or abs(now.timestamp() - int(stamp)) > tolerance_s:
@@ -77,7 +77,7 @@ def verify(secret: str, header: str, body: bytes, now: datetime, *, tolerance_s:
 
 
 class WebhookSender:
-    """Sends what is due to the webhooks of a queue."""
+    """Sends due events to the webhooks of a queue."""
 
     def __init__(self, queue: SqlReviewQueue, client: httpx.Client | None = None) -> None:
         """Keep the queue; the client follows no redirects, since they could lead anywhere."""
@@ -85,7 +85,7 @@ class WebhookSender:
         self._client = client or require("httpx", extra="review").Client(timeout=_TIMEOUT_S, follow_redirects=False)
 
     def send_due(self) -> int:
-        """Send what is due now; return how many deliveries were taken by their receivers."""
+        """Send all due events; return how many their receivers accepted."""
         hooks = self._queue.database.read(outbox.hooks)
         return sum(consume(self._queue, hook.name, partial(self._send, hook)) for hook in hooks)
 
@@ -116,7 +116,7 @@ class WebhookSender:
 
 
 def shown_url(url: str) -> str:
-    """Return a webhook's URL without user, password and query, which may be secrets."""
+    """Return a webhook's URL without user, password and query, which may be secret."""
     parts = urlsplit(url)
     return f"{parts.scheme}://{parts.hostname}{f':{parts.port}' if parts.port else ''}{parts.path}"
 

@@ -28,7 +28,7 @@ _NAMESPACE = UUID("6a5c1c5e-5f0b-5c86-9d5c-7c2f4f3a8b10")
 """Makes feedback ids ours and repeatable: posting a record twice changes nothing."""
 
 _SCORES = {Verdict.APPROVED: 1.0, Verdict.EDITED: 0.0, Verdict.REJECTED: 0.0}
-"""Whether the model's own answer was right; nobody said so where a verdict expired."""
+"""Whether the model's own answer was right; not known where a verdict expired."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +79,7 @@ def verdict_feedback(ruling: Ruling, exchange: Exchange, *, log_text: bool) -> F
     The score is 1 where the answer was approved as it was and 0 where it was edited or rejected.
 
     Returns:
-        the feedback; `None` where the run is not known, or nobody decided before the deadline.
+        the feedback; `None` where the run is not known, or the deadline passed without a verdict.
     """
     ref = RunRef.of(exchange)
     score = _SCORES.get(ruling.verdict)
@@ -234,7 +234,7 @@ def post_verdict_feedback(
         log_text: whether the edited answer and the reviewer's reason may be sent.
 
     Returns:
-        False where the run is not known, nobody decided before the deadline, or LangSmith did not take it.
+        False where the run is not known, the deadline passed without a verdict, or LangSmith did not take it.
 
     Raises:
         MissingExtraError: `langsmith` is not installed.

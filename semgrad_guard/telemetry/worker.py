@@ -39,7 +39,7 @@ class TryAgainError(Exception):
 class BackgroundWorker(Generic[Job]):
     """Hands jobs to threads; `submit` never waits, and what does not fit is dropped and counted.
 
-    The threads are daemons, begin with a job and end when idle, so a worker that nobody uses any more costs nothing and
+    The threads are daemons, begin with a job and end when idle, so an unused worker costs nothing and
     a hanging one does not keep the process alive. After a fork the child begins with an empty queue and threads of its
     own.
     """
@@ -111,7 +111,7 @@ class BackgroundWorker(Generic[Job]):
             _log.warning("%s: closed with %d not sent%s", self._name, left, why)
 
     def start_afresh(self) -> None:
-        """Begin with an empty queue, no threads and a lock that nobody holds."""
+        """Begin with an empty queue, no threads and a free lock."""
         self._changed = threading.Condition()
         self._jobs: list[tuple[float, int, Job]] = []
         self._n_put = 0

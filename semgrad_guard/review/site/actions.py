@@ -1,4 +1,4 @@
-"""What reviewers do on the pages: every form ends in one move of the queue and a page to go on from."""
+"""What reviewers do on the pages: every form makes one move in the queue and leads to the next page."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def claim(request: Request, session: Writer, item_id: str) -> Response:
 
 @router.post("/items/{item_id}/release")
 def release(request: Request, session: Writer, item_id: str) -> Response:
-    """Put this item back; an administrator also somebody else's."""
+    """Put this item back; an administrator may put back any item."""
     desk_of(request).queue.release(ReviewId(item_id), session.user.name, force=session.user.is_admin)
     return _go("/")
 
@@ -115,14 +115,14 @@ def undo(request: Request, session: Writer, item_id: str) -> Response:
 
 @router.post("/items/{item_id}/comment")
 def comment(request: Request, session: Writer, item_id: str, text: Text = "") -> Response:
-    """Note something beside the item."""
+    """Add a comment to the item."""
     desk_of(request).queue.comment(ReviewId(item_id), session.user.name, text.replace("\r\n", "\n"))
     return _go(f"/items/{item_id}#comments")
 
 
 @router.post("/items/{item_id}/assign")
 def assign(request: Request, session: Writer, item_id: str, to: Annotated[str, Form(max_length=64)] = "") -> Response:
-    """Say who is to judge the item."""
+    """Assign the item to a reviewer."""
     desk = desk_of(request)
     assignee = desk.accounts.get(to.strip().lower()).name if to.strip() else None
     desk.queue.assign(ReviewId(item_id), session.user.name, assignee)

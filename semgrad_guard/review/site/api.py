@@ -56,7 +56,7 @@ class Submitted(BaseModel):
 
 
 class Move(_Body):
-    """For whom the caller decides. The caller acts all the same; the audit trail keeps the person beside it."""
+    """The person for whom the caller decides; the audit trail keeps both."""
 
     on_behalf_of: Annotated[str | None, Field(default=None, max_length=200)] = None
 
@@ -88,7 +88,7 @@ class Note(_Body):
 
 
 class Assignment(_Body):
-    """Who is to judge an item; null leaves it to anybody."""
+    """The reviewer that an item is assigned to; null leaves it to all."""
 
     assignee: Annotated[str | None, Field(default=None, max_length=64)] = None
 
@@ -129,7 +129,7 @@ router = APIRouter(prefix="/api/v1", responses=_ALWAYS)
 
 
 def needs(*scopes: Scope) -> Callable[..., Bearer]:
-    """Return a dependency that gives who calls, if their token allows one of the scopes."""
+    """Return a dependency that gives the caller, if its token allows one of the scopes."""
 
     def bearer(
         request: Request, shown: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)] = None
@@ -253,7 +253,7 @@ def claim(desk: TheDesk, caller: Judge, item_id: ItemId) -> ItemView:
 def release(
     desk: TheDesk, caller: Judge, item_id: ItemId, body: Release | None = None, key: OperationKey = None
 ) -> ItemView:
-    """Put the item back; an administrator's token also what somebody else holds."""
+    """Put the item back; an administrator's token may put back any item."""
     wanted = body or Release()
     if wanted.force and not caller.user.is_admin:
         raise RefusedError(HTTPStatus.FORBIDDEN, "only administrators put back what somebody else holds")
@@ -294,19 +294,19 @@ def reject(desk: TheDesk, caller: Judge, item_id: ItemId, body: Rejection, key: 
 
 @router.post("/items/{item_id}/undo", responses=_OF_MOVE)
 def undo(desk: TheDesk, caller: Judge, item_id: ItemId) -> ItemView:
-    """Take back a verdict of the caller's own."""
+    """Take back a verdict that the caller gave."""
     return _view(desk.queue.undo(ReviewId(item_id), caller.by))
 
 
 @router.post("/items/{item_id}/assign", responses=_OF_MOVE)
 def assign(desk: TheDesk, caller: Judge, item_id: ItemId, body: Assignment) -> ItemView:
-    """Say who is to judge the item."""
+    """Assign the item to a reviewer."""
     return _view(desk.queue.assign(ReviewId(item_id), caller.by, body.assignee))
 
 
 @router.post("/items/{item_id}/comments", status_code=HTTPStatus.NO_CONTENT, responses=_OF_ITEM)
 def comment(desk: TheDesk, caller: Judge, item_id: ItemId, body: Note) -> None:
-    """Note something beside the item."""
+    """Add a comment to the item."""
     desk.queue.comment(ReviewId(item_id), caller.by, body.text)
 
 

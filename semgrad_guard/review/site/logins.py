@@ -26,7 +26,7 @@ _LOGIN_COOKIE_S = 3600
 
 
 class LoginNeededError(RefusedError):
-    """Nobody is logged in."""
+    """The request comes from no logged-in reviewer."""
 
     def __init__(self, url: URL) -> None:
         """Send the browser to the login page and back to where it was."""

@@ -144,7 +144,7 @@ def count(request: Request, session: Reader) -> Response:
 
 
 def is_held_by_other(desk: Desk, item: Item, session: Session) -> bool:
-    """True when somebody else's lease on the item runs."""
+    """True while another reviewer holds the item."""
     return item.is_held_by_other(session.user.name, desk.queue.database.clock())
 
 

@@ -57,7 +57,7 @@ class RefusedError(ReviewError):
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """What an answer says about an error."""
+    """What a response says about an error."""
 
     status: HTTPStatus
     kind: str
@@ -73,7 +73,7 @@ def status_of(error: SemGradGuardError) -> HTTPStatus:
 
 
 def install(app: FastAPI) -> None:
-    """Let every error end as an answer that says what was wrong and tells nothing else."""
+    """Turn every error into a response that says what was wrong and reveals nothing else."""
 
     async def known(request: Request, error: Exception) -> Response:
         if not isinstance(error, SemGradGuardError):  # registered for this class only

@@ -86,7 +86,7 @@ def doubt_level(confidence: float) -> int:
 
 
 def copied_marks(passage: str, answer: str) -> tuple[Mark, ...]:
-    """Return the parts of a passage that also stand in the answer, word for word."""
+    """Return the parts of a passage that the answer repeats word for word."""
     theirs = [word.group().casefold() for word in _WORD.finditer(answer[:LONGEST_SHOWN])]
     length = min(_COPIED_WORDS, len(theirs))
     if not length:

@@ -86,11 +86,11 @@ def serve(queue: SqlReviewQueue, binding: Binding, *works: Callable[[], object])
         works: what else to do again and again beside it.
 
     Raises:
-        ReviewError: it may not listen there, or nobody could log in.
+        ReviewError: it may not listen there, or there is no account to log in with.
     """
     binding.check()
     if not any(user.active for user in Accounts(queue.database).all()):
-        msg = "nobody could log in: make an account with `semgrad-guard review user add NAME --role admin`"
+        msg = "there is no account to log in with: make one with `semgrad-guard review user add NAME --role admin`"
         raise ReviewError(msg)
     settings = WebSettings(is_encrypted=binding.is_encrypted, hosts=binding.hosts)
     config = uvicorn.Config(
@@ -110,7 +110,7 @@ def serve(queue: SqlReviewQueue, binding: Binding, *works: Callable[[], object])
 
 @contextmanager
 def upkeep(queue: SqlReviewQueue, *works: Callable[[], object], every_s: float = _UPKEEP_EVERY_S) -> Generator[None]:
-    """End leases and deadlines, send webhooks, erase what is too old and do other works, in a thread of its own."""
+    """End leases and deadlines, send webhooks and erase what is too old, in a background thread."""
     stop = threading.Event()
     sender = WebhookSender(queue)
     all_works = (queue.expire_leases, queue.expire_deadlines, sender.send_due, _eraser(queue), *works)

@@ -1,1 +1,1 @@
-"""The queue in a database: tables, moves between states, and what is read, told and learnt from them."""
+"""The queue in a database: tables, moves between states, and what is read, delivered and learnt from them."""

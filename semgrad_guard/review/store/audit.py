@@ -1,4 +1,4 @@
-"""The audit trail: one row a move, written with it, never changed; and what it says when it is replayed."""
+"""The audit trail: one row per event, written in its transaction and never changed, and the replay of its rows."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ _INSERT = insert(audit)
 
 @dataclass(frozen=True, slots=True)
 class AuditEvent:
-    """What happened to an item, by whom."""
+    """What happened to an item, and who did it."""
 
     event: Event
     by: str
     detail: Mapping[str, Json] = field(default_factory=dict[str, "Json"])
-    """Facts beside it; no text that a person wrote."""
+    """Further facts, never a text that a person wrote."""
     is_main: bool = True
-    """False for what the operation only brought about in passing."""
+    """False for a side effect of the operation."""
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """How a happening changed its item."""
+    """How an event changed its item."""
 
     before: State | None
     after: State
@@ -46,7 +46,7 @@ class Change:
 
 
 def record(tx: Transaction, item_id: str, happening: AuditEvent, change: Change | None = None) -> None:
-    """Add one row to the trail, in the transaction of the happening itself."""
+    """Add one row to the trail, in the transaction of the event itself."""
     tx.conn.execute(_INSERT, row(tx, item_id, happening, change))
 
 
@@ -57,7 +57,7 @@ def record_all(tx: Transaction, rows: Sequence[Mapping[str, object]]) -> None:
 
 
 def row(tx: Transaction, item_id: str, happening: AuditEvent, change: Change | None = None) -> Mapping[str, object]:
-    """Return the row of a happening."""
+    """Return the row of an event."""
     return {
         "item_id": item_id,
         "version": change.version if change else None,
@@ -72,7 +72,7 @@ def row(tx: Transaction, item_id: str, happening: AuditEvent, change: Change | N
 
 
 def item_of_operation(tx: Transaction) -> ReviewId | None:
-    """Return the item that this operation already changed, when an earlier try was committed."""
+    """Return the item that this operation already changed, if an earlier attempt was committed."""
     if not tx.retried:
         return None
     found = tx.conn.execute(select(audit.c.item_id).where(audit.c.op == tx.op)).scalar_one_or_none()
@@ -80,13 +80,13 @@ def item_of_operation(tx: Transaction) -> ReviewId | None:
 
 
 def rows_of(conn: Connection, item_id: str) -> tuple[AuditRow, ...]:
-    """Return the life of an item, oldest first."""
+    """Return the audit rows of an item, oldest first."""
     query = select(audit).where(audit.c.item_id == item_id).order_by(audit.c.seq)
     return tuple(_row(each) for each in conn.execute(query).mappings())
 
 
 def rows_after(conn: Connection, seq: int, limit: int) -> tuple[AuditRow, ...]:
-    """Return the trail of all items behind row `seq`, oldest first."""
+    """Return the trail of all items after row `seq`, oldest first."""
     query = select(audit).where(audit.c.seq > seq).order_by(audit.c.seq).limit(limit)
     return tuple(_row(each) for each in conn.execute(query).mappings())
 
@@ -107,7 +107,7 @@ def _row(row: RowMapping) -> AuditRow:
 
 @dataclass(frozen=True, slots=True)
 class Replayed:
-    """What the trail of one item says about it."""
+    """The state of one item according to its audit trail."""
 
     state: State | None
     version: int
@@ -116,7 +116,7 @@ class Replayed:
 
 
 class Traced(Protocol):
-    """What a replay reads of an audit row."""
+    """The fields of an audit row that a replay reads."""
 
     @property
     def version(self) -> int | None: ...  # noqa: D102 - see `AuditRow`
@@ -131,7 +131,7 @@ class Traced(Protocol):
 
 
 def replay(rows: Iterable[Traced]) -> Replayed:
-    """Return the state that the rows of one item lead to; rows that change nothing are passed over."""
+    """Return the state that the rows of one item lead to; rows that change nothing are skipped."""
     now = Replayed(None, 0, None, None)
     for row in rows:
         if row.version is None:

@@ -1,4 +1,4 @@
-"""A database that holds a queue: its address, engine, passing faults and transactions."""
+"""The database of a queue: its URL, engine, transactions and retries."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ def parse_url(text: str) -> URL:
     """Return the database URL with the driver this package uses.
 
     Raises:
-        ReviewError: it is no URL, or names a database that is not supported. The text itself is not repeated, as it
-            may hold a password.
+        ReviewError: it is not a URL, or names a database that is not supported. The text itself is not repeated, as
+            it may contain a password.
         MissingExtraError: the driver is not installed.
     """
     try:
@@ -64,7 +64,7 @@ def parse_url(text: str) -> URL:
 
 
 def masked(url: URL) -> str:
-    """Return the URL as it may be printed: without password and key files."""
+    """Return the URL for display, without password and key files."""
     hidden = {key: "***" for key in url.query if key in _SECRET_KEYS}
     return url.update_query_dict(hidden).render_as_string(hide_password=True)
 
@@ -85,13 +85,13 @@ def is_loopback(host: str | None) -> bool:
 
 
 WRITES = "semgrad_writes"
-"""Execution option of a connection: its next transaction will write."""
+"""Execution option of a connection: its next transaction writes."""
 
 _SQLITE = (
     "PRAGMA foreign_keys = ON",
     "PRAGMA secure_delete = ON",  # erased texts don't stay in free pages
-    # Whatever kills the process or its container, nothing acknowledged is lost: the system holds it. When the machine
-    # itself loses power, the last moments before may be missing, and the file is whole all the same.
+    # If the process or its container is killed, nothing acknowledged is lost: the system has it. If the machine loses
+    # power, the last moments may be missing, but the file stays intact.
     "PRAGMA synchronous = NORMAL",
     "PRAGMA wal_autocheckpoint = 4000",  # pages: fewer waits for the disk than every 1000
     "PRAGMA cache_size = -16384",  # KiB: the upper levels of every index of a large queue
@@ -99,11 +99,11 @@ _SQLITE = (
 
 
 def make_engine(url: URL, *, busy_s: float) -> Engine:
-    """Return the engine for a database; a forked child opens connections of its own.
+    """Return the engine for a database; a forked child opens new connections.
 
     Args:
         url: where the database is.
-        busy_s: seconds to wait for another writer, or for the server to answer, before a try has failed.
+        busy_s: seconds to wait for another writer, or for the server to answer, before an attempt fails.
     """
     engine = _sqlite(url, busy_s) if url.drivername == "sqlite" else _postgres(url, busy_s)
     _forget_connections_in_children(engine)
@@ -164,7 +164,7 @@ _POSTGRES_PASSING = (
 
 
 def is_passing(error: BaseException) -> bool:
-    """True when the same transaction may well succeed a moment later."""
+    """True when the same transaction may succeed a moment later."""
     if isinstance(error, PoolTimeoutError):
         return True
     if not isinstance(error, DBAPIError):
@@ -185,23 +185,23 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Transaction:
-    """One transaction under way."""
+    """A running transaction."""
 
     conn: Connection
     now: datetime
     op: str
-    """Name of the operation; stays the same when the transaction is tried again."""
+    """Name of the operation; it stays the same when the transaction is tried again."""
     retried: bool
-    """True from the second try on: an earlier commit may have gone through unseen."""
+    """True from the second attempt on: an earlier commit may have succeeded unnoticed."""
 
 
 class Database:
-    """The queue's database. It is safe to share between threads, and a forked child opens connections of its own."""
+    """The queue's database. It is safe to share between threads, and a forked child opens new connections."""
 
     def __init__(
         self, url: str, *, clock: Callable[[], datetime], sleep: Callable[[float], None], retry_s: float
     ) -> None:
-        """Keep the address; nothing is opened before the first transaction."""
+        """Parse the URL; nothing is opened before the first transaction."""
         self.url = parse_url(url)
         self.shown_url = masked(self.url)
         self.clock = clock
@@ -234,7 +234,7 @@ class Database:
 
         Args:
             work: what to do in the transaction.
-            op: name of the operation where the caller has one that outlives this call.
+            op: name of the operation, if the caller may repeat it in a later call.
 
         Raises:
             QueueUnavailableError: it could not be committed.
@@ -249,7 +249,7 @@ class Database:
         return self._retrying(attempt, verb="take the write")
 
     def migrate(self) -> tuple[str | None, str]:
-        """Bring the database to the newest revision; return the one before and the one now."""
+        """Upgrade the database to the newest revision; return the revisions before and after."""
         from semgrad_guard.review.store.migrate import migrate  # reaches for the extra `review`
 
         def attempt(_: int) -> tuple[str | None, str]:
@@ -259,11 +259,11 @@ class Database:
         return self._retrying(attempt, verb="take the migration")
 
     def truncate_log(self) -> None:
-        """Let SQLite forget the pages it has yet to move into the file, where erased texts may still stand."""
+        """Empty SQLite's write-ahead log, which may still contain erased texts."""
         if self.dialect == "sqlite":
             connection = self._engine.raw_connection()  # a checkpoint can't run within a transaction
             try:
-                with suppress(sqlite3.OperationalError):  # a reader is in the way: the next checkpoint does it
+                with suppress(sqlite3.OperationalError):  # a reader blocks it: the next checkpoint does it
                     connection.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)")
             finally:
                 connection.close()

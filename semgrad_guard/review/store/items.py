@@ -1,4 +1,4 @@
-"""An item of the queue, its states and moves, and how lists of items are asked for."""
+"""Items of the queue: their states and moves, the filters of lists, and the queue's settings."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class State(StrEnum):
-    """Where a review item stands."""
+    """State of a review item."""
 
     PENDING = "pending"
     """Waits for a reviewer."""
@@ -26,7 +26,7 @@ class State(StrEnum):
     EDITED = "edited"
     REJECTED = "rejected"
     EXPIRED = "expired"
-    """Nobody decided before the deadline."""
+    """The deadline passed without a verdict."""
 
 
 OPEN = frozenset({State.PENDING, State.CLAIMED})
@@ -36,7 +36,7 @@ SETTLED = frozenset(State) - OPEN
 
 
 class Event(StrEnum):
-    """What happens to a review item; each happening is one row of the audit trail."""
+    """What happens to a review item; each event is one row of the audit trail."""
 
     SUBMIT = "submit"
     IMPORT = "import"
@@ -50,12 +50,12 @@ class Event(StrEnum):
     EDIT = "edit"
     REJECT = "reject"
     EXPIRE = "expire"
-    """The deadline passed; the item's own setting says what becomes of it."""
+    """The deadline passed; the item's `at_expiry` says what happens then."""
     UNDO = "undo"
     COMMENT = "comment"
     VIEW = "view"
     DELIVER = "deliver"
-    """A waiting caller took the verdict, so it can't be undone any more."""
+    """A waiting caller took the verdict, so it can no longer be undone."""
     ERASE = "erase"
 
 
@@ -80,11 +80,11 @@ MOVES: Mapping[Event, Move] = MappingProxyType(
         Event.UNDO: Move(frozenset({State.APPROVED, State.EDITED, State.REJECTED}), frozenset({State.CLAIMED})),
     }
 )
-"""Every allowed change of state. Events that are not here leave the state as it is."""
+"""Every allowed change of state. Events that are not listed leave the state unchanged."""
 
 
 def allowed_from(state: State) -> tuple[State, ...]:
-    """Return the states that a person can bring an item to from `state`, in the order of `State`."""
+    """Return the states that a person can move an item to from `state`, in the order of `State`."""
     ends = {
         end for event, move in MOVES.items() if state in move.start and event is not Event.LAPSE for end in move.end
     }
@@ -92,11 +92,11 @@ def allowed_from(state: State) -> tuple[State, ...]:
 
 
 def rank(created_at: datetime, confidence: float | None, tags: Iterable[str], settings: QueueSettings) -> float:
-    """Return the moment, in seconds, at which the item counts as submitted; the lowest is judged first.
+    """Return the item's place in the queue: its submission time in seconds, earlier the riskier; lower comes first.
 
     An answer of confidence 0 counts as `head_start_s` older than one of confidence 1, times the weight of its heaviest
-    tag. So the riskiest come first, and a safe item that has waited that much longer still gets its turn. Without a
-    confidence nothing speaks for the answer, so it counts as 0.
+    tag. So the riskiest come first, and a safe item that has waited that much longer still gets its turn. An answer
+    without a confidence counts as one of confidence 0.
     """
     weight = max((settings.tag_weights.get(tag, 1.0) for tag in tags), default=1.0)
     risk = 1.0 - (confidence or 0.0)
@@ -104,19 +104,19 @@ def rank(created_at: datetime, confidence: float | None, tags: Iterable[str], se
 
 
 class AtExpiry(StrEnum):
-    """What becomes of an item that nobody judged before its deadline."""
+    """What becomes of an item that was not judged before its deadline."""
 
     EXPIRE = "expire"
     """No verdict: the caller is told that it expired."""
     APPROVE = "approve"
-    """The answer is released as it is."""
+    """The answer is approved as it is."""
     REJECT = "reject"
-    """The answer is held back for good."""
+    """The answer is rejected."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Item:
-    """One answer in the queue, as a list shows it."""
+    """One answer in the queue, as lists show it."""
 
     id: ReviewId
     exchange_id: ExchangeId
@@ -153,13 +153,13 @@ class Item:
         return self.state in OPEN
 
     def is_held_by_other(self, reviewer: str, now: datetime) -> bool:
-        """True when somebody else holds the item and the lease still runs."""
+        """True while another reviewer holds the item."""
         return self.holder not in {None, reviewer} and self.held_until is not None and self.held_until > now
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comment:
-    """What a reviewer noted beside an item."""
+    """A reviewer's comment on an item."""
 
     id: int
     by: str
@@ -169,7 +169,7 @@ class Comment:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ItemDetail:
-    """One item with all that a reviewer reads; the document is `None` once the item was erased."""
+    """One item with everything that a reviewer sees; the document is `None` after the item was erased."""
 
     item: Item
     document: Document | None
@@ -179,7 +179,7 @@ class ItemDetail:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuditRow:
-    """One happening in the life of an item. It holds no text that a person wrote, so erasing need not touch it."""
+    """One event in the life of an item. It holds no text that a person wrote, so erasing need not touch it."""
 
     seq: int
     item_id: ReviewId
@@ -197,7 +197,7 @@ class Sort(StrEnum):
     """Orders of a list."""
 
     RISK = "risk"
-    """Riskiest first: low confidence, heavy tags and old age come up."""
+    """Riskiest first: low confidence, heavy tags and a long wait move an item up."""
     NEWEST = "newest"
     OLDEST = "oldest"
     DEADLINE = "deadline"
@@ -206,7 +206,7 @@ class Sort(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Filters:
-    """Which items a list shows; an empty field lets all pass."""
+    """Which items a list shows; an empty field matches all."""
 
     states: frozenset[State] = frozenset()
     tags: frozenset[str] = frozenset()
@@ -232,7 +232,7 @@ class Page:
 
     items: tuple[Item, ...]
     next_cursor: str | None
-    """Pass it to get the page behind this one; `None` on the last page."""
+    """Pass it to get the next page; `None` on the last page."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -240,17 +240,17 @@ class QueueSettings:
     """How a queue behaves; every duration is in seconds."""
 
     lease_s: float = 900.0
-    """How long a claim holds."""
+    """How long a claim lasts."""
     undo_s: float = 60.0
-    """How long a verdict can be taken back, unless a caller already has it."""
+    """How long a verdict can be undone, unless a caller already has it."""
     deadline_s: float | None = None
-    """Time for a verdict when the submitter names none; `None` waits for ever."""
+    """Time for a verdict when the submitter gives none; `None` waits for ever."""
     at_expiry: AtExpiry = AtExpiry.EXPIRE
     retention_s: float | None = None
     """Age at which the review site erases the texts of settled items; `None` keeps them."""
     retry_s: float = 5.0
-    """How long a busy or unreachable database is tried again."""
+    """How long to keep trying a busy or unreachable database."""
     head_start_s: float = 86_400.0
     """How much earlier an answer of confidence 0 counts as submitted than one of confidence 1, before tag weights."""
     tag_weights: Mapping[str, float] = field(default_factory=dict[str, float])
-    """Tag -> factor on the head start, 1 where unnamed; the largest counts."""
+    """Tag -> factor on the head start, 1 for other tags; an item's largest counts."""

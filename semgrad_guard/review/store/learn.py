@@ -1,4 +1,4 @@
-"""What verdicts teach: labels for calibration, and answers to the same question asked again."""
+"""Learning from verdicts: labels for calibration, and verdicts to reuse when a question is asked again."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ class Label(NamedTuple):
     """One judged answer."""
 
     exchange: Exchange
-    """With its score, where it was scored."""
+    """Includes its score, if it was scored."""
     correct: bool
     """True when a person approved the answer, or changed only its wording."""
 
 
 class Judged(NamedTuple):
-    """A confidence, and whether it came true."""
+    """The confidence of an answer, and whether the answer was right."""
 
     confidence: float
     correct: bool
     profile: str | None
-    """Name of the profile that gave it."""
+    """Name of the profile that computed it."""
 
 
 def judged_after(conn: Connection, ruling_id: int, until: datetime, limit: int) -> tuple[list[Judged], int]:
-    """Return the confidences of verdicts behind a verdict's id and not younger than `until`, and the last id."""
+    """Return the confidences of answers judged after a verdict's id and no later than `until`, and the last id."""
     query = _judged(ruling_id, until, limit).add_columns(items.c.confidence)
     rows = conn.execute(query).all()
     found = [
@@ -59,7 +59,7 @@ def last_ruling(conn: Connection) -> int:
 
 
 def labels_after(conn: Connection, ruling_id: int, until: datetime, limit: int) -> tuple[list[Label], int | None]:
-    """Return the labels of verdicts behind a verdict's id and not younger than `until`, and the last id of them.
+    """Return the labels of answers judged after a verdict's id and no later than `until`, and the last id.
 
     Verdicts that time gave, and items that were erased, teach nothing.
     """
@@ -80,13 +80,13 @@ def _judged(ruling_id: int, until: datetime, limit: int) -> Select[*tuple[Any, .
 
 
 _CANDIDATES = 50
-"""Earlier questions with a word in common that are compared."""
+"""How many earlier questions with a word in common are compared."""
 _SHORTEST_WORD = 3
 
 
 @dataclass(frozen=True, slots=True)
 class EarlierVerdict:
-    """What a person said when the question, or one like it, was asked before."""
+    """A person's earlier verdict on the same question, or on a similar one."""
 
     question: str
     ruling: Ruling
@@ -96,7 +96,7 @@ class EarlierVerdict:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reuse:
-    """Which earlier verdicts may be used again."""
+    """Which earlier verdicts may be reused."""
 
     tags: frozenset[str] = frozenset()
     """The earlier item must have all of them."""
@@ -144,14 +144,14 @@ def _most_similar(
 
 
 def _settled(wanted: Reuse) -> Select[Any]:
-    """Return the query for verdicts that may be used again, newest first."""
+    """Return the query for verdicts that may be reused, newest first."""
     query = (
         select(items.c.title, rulings)
         .join(rulings, items.c.ruling_id == rulings.c.id)
         .where(
             items.c.state.in_([State.APPROVED, State.EDITED, State.REJECTED]),
             items.c.erased_at.is_(None),
-            rulings.c.correct.is_not(None),  # a person gave it, not time
+            rulings.c.correct.is_not(None),  # given by a person, not by a deadline
         )
         .order_by(items.c.resolved_at.desc())
     )

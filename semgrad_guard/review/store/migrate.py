@@ -1,4 +1,4 @@
-"""Brings a database to the newest revision, with Alembic where it is installed, and checks which one it has."""
+"""Upgrade a database to the newest revision, with Alembic, and check which revision it has."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
 _LOCK_KEY = 0x53454D47
-"""Advisory lock that set-up and migrations take, so that two of them never run at once."""
+"""Advisory lock of set-up and migrations, so that two never run at once."""
 
 version_table = Table(VERSION_TABLE, MetaData(), Column("version_num", String(32), primary_key=True))
 
 
 def lock_schema(connection: Connection) -> None:
-    """Let one process at a time change the tables; SQLite's write transaction does so by itself."""
+    """Let only one process change the tables at a time; SQLite's write transaction already does."""
     if connection.dialect.name == "postgresql":
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK_KEY})
 
 
 def revision_of(connection: Connection) -> str | None:
-    """Return the revision of a database, or `None` where the queue has no tables yet."""
+    """Return the revision of a database, or `None` while the queue has no tables."""
     if not inspect(connection).has_table(VERSION_TABLE):
         return None
     return connection.execute(select(version_table.c.version_num)).scalar_one_or_none()
 
 
 def ensure_current(connection: Connection, shown_url: str) -> None:
-    """Make a fresh SQLite database ready, upgrade an older one, and check any other.
+    """Set up a new SQLite database, upgrade an older one, and check any other.
 
     Raises:
         SchemaVersionError: the database is not set up, older or newer than this code.
@@ -53,10 +53,10 @@ def ensure_current(connection: Connection, shown_url: str) -> None:
 
 
 def create_current(connection: Connection, shown_url: str) -> None:
-    """Create all tables at the newest revision in a database without any, in the running transaction.
+    """Create all tables in an empty database, at the newest revision, in the running transaction.
 
     Raises:
-        SchemaVersionError: some of the tables are there, but no revision.
+        SchemaVersionError: the database has tables of the queue but no revision.
     """
     lock_schema(connection)
     if inspect(connection).has_table(items.name):
@@ -67,14 +67,14 @@ def create_current(connection: Connection, shown_url: str) -> None:
 
 
 def upgrade_sqlite(connection: Connection, shown_url: str, found: str) -> None:
-    """Bring an older SQLite database up to date in the running transaction."""
+    """Upgrade an older SQLite database in the running transaction."""
     if not is_known(found):
         raise SchemaVersionError(shown_url, found, HEAD, known=False)
     upgrade(connection)
 
 
 def is_known(revision: str) -> bool:
-    """True when this code can upgrade from a revision: they are numbered, so an unknown one is a later one."""
+    """True when this code can upgrade from a revision; they are numbered, so an unknown one is newer."""
     return revision <= HEAD
 
 
@@ -82,7 +82,7 @@ SCRIPTS = Path(__file__).parent / "migrations"
 
 
 def migrate(connection: Connection, shown_url: str) -> tuple[str | None, str]:
-    """Bring the database to the newest revision, in the running transaction: all of it or nothing.
+    """Upgrade the database to the newest revision in the running transaction, completely or not at all.
 
     Returns:
         The revision before and the one now.

@@ -1,4 +1,4 @@
-"""What happened, for those who asked to be told: each thing once, again after a failure, never two at a time."""
+"""The outbox: each event reaches every subscribed consumer once, again after a failure, and never two at a time."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 DUE, DONE, FAILED = "due", "done", "failed"
 VERDICT = "verdict"
-"""Kind of announcement made when an item gets its verdict; the other kind is `submit`."""
+"""Event of an item that gets its verdict; the other event is `submit`."""
 _SUBSCRIBED = select(consumers.c.name, consumers.c.events).where(consumers.c.active)
 _MOST_TRIES = 12
 _LONGEST_WAIT_S = 3600.0
@@ -31,7 +31,7 @@ _LONGEST_WAIT_S = 3600.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Delivery:
-    """One thing that a consumer is to be told."""
+    """One event to be delivered to one consumer."""
 
     id: int
     consumer: str
@@ -43,14 +43,14 @@ class Delivery:
 
     @property
     def key(self) -> str:
-        """The same each time this is handed out: use it to make acting twice harmless."""
+        """A key that stays the same when this is delivered again: use it to make acting twice harmless."""
         return f"{self.consumer}:{self.event}:{self.item_id}:{self.ruling_id or 0}"
 
 
 def subscribe(
     tx: Transaction, name: str, events: Iterable[str], *, url: str | None = None, secret: str | None = None
 ) -> None:
-    """Let a consumer be told about what happens from now on; a known name is changed."""
+    """Subscribe a consumer to what happens from now on; a known name is changed."""
     values = {"events": json.dumps(sorted(events)), "url": url, "secret": secret, "active": True}
     changed = tx.conn.execute(update(consumers).where(consumers.c.name == name).values(**values)).rowcount
     if not changed:
@@ -58,7 +58,7 @@ def subscribe(
 
 
 def backlog(tx: Transaction, name: str, *, delay_s: float) -> int:
-    """Let a consumer be told about verdicts given before it subscribed; return how many.
+    """Queue the verdicts given before a consumer subscribed; return how many.
 
     Those younger than `delay_s` seconds, which may still be undone, it is told of so much later.
     """
@@ -81,7 +81,7 @@ def backlog(tx: Transaction, name: str, *, delay_s: float) -> int:
 
 
 def unsubscribe(tx: Transaction, name: str) -> None:
-    """Stop telling a consumer, and forget what it was not told yet."""
+    """Unsubscribe a consumer, and drop what was not delivered yet."""
     tx.conn.execute(update(consumers).where(consumers.c.name == name).values(active=False))
     tx.conn.execute(delete(deliveries).where(deliveries.c.consumer == name, deliveries.c.status == DUE))
 
@@ -89,7 +89,7 @@ def unsubscribe(tx: Transaction, name: str) -> None:
 def announce(
     tx: Transaction, item_ids: Iterable[str], event: str, *, ruling_id: int | None = None, delay_s: float = 0.0
 ) -> None:
-    """Note for every consumer of the event that it is to be told, `delay_s` seconds from now."""
+    """Queue an event for every consumer of it, due `delay_s` seconds from now."""
     subscribed = tx.conn.execute(_SUBSCRIBED).all()
     due = [
         {
@@ -110,7 +110,7 @@ def announce(
 
 
 def take(tx: Transaction, consumer: str, *, limit: int, lease_s: float) -> tuple[Delivery, ...]:
-    """Return what the consumer is to be told now; nobody else gets the same before the lease ends."""
+    """Return the deliveries that are due for a consumer, leased to the caller."""
     query = (
         select(deliveries)
         .where(deliveries.c.consumer == consumer, deliveries.c.status == DUE, deliveries.c.due_at <= tx.now)
@@ -139,14 +139,14 @@ def take(tx: Transaction, consumer: str, *, limit: int, lease_s: float) -> tuple
 
 
 def confirm(tx: Transaction, delivery: Delivery) -> None:
-    """Note that the consumer was told."""
+    """Mark a delivery as done."""
     tx.conn.execute(
         update(deliveries).where(deliveries.c.id == delivery.id).values(status=DONE, done_at=tx.now, error=None)
     )
 
 
 def postpone(tx: Transaction, delivery: Delivery, error: str, *, most_tries: int = _MOST_TRIES) -> None:
-    """Note that telling the consumer failed; it is tried again ever later, and given up after `most_tries`."""
+    """Mark a delivery as failed; it is tried again after longer and longer waits, and given up after `most_tries`."""
     given_up = delivery.tries >= most_tries
     wait_s = min(2.0**delivery.tries, _LONGEST_WAIT_S)
     tx.conn.execute(
@@ -157,7 +157,7 @@ def postpone(tx: Transaction, delivery: Delivery, error: str, *, most_tries: int
 
 
 def is_told(conn: Connection, item_id: str) -> bool:
-    """True when somebody took the verdict on an item."""
+    """True when a consumer already has the verdict on an item."""
     told = select(deliveries.c.id).where(
         deliveries.c.item_id == item_id, deliveries.c.event == VERDICT, deliveries.c.tries > 0
     )
@@ -165,14 +165,14 @@ def is_told(conn: Connection, item_id: str) -> bool:
 
 
 def retract(tx: Transaction, item_id: str) -> None:
-    """Take back the verdict's announcements that nobody took yet."""
+    """Remove the deliveries of a verdict that no consumer has taken yet."""
     mine = (deliveries.c.item_id == item_id, deliveries.c.event == VERDICT, deliveries.c.tries == 0)
     tx.conn.execute(delete(deliveries).where(*mine))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hook:
-    """A consumer that is told by a request to its URL."""
+    """A consumer that is reached by a request to its URL."""
 
     name: str
     url: str
@@ -181,7 +181,7 @@ class Hook:
 
 
 def hooks(conn: Connection) -> tuple[Hook, ...]:
-    """Return the webhooks that are switched on, by name."""
+    """Return the active webhooks, by name."""
     query = select(consumers).where(consumers.c.active, consumers.c.url.is_not(None)).order_by(consumers.c.name)
     return tuple(
         Hook(name=row["name"], url=row["url"], secret=row["secret"], events=tuple(json.loads(row["events"])))
@@ -196,23 +196,23 @@ _BATCH = 20
 
 
 class Deliveries(Protocol):
-    """Where deliveries are taken from and noted as done: the queue."""
+    """The queue as a source of deliveries."""
 
     def take(self, consumer: str, *, limit: int, lease_s: float) -> tuple[Delivery, ...]:
-        """Return what a consumer is to be told now, held for it for so many seconds."""
+        """Return the deliveries that are due for a consumer, leased for so many seconds."""
         ...
 
     def confirm(self, delivery: Delivery) -> None:
-        """Note that a delivery was acted on."""
+        """Mark a delivery as done."""
         ...
 
     def postpone(self, delivery: Delivery, error: str) -> None:
-        """Note that acting on a delivery failed; it is handed out again later."""
+        """Mark a delivery as failed; it is tried again later."""
         ...
 
 
 def consume(queue: Deliveries, consumer: str, act: Callable[[Delivery], None], *, limit: int = _BATCH) -> int:
-    """Act on what the consumer is to be told now; return how many succeeded.
+    """Act on the deliveries that are due; return how many succeeded.
 
     What fails is tried again later, ever less often. What is cut off between acting and noting it is handed out again
     after a minute, with the same `Delivery.key`.
@@ -239,7 +239,7 @@ def consume(queue: Deliveries, consumer: str, act: Callable[[Delivery], None], *
 def consume_until(
     stop: Event, queue: Deliveries, consumer: str, act: Callable[[Delivery], None], *, every_s: float = 1.0
 ) -> None:
-    """Act on what happens until `stop` is set; meant for a thread of its own."""
+    """Act on deliveries until `stop` is set; meant for a background thread."""
     while not stop.is_set():
         try:
             idle = consume(queue, consumer, act) == 0

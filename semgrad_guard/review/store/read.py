@@ -1,4 +1,4 @@
-"""What is read of the queue: one item, pages of items, and figures about all of them."""
+"""Queries on the queue: one item, pages of items, and statistics."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def find_id(conn: Connection, prefix: str) -> ReviewId:
 
     Raises:
         ItemNotFoundError: there is none.
-        AmbiguousIdError: several ids start like that.
+        AmbiguousIdError: several ids start with it.
     """
     exact = conn.execute(select(items.c.id).where(items.c.id == prefix)).scalar_one_or_none()
     if exact is not None:
@@ -121,7 +121,7 @@ def read_detail(conn: Connection, item_id: str) -> ItemDetail:
 
 
 def read_document(conn: Connection, item_id: str) -> Document | None:
-    """Return what a reviewer reads, or `None` when it was erased."""
+    """Return the document of an item, or `None` when it was erased."""
     body = conn.execute(_DOCUMENT, {"item_id": item_id}).scalar_one_or_none()
     return None if body is None else Document.model_validate_json(body)
 
@@ -141,7 +141,7 @@ def read_ruling(conn: Connection, item: Item) -> Ruling | None:
 
 
 def ruling_of(conn: Connection, item: Item, document: Document | None) -> Ruling | None:
-    """Return the verdict on an item whose document is at hand."""
+    """Return the verdict on an item whose document was already read."""
     if item.ruling_id is None:
         return None
     row = conn.execute(select(rulings).where(rulings.c.id == item.ruling_id)).mappings().one()
@@ -149,7 +149,7 @@ def ruling_of(conn: Connection, item: Item, document: Document | None) -> Ruling
 
 
 def ruling_from(row: RowMapping, document: Document | None) -> Ruling:
-    """Return the verdict of a row of `semgrad_rulings`; an answer approved as it is stands in the document."""
+    """Return the verdict of a row of `semgrad_rulings`; the text of an unchanged answer comes from the document."""
     text = row["text"]
     if text is None:
         text = document.answer if document is not None else ""
@@ -174,10 +174,10 @@ MOST_PER_PAGE = 200
 
 
 def list_items(conn: Connection, filters: Filters, sort: Sort, cursor: str | None, limit: int) -> Page:
-    """Return one page of the items that pass the filters.
+    """Return one page of the items that match the filters.
 
     Raises:
-        CursorError: the cursor is not one that an earlier page gave for this order.
+        CursorError: the cursor does not come from an earlier page in this order.
     """
     limit = max(1, min(limit, MOST_PER_PAGE))
     order = _ORDERS[sort]
@@ -203,7 +203,7 @@ def counts(conn: Connection) -> dict[State, int]:
 
 
 def count_up_to(conn: Connection, filters: Filters, limit: int) -> int:
-    """Return how many items pass the filters, counting no further than `limit`."""
+    """Return how many items match the filters, counting no further than `limit`."""
     conditions = _conditions(conn, filters)
     if filters.states:
         conditions.append(items.c.state.in_(sorted(filters.states)))
@@ -212,10 +212,10 @@ def count_up_to(conn: Connection, filters: Filters, limit: int) -> int:
 
 
 def _page(states: frozenset[State], conditions: list[ColumnElement[bool]], order: _Order, limit: int) -> Select[Any]:
-    """Return the query for the first items of any of the states.
+    """Return the query for the first items in any of the states.
 
-    Each state's own first items are read from the index that begins with the state, and these few are merged: an index
-    can't give several states in one order, and sorting all their items takes longer the more there are.
+    The first items of each state are read from the index that begins with the state, and these few are merged: an
+    index cannot order several states together, and sorting all their items would take longer as the queue grows.
     """
     firsts = [
         _ordered(select(items).where(items.c.state == state, *conditions), order, items).limit(limit)
@@ -244,7 +244,7 @@ def _conditions(conn: Connection, filters: Filters) -> list[ColumnElement[bool]]
 
 
 def with_any_word(conn: Connection, words: list[str]) -> Select[Any]:
-    """Return the query for ids of items in whose texts at least one of the words occurs."""
+    """Return the query for ids of items whose texts contain at least one of the words."""
     return _matching(conn, words, need_all=False)
 
 
@@ -294,7 +294,7 @@ def _read_cursor(order: _Order, sort: Sort, cursor: str) -> tuple[datetime | flo
 
 
 BANDS = 10
-"""Confidence is looked at in tenths."""
+"""Statistics group confidences by tenths."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -315,7 +315,7 @@ class Band:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Insight:
-    """The state of the queue at one moment."""
+    """Statistics of the queue at one moment."""
 
     by_state: Mapping[State, int]
     oldest_at: datetime | None
@@ -326,19 +326,19 @@ class Insight:
 
     @property
     def n_judged(self) -> int:
-        """Answers with a confidence that people judged."""
+        """Number of judged answers that have a confidence."""
         return sum(band.n for band in self.bands)
 
     @property
     def calibration_error(self) -> float | None:
-        """Mean distance of confidence and share correct over the tenths, weighted by answers; `None` without any."""
+        """Mean gap between confidence and share correct over the tenths, weighted by answers; `None` without any."""
         if not self.n_judged:
             return None
         return sum(band.n * abs(band.mean_confidence - band.share_correct) for band in self.bands) / self.n_judged
 
 
 def insight(conn: Connection, now: datetime) -> Insight:
-    """Return the state of the queue."""
+    """Return statistics of the queue."""
     oldest = select(func.min(items.c.created_at)).where(items.c.state.in_(sorted(OPEN)))
     recent = select(func.count()).select_from(rulings).where(rulings.c.at > now - timedelta(days=1))
     return Insight(

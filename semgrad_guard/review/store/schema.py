@@ -1,6 +1,6 @@
-"""Statements that tables alone can't express: the full-text index and the triggers that keep the audit trail whole.
+"""The tables of the queue, its full-text index, and the triggers that protect the audit trail.
 
-Fresh databases and the first migration both run them, so they are written once and never change afterwards; a later
+New databases and the first migration both run the statements of index and triggers, so these never change; a later
 revision adds new ones.
 """
 
@@ -64,7 +64,7 @@ _POSTGRES_AUDIT = (
 
 
 def create_search_index(connection: Connection) -> None:
-    """Index `semgrad_search.body` for words; an SQLite built without FTS5 goes without and is searched by substring."""
+    """Create the full-text index of `semgrad_search.body`; SQLite without FTS5 is searched by substring instead."""
     if connection.dialect.name == "sqlite" and not has_fts5(connection):
         return
     _run(connection, _SQLITE_SEARCH, _POSTGRES_SEARCH)
@@ -76,7 +76,7 @@ def create_audit_guard(connection: Connection) -> None:
 
 
 def has_fts5(connection: Connection) -> bool:
-    """True when this SQLite can index words."""
+    """True when this SQLite has full-text search."""
     try:
         connection.exec_driver_sql("SELECT fts5(NULL)")
     except OperationalError as error:
@@ -95,14 +95,14 @@ VERSION_TABLE = "semgrad_schema"
 
 
 class UtcDateTime(TypeDecorator[datetime]):
-    """A timezone-aware moment in UTC on every database; SQLite has no zones, so it holds the bare UTC time."""
+    """A timezone-aware UTC time on every database; SQLite has no time zones and stores the plain UTC time."""
 
     impl = DateTime(timezone=True)
     cache_ok = True
 
     @override
     def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        """Bring a moment to UTC."""
+        """Convert a time to UTC."""
         if value is None:
             return None
         moment = value.astimezone(UTC)
@@ -110,14 +110,14 @@ class UtcDateTime(TypeDecorator[datetime]):
 
     @override
     def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        """Mark a moment as UTC."""
+        """Return a stored time as UTC."""
         if value is None:
             return None
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
 
 
 _Seq = BigInteger().with_variant(Integer, "sqlite")
-"""Counting key: SQLite counts up by itself only for its plain INTEGER."""
+"""Key that counts up by itself, which SQLite does only for plain INTEGER."""
 _Name = String(200)
 
 metadata = MetaData(
@@ -196,8 +196,8 @@ rulings = Table(
     Index(None, "item_id"),
     Index(None, "at"),
 )
-"""Every verdict ever given; `items.ruling_id` is the one that holds. `text` is empty where the answer was approved as
-it is; `correct` says whether the model's answer was right, unknown where a deadline decided."""
+"""Every verdict ever given; `items.ruling_id` names the current one. `text` is empty where the answer was approved as
+it is; `correct` says whether the model's answer was right, and is unknown where a deadline decided."""
 
 comments = Table(
     "semgrad_comments",
@@ -226,7 +226,7 @@ audit = Table(
     UniqueConstraint("item_id", "version"),
 )
 """One row a happening, never changed or deleted: triggers refuse it. Two changes can't claim the same version. `op`
-names the operation, so that one whose commit was acknowledged to nobody is recognised when it is tried again."""
+names the operation, so that one whose commit was never acknowledged is recognised when it is tried again."""
 
 search = Table(
     "semgrad_search",
@@ -246,7 +246,7 @@ consumers = Table(
     Column("active", Boolean, nullable=False),
     Column("created_at", UtcDateTime, nullable=False),
 )
-"""Who is told about items: other parts by name, or webhooks with a URL."""
+"""Who receives events: parts of the program, or webhooks with a URL."""
 
 deliveries = Table(
     "semgrad_deliveries",
@@ -264,7 +264,7 @@ deliveries = Table(
     Index(None, "consumer", "status", "due_at", "id"),
     Index(None, "item_id"),
 )
-"""What each consumer still has to be told, written in the same transaction as what happened."""
+"""Events for each consumer, written in the same transaction as the change that caused them."""
 
 users = Table(
     "semgrad_users",

@@ -1,4 +1,4 @@
-"""New items: one at a time for the caller, many in one transaction for the database."""
+"""Store new items; callers that submit at the same time share one transaction."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ Given = TypeVar("Given")
 Result = TypeVar("Result")
 
 _MOST = 100
-"""Things of one transaction: others that write must not wait long."""
+"""Most requests in one transaction, so that other writers do not wait long."""
 
 
 class _Call(Generic[Given, Result]):
-    """What one caller gave, and what became of it."""
+    """One caller's request and its result."""
 
     __slots__ = ("error", "given", "is_done", "result")
 
@@ -49,10 +49,10 @@ class _Call(Generic[Given, Result]):
 
 
 class GroupCommit(Generic[Given, Result]):
-    """Hands to one call of a function what several threads gave meanwhile.
+    """Combines the requests of several threads into one call of a function.
 
-    Whoever comes first acts for itself at once; those who come while it acts are acted for together by one of them. So
-    nobody waits for company, and the more callers there are, the fewer calls each needs.
+    The first request is handled at once; those that arrive meanwhile are handled together by one of their threads. So
+    no request waits for others to arrive, and the more callers there are, the fewer calls each needs.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class GroupCommit(Generic[Given, Result]):
             os.register_at_fork(after_in_child=forget)  # its parent's threads do not exist there, but their locks do
 
     def __call__(self, given: Given) -> Result:
-        """Return the result for one thing, after it was acted on."""
+        """Carry out one request and return its result."""
         call = _Call[Given, Result](given)
         with self._lists:
             self._waiting.append(call)
@@ -99,7 +99,7 @@ class GroupCommit(Generic[Given, Result]):
                 self._one_by_one(calls)
             else:
                 _fail(calls, error)
-        except BaseException:  # this thread is to end: another one acts for the others
+        except BaseException:  # this thread must end: another one handles the waiting requests
             with self._lists:
                 self._waiting = [*calls, *self._waiting]
             raise
@@ -130,11 +130,11 @@ _INSERT_DOCUMENT, _INSERT_SEARCH, _INSERT_TAGS = insert(documents), insert(searc
 _INSERT_SQLITE = sqlite.insert(items).on_conflict_do_nothing(index_elements=["exchange_id"]).returning(items.c.id)
 _INSERT_POSTGRES = postgresql.insert(items).on_conflict_do_nothing(index_elements=["exchange_id"]).returning(items.c.id)
 SUBMITTER = "guard"
-"""Who submits, in the audit trail, when the caller names nobody."""
+"""Who submits, in the audit trail, when the caller names no one."""
 _TITLE = 200
 _PREVIEW = 300
 _SEARCHED = 50_000
-"""Characters of a document that can be found by words; PostgreSQL refuses to index a megabyte."""
+"""Characters of a document that search looks at; PostgreSQL refuses to index a megabyte."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,7 +172,7 @@ def submit_all(tx: Transaction, submissions: Sequence[Submission], settings: Que
 
 
 def _arrival(submission: Submission) -> AuditEvent:
-    """Return the submission as a happening; the exchange, not an operation, says whether it happened already."""
+    """Return the audit event of a submission; repeated submissions are recognised by the exchange, not by `op`."""
     return AuditEvent(Event.SUBMIT, submission.by, is_main=False)
 
 
@@ -188,7 +188,7 @@ def new_id() -> ReviewId:
 
 
 def insert_texts(tx: Transaction, texts: Mapping[ReviewId, Document]) -> None:
-    """Store the texts of new items, and the words by which they are found."""
+    """Store the texts of new items and index them for search."""
     if not texts:
         return
     bodies = [{"item_id": review_id, "body": each.model_dump_json()} for review_id, each in texts.items()]
@@ -204,17 +204,17 @@ def insert_tags(tx: Transaction, tags: Mapping[ReviewId, Iterable[str]]) -> None
 
 
 def tag_names(tags: Iterable[str]) -> list[str]:
-    """Return the tags as they are stored: short and storable, each once."""
+    """Return the tags as they are stored: shortened, cleaned and without duplicates."""
     return sorted({storable(tag)[:200] for tag in tags})
 
 
 def key_of(document: Document | None) -> str | None:
-    """Return the digest by which the question is known again."""
+    """Return the digest that identifies the question, if there is one."""
     return question_key(document.question) if document is not None and document.question else None
 
 
 def searched_text(document: Document) -> str:
-    """Return the words by which an item is found."""
+    """Return the text in which search looks for words."""
     parts = [document.title[: _TITLE * 10], document.answer]
     parts += [f"{passage.source or ''} {passage.text}" for passage in document.passages]
     return storable("\n".join(parts)[:_SEARCHED])

@@ -1,4 +1,4 @@
-"""Items as JSON lines: out of one queue and into another, with their verdicts, comments and trail."""
+"""Export and import of items as JSON lines, with their verdicts, comments and audit trail."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class ItemLine(_Line):
 
 
 class RulingLine(_Line):
-    """One verdict; of several, the last one holds while the item is settled."""
+    """One verdict; of several, the last one counts while the item is settled."""
 
     verdict: Verdict
     text: str | None = None
@@ -67,7 +67,7 @@ class RulingLine(_Line):
 
 
 class AuditLine(_Line):
-    """One happening."""
+    """One event of the audit trail."""
 
     version: int | None = None
     event: Event
@@ -106,7 +106,7 @@ def read_line(text: str, source: str, number: int) -> TransferLine:
     """Return a parsed line.
 
     Raises:
-        DataFileError: it is none, or holds neither an item nor a document.
+        DataFileError: the line is invalid, or has neither an item nor a document.
     """
     try:
         line = TransferLine.model_validate_json(storable(text))
@@ -173,7 +173,7 @@ def _free_id(tx: Transaction, wanted: str) -> ReviewId:
 
 
 def _contradiction(line: TransferLine) -> str | None:
-    """Return what makes a line impossible, if anything."""
+    """Return why a line contradicts itself, or `None`."""
     item = line.item
     if item is None:
         return None if line.document else "neither an item nor a document"

@@ -1,4 +1,4 @@
-"""The moves of an item between its states: each checks the table of moves, changes a row and adds one to the trail."""
+"""State changes of an item: each checks the table of moves, changes the item's row and adds an audit row."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from semgrad_guard.review.store.items import Item, QueueSettings
 
 CLOCK = "clock"
-"""Who did it, in the audit trail, when time did: a lease or a deadline ended."""
+"""Name in the audit trail for changes by time: a lease or a deadline ended."""
 
 _UPDATE = update(items).where(items.c.id == bindparam("its_id"), items.c.version == bindparam("its_version"))
 _INSERT_RULING = insert(rulings).returning(rulings.c.id)
@@ -55,12 +55,12 @@ _VERDICT_OF = {Event.APPROVE: State.APPROVED, Event.EDIT: State.EDITED, Event.RE
 _AT_EXPIRY = {
     AtExpiry.EXPIRE: (State.EXPIRED, ""),
     AtExpiry.APPROVE: (State.APPROVED, None),
-    AtExpiry.REJECT: (State.REJECTED, "nobody decided before the deadline"),
+    AtExpiry.REJECT: (State.REJECTED, "the deadline passed without a verdict"),
 }
 
 
 def claim(tx: Transaction, item_id: str, by: str, settings: QueueSettings) -> Item:
-    """Give an item to a reviewer for the length of a lease; the holder's own lease is renewed."""
+    """Claim an item for a reviewer until a lease ends, or renew the holder's lease."""
     item = freed(tx, read_item(tx.conn, item_id, lock=True), by)
     event = Event.RENEW if item.state is State.CLAIMED else Event.CLAIM
     until = tx.now + timedelta(seconds=settings.lease_s)
@@ -68,7 +68,7 @@ def claim(tx: Transaction, item_id: str, by: str, settings: QueueSettings) -> It
 
 
 def claim_next(tx: Transaction, by: str, settings: QueueSettings, skip: frozenset[str]) -> Item | None:
-    """Give a reviewer the riskiest item that nobody holds and nobody else is to judge."""
+    """Claim the riskiest item for a reviewer; items held by or assigned to others are skipped."""
     lapse_all(tx, limit=100)
     query = _FREE_FIRST.where(items.c.id.not_in(skip)) if skip else _FREE_FIRST
     row = tx.conn.execute(query, {"reviewer": by}).mappings().first()
@@ -98,26 +98,26 @@ def lapse_all(tx: Transaction, *, limit: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """What a verdict says."""
+    """The content of a verdict."""
 
     text: str | None
-    """The edited answer or the reason; `None` where the answer stands as it is."""
+    """The edited answer or the reason; `None` where the answer is approved as it is."""
     correct: bool | None
-    """Whether the model's answer was right; `None` where nobody looked."""
+    """Whether the model's answer was right; `None` where it was not judged."""
     on_behalf_of: str | None = None
     """Person for whom a program gives the verdict."""
 
 
 def settle(tx: Transaction, item_id: str, event: Event, by: str, judgement: Judgement, *, delay_s: float) -> Item:
-    """Give an item its verdict.
+    """Record the verdict on an item.
 
     Args:
         tx: the transaction.
         item_id: the item.
         event: `APPROVE`, `EDIT` or `REJECT`.
         by: the reviewer.
-        judgement: what the verdict says.
-        delay_s: when others are told, in seconds from now.
+        judgement: content of the verdict.
+        delay_s: seconds until consumers are notified.
     """
     item = freed(tx, read_item(tx.conn, item_id, lock=True), by)
     happening = AuditEvent(event, by, {"correct": judgement.correct, **_on_behalf_of(judgement.on_behalf_of)})
@@ -125,7 +125,7 @@ def settle(tx: Transaction, item_id: str, event: Event, by: str, judgement: Judg
 
 
 def expire(tx: Transaction, item: Item) -> Item:
-    """End an item whose deadline has passed, in the way it asks for."""
+    """Settle an item whose deadline has passed, as its `at_expiry` says."""
     state, text = _AT_EXPIRY[item.at_expiry]
     return _rule(
         tx, item, AuditEvent(Event.EXPIRE, CLOCK, is_main=False), state, Judgement(text, correct=None), delay_s=0.0
@@ -133,13 +133,13 @@ def expire(tx: Transaction, item: Item) -> Item:
 
 
 def abandon(tx: Transaction, item: Item, by: str) -> Item:
-    """End an open item without a verdict."""
+    """Mark an open item as expired, without a verdict."""
     happening = AuditEvent(Event.EXPIRE, by, is_main=False)
     return _rule(tx, item, happening, State.EXPIRED, Judgement("", correct=None), delay_s=0.0)
 
 
 def expire_all(tx: Transaction, *, limit: int) -> int:
-    """End the items whose deadline has passed; return how many."""
+    """Settle the items whose deadline has passed; return how many."""
     rows = tx.conn.execute(_LATE, {"now": tx.now, "most": limit}).mappings().all()
     late = [item_of(row) for row in rows]
     for item in late:
@@ -148,14 +148,14 @@ def expire_all(tx: Transaction, *, limit: int) -> int:
 
 
 def undo(tx: Transaction, item_id: str, by: str, settings: QueueSettings, *, force: bool = False) -> Item:
-    """Take a verdict back; the item returns to the reviewer.
+    """Undo a verdict; the item returns to the reviewer.
 
     Args:
         tx: the transaction.
         item_id: the item.
         by: who gave the verdict.
         settings: for how long it can be undone.
-        force: allow taking back somebody else's verdict.
+        force: allow undoing another reviewer's verdict.
 
     Raises:
         UndoRefusedError: it is too late, a caller already has the verdict, or another reviewer gave it.
@@ -184,7 +184,7 @@ def undo(tx: Transaction, item_id: str, by: str, settings: QueueSettings, *, for
 def why_not_undo(
     conn: Connection, item: Item, by: str, now: datetime, settings: QueueSettings, *, force: bool = False
 ) -> str | None:
-    """Return why the verdict on an item can't be taken back, or `None` when it can."""
+    """Return why the verdict on an item cannot be undone, or `None` when it can."""
     ruling = conn.execute(select(rulings.c.by, rulings.c.at).where(rulings.c.id == item.ruling_id)).one_or_none()
     if ruling is None:
         return "there is none"
@@ -198,7 +198,7 @@ def why_not_undo(
 
 
 def assign(tx: Transaction, item_id: str, by: str, assignee: str | None) -> Item:
-    """Say who is to judge an open item; `None` leaves it to anybody."""
+    """Assign an open item to a reviewer; `None` leaves it open to everyone."""
     item = read_item(tx.conn, item_id, lock=True)
     if not item.is_open:
         raise IllegalMoveError(item.id, item.state, "assigned", allowed_from(item.state))
@@ -207,21 +207,21 @@ def assign(tx: Transaction, item_id: str, by: str, assignee: str | None) -> Item
 
 
 def comment(tx: Transaction, item_id: str, by: str, text: str) -> None:
-    """Note something beside an item, in any state."""
+    """Add a comment to an item, in any state."""
     item = read_item(tx.conn, item_id)
     tx.conn.execute(insert(comments).values(item_id=item.id, by=by, at=tx.now, text=storable(text)))
     audit.record(tx, item.id, AuditEvent(Event.COMMENT, by))
 
 
 def deliver(tx: Transaction, item: Item, to: str) -> None:
-    """Note that a waiting caller has the verdict."""
+    """Record that a waiting caller has the verdict."""
     if item.delivered_at is None:
         tx.conn.execute(update(items).where(items.c.id == item.id).values(delivered_at=tx.now))
         audit.record(tx, item.id, AuditEvent(Event.DELIVER, to))
 
 
 def freed(tx: Transaction, item: Item, by: str) -> Item:
-    """Return the item free for `by`: another reviewer's lease that has ended is put on record first.
+    """Return the item free for `by`; the end of another reviewer's lease is recorded first.
 
     Raises:
         AlreadyClaimedError: another reviewer's lease still runs.
@@ -234,7 +234,7 @@ def freed(tx: Transaction, item: Item, by: str) -> Item:
 
 
 def _on_behalf_of(person: str | None) -> dict[str, str]:
-    """Return what the audit trail says of the person for whom a program acts."""
+    """Return the audit detail that names the person for whom a program acts."""
     return {} if person is None else {"on_behalf_of": person}
 
 
@@ -274,7 +274,7 @@ def _check(item: Item, event: Event, wanted: State) -> None:
 
 
 def _change(tx: Transaction, item: Item, happening: AuditEvent, state: State, values: dict[str, Any]) -> Item:
-    """Write the change, if the item is still the one that was read."""
+    """Write the change, unless the item has changed since it was read."""
     version = item.version + 1
     changed = {"state": state, "version": version, "updated_at": tx.now, **values}
     if tx.conn.execute(_UPDATE, {"its_id": item.id, "its_version": item.version, **changed}).rowcount != 1:
@@ -285,7 +285,7 @@ def _change(tx: Transaction, item: Item, happening: AuditEvent, state: State, va
 
 
 def erase(tx: Transaction, review_ids: Iterable[str], by: str) -> int:
-    """Remove every text of the items; return how many had any. An open item ends as expired, since nobody can judge it.
+    """Remove every text of the items; return how many had any. An open item ends as expired, since it cannot be judged.
 
     Question, prompt, answer, passages, metadata, edited answers, reasons and comments go. What stays is which item was
     in which state, who judged it when, its confidence, its rule and its tags.
@@ -298,7 +298,7 @@ def erase(tx: Transaction, review_ids: Iterable[str], by: str) -> int:
 
 
 def due(conn: Connection, before: datetime, limit: int) -> list[ReviewId]:
-    """Return settled items that were submitted before a moment and still hold texts."""
+    """Return settled items that were submitted before a given time and still have texts."""
     query = (
         select(items.c.id)
         .where(items.c.created_at < before, items.c.erased_at.is_(None), items.c.state.in_(sorted(SETTLED)))

@@ -247,7 +247,7 @@ def test_undo_of_an_open_item_is_an_illegal_move(memory_queue):
     [
         (AtExpiry.EXPIRE, State.EXPIRED, ""),
         (AtExpiry.APPROVE, State.APPROVED, "Element 0 is a metal. It is soft."),
-        (AtExpiry.REJECT, State.REJECTED, "nobody decided before the deadline"),
+        (AtExpiry.REJECT, State.REJECTED, "the deadline passed without a verdict"),
     ],
 )
 def test_a_deadline_ends_an_item_as_the_queue_is_set(open_here, clock, at_expiry, state, text):

@@ -1,4 +1,4 @@
-"""Alembic's entry: it runs on the connection and in the transaction that `store.migrate` opened."""
+"""Alembic's entry point; it runs on the connection and in the transaction that `store.migrate` opened."""
 
 from __future__ import annotations
 
