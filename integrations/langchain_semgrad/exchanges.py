@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from langchain_semgrad.capture import STORE, recorded
 from langchain_semgrad.convert import documents_in, question_in, run_id_of, to_passage, to_prompt
 from langchain_semgrad.values import Slot, find_answers
+from semgrad_guard.adapter_kit import Candidate
 from semgrad_guard.errors import ModelError, NotGuardableError, PromptNotFoundError, ScoringError
 from semgrad_guard.flow import RUN_KEY, Exchange
 from semgrad_guard.telemetry.runs import RunRef
@@ -90,20 +91,18 @@ ADVICE = (
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
-    """One answer to judge."""
+class ChainCandidate(Candidate):
+    """One answer in a chain's value, to be judged."""
 
-    slot: Slot | None
-    """Where it is in the chain's value; `None` where the value holds no text of its own."""
-    exchange: Exchange
-    llm_run: LlmRun | None
-    error: ScoringError | None = None
-    """Why it cannot be judged."""
+    slot: Slot | None = None
+    """Where the answer is in the value; `None` where the value holds no text of its own."""
+    llm_run: LlmRun | None = None
+    """The model call that wrote it."""
     query: str | None = None
     """What the chain's retriever was asked; `None` where it was not called."""
 
-    def with_context(self, question: str | None, documents: Sequence[Document]) -> Job:
-        """Return the job with a question and passages where they are known better.
+    def with_context(self, question: str | None, documents: Sequence[Document]) -> ChainCandidate:
+        """Return the same answer with a question and passages that are known better.
 
         Args:
             question: the question; `None` leaves it as it is.
@@ -115,8 +114,8 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True)
-class Setting:
-    """What is known of the call beside the value."""
+class CallContext:
+    """What is known of a call beside the value that it gave."""
 
     run_id: UUID
     """The guard's own run or, with `within`, the run of the chain that gave the value."""
@@ -129,34 +128,36 @@ class Setting:
     own_model: OwnModel | None = None
 
 
-def jobs_in(value: Any, setting: Setting) -> tuple[Job, ...]:
+def candidates_in(value: Any, context: CallContext) -> tuple[ChainCandidate, ...]:
     """Return the answers in a value, each as an exchange with the prompt, question and passages that it came from."""
-    slots = find_answers(value, lambda text: STORE.wrote_text(setting.run_id, text), setting.key)
-    return tuple(_job_or_failure(value, slot, setting) for slot in slots or (None,))
+    slots = find_answers(value, lambda text: STORE.wrote_text(context.run_id, text), context.key)
+    return tuple(_candidate_or_error(value, slot, context) for slot in slots or (None,))
 
 
-def _job_or_failure(value: Any, slot: Slot | None, setting: Setting) -> Job:
+def _candidate_or_error(value: Any, slot: Slot | None, context: CallContext) -> ChainCandidate:
     try:
-        return _job(value, slot, setting)
+        return _candidate(value, slot, context)
     except Exception as error:  # noqa: BLE001 - an answer that cannot be read takes `on_error`, it does not break the chain
         _log.exception("could not read what a chain gave")
         failure = ScoringError(f"could not read what the chain gave: {type(error).__name__}: {error}")
-        return Job(slot, Exchange(answer=slot.text if slot else "", question=setting.question), None, failure)
+        exchange = Exchange(answer=slot.text if slot else "", question=context.question)
+        return ChainCandidate(exchange, failure, slot)
 
 
-def _job(value: Any, slot: Slot | None, setting: Setting) -> Job:
+def _candidate(value: Any, slot: Slot | None, context: CallContext) -> ChainCandidate:
     text = slot.text if slot else None
     message_run = run_id_of(slot.message) if slot else None
-    captured = STORE.find(setting.run_id, text, message_run_id=message_run, within=setting.within)
+    captured = STORE.find(context.run_id, text, message_run_id=message_run, within=context.within)
     run = captured.llm_run if captured else None
-    about = _about(setting, run)
+    about = _about(context, run)
     if run is None:
         error = PromptNotFoundError("among the model calls of this chain", ADVICE)
-        return Job(slot, Exchange(answer=text or "", question=setting.question, **about), None, error)
-    question = setting.question or (captured.question if captured else None)
+        return ChainCandidate(Exchange(answer=text or "", question=context.question, **about), error, slot)
+    question = context.question or (captured.question if captured else None)
     documents = (captured.documents if captured else ()) or documents_in(value)
-    exchange = exchange_of(run, text, question=question, documents=documents, own_model=setting.own_model)
-    return Job(slot, replace(exchange, **about), run, query=captured.query if captured else None)
+    exchange = exchange_of(run, text, question=question, documents=documents, own_model=context.own_model)
+    query = captured.query if captured else None
+    return ChainCandidate(replace(exchange, **about), slot=slot, llm_run=run, query=query)
 
 
 def exchange_of(
@@ -216,9 +217,9 @@ def _squeezed(text: str) -> str:
 # --- tags, metadata and the traced run --------------------------------------------------------------------------------
 
 
-def _about(setting: Setting, run: LlmRun | None) -> dict[str, Any]:
+def _about(context: CallContext, run: LlmRun | None) -> dict[str, Any]:
     """Return tags and metadata of an exchange."""
-    manager = setting.manager
+    manager = context.manager
     traced = _traced(manager, run) if run is not None else None
     return about_run(run, traced, manager.tags if manager else (), manager.metadata if manager else {})
 

@@ -10,7 +10,7 @@ from langchain_core.runnables.config import patch_config
 from typing_extensions import override
 
 from langchain_semgrad.convert import question_in
-from langchain_semgrad.exchanges import OwnModel, Setting, jobs_in
+from langchain_semgrad.exchanges import CallContext, OwnModel, candidates_in
 from langchain_semgrad.invoke import add_chunk, call_here, on_this_loop
 from langchain_semgrad.judging import Output, ReturnOptions, StreamMode, Work, annotation, judge_all, one_or_raise
 from langchain_semgrad.rerun import Attempts, FallbackModels, Finder, Plan
@@ -84,10 +84,10 @@ class GuardedChain(Runnable[Any, Any]):
         if waits_for_tools(given, self._returns.answer_key):
             return Work(given, ())
         attempts = Attempts(self._plan, value, config, call, run_manager)
-        return Work(given, jobs_in(given, self._setting(value, run_manager)), attempts, run_manager)
+        return Work(given, candidates_in(given, self._setting(value, run_manager)), attempts, run_manager)
 
-    def _setting(self, value: Any, run_manager: BaseRunManager) -> Setting:
-        return Setting(
+    def _setting(self, value: Any, run_manager: BaseRunManager) -> CallContext:
+        return CallContext(
             run_manager.run_id,
             run_manager,
             within=True,
@@ -196,12 +196,12 @@ class GuardedChain(Runnable[Any, Any]):
     def _annotation(
         self, value: Any, given: Any, run_manager: BaseRunManager, cancel: threading.Event | None = None
     ) -> Any:
-        jobs = (
+        candidates = (
             ()
             if waits_for_tools(given, self._returns.answer_key)
-            else jobs_in(given, self._setting(value, run_manager))
+            else candidates_in(given, self._setting(value, run_manager))
         )
-        return annotation(Work(given, jobs), self._guard, self._returns, cancel)
+        return annotation(Work(given, candidates), self._guard, self._returns, cancel)
 
 
 def build_guard(options: GuardOptions) -> tuple[Guard, OwnModel | None]:
@@ -380,8 +380,8 @@ class SemGradGuard(Runnable[Any, Any]):
     def _work(self, value: Any, run_manager: BaseRunManager) -> Work:
         if waits_for_tools(value, self._returns.answer_key):
             return Work(value, ())
-        setting = Setting(run_manager.run_id, run_manager, key=self._returns.answer_key, own_model=self._own_model)
-        return Work(value, jobs_in(value, setting), manager=run_manager)
+        context = CallContext(run_manager.run_id, run_manager, key=self._returns.answer_key, own_model=self._own_model)
+        return Work(value, candidates_in(value, context), manager=run_manager)
 
     # --- many values --------------------------------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ from langchain_core.runnables.config import patch_config
 from typing_extensions import override
 
 from langchain_semgrad.convert import asks_for_tools, from_prompt, text_of, to_passage
-from langchain_semgrad.exchanges import Setting, jobs_in
+from langchain_semgrad.exchanges import CallContext, candidates_in
 from langchain_semgrad.invoke import Tracked
 from langchain_semgrad.retrievers import asking_for, hand
 from langchain_semgrad.values import Slot, waits_for_tools
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from langchain_core.documents import Document
     from langchain_core.runnables import RunnableConfig
 
-    from langchain_semgrad.exchanges import Job, OwnModel
+    from langchain_semgrad.exchanges import ChainCandidate, OwnModel
     from langchain_semgrad.invoke import Caller
     from semgrad_guard.flow import Exchange, ExchangeId, Passage, RetryRetrieval
 
@@ -160,12 +160,12 @@ class Attempts:
     config: RunnableConfig
     call: Caller
     manager: BaseRunManager
-    made: dict[ExchangeId, tuple[Any, Job]] = field(default_factory=dict)
+    made: dict[ExchangeId, tuple[Any, ChainCandidate]] = field(default_factory=dict)
     """Attempt -> what the chain gave then, and where the answer is in it."""
 
-    def first(self, value: Any, job: Job) -> Resources:
+    def first(self, value: Any, candidate: ChainCandidate) -> Resources:
         """Note the first attempt and return what the policy may act with."""
-        self.made[job.exchange.id] = (value, job)
+        self.made[candidate.exchange.id] = (value, candidate)
         return Resources(
             chain=self, rewriter=self if self.plan.rewriter is not None else None, fallbacks=_Fallbacks(self)
         )
@@ -199,8 +199,8 @@ class Attempts:
 
     def _chains_query(self, exchange: Exchange) -> str:
         """Return what the chain itself asked its retriever: it may have made the question independent of the chat."""
-        _, job = self.made[exchange.id]
-        return job.query or exchange.question or ""
+        _, candidate = self.made[exchange.id]
+        return candidate.query or exchange.question or ""
 
     def _attempt(
         self, exchange: Exchange, documents: Sequence[Document] | None, configurable: Mapping[str, Any]
@@ -229,7 +229,7 @@ class Attempts:
         if waits_for_tools(value, self.plan.key) or tracked.run_id is None:
             msg = "answering again ended in a request for tools, not in an answer"
             raise RetrievalFailedError(msg)
-        setting = Setting(
+        context = CallContext(
             tracked.run_id,
             self.manager,
             within=True,
@@ -237,13 +237,13 @@ class Attempts:
             key=self.plan.key,
             own_model=self.plan.own_model,
         )
-        jobs = jobs_in(value, setting)
+        candidates = candidates_in(value, context)
         path = before.slot.path if before.slot else None
-        job = next((j for j in jobs if j.slot and j.slot.path == path), jobs[0])
-        if job.error is not None:
-            raise job.error
-        following = replace(job.exchange, attempt=exchange.attempt + 1)
-        self.made[following.id] = (value, replace(job, exchange=following))
+        candidate = next((j for j in candidates if j.slot and j.slot.path == path), candidates[0])
+        if candidate.error is not None:
+            raise candidate.error
+        following = replace(candidate.exchange, attempt=exchange.attempt + 1)
+        self.made[following.id] = (value, replace(candidate, exchange=following))
         return following
 
 
@@ -281,8 +281,8 @@ class _Fallback:
             FallbackFailedError: it gave no text.
         """
         attempts = self.attempts
-        value, job = attempts.made[exchange.id]
-        run = job.llm_run
+        value, candidate = attempts.made[exchange.id]
+        run = candidate.llm_run
         prompt = from_prompt(exchange.prompt) if run is None or isinstance(run.prompt, str) else list(run.prompt)
         tracked = Tracked(self.model, f"semgrad_fallback:{self.name}")
         said = attempts.call(tracked, prompt, attempts.config)
@@ -294,19 +294,24 @@ class _Fallback:
             prompt=exchange.prompt, answer=text, passages=exchange.passages, author=self.name
         )
         following = replace(following, metadata=self._metadata(exchange, said, tracked))
-        attempts.made[following.id] = _in_place(value, job, said, following)
+        attempts.made[following.id] = _in_place(value, candidate, said, following)
         return following
 
     def _metadata(self, exchange: Exchange, said: Any, tracked: Tracked) -> dict[str, Any]:
         """Return the metadata of the fallback's own model call."""
-        setting = Setting(tracked.run_id or self.attempts.manager.run_id, self.attempts.manager, within=True)
-        found = jobs_in(said, setting)[0].exchange.metadata
+        context = CallContext(tracked.run_id or self.attempts.manager.run_id, self.attempts.manager, within=True)
+        found = candidates_in(said, context)[0].exchange.metadata
         kept = {key: v for key, v in exchange.metadata.items() if key not in {RUN_KEY, "llm_run_id", "llm_run_name"}}
         return {**kept, **found}
 
 
-def _in_place(value: Any, job: Job, said: Any, following: Exchange) -> tuple[Any, Job]:
+def _in_place(value: Any, candidate: ChainCandidate, said: Any, following: Exchange) -> tuple[Any, ChainCandidate]:
     """Return what a fallback's answer makes of the chain's value: its own message, where the value is one."""
-    if not isinstance(said, BaseMessage) or job.slot is None or job.slot.message is None or job.slot.path:
-        return value, job
-    return said, replace(job, slot=Slot((), following.answer, said), exchange=following)
+    if (
+        not isinstance(said, BaseMessage)
+        or candidate.slot is None
+        or candidate.slot.message is None
+        or candidate.slot.path
+    ):
+        return value, candidate
+    return said, replace(candidate, slot=Slot((), following.answer, said), exchange=following)

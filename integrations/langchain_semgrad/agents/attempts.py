@@ -115,12 +115,12 @@ class AgentAttempts:
         if message is None:
             msg = "the model asked for tools or gave nothing instead of answering"
             raise FallbackFailedError(msg)
-        job = final_answer(message, read_by(request), own_model=self.plan.own_model)
+        candidate = final_answer(message, read_by(request), own_model=self.plan.own_model)
         following = replace(
-            job.exchange,
+            candidate.exchange,
             attempt=exchange.attempt + 1,
             question=exchange.question,
-            author=author or job.exchange.author,
+            author=author or candidate.exchange.author,
         )
         self.made[following.id] = response
         return following

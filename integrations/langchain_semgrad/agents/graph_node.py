@@ -12,7 +12,7 @@ from typing_extensions import TypedDict, override
 
 from langchain_semgrad.agents.search import final_answer
 from langchain_semgrad.convert import asks_for_tools, documents_in, question_in
-from langchain_semgrad.exchanges import Job, Setting, jobs_in
+from langchain_semgrad.exchanges import CallContext, ChainCandidate, candidates_in
 from langchain_semgrad.guard import build_guard
 from langchain_semgrad.invoke import call_here, on_this_loop
 from langchain_semgrad.judging import Work, findings_with_run, outcome_of
@@ -159,7 +159,7 @@ class SemGradNode(Runnable[Any, Any]):
             return {}
         config = patch_config(config, callbacks=manager.get_child())
         attempts = Attempts(self._plan, value, config, call, manager)
-        work = Work(value, (self._job(state, value, manager),), attempts, manager)
+        work = Work(value, (self._candidate(state, value, manager),), attempts, manager)
         outcome = outcome_of(guard_for(self._guard, self._review), work, cancel)
         return self._settled(state, value, outcome)
 
@@ -174,15 +174,15 @@ class SemGradNode(Runnable[Any, Any]):
         )
         raise NotGuardableError(msg)
 
-    def _job(self, state: Mapping[str, Any], value: Any, manager: BaseRunManager) -> Job:
+    def _candidate(self, state: Mapping[str, Any], value: Any, manager: BaseRunManager) -> ChainCandidate:
         question = question_in(state, self._question_key)
         if isinstance(value, AIMessage):
             before = _messages(state[self._answer_key])
-            job = final_answer(value, before[:-1], own_model=self._plan.own_model, within=False)
+            candidate = final_answer(value, before[:-1], own_model=self._plan.own_model, within=False)
         else:
-            setting = Setting(manager.run_id, manager, question=question, own_model=self._plan.own_model)
-            (job,) = jobs_in(value, setting)
-        return job.with_context(question, documents_in(state))
+            context = CallContext(manager.run_id, manager, question=question, own_model=self._plan.own_model)
+            (candidate,) = candidates_in(value, context)
+        return candidate.with_context(question, documents_in(state))
 
     def _settled(self, state: Mapping[str, Any], value: Any, outcome: Outcome) -> dict[str, Any]:
         findings, same = findings_with_run(outcome), outcome.text == outcome.exchange.answer

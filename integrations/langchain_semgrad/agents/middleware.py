@@ -181,8 +181,8 @@ class SemGradMiddleware(AgentMiddleware[SemGradState, Any, Any]):
         message = answer_in(response)
         if message is None:
             return response
-        job = final_answer(message, read_by(asked), own_model=self._plan.own_model)
-        exchange = search.continued(job.exchange)
+        candidate = final_answer(message, read_by(asked), own_model=self._plan.own_model)
+        exchange = search.continued(candidate.exchange)
         attempts.made |= {**search.given, exchange.id: response}
         guard = guard_for(self._guard, self._review)
         try:

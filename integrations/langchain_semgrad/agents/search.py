@@ -15,7 +15,7 @@ from langchain_core.runnables.config import ensure_config
 
 from langchain_semgrad.capture import STORE, LlmRun
 from langchain_semgrad.convert import run_id_of, to_message
-from langchain_semgrad.exchanges import Job, Setting, exchange_of, jobs_in, passages_in
+from langchain_semgrad.exchanges import CallContext, ChainCandidate, candidates_in, exchange_of, passages_in
 from langchain_semgrad.values import Slot
 from semgrad_guard.flow import Failure, Progress, RetryRetrieval, utc_now
 from semgrad_guard.telemetry.fields import attempt_fields
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 def final_answer(
     message: AIMessage, before: Sequence[BaseMessage], *, own_model: OwnModel | None, within: bool = True
-) -> Job:
+) -> ChainCandidate:
     """Return the answer of an agent's model with what it read.
 
     The prompt is what the model's call was seen to read, whatever the middleware in between made of it; where the call
@@ -48,16 +48,17 @@ def final_answer(
     callbacks = ensure_config().get("callbacks")
     run_id = getattr(callbacks, "parent_run_id", None)
     text = to_message(message).content
-    job = Job(Slot((), text, message), exchange_of(_unseen(message, before), question=None, documents=()), None)
+    exchange = exchange_of(_unseen(message, before), question=None, documents=())
+    candidate = ChainCandidate(exchange, slot=Slot((), text, message))
     if isinstance(callbacks, BaseCallbackManager) and run_id is not None:
-        setting = Setting(run_id, callbacks, within=within, own_model=own_model)
-        seen = jobs_in(message if text == str(message.text) else text, setting)[0]
-        job = replace(seen, slot=job.slot) if seen.error is None else _about(job, seen.exchange)
-    return _with_passages(job, before)
+        context = CallContext(run_id, callbacks, within=within, own_model=own_model)
+        seen = candidates_in(message if text == str(message.text) else text, context)[0]
+        candidate = replace(seen, slot=candidate.slot) if seen.error is None else _about(candidate, seen.exchange)
+    return _with_passages(candidate, before)
 
 
-def _about(job: Job, said: Exchange) -> Job:
-    return replace(job, exchange=replace(job.exchange, tags=said.tags, metadata=said.metadata))
+def _about(candidate: ChainCandidate, seen: Exchange) -> ChainCandidate:
+    return replace(candidate, exchange=replace(candidate.exchange, tags=seen.tags, metadata=seen.metadata))
 
 
 def _unseen(message: AIMessage, before: Sequence[BaseMessage]) -> LlmRun:
@@ -70,18 +71,18 @@ def _unseen(message: AIMessage, before: Sequence[BaseMessage]) -> LlmRun:
     )
 
 
-def _with_passages(job: Job, before: Sequence[BaseMessage]) -> Job:
+def _with_passages(candidate: ChainCandidate, before: Sequence[BaseMessage]) -> ChainCandidate:
     """Add what was found since the question: artifacts of tools, what was seen to be retrieved, else tools' texts."""
-    exchange = job.exchange
+    exchange = candidate.exchange
     if exchange.passages:
-        return job
+        return candidate
     messages = _since_question(before)
-    around = STORE.around(job.llm_run.id) if job.llm_run else None
+    around = STORE.around(candidate.llm_run.id) if candidate.llm_run else None
     found = documents_of(messages) or list(around.documents if around else ())
     found = found or [
         Document(str(m.text), metadata={"source": m.name}) for m in messages if isinstance(m, ToolMessage)
     ]
-    return replace(job, exchange=replace(exchange, passages=passages_in(found, exchange.prompt)))
+    return replace(candidate, exchange=replace(exchange, passages=passages_in(found, exchange.prompt)))
 
 
 def documents_of(messages: Sequence[BaseMessage]) -> list[Document]:
