@@ -13,7 +13,7 @@ from langchain_semgrad.convert import question_in
 from langchain_semgrad.exchanges import CallContext, OwnModel, candidates_in
 from langchain_semgrad.invoke import add_chunk, call_here, on_this_loop
 from langchain_semgrad.judging import Output, ReturnOptions, StreamMode, Work, annotation, judge_all, one_or_raise
-from langchain_semgrad.rerun import Attempts, FallbackModels, Finder, Plan
+from langchain_semgrad.rerun import ChainAttempts, FallbackModels, RerunTools
 from langchain_semgrad.retrievers import (
     ChainEmbedder,
     GuardedRetriever,
@@ -43,10 +43,10 @@ if TYPE_CHECKING:
 class GuardedChain(Runnable[Any, Any]):
     """A chain whose answers are judged and, where the policy says so, made again; made by `SemGradGuard.wrap`."""
 
-    def __init__(self, guard: Guard, plan: Plan, returns: ReturnOptions, question_key: str | None) -> None:
+    def __init__(self, guard: Guard, tools: RerunTools, returns: ReturnOptions, question_key: str | None) -> None:
         """Keep the guard, what it acts with and how values are given back."""
         self.name = "semgrad_guarded_chain"
-        self._guard, self._plan, self._returns, self._question_key = guard, plan, returns, question_key
+        self._guard, self._tools, self._returns, self._question_key = guard, tools, returns, question_key
 
     # --- one value ----------------------------------------------------------------------------------------------------
 
@@ -67,12 +67,12 @@ class GuardedChain(Runnable[Any, Any]):
 
     def _invoke(self, value: Any, run_manager: BaseRunManager, config: RunnableConfig) -> Any:
         config = _below(config, run_manager)
-        given = self._plan.chain.invoke(value, config)
+        given = self._tools.chain.invoke(value, config)
         return one_or_raise(self._judge([self._work(value, given, run_manager, config, call_here)]))
 
     async def _ainvoke(self, value: Any, run_manager: BaseRunManager, config: RunnableConfig) -> Any:
         config = _below(config, run_manager)
-        given = await self._plan.chain.ainvoke(value, config)
+        given = await self._tools.chain.ainvoke(value, config)
         with on_this_loop() as call:
             work = self._work(value, given, run_manager, config, call)
             return one_or_raise(await in_thread(self._judge, [work]))
@@ -83,7 +83,14 @@ class GuardedChain(Runnable[Any, Any]):
     def _work(self, value: Any, given: Any, run_manager: BaseRunManager, config: RunnableConfig, call: Caller) -> Work:
         if waits_for_tools(given, self._returns.answer_key):
             return Work(given, ())
-        attempts = Attempts(self._plan, value, config, call, run_manager)
+        attempts = ChainAttempts(
+            tools=self._tools,
+            call=call,
+            config=config,
+            input=value,
+            manager=run_manager,
+            answer_key=self._returns.answer_key,
+        )
         return Work(given, candidates_in(given, self._setting(value, run_manager)), attempts, run_manager)
 
     def _setting(self, value: Any, run_manager: BaseRunManager) -> CallContext:
@@ -93,7 +100,7 @@ class GuardedChain(Runnable[Any, Any]):
             within=True,
             question=question_in(value, self._question_key),
             key=self._returns.answer_key,
-            own_model=self._plan.own_model,
+            own_model=self._tools.own_model,
         )
 
     # --- many values --------------------------------------------------------------------------------------------------
@@ -123,12 +130,12 @@ class GuardedChain(Runnable[Any, Any]):
         return await self._abatch_with_config(self._abatch, inputs, config, return_exceptions=return_exceptions)
 
     def _batch(self, values: list[Any], run_manager: list[Any], config: list[RunnableConfig]) -> list[Any]:
-        given = self._plan.chain.batch(values, config, return_exceptions=True)
+        given = self._tools.chain.batch(values, config, return_exceptions=True)
         works, errors = self._works(values, given, run_manager, config, call_here)
         return _merged(self._judge(works), errors)
 
     async def _abatch(self, values: list[Any], run_manager: list[Any], config: list[RunnableConfig]) -> list[Any]:
-        given = await self._plan.chain.abatch(values, config, return_exceptions=True)
+        given = await self._tools.chain.abatch(values, config, return_exceptions=True)
         with on_this_loop() as call:
             works, errors = self._works(values, given, run_manager, config, call)
             return _merged(await in_thread(self._judge, works), errors)
@@ -174,7 +181,7 @@ class GuardedChain(Runnable[Any, Any]):
     def _stream(self, inputs: Iterator[Any], run_manager: BaseRunManager, config: RunnableConfig) -> Iterator[Any]:
         for value in inputs:
             whole = None
-            for chunk in self._plan.chain.stream(value, config):
+            for chunk in self._tools.chain.stream(value, config):
                 whole = add_chunk(whole, chunk)
                 yield chunk
             last = self._annotation(value, whole, run_manager)
@@ -186,7 +193,7 @@ class GuardedChain(Runnable[Any, Any]):
     ) -> AsyncIterator[Any]:
         async for value in inputs:
             whole = None
-            async for chunk in self._plan.chain.astream(value, config):
+            async for chunk in self._tools.chain.astream(value, config):
                 whole = add_chunk(whole, chunk)
                 yield chunk
             last = await in_thread(self._annotation, value, whole, run_manager)
@@ -333,16 +340,16 @@ class SemGradGuard(Runnable[Any, Any]):
             chain = with_guarded_retriever(chain, retriever)
         else:
             refuse_memory(chain)
-        plan = Plan(
+        tools = RerunTools(
             chain=chain,
-            finder=Finder(retriever=retriever, retrievers=dict(retrievers or {})),
-            fallbacks=FallbackModels(fallbacks),
-            rewriter=rewriter or self._llm,
             answer=answer,
+            retriever=retriever,
+            retrievers=dict(retrievers or {}),
+            rewriter=rewriter or self._llm,
+            fallbacks=FallbackModels(fallbacks),
             own_model=self._own_model,
-            key=self._returns.answer_key,
         )
-        return GuardedChain(self._guard, plan, self._returns, question_key)
+        return GuardedChain(self._guard, tools, self._returns, question_key)
 
     @staticmethod
     def retriever(retriever: Any, *, with_top_k: WithTopK | None = None) -> GuardedRetriever:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from langchain_core.callbacks.manager import BaseRunManager
 
     from langchain_semgrad.exchanges import ChainCandidate
-    from langchain_semgrad.rerun import Attempts
+    from langchain_semgrad.rerun import ChainAttempts
     from semgrad_guard.flow import ExchangeId, Json, Outcome
     from semgrad_guard.guard import Guard
 
@@ -55,7 +55,7 @@ class Work:
     value: Any
     candidates: tuple[ChainCandidate, ...]
     """Empty where the value is no answer: a request for tools."""
-    attempts: Attempts | None = None
+    attempts: ChainAttempts | None = None
     """How to answer again; `None` in form (a), where that is not possible."""
     manager: BaseRunManager | None = None
     """The guard's own run."""
@@ -68,7 +68,7 @@ class Work:
         """Return the value of the attempt that the caller gets, where there is one answer and it was made again."""
         if self.attempts is None or len(self.candidates) != 1:
             return self
-        value, candidate = self.attempts.made.get(outcomes[0].exchange.id, (self.value, self.candidates[0]))
+        value, candidate = self.attempts.values.get(outcomes[0].exchange.id, (self.value, self.candidates[0]))
         return replace(self, value=value, candidates=(candidate,), attempts=None)
 
 
@@ -127,11 +127,11 @@ def _judged(guard: Guard, works: Sequence[Work], cancel: threading.Event | None)
     else:
         exchanges, each = [e for e, _ in known], [r for _, r in known]
         judged = iter(guard.run_batch(exchanges, each, cancel=cancel) if known else [])
-    taken = iter([
-        guard.run_unjudged(candidate.exchange, candidate.error, resources, cancel=cancel) if candidate.error else next(judged)
-        for candidate, resources in candidates
+    outcomes = iter([
+        guard.run_unjudged(one.exchange, one.error, resources, cancel=cancel) if one.error else next(judged)
+        for one, resources in candidates
     ])  # fmt: skip
-    return [tuple(next(taken) for _ in work.candidates) for work in works]
+    return [tuple(next(outcomes) for _ in work.candidates) for work in works]
 
 
 def _given(work: Work, outcomes: Sequence[Outcome], returns: ReturnOptions) -> Any:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from langchain_core.messages import AIMessage, BaseMessage
-from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda
+from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.runnables.config import patch_config
 from typing_extensions import TypedDict, override
 
@@ -16,11 +16,11 @@ from langchain_semgrad.exchanges import CallContext, ChainCandidate, candidates_
 from langchain_semgrad.guard import build_guard
 from langchain_semgrad.invoke import call_here, on_this_loop
 from langchain_semgrad.judging import Work, findings_with_run, outcome_of
-from langchain_semgrad.rerun import Attempts, FallbackModels, Finder, Plan
+from langchain_semgrad.rerun import ChainAttempts, FallbackModels, RerunTools
 from langchain_semgrad.review import REVIEWS, Review, guard_for, held_answer, settle_held, stops
 from langchain_semgrad.values import METADATA_KEY, Slot, with_answer
 from semgrad_guard.adapter_kit import GuardOptions, check_option
-from semgrad_guard.errors import NotGuardableError, StepUnavailableError
+from semgrad_guard.errors import NotGuardableError
 from semgrad_guard.flow import Status
 from semgrad_guard.guard import in_thread
 
@@ -106,12 +106,12 @@ class SemGradNode(Runnable[Any, Any]):
         )
         self._answer_key, self._question_key = answer_key, question_key
         self._review: Review | None = review
-        self._plan = Plan(
-            chain=RunnableLambda(_cannot_answer),
-            finder=Finder(retriever=retriever, retrievers=dict(retrievers or {})),
-            fallbacks=FallbackModels(fallbacks),
-            rewriter=rewriter,
+        self._tools = RerunTools(
             answer=answer,
+            retriever=retriever,
+            retrievers=dict(retrievers or {}),
+            rewriter=rewriter,
+            fallbacks=FallbackModels(fallbacks),
             own_model=own_model,
         )
 
@@ -158,7 +158,7 @@ class SemGradNode(Runnable[Any, Any]):
         if asks_for_tools(value):
             return {}
         config = patch_config(config, callbacks=manager.get_child())
-        attempts = Attempts(self._plan, value, config, call, manager)
+        attempts = ChainAttempts(tools=self._tools, call=call, config=config, input=value, manager=manager)
         work = Work(value, (self._candidate(state, value, manager),), attempts, manager)
         outcome = outcome_of(guard_for(self._guard, self._review), work, cancel)
         return self._settled(state, value, outcome)
@@ -178,9 +178,9 @@ class SemGradNode(Runnable[Any, Any]):
         question = question_in(state, self._question_key)
         if isinstance(value, AIMessage):
             before = _messages(state[self._answer_key])
-            candidate = final_answer(value, before[:-1], own_model=self._plan.own_model, within=False)
+            candidate = final_answer(value, before[:-1], own_model=self._tools.own_model, within=False)
         else:
-            context = CallContext(manager.run_id, manager, question=question, own_model=self._plan.own_model)
+            context = CallContext(manager.run_id, manager, question=question, own_model=self._tools.own_model)
             (candidate,) = candidates_in(value, context)
         return candidate.with_context(question, documents_in(state))
 
@@ -203,8 +203,3 @@ class SemGradNode(Runnable[Any, Any]):
 def _messages(part: Any) -> list[BaseMessage]:
     parts = part if isinstance(part, list | tuple) else [part]
     return [message for message in parts if isinstance(message, BaseMessage)]
-
-
-def _cannot_answer(_: object) -> None:
-    msg = "this node cannot answer again: pass SemGradNode(retriever=..., answer=function of question and documents)"
-    raise StepUnavailableError(msg)

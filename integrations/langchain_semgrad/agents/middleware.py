@@ -12,12 +12,12 @@ from langchain_core.runnables.config import ensure_config
 from langgraph.types import Command
 from typing_extensions import override
 
-from langchain_semgrad.agents.attempts import AgentAttempts, AgentPlan, answer_in, read_by, told
+from langchain_semgrad.agents.attempts import AgentAttempts, answer_in, messages_of, with_instruction
 from langchain_semgrad.agents.search import Search, final_answer, search_in, to_state
 from langchain_semgrad.guard import build_guard
 from langchain_semgrad.invoke import call_here, on_this_loop
 from langchain_semgrad.judging import ReturnOptions, StreamMode, findings_with_run
-from langchain_semgrad.rerun import FallbackModels, Finder
+from langchain_semgrad.rerun import FallbackModels, RerunTools
 from langchain_semgrad.review import (
     REVIEWS,
     Review,
@@ -126,12 +126,12 @@ class SemGradMiddleware(AgentMiddleware[SemGradState, Any, Any]):
         self._guard, own_model = build_guard(
             GuardOptions(llm=llm, policy=policy, model=model, scorer=scorer, guard=guard)
         )
-        self._plan = AgentPlan(
-            finder=Finder(retriever=retriever, retrievers=dict(retrievers or {})),
-            fallbacks=FallbackModels(fallbacks),
+        self._tools = RerunTools(
+            retriever=retriever,
+            retrievers=dict(retrievers or {}),
             rewriter=rewriter,
+            fallbacks=FallbackModels(fallbacks),
             own_model=own_model,
-            buffered=stream == "buffer",
         )
 
     # --- around the model's call --------------------------------------------------------------------------------------
@@ -146,7 +146,7 @@ class SemGradMiddleware(AgentMiddleware[SemGradState, Any, Any]):
             LowConfidenceError: the answer was held back and `on_withheld` is `"raise"`.
         """
         attempts, search = self._attempts(request, handler, call_here), search_in(request)
-        asked = told(request, search.told)
+        asked = with_instruction(request, search.told)
         return self._guarded(attempts, search, asked, handler(attempts.quiet(asked)))
 
     @override
@@ -161,14 +161,21 @@ class SemGradMiddleware(AgentMiddleware[SemGradState, Any, Any]):
                 return response
 
             attempts, search = self._attempts(request, ask, call), search_in(request)
-            asked = told(request, search.told)
+            asked = with_instruction(request, search.told)
             response = await handler(attempts.quiet(asked))
             return await in_thread(self._guarded, attempts, search, asked, response)
 
     def _attempts(
         self, request: ModelRequest[Any], ask: Callable[[ModelRequest[Any]], ModelResponse[Any]], call: Caller
     ) -> AgentAttempts:
-        return AgentAttempts(self._plan, request, ask, call, ensure_config())
+        return AgentAttempts(
+            tools=self._tools,
+            call=call,
+            config=ensure_config(),
+            request=request,
+            ask=ask,
+            is_buffered=self._returns.stream == "buffer",
+        )
 
     def _guarded(
         self,
@@ -181,14 +188,16 @@ class SemGradMiddleware(AgentMiddleware[SemGradState, Any, Any]):
         message = answer_in(response)
         if message is None:
             return response
-        candidate = final_answer(message, read_by(asked), own_model=self._plan.own_model)
+        candidate = final_answer(message, messages_of(asked), own_model=self._tools.own_model)
         exchange = search.continued(candidate.exchange)
-        attempts.made |= {**search.given, exchange.id: response}
+        attempts.responses |= {**search.given, exchange.id: response}
         guard = guard_for(self._guard, self._review)
         try:
             outcome = guard.run(exchange, attempts.resources(), progress=search.progress_at(exchange), cancel=cancel)
         except PostponedError as later:
-            return _searching(attempts, Search(told=attempts.told, progress=later.progress, given=attempts.made))
+            return _searching(
+                attempts, Search(told=attempts.instruction, progress=later.progress, given=attempts.responses)
+            )
         if attempts.stopped_by is not None:
             raise attempts.stopped_by
         pending = stops(self._review) and outcome.status is Status.PENDING
@@ -237,7 +246,7 @@ def _searching(attempts: AgentAttempts, search: Search) -> ExtendedModelResponse
 
 def _settled(attempts: AgentAttempts, outcome: Outcome, *, held: bool) -> ExtendedModelResponse[Any]:
     """Return the response of the chosen attempt with the outcome's text in it, and what the state must know."""
-    response = attempts.made[outcome.exchange.id]
+    response = attempts.responses[outcome.exchange.id]
     message, findings = answer_in(response) or AIMessage(""), findings_with_run(outcome)
     same = outcome.text == outcome.exchange.answer
     text = str(message.text) if same else outcome.text

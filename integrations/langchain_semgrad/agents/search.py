@@ -106,7 +106,7 @@ REWORDED = "You may ask for: {query}"
 """The question in other words, where the policy wants that and there is a rewriter."""
 
 
-def instruction(query: str, question: str | None) -> str:
+def search_instruction(query: str, question: str | None) -> str:
     """Return what the model is told before it searches again."""
     return SEARCH_AGAIN if query == question else f"{SEARCH_AGAIN} {REWORDED.format(query=query)}"
 
