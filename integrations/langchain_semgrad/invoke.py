@@ -14,7 +14,7 @@ from typing_extensions import override
 from semgrad_guard.errors import RoutingError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Generator
+    from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterator
     from concurrent.futures import Future
     from uuid import UUID
 
@@ -31,6 +31,60 @@ def add_chunk(whole: Any, chunk: Any) -> Any:
         return whole + chunk
     except TypeError:
         return chunk
+
+
+class ChunkSum:
+    """Adds up the chunks of a stream while they pass."""
+
+    def __init__(self) -> None:
+        """Begin with nothing."""
+        self.total: Any = None
+
+    def adding(self, chunks: Iterator[Any]) -> Iterator[Any]:
+        """Yield the chunks as they come."""
+        for chunk in chunks:
+            self.total = add_chunk(self.total, chunk)
+            yield chunk
+
+    async def aadding(self, chunks: AsyncIterator[Any]) -> AsyncIterator[Any]:
+        """Same as `adding`, for async streams."""
+        async for chunk in chunks:
+            self.total = add_chunk(self.total, chunk)
+            yield chunk
+
+
+class AsReceived(Runnable[Any, Any]):
+    """Gives what it receives, without a run of its own: the chain of a guard that judges its own input."""
+
+    @override
+    def invoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
+        return input
+
+    @override
+    async def ainvoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
+        return input
+
+    @override
+    def batch(
+        self,
+        inputs: list[Any],
+        config: RunnableConfig | list[RunnableConfig] | None = None,
+        *,
+        return_exceptions: bool = False,
+        **kwargs: Any | None,
+    ) -> list[Any]:
+        return list(inputs)
+
+    @override
+    def transform(self, input: Iterator[Any], config: RunnableConfig | None = None, **kwargs: Any) -> Iterator[Any]:
+        return input
+
+    @override
+    async def atransform(
+        self, input: AsyncIterator[Any], config: RunnableConfig | None = None, **kwargs: Any
+    ) -> AsyncIterator[Any]:
+        async for chunk in input:
+            yield chunk
 
 
 class Caller(Protocol):

@@ -15,7 +15,7 @@ from langchain_semgrad.convert import asks_for_tools, documents_in, question_in
 from langchain_semgrad.exchanges import CallContext, ChainCandidate, candidates_in
 from langchain_semgrad.guard import build_guard
 from langchain_semgrad.invoke import call_here, on_this_loop
-from langchain_semgrad.judging import Work, findings_with_run, outcome_of
+from langchain_semgrad.judging import ChainValue, findings_with_run, outcome_of
 from langchain_semgrad.rerun import ChainAttempts, FallbackModels, RerunTools
 from langchain_semgrad.review import REVIEWS, Review, guard_for, held_answer, settle_held, stops
 from langchain_semgrad.values import METADATA_KEY, Slot, with_answer
@@ -159,8 +159,8 @@ class SemGradNode(Runnable[Any, Any]):
             return {}
         config = patch_config(config, callbacks=manager.get_child())
         attempts = ChainAttempts(tools=self._tools, call=call, config=config, input=value, manager=manager)
-        work = Work(value, (self._candidate(state, value, manager),), attempts, manager)
-        outcome = outcome_of(guard_for(self._guard, self._review), work, cancel)
+        judged = ChainValue(value, (self._candidate(state, value, manager),), attempts, manager)
+        outcome = outcome_of(guard_for(self._guard, self._review), judged, cancel)
         return self._settled(state, value, outcome)
 
     def _answer(self, state: Mapping[str, Any]) -> Any:
