@@ -1,4 +1,4 @@
-"""A value and what was captured about it -> the exchange that is judged."""
+"""Makes the exchange that is judged, from a chain's value and what was captured about it."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class OwnModel:
         while (bound := getattr(inner, "bound", None)) is not None:
             inner = bound
         self._llm = inner
-        # The object that this model hands to callbacks with every call: the same one, so identity tells the model.
+        # The very object that this model hands to callbacks with every call, so identity tells the model.
         self._serialized: object = getattr(inner, "_serialized", None)
 
     def load(self) -> LocalModel:
@@ -99,7 +99,7 @@ class ChainCandidate(Candidate):
     llm_run: LlmRun | None = None
     """The model call that wrote it."""
     query: str | None = None
-    """What the chain's retriever was asked; `None` where it was not called."""
+    """The query of the chain's retriever; `None` where it was not called."""
 
     def with_context(self, question: str | None, documents: Sequence[Document]) -> ChainCandidate:
         """Return the same answer with a question and passages that are known better.
@@ -173,7 +173,7 @@ def exchange_of(
     Args:
         run: the call.
         text: what the chain made of the model's words; `None` leaves them as they are.
-        question: the question, where it is known; else the last thing that the prompt's user said.
+        question: the question, where it is known; else the last user message of the prompt.
         documents: what was retrieved for it.
         own_model: the scoring model, where it may have written the answer.
     """
@@ -185,7 +185,7 @@ def exchange_of(
     return Exchange(
         prompt=prompt,
         answer=answer,
-        question=question or _asked(run),
+        question=question or _question_of(run),
         passages=passages_in(documents, prompt),
         author=run.model,
         on_policy=on_policy and unchanged,
@@ -198,16 +198,16 @@ def without_prompt(text: str, prompt: Prompt) -> str:
     return text.removeprefix(prompt) if isinstance(prompt, str) and prompt else text
 
 
-def _asked(run: LlmRun) -> str | None:
+def _question_of(run: LlmRun) -> str | None:
     return None if isinstance(run.prompt, str) else question_in(list(run.prompt))
 
 
 def passages_in(documents: Sequence[Document], prompt: Prompt) -> tuple[Passage, ...]:
-    """Return the retrieved texts in the prompt; all retrieved ones where the chain rewrote them beyond recognition."""
-    found = tuple(map(to_passage, documents))
+    """Return the retrieved texts that are in the prompt; all of them where none is, because the chain rewrote them."""
+    passages = tuple(map(to_passage, documents))
     read = _squeezed(prompt if isinstance(prompt, str) else "\n".join(m.content for m in prompt))
-    used = tuple(p for p in found if p.text.strip() and _squeezed(p.text) in read)
-    return used or found
+    used = tuple(p for p in passages if p.text.strip() and _squeezed(p.text) in read)
+    return used or passages
 
 
 def _squeezed(text: str) -> str:
@@ -227,7 +227,7 @@ def _about(context: CallContext, run: LlmRun | None) -> dict[str, Any]:
 def about_run(
     run: LlmRun | None, traced: RunRef | None, tags: Sequence[str], metadata: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return tags and metadata of an exchange: what the user said of the call, and which model call wrote the answer.
+    """Return tags and metadata of an exchange: the user's own, and which model call wrote the answer.
 
     Args:
         run: the model call.
@@ -235,16 +235,16 @@ def about_run(
         tags: tags of the call.
         metadata: metadata of the call; what JSON cannot hold is left out.
     """
-    said: dict[str, Json] = {key: value for key, value in metadata.items() if _is_said(key, value)}
+    entries: dict[str, Json] = {key: value for key, value in metadata.items() if _is_users(key, value)}
     if run is not None:
-        said |= {"llm_run_id": str(run.id), "llm_run_name": run.name}
+        entries |= {"llm_run_id": str(run.id), "llm_run_name": run.name}
     if traced is not None:
-        said[RUN_KEY] = traced.fields()
-    return {"tags": frozenset(tag for tag in tags if not _OWN_TAG.match(tag)), "metadata": said}
+        entries[RUN_KEY] = traced.fields()
+    return {"tags": frozenset(tag for tag in tags if not _OWN_TAG.match(tag)), "metadata": entries}
 
 
-def _is_said(key: str, value: object) -> bool:
-    """Tell whether an entry of the metadata was said by the user, and JSON can hold it."""
+def _is_users(key: str, value: object) -> bool:
+    """Tell whether an entry of the metadata is the user's own, and JSON can hold it."""
     return not key.startswith(_OWN_METADATA) and (value is None or isinstance(value, bool | int | float | str))
 
 

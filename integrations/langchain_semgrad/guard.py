@@ -234,7 +234,7 @@ class _GuardRunnable(Runnable[Any, Any]):
         return annotation(self._chain_value(call, None), self._guard, self._returns, cancel)
 
     def _chain_value(self, call: _Call, caller: Caller | None) -> ChainValue:
-        """Return a value with the answers in it; it cannot be made again without a caller."""
+        """Return a value with the answers in it; without a caller, the question cannot be answered again."""
         if waits_for_tools(call.value, self._returns.answer_key):
             return ChainValue(call.value, ())
         attempts = self._attempts(call, caller) if caller is not None else None
@@ -242,7 +242,7 @@ class _GuardRunnable(Runnable[Any, Any]):
 
 
 class GuardedChain(_GuardRunnable):
-    """A chain whose answers are judged and, where the policy says so, made again; made by `SemGradGuard.wrap`."""
+    """A chain whose answers are judged and, where the policy says so, replaced by new ones; see `SemGradGuard.wrap`."""
 
     def __init__(
         self,
@@ -252,7 +252,7 @@ class GuardedChain(_GuardRunnable):
         returns: ReturnOptions,
         question_key: str | None,
     ) -> None:
-        """Keep the chain, what answers are made again with and where the question is."""
+        """Keep the chain, the tools to answer again with, and where the question is."""
         super().__init__("semgrad_guarded_chain", guard, chain, returns)
         self._tools, self._question_key = tools, question_key
 
@@ -284,7 +284,7 @@ class GuardedChain(_GuardRunnable):
 
 
 class SemGradGuard(_GuardRunnable):
-    """Judges the answer of the chain that it stands in, and gives it, or what the policy puts in its place.
+    """Judges the answer of the chain that it is part of, and gives it, or what the policy puts in its place.
 
     The value keeps its type: a message comes out as a message with `response_metadata["semgrad"]`, a text as a text, a
     mapping as a mapping with the answer replaced and `semgrad` added. A message that asks for tools is no answer and

@@ -65,7 +65,7 @@ class ChainValue:
         return self.attempts.first(self.value, candidate) if self.attempts else NO_RESOURCES
 
     def after(self, outcomes: Sequence[Outcome]) -> ChainValue:
-        """Return the value of the attempt that the caller gets, where there is one answer and it was made again."""
+        """Return the value of the attempt that the caller gets; a value with several answers stays as it is."""
         if self.attempts is None or len(self.candidates) != 1:
             return self
         value, candidate = self.attempts.values.get(outcomes[0].exchange.id, (self.value, self.candidates[0]))

@@ -132,7 +132,7 @@ class SemGradOutputParser(BaseOutputParser[Any]):
         raise held_back(outcome)
 
     def _candidate(self, generation: Generation) -> Candidate:
-        """Return the answer with the prompt that it was written for: the run of this parser tells which."""
+        """Return the answer with the prompt that the model read, which is found by the parser's own run."""
         message = generation.message if isinstance(generation, ChatGeneration) else None
         value = to_message(message).content if asks_for_tools(message) and message else message or generation.text
         callbacks = ensure_config().get("callbacks")

@@ -1,4 +1,4 @@
-"""Answering again: how retries and fallbacks of guarded chains and agents are carried out."""
+"""Carries out the retries and fallbacks of guarded chains, and what those of agents have in common with them."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ class QuestionAttempts(ABC):
 
     @abstractmethod
     def ask_fallback(self, exchange: Exchange, name: str, model: Any) -> Exchange:
-        """Return the exchange of a fallback model's answer to what the first model was asked."""
+        """Ask a fallback model what the first model was asked, and return the exchange of its answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +187,7 @@ class _Fallbacks(Mapping[str, AnswerModel]):
 
 @dataclass(frozen=True, slots=True)
 class _Fallback:
-    """One fallback model; it is asked what the first model was asked, so it gets no other passages."""
+    """One fallback model; it reads the first model's prompt, so it gets no other passages."""
 
     attempts: QuestionAttempts
     name: str
@@ -223,12 +223,12 @@ class ChainAttempts(QuestionAttempts):
         return candidate.query or exchange.question or ""
 
     def with_configurable(self, fields: Mapping[str, Json]) -> Self:
-        """Return the same attempts, of a chain with these `configurable` fields."""
+        """Return the same attempts with other `configurable` fields for the chain."""
         return replace(self, config=patch_config(self.config, configurable=dict(fields)))
 
     @override
     def answer_again(self, exchange: Exchange, *, query: str, step: RetryRetrieval) -> Exchange:
-        """Return the exchange of a new attempt by a chain that retrieves with other `configurable` fields.
+        """Let the chain retrieve with other `configurable` fields, and return the exchange of its new answer.
 
         Raises:
             StepUnavailableError: the policy names no such fields.
@@ -243,7 +243,7 @@ class ChainAttempts(QuestionAttempts):
 
     @override
     def answer(self, exchange: Exchange, passages: Sequence[Passage] | None) -> Exchange:
-        """Return the exchange of a new attempt; without passages the chain retrieves as always.
+        """Ask the chain again and return the exchange of its answer; without passages it retrieves as always.
 
         Raises:
             StepUnavailableError: there is no chain to ask.
@@ -296,7 +296,7 @@ class ChainAttempts(QuestionAttempts):
 
     @override
     def ask_fallback(self, exchange: Exchange, name: str, model: Any) -> Exchange:
-        """Return the exchange of a fallback model's answer to the very prompt that the chain's model read.
+        """Ask a fallback model with the very prompt that the chain's model read, and return the exchange of its answer.
 
         Raises:
             FallbackFailedError: it gave no text.

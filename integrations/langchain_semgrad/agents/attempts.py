@@ -1,4 +1,4 @@
-"""One final answer of an agent: how its retries and fallbacks are carried out, by calling the model again."""
+"""Answering again in an agent: retries and fallbacks call its model once more, or let it search again."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class AgentAttempts(QuestionAttempts):
 
     @override
     def ask_fallback(self, exchange: Exchange, name: str, model: Any) -> Exchange:
-        """Return the exchange of a fallback model's answer to what the agent's own model was asked."""
+        """Send a fallback model the request that the agent's own model got, and return the exchange of its answer."""
         return self._ask(exchange, self.quiet(self.request.override(model=model)), author=name)
 
     def _ask(self, exchange: Exchange, request: ModelRequest[Any], author: str | None = None) -> Exchange:

@@ -55,8 +55,8 @@ class SemGradNode(Runnable[Any, Any]):
     """Judges the answer in a graph's state and puts what the caller may see in its place.
 
     The prompt is that of the model call of an earlier node of the same run; where it was not seen, as after a restart,
-    it is the messages before the answer. A person is asked by a node of its own, because LangGraph runs a node again
-    from its start when the graph goes on: add `node.review` behind this node.
+    it is the messages before the answer. A person is asked in a node of its own, because LangGraph runs a node again
+    from its start when the graph goes on: add `node.review` after this node.
 
     Args:
         llm: the graph's model, when it is local: its own weights score its answers.
@@ -170,7 +170,7 @@ class SemGradNode(Runnable[Any, Any]):
             return value
         msg = (
             f"the graph's state holds no answer under {self._answer_key!r} but {type(value).__name__}: put the node "
-            "behind the one that calls the model, or name the answer's key, as in SemGradNode(answer_key='generation')"
+            "after the one that calls the model, or name the answer's key, as in SemGradNode(answer_key='generation')"
         )
         raise NotGuardableError(msg)
 

@@ -65,16 +65,16 @@ class SemGradMiddleware(AgentMiddleware[SemGradState, Any, Any]):
     """Judges the final answers of an agent and carries out the policy; requests for tools pass untouched.
 
     The answer is judged around the model's call, so a retry or fallback happens before anything reaches the state.
-    `retry_retrieval` finds passages by the `retriever`; without one the agent searches again itself: its model is asked
-    once more, told to use its tools in another way, and does not see the rejected answer.
+    `retry_retrieval` finds passages by the `retriever`; without one the agent searches again itself: its model is
+    called once more with the instruction to use its tools in another way, and does not see the rejected answer.
 
-    A person is asked after it: the graph stops with an interrupt and, resumed by
+    A person is asked afterwards: the graph stops with an interrupt and, resumed by
     `Command(resume={"type": "approve"})`, `{"type": "edit", "answer": "..."}` or `{"type": "reject"}`, goes on without
     calling the model again.
 
     While answers are buffered, `stream_mode="messages"` shows final texts only. What it cannot hide: `astream_events`
     and callbacks see every token as it is made, and `values` and `updates` show an answer that waits for a person to
-    whoever handles the interrupt.
+    the program that handles the interrupt.
 
     Args:
         llm: the agent's model, when it is local: its own weights score its answers.
@@ -146,8 +146,8 @@ class SemGradMiddleware(AgentMiddleware[SemGradState, Any, Any]):
             LowConfidenceError: the answer was held back and `on_withheld` is `"raise"`.
         """
         attempts, search = self._attempts(request, handler, call_here), search_in(request)
-        asked = with_instruction(request, search.told)
-        return self._guarded(attempts, search, asked, handler(attempts.quiet(asked)))
+        instructed = with_instruction(request, search.instruction)
+        return self._guarded(attempts, search, instructed, handler(attempts.quiet(instructed)))
 
     @override
     async def awrap_model_call(
@@ -161,9 +161,9 @@ class SemGradMiddleware(AgentMiddleware[SemGradState, Any, Any]):
                 return response
 
             attempts, search = self._attempts(request, ask, call), search_in(request)
-            asked = with_instruction(request, search.told)
-            response = await handler(attempts.quiet(asked))
-            return await in_thread(self._guarded, attempts, search, asked, response)
+            instructed = with_instruction(request, search.instruction)
+            response = await handler(attempts.quiet(instructed))
+            return await in_thread(self._guarded, attempts, search, instructed, response)
 
     def _attempts(
         self, request: ModelRequest[Any], ask: Callable[[ModelRequest[Any]], ModelResponse[Any]], call: Caller
@@ -181,22 +181,23 @@ class SemGradMiddleware(AgentMiddleware[SemGradState, Any, Any]):
         self,
         attempts: AgentAttempts,
         search: Search,
-        asked: ModelRequest[Any],
+        request: ModelRequest[Any],
         response: ModelResponse[Any],
         cancel: threading.Event | None = None,
     ) -> ModelResponse[Any] | ExtendedModelResponse[Any]:
         message = answer_in(response)
         if message is None:
             return response
-        candidate = final_answer(message, messages_of(asked), own_model=self._tools.own_model)
+        candidate = final_answer(message, messages_of(request), own_model=self._tools.own_model)
         exchange = search.continued(candidate.exchange)
-        attempts.responses |= {**search.given, exchange.id: response}
+        attempts.responses |= {**search.responses, exchange.id: response}
         guard = guard_for(self._guard, self._review)
         try:
             outcome = guard.run(exchange, attempts.resources(), progress=search.progress_at(exchange), cancel=cancel)
         except PostponedError as later:
             return _searching(
-                attempts, Search(told=attempts.instruction, progress=later.progress, given=attempts.responses)
+                attempts,
+                Search(instruction=attempts.instruction, progress=later.progress, responses=attempts.responses),
             )
         if attempts.stopped_by is not None:
             raise attempts.stopped_by
@@ -259,7 +260,7 @@ def _settled(attempts: AgentAttempts, outcome: Outcome, *, held: bool) -> Extend
             METADATA_KEY: findings,
             "semgrad_held": held_answer(outcome, str(changed.id)) if held else None,
             "semgrad_search": None,
-            # An agent that owes a structured answer asks its model for ever, unless it is told that this was all.
+            # An agent that owes a structured answer calls its model for ever, unless the state says that it ends.
             "semgrad_ends": not same and attempts.request.response_format is not None,
         }
     )
