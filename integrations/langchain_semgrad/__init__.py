@@ -1,6 +1,6 @@
-"""LangChain adapter: put a guard behind a model, around a chain, into an agent, or only listen.
+"""LangChain adapter: a guard at the end of a chain, around one, in an agent, or as an observer.
 
-- `SemGradGuard` judges the answer of the chain that it stands in; `.wrap(chain, ...)` retries and falls back as well.
+- `SemGradGuard` judges the answer of the chain that it is part of; `.wrap(chain, ...)` retries and falls back as well.
 - `SemGradOutputParser` does the same as the last parser of a chain.
 - `SemGradCallbackHandler` judges and logs, and changes nothing.
 - `SemGradMiddleware` guards agents made by `create_agent`, `SemGradNode` hand-built graphs (extra `agents`);
@@ -49,7 +49,7 @@ _OF_AGENTS = {
     "SemGradGraphState": "agents.graph_node",
     "resume_with": "review",
 }
-"""Names that need LangChain's agents, and where they are: imported when they are asked for."""
+"""Names that need LangChain's agents, and their modules, which are imported when a name is first used."""
 
 
 def __getattr__(name: str) -> object:

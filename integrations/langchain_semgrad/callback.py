@@ -33,14 +33,14 @@ if TYPE_CHECKING:
 MAX_RECORDS = 1_000
 """Records kept in `records`."""
 MAX_CALLS = 10_000
-"""Model calls under way whose prompts are kept; beyond it the oldest is not judged."""
+"""Running model calls whose prompts are kept; beyond it the oldest is not judged."""
 
 _log = logging.getLogger("semgrad_guard")
 
 
 @dataclass(frozen=True, slots=True)
 class _Call:
-    """One model call under way."""
+    """One running model call."""
 
     run: LlmRun
     tags: tuple[str, ...]
@@ -50,7 +50,7 @@ class _Call:
 class SemGradCallbackHandler(BaseCallbackHandler):
     """Judges the answer of every model call and logs a record of it; the answers themselves are never touched.
 
-    The record says what the policy would have done; nothing is retried, handed over or held back, and whatever fails is
+    The record says what the policy would have done; nothing is retried, handed over or held back, and failures are
     logged. Requests for tools are no answers and are left out.
 
     Args:
@@ -94,7 +94,7 @@ class SemGradCallbackHandler(BaseCallbackHandler):
         return self._background.dropped if self._background else 0
 
     def flush(self, timeout_s: float | None = None) -> bool:
-        """Wait until every answer given so far is judged; false when that took longer."""
+        """Wait until every answer given so far is judged; false when that took longer than `timeout_s`."""
         return self._background.flush(timeout_s) if self._background else True
 
     @override

@@ -1,9 +1,9 @@
-"""Every prompt, retrieval and question of the running chains, without any plumbing by the user.
+"""Records every prompt, retrieval and question of the running chains; the user has nothing to set up.
 
 LangChain asks every registered context variable for a handler whenever a chain starts. Ours has a *default*, so the one
-handler below is found in every thread and every event loop, and sees each run together with its parent. A guard later
-in the same chain looks up what was asked and who wrote the text that it received. A tree of runs is forgotten as soon
-as its root ends, fails or is cancelled.
+handler below is called in every thread and every event loop, and sees each run together with its parent. A guard later
+in the same chain looks up the question, and the model call that wrote the text it received. A tree of runs is forgotten
+as soon as its root ends, fails or is cancelled.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _ID_LENGTH = 36
 
 
 def traced_above(run_id: UUID) -> list[UUID]:
-    """Return the runs above a run that LangSmith traces here, nearest first; none where it is not under way."""
+    """Return the runs above the run that LangSmith traces here, nearest first; none where another run is traced."""
     tree = get_current_run_tree()
     if tree is None or tree.id != run_id:
         return []
@@ -48,7 +48,7 @@ def traced_above(run_id: UUID) -> list[UUID]:
 
 
 def recorded(manager: BaseRunManager | BaseCallbackManager | None) -> TracedRun | None:
-    """Return the LangSmith run of a call, still open; `None` where nobody records it."""
+    """Return the open LangSmith run of a call; `None` where it is not traced."""
     run_id = getattr(manager, "run_id", None) or getattr(manager, "parent_run_id", None)
     for handler in manager.handlers if manager else ():
         if isinstance(handler, LangChainTracer):
@@ -61,7 +61,7 @@ MAX_LLM_RUNS = 256
 MAX_RETRIEVALS = 256
 """Retrievals kept per tree."""
 MAX_DEPTH = 1_000
-"""Levels walked upwards, whatever the parents say."""
+"""The most levels that are walked upwards, in case parents form a circle."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -74,7 +74,7 @@ class LlmRun:
     model: str | None = None
     """The model's name, where the integration says it."""
     serialized: object = None
-    """What the model told the callbacks about itself; the very same object for every call of one model object."""
+    """The model's description of itself for callbacks; the very same object for every call of one model object."""
     text: str | None = None
     """What it wrote; `None` while it is still writing."""
     score: Score | None = None
@@ -85,7 +85,7 @@ class LlmRun:
 
 @dataclass(frozen=True, slots=True)
 class Retrieval:
-    """What one retriever call found."""
+    """One call of a retriever, and the documents that it returned."""
 
     id: UUID
     query: str | None
@@ -99,7 +99,7 @@ class RunTree:
     root: UUID
     parents: dict[UUID, UUID | None] = field(default_factory=dict)
     questions: dict[UUID, str] = field(default_factory=dict)
-    """Run -> the question in its input, where there is one; empty inputs of streaming chains are not known."""
+    """The question in each run's input, where there is one; the inputs of streaming chains are not known."""
     llm_runs: deque[LlmRun] = field(default_factory=lambda: deque(maxlen=MAX_LLM_RUNS))
     retrievals: deque[Retrieval] = field(default_factory=lambda: deque(maxlen=MAX_RETRIEVALS))
 
@@ -121,7 +121,7 @@ class RunTree:
         return [run for run in self.llm_runs if run.text is not None and self.is_below(run.id, ancestor)]
 
     def question(self, scopes: Sequence[UUID], llm_run: UUID | None) -> str | None:
-        """Return what was asked: the input of the nearest run above that holds a question.
+        """Return the question: that in the input of the nearest run above which has one.
 
         A chain that streams learns its input only while it runs; then the oldest step before the model's call that was
         given a question knows it.
@@ -142,21 +142,21 @@ class RunTree:
         return None
 
     def query_below(self, ancestor: UUID) -> str | None:
-        """Return what the last retriever called at or below a run was asked."""
+        """Return the query of the last retriever call at or below a run."""
         return next((r.query for r in reversed(self.retrievals) if self.is_below(r.id, ancestor)), None)
 
     def documents_below(self, ancestor: UUID) -> list[Document]:
         """Return the documents retrieved at or below a run, oldest first, each once."""
-        found: dict[tuple[str, str], Document] = {}
+        documents: dict[tuple[str, str], Document] = {}
         for retrieval in self.retrievals:
             if self.is_below(retrieval.id, ancestor):
                 for document in retrieval.documents:
-                    found.setdefault((document.page_content, str(document.metadata)), document)
-        return list(found.values())
+                    documents.setdefault((document.page_content, str(document.metadata)), document)
+        return list(documents.values())
 
 
 MAX_TREES = 10_000
-"""Calls under way at once whose prompts are kept; beyond it the oldest is forgotten, and its guard fails closed."""
+"""Running chains whose prompts are kept; beyond it the oldest is forgotten, and its guard fails closed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,12 +167,12 @@ class Captured:
     question: str | None
     documents: tuple[Document, ...]
     query: str | None
-    """What the retriever was asked, which need not be the question."""
+    """The retriever's query, which need not be the question."""
     root: UUID
 
 
 class RunStore:
-    """The trees of all calls under way; safe to use from many threads."""
+    """The trees of all running chains; safe to use from many threads."""
 
     def __init__(self, max_trees: int = MAX_TREES) -> None:
         """Start empty."""
@@ -203,7 +203,7 @@ class RunStore:
                     run.text, run.asked_for_tools, run.score = text, asked_for_tools, score
 
     def retrieved(self, run_id: UUID, documents: Sequence[Document]) -> None:
-        """Note what a retriever found."""
+        """Note what a retriever returned."""
         with self._lock:
             tree = self._tree_of.get(run_id)
             if tree is not None:
@@ -236,7 +236,7 @@ class RunStore:
             return _around(tree, scopes, run)
 
     def around(self, llm_run_id: UUID) -> Captured | None:
-        """Return what is known about a model call that is under way; `None` when it is not known."""
+        """Return what is known about a running model call; `None` when nothing is."""
         with self._lock:
             tree = self._tree_of.get(llm_run_id)
             run = next((run for run in tree.llm_runs if run.id == llm_run_id), None) if tree else None
@@ -281,7 +281,7 @@ def _around(tree: RunTree, scopes: Sequence[UUID], run: LlmRun | None) -> Captur
 
 
 class CaptureHandler(BaseCallbackHandler):
-    """Writes what LangChain reports into a store; it is quick, never raises and changes nothing."""
+    """Writes what LangChain reports into a store; quick, never raises, changes nothing."""
 
     run_inline = True  # in order, on the thread that runs the chain: a worker thread might come too late
 
@@ -376,24 +376,24 @@ class CaptureHandler(BaseCallbackHandler):
 
 
 def llm_run(
-    serialized: dict[str, Any] | None, prompt: str | tuple[BaseMessage, ...], run_id: UUID, said: dict[str, Any]
+    serialized: dict[str, Any] | None, prompt: str | tuple[BaseMessage, ...], run_id: UUID, details: dict[str, Any]
 ) -> LlmRun:
-    """Return a model call as LangChain announced it.
+    """Return a model call as LangChain announces it to callbacks.
 
     Args:
         serialized: what the model says about itself.
         prompt: what it reads.
         run_id: its run.
-        said: the callback's other arguments.
+        details: the callback's other arguments.
     """
-    about, metadata, params = serialized or {}, said.get("metadata") or {}, said.get("invocation_params") or {}
+    about, metadata, params = serialized or {}, details.get("metadata") or {}, details.get("invocation_params") or {}
     model = metadata.get("ls_model_name") or params.get("model") or params.get("model_name") or params.get("model_id")
-    name = said.get("name") or about.get("name") or (about.get("id") or ["model"])[-1]
+    name = details.get("name") or about.get("name") or (about.get("id") or ["model"])[-1]
     return LlmRun(id=run_id, name=str(name), prompt=prompt, model=str(model) if model else None, serialized=serialized)
 
 
 STORE = RunStore()
-"""What the handler in force writes to."""
+"""The store that the registered handler writes to."""
 
 _HANDLER = CaptureHandler(STORE)
 

@@ -32,7 +32,7 @@ class SemGradChatModel(BaseChatModel):
     """A local model whose answers carry their score.
 
     The score is taken from the KV cache of the writing, so it costs one short forward and backward of the answer. A
-    `SemGradGuard` behind it uses the score instead of reading prompt and answer again. It asks for no tools.
+    `SemGradGuard` after it uses the score instead of reading prompt and answer again. It asks for no tools.
 
     Example:
         >>> llm = SemGradChatModel(model="smollm2-135m", max_tokens=64)  # doctest: +SKIP
@@ -62,7 +62,7 @@ class SemGradChatModel(BaseChatModel):
 
     @override
     def model_post_init(self, context: Any, /) -> None:
-        """Prepare what is made at the first answer."""
+        """Prepare what is loaded at the first answer."""
         self._single_pass = Lazy(self._make_single_pass)
 
     @property

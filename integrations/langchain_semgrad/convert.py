@@ -1,4 +1,4 @@
-"""LangChain's values -> ours, and back: messages, documents, model results, questions."""
+"""Converts LangChain's messages, documents and model results into ours and back, and finds questions."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ _RUN_PREFIXES = ("lc_run--", "run--", "run-")
 
 
 def to_prompt(prompt: str | Sequence[BaseMessage]) -> Prompt:
-    """Return a prompt in our words; what is not text in a message is left out."""
+    """Return a prompt as the guard's; what is not text in a message is left out."""
     return prompt if isinstance(prompt, str) else tuple(to_message(message) for message in prompt)
 
 
 def to_message(message: BaseMessage) -> Message:
-    """Return one message in our words; calls of tools are part of the text, as the model's template would show them."""
+    """Return one message as the guard's; calls of tools are part of the text, as a model's template shows them."""
     role = message.role if isinstance(message, ChatMessage) else _role(message)
     calls = message.tool_calls if isinstance(message, AIMessage) else []
     text = str(message.text)
@@ -90,7 +90,7 @@ def run_id_of(message: BaseMessage | None) -> UUID | None:
 
 
 def to_passage(document: Document) -> Passage:
-    """Return a retrieved document in our words."""
+    """Return a retrieved document as the guard's passage."""
     metadata = document.metadata
     source = next((str(metadata[key]) for key in SOURCE_KEYS if metadata.get(key) is not None), None)
     scores = [metadata[key] for key in SCORE_KEYS if isinstance(metadata.get(key), int | float)]
@@ -121,17 +121,17 @@ def result_text(result: LLMResult) -> tuple[str, bool]:
     if first is None:
         return "", False
     if isinstance(first, ChatGeneration):
-        asked = asks_for_tools(first.message)
-        return to_message(first.message).content if asked else str(first.message.text), asked
+        wants_tools = asks_for_tools(first.message)
+        return to_message(first.message).content if wants_tools else str(first.message.text), wants_tools
     return first.text, False
 
 
 def result_score(result: LLMResult) -> Score | None:
     """Return the score that a single-pass model took while it wrote; `None` from any other model."""
     first: Generation | None = next((g for candidates in result.generations for g in candidates), None)
-    said = first.message.response_metadata.get(SCORE_KEY) if isinstance(first, ChatGeneration) else None
+    score = first.message.response_metadata.get(SCORE_KEY) if isinstance(first, ChatGeneration) else None
     try:
-        return score_from_fields(said) if said else None
+        return score_from_fields(score) if score else None
     except WireError:  # another model's metadata under our key: it is scored from outside
         return None
 
@@ -159,8 +159,8 @@ def question_in(inputs: object, key: str | None = None) -> str | None:
         return inputs.strip() or None
     if isinstance(inputs, Mapping):
         keys = (key,) if key else (*QUESTION_KEYS, "messages")
-        found = (question_in(inputs[k]) for k in keys if k in inputs and not isinstance(inputs[k], Mapping))
-        return next((q for q in found if q), None)
+        questions = (question_in(inputs[k]) for k in keys if k in inputs and not isinstance(inputs[k], Mapping))
+        return next(filter(None, questions), None)
     return _last_human(inputs)
 
 

@@ -1,4 +1,4 @@
-"""A value and what was captured about it -> the exchange that is judged."""
+"""Makes the exchange that is judged, from a chain's value and what was captured about it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from langchain_semgrad.capture import STORE, recorded
 from langchain_semgrad.convert import documents_in, question_in, run_id_of, to_passage, to_prompt
 from langchain_semgrad.values import Slot, find_answers
+from semgrad_guard.adapter_kit import Candidate
 from semgrad_guard.errors import ModelError, NotGuardableError, PromptNotFoundError, ScoringError
 from semgrad_guard.flow import RUN_KEY, Exchange
 from semgrad_guard.wire import RunRef
@@ -41,7 +42,7 @@ class OwnModel:
         while (bound := getattr(inner, "bound", None)) is not None:
             inner = bound
         self._llm = inner
-        # The object that this model hands to callbacks with every call: the same one, so identity tells the model.
+        # The very object that this model hands to callbacks with every call, so identity tells the model.
         self._serialized: object = getattr(inner, "_serialized", None)
 
     def load(self) -> LocalModel:
@@ -90,20 +91,18 @@ ADVICE = (
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
-    """One answer to judge."""
+class ChainCandidate(Candidate):
+    """One answer in a chain's value, to be judged."""
 
-    slot: Slot | None
-    """Where it is in the chain's value; `None` where the value holds no text of its own."""
-    exchange: Exchange
-    llm_run: LlmRun | None
-    error: ScoringError | None = None
-    """Why it cannot be judged."""
+    slot: Slot | None = None
+    """Where the answer is in the value; `None` where the value holds no text of its own."""
+    llm_run: LlmRun | None = None
+    """The model call that wrote it."""
     query: str | None = None
-    """What the chain's retriever was asked; `None` where it was not called."""
+    """The query of the chain's retriever; `None` where it was not called."""
 
-    def with_context(self, question: str | None, documents: Sequence[Document]) -> Job:
-        """Return the job with a question and passages where they are known better.
+    def with_context(self, question: str | None, documents: Sequence[Document]) -> ChainCandidate:
+        """Return the same answer with a question and passages that are known better.
 
         Args:
             question: the question; `None` leaves it as it is.
@@ -115,8 +114,8 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True)
-class Setting:
-    """What is known of the call beside the value."""
+class CallContext:
+    """What is known of a call beside the value that it gave."""
 
     run_id: UUID
     """The guard's own run or, with `within`, the run of the chain that gave the value."""
@@ -129,34 +128,36 @@ class Setting:
     own_model: OwnModel | None = None
 
 
-def jobs_in(value: Any, setting: Setting) -> tuple[Job, ...]:
+def candidates_in(value: Any, context: CallContext) -> tuple[ChainCandidate, ...]:
     """Return the answers in a value, each as an exchange with the prompt, question and passages that it came from."""
-    slots = find_answers(value, lambda text: STORE.wrote_text(setting.run_id, text), setting.key)
-    return tuple(_job_or_failure(value, slot, setting) for slot in slots or (None,))
+    slots = find_answers(value, lambda text: STORE.wrote_text(context.run_id, text), context.key)
+    return tuple(_candidate_or_error(value, slot, context) for slot in slots or (None,))
 
 
-def _job_or_failure(value: Any, slot: Slot | None, setting: Setting) -> Job:
+def _candidate_or_error(value: Any, slot: Slot | None, context: CallContext) -> ChainCandidate:
     try:
-        return _job(value, slot, setting)
+        return _candidate(value, slot, context)
     except Exception as error:  # noqa: BLE001 - an answer that cannot be read takes `on_error`, it does not break the chain
         _log.exception("could not read what a chain gave")
         failure = ScoringError(f"could not read what the chain gave: {type(error).__name__}: {error}")
-        return Job(slot, Exchange(answer=slot.text if slot else "", question=setting.question), None, failure)
+        exchange = Exchange(answer=slot.text if slot else "", question=context.question)
+        return ChainCandidate(exchange, failure, slot)
 
 
-def _job(value: Any, slot: Slot | None, setting: Setting) -> Job:
+def _candidate(value: Any, slot: Slot | None, context: CallContext) -> ChainCandidate:
     text = slot.text if slot else None
     message_run = run_id_of(slot.message) if slot else None
-    captured = STORE.find(setting.run_id, text, message_run_id=message_run, within=setting.within)
+    captured = STORE.find(context.run_id, text, message_run_id=message_run, within=context.within)
     run = captured.llm_run if captured else None
-    about = _about(setting, run)
+    about = _about(context, run)
     if run is None:
         error = PromptNotFoundError("among the model calls of this chain", ADVICE)
-        return Job(slot, Exchange(answer=text or "", question=setting.question, **about), None, error)
-    question = setting.question or (captured.question if captured else None)
+        return ChainCandidate(Exchange(answer=text or "", question=context.question, **about), error, slot)
+    question = context.question or (captured.question if captured else None)
     documents = (captured.documents if captured else ()) or documents_in(value)
-    exchange = exchange_of(run, text, question=question, documents=documents, own_model=setting.own_model)
-    return Job(slot, replace(exchange, **about), run, query=captured.query if captured else None)
+    exchange = exchange_of(run, text, question=question, documents=documents, own_model=context.own_model)
+    query = captured.query if captured else None
+    return ChainCandidate(replace(exchange, **about), slot=slot, llm_run=run, query=query)
 
 
 def exchange_of(
@@ -172,7 +173,7 @@ def exchange_of(
     Args:
         run: the call.
         text: what the chain made of the model's words; `None` leaves them as they are.
-        question: the question, where it is known; else the last thing that the prompt's user said.
+        question: the question, where it is known; else the last user message of the prompt.
         documents: what was retrieved for it.
         own_model: the scoring model, where it may have written the answer.
     """
@@ -184,7 +185,7 @@ def exchange_of(
     return Exchange(
         prompt=prompt,
         answer=answer,
-        question=question or _asked(run),
+        question=question or _question_of(run),
         passages=passages_in(documents, prompt),
         author=run.model,
         on_policy=on_policy and unchanged,
@@ -197,16 +198,16 @@ def without_prompt(text: str, prompt: Prompt) -> str:
     return text.removeprefix(prompt) if isinstance(prompt, str) and prompt else text
 
 
-def _asked(run: LlmRun) -> str | None:
+def _question_of(run: LlmRun) -> str | None:
     return None if isinstance(run.prompt, str) else question_in(list(run.prompt))
 
 
 def passages_in(documents: Sequence[Document], prompt: Prompt) -> tuple[Passage, ...]:
-    """Return the retrieved texts in the prompt; all retrieved ones where the chain rewrote them beyond recognition."""
-    found = tuple(map(to_passage, documents))
+    """Return the retrieved texts that are in the prompt; all of them where none is, because the chain rewrote them."""
+    passages = tuple(map(to_passage, documents))
     read = _squeezed(prompt if isinstance(prompt, str) else "\n".join(m.content for m in prompt))
-    used = tuple(p for p in found if p.text.strip() and _squeezed(p.text) in read)
-    return used or found
+    used = tuple(p for p in passages if p.text.strip() and _squeezed(p.text) in read)
+    return used or passages
 
 
 def _squeezed(text: str) -> str:
@@ -216,9 +217,9 @@ def _squeezed(text: str) -> str:
 # --- tags, metadata and the traced run --------------------------------------------------------------------------------
 
 
-def _about(setting: Setting, run: LlmRun | None) -> dict[str, Any]:
+def _about(context: CallContext, run: LlmRun | None) -> dict[str, Any]:
     """Return tags and metadata of an exchange."""
-    manager = setting.manager
+    manager = context.manager
     traced = _traced(manager, run) if run is not None else None
     return about_run(run, traced, manager.tags if manager else (), manager.metadata if manager else {})
 
@@ -226,7 +227,7 @@ def _about(setting: Setting, run: LlmRun | None) -> dict[str, Any]:
 def about_run(
     run: LlmRun | None, traced: RunRef | None, tags: Sequence[str], metadata: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return tags and metadata of an exchange: what the user said of the call, and which model call wrote the answer.
+    """Return tags and metadata of an exchange: the user's own, and which model call wrote the answer.
 
     Args:
         run: the model call.
@@ -234,16 +235,16 @@ def about_run(
         tags: tags of the call.
         metadata: metadata of the call; what JSON cannot hold is left out.
     """
-    said: dict[str, Json] = {key: value for key, value in metadata.items() if _is_said(key, value)}
+    entries: dict[str, Json] = {key: value for key, value in metadata.items() if _is_users(key, value)}
     if run is not None:
-        said |= {"llm_run_id": str(run.id), "llm_run_name": run.name}
+        entries |= {"llm_run_id": str(run.id), "llm_run_name": run.name}
     if traced is not None:
-        said[RUN_KEY] = traced.fields()
-    return {"tags": frozenset(tag for tag in tags if not _OWN_TAG.match(tag)), "metadata": said}
+        entries[RUN_KEY] = traced.fields()
+    return {"tags": frozenset(tag for tag in tags if not _OWN_TAG.match(tag)), "metadata": entries}
 
 
-def _is_said(key: str, value: object) -> bool:
-    """Tell whether an entry of the metadata was said by the user, and JSON can hold it."""
+def _is_users(key: str, value: object) -> bool:
+    """Tell whether an entry of the metadata is the user's own, and JSON can hold it."""
     return not key.startswith(_OWN_METADATA) and (value is None or isinstance(value, bool | int | float | str))
 
 

@@ -1,19 +1,20 @@
-"""`SemGradGuard`: the runnable that is put behind the model of a chain."""
+"""`SemGradGuard` at the end of a chain, and `GuardedChain` around one."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.runnables.base import coerce_to_runnable
-from langchain_core.runnables.config import patch_config
 from typing_extensions import override
 
 from langchain_semgrad.convert import question_in
-from langchain_semgrad.exchanges import OwnModel, Setting, jobs_in
-from langchain_semgrad.invoke import add_chunk, call_here, on_this_loop
-from langchain_semgrad.judging import Output, ReturnOptions, StreamMode, Work, annotation, judge_all, one_or_raise
-from langchain_semgrad.rerun import Attempts, FallbackModels, Finder, Plan
+from langchain_semgrad.exchanges import CallContext, OwnModel, candidates_in
+from langchain_semgrad.invoke import AsReceived, ChunkSum, call_here, on_this_loop
+from langchain_semgrad.judging import ChainValue, Output, ReturnOptions, StreamMode, annotation, judge_all, one_or_raise
+from langchain_semgrad.rerun import ChainAttempts, FallbackModels, RerunTools
 from langchain_semgrad.retrievers import (
     ChainEmbedder,
     GuardedRetriever,
@@ -28,7 +29,7 @@ from semgrad_guard.guard import in_thread
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+    from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from langchain_core.callbacks.manager import BaseRunManager
@@ -38,170 +39,6 @@ if TYPE_CHECKING:
     from langchain_semgrad.invoke import Caller
     from semgrad_guard.guard import Guard
     from semgrad_guard.ports import Scorer
-
-
-class GuardedChain(Runnable[Any, Any]):
-    """A chain whose answers are judged and, where the policy says so, made again; made by `SemGradGuard.wrap`."""
-
-    def __init__(self, guard: Guard, plan: Plan, returns: ReturnOptions, question_key: str | None) -> None:
-        """Keep the guard, what it acts with and how values are given back."""
-        self.name = "semgrad_guarded_chain"
-        self._guard, self._plan, self._returns, self._question_key = guard, plan, returns, question_key
-
-    # --- one value ----------------------------------------------------------------------------------------------------
-
-    @override
-    def invoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
-        """Return what the chain gives, guarded.
-
-        Raises:
-            LowConfidenceError: the answer was held back and cannot be replaced by a message, or must not be.
-            UncalibratedError: there is no confidence and the policy says `on_uncalibrated: error`.
-        """
-        return self._call_with_config(self._invoke, input, config)
-
-    @override
-    async def ainvoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
-        """Same as `invoke`; chain, retriever and models are called on the event loop, the rest in a worker thread."""
-        return await self._acall_with_config(self._ainvoke, input, config)
-
-    def _invoke(self, value: Any, run_manager: BaseRunManager, config: RunnableConfig) -> Any:
-        config = _below(config, run_manager)
-        given = self._plan.chain.invoke(value, config)
-        return one_or_raise(self._judge([self._work(value, given, run_manager, config, call_here)]))
-
-    async def _ainvoke(self, value: Any, run_manager: BaseRunManager, config: RunnableConfig) -> Any:
-        config = _below(config, run_manager)
-        given = await self._plan.chain.ainvoke(value, config)
-        with on_this_loop() as call:
-            work = self._work(value, given, run_manager, config, call)
-            return one_or_raise(await in_thread(self._judge, [work]))
-
-    def _judge(self, works: list[Work], cancel: threading.Event | None = None) -> list[Any]:
-        return judge_all(self._guard, works, self._returns, cancel)
-
-    def _work(self, value: Any, given: Any, run_manager: BaseRunManager, config: RunnableConfig, call: Caller) -> Work:
-        if waits_for_tools(given, self._returns.answer_key):
-            return Work(given, ())
-        attempts = Attempts(self._plan, value, config, call, run_manager)
-        return Work(given, jobs_in(given, self._setting(value, run_manager)), attempts, run_manager)
-
-    def _setting(self, value: Any, run_manager: BaseRunManager) -> Setting:
-        return Setting(
-            run_manager.run_id,
-            run_manager,
-            within=True,
-            question=question_in(value, self._question_key),
-            key=self._returns.answer_key,
-            own_model=self._plan.own_model,
-        )
-
-    # --- many values --------------------------------------------------------------------------------------------------
-
-    @override
-    def batch(
-        self,
-        inputs: list[Any],
-        config: RunnableConfig | list[RunnableConfig] | None = None,
-        *,
-        return_exceptions: bool = False,
-        **kwargs: Any | None,
-    ) -> list[Any]:
-        """Return what the chain gives for each input, guarded; the first answers are scored in one padded batch."""
-        return self._batch_with_config(self._batch, inputs, config, return_exceptions=return_exceptions)
-
-    @override
-    async def abatch(
-        self,
-        inputs: list[Any],
-        config: RunnableConfig | list[RunnableConfig] | None = None,
-        *,
-        return_exceptions: bool = False,
-        **kwargs: Any | None,
-    ) -> list[Any]:
-        """Same as `batch`."""
-        return await self._abatch_with_config(self._abatch, inputs, config, return_exceptions=return_exceptions)
-
-    def _batch(self, values: list[Any], run_manager: list[Any], config: list[RunnableConfig]) -> list[Any]:
-        given = self._plan.chain.batch(values, config, return_exceptions=True)
-        works, errors = self._works(values, given, run_manager, config, call_here)
-        return _merged(self._judge(works), errors)
-
-    async def _abatch(self, values: list[Any], run_manager: list[Any], config: list[RunnableConfig]) -> list[Any]:
-        given = await self._plan.chain.abatch(values, config, return_exceptions=True)
-        with on_this_loop() as call:
-            works, errors = self._works(values, given, run_manager, config, call)
-            return _merged(await in_thread(self._judge, works), errors)
-
-    def _works(
-        self, values: list[Any], given: list[Any], managers: list[Any], configs: list[RunnableConfig], call: Caller
-    ) -> tuple[list[Work], list[Exception | None]]:
-        errors = [value if isinstance(value, Exception) else None for value in given]
-        works = [
-            self._work(value, answer, manager, config, call)
-            for value, answer, manager, config in zip(values, given, managers, configs, strict=True)
-            if not isinstance(answer, Exception)
-        ]
-        return works, errors
-
-    # --- streams ------------------------------------------------------------------------------------------------------
-
-    @override
-    def stream(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Iterator[Any]:
-        """Yield the guarded value once and whole; with `stream="annotate"` as it comes, and the findings at the end."""
-        if not self._annotates:
-            yield self.invoke(input, config)
-            return
-        yield from self._transform_stream_with_config(iter([input]), self._stream, config)
-
-    @override
-    async def astream(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> AsyncIterator[Any]:
-        """Same as `stream`."""
-        if not self._annotates:
-            yield await self.ainvoke(input, config)
-            return
-
-        async def once() -> AsyncIterator[Any]:
-            yield input
-
-        async for chunk in self._atransform_stream_with_config(once(), self._astream, config):
-            yield chunk
-
-    @property
-    def _annotates(self) -> bool:
-        return self._returns.stream == "annotate"
-
-    def _stream(self, inputs: Iterator[Any], run_manager: BaseRunManager, config: RunnableConfig) -> Iterator[Any]:
-        for value in inputs:
-            whole = None
-            for chunk in self._plan.chain.stream(value, config):
-                whole = add_chunk(whole, chunk)
-                yield chunk
-            last = self._annotation(value, whole, run_manager)
-            if last is not None:
-                yield last
-
-    async def _astream(
-        self, inputs: AsyncIterator[Any], run_manager: BaseRunManager, config: RunnableConfig
-    ) -> AsyncIterator[Any]:
-        async for value in inputs:
-            whole = None
-            async for chunk in self._plan.chain.astream(value, config):
-                whole = add_chunk(whole, chunk)
-                yield chunk
-            last = await in_thread(self._annotation, value, whole, run_manager)
-            if last is not None:
-                yield last
-
-    def _annotation(
-        self, value: Any, given: Any, run_manager: BaseRunManager, cancel: threading.Event | None = None
-    ) -> Any:
-        jobs = (
-            ()
-            if waits_for_tools(given, self._returns.answer_key)
-            else jobs_in(given, self._setting(value, run_manager))
-        )
-        return annotation(Work(given, jobs), self._guard, self._returns, cancel)
 
 
 def build_guard(options: GuardOptions) -> tuple[Guard, OwnModel | None]:
@@ -217,24 +54,237 @@ def build_guard(options: GuardOptions) -> tuple[Guard, OwnModel | None]:
     return options.build(own_model.load() if options.guard is None else None), own_model
 
 
-def may_change(guard: Guard) -> bool:
-    """Tell whether the policy can give anything but the model's own words; an unknown kind of policy is taken to."""
+def _policy_says(guard: Guard, ability: str) -> bool:
+    """Tell whether a guard's policy has an ability; one that does not say so is taken to have it."""
     decider: Any = guard.parts.decider
-    return bool(getattr(decider, "can_change_answers", True))
+    return bool(getattr(decider, ability, True))
 
 
-def _below(config: RunnableConfig, run_manager: Any) -> RunnableConfig:
-    return patch_config(config, callbacks=run_manager.get_child())
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """One call of a guard: what came in, what the guarded chain gave for it, and the guard's own run."""
+
+    input: Any
+    value: Any
+    manager: BaseRunManager
+    config: RunnableConfig
 
 
-def _merged(judged: list[Any], errors: list[Exception | None]) -> list[Any]:
-    """Return the judged values with the chain's own errors back in their places."""
-    values = iter(judged)
-    return [next(values) if error is None else error for error in errors]
+class _GuardRunnable(Runnable[Any, Any]):
+    """Judges what a chain gives, however it is called: once, in batches or as a stream, with or without an event loop.
+
+    Args:
+        name: what traces show.
+        guard: what judges and decides.
+        chain: gives the values; `AsReceived` for a guard that is itself part of the chain.
+        returns: how guarded values are given back.
+    """
+
+    def __init__(self, name: str, guard: Guard, chain: Runnable[Any, Any], returns: ReturnOptions) -> None:
+        self.name = name
+        self._guard, self._chain, self._returns = guard, chain, returns
+
+    @abstractmethod
+    def _context(self, call: _Call) -> CallContext:
+        """Return what is known of a call beside the value."""
+
+    @abstractmethod
+    def _attempts(self, call: _Call, caller: Caller) -> ChainAttempts | None:
+        """Return how the question of a call can be answered again; `None` where it cannot."""
+
+    @abstractmethod
+    def _may_change(self) -> bool:
+        """Tell whether the policy can give anything but the chain's first answer."""
+
+    # --- one value ----------------------------------------------------------------------------------------------------
+
+    @override
+    def invoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
+        """Return the guarded value.
+
+        Raises:
+            LowConfidenceError: the answer was held back and cannot be replaced by a message, or must not be.
+            UncalibratedError: there is no confidence and the policy says `on_uncalibrated: error`.
+        """
+        return self._call_with_config(self._invoke, input, config)
+
+    @override
+    async def ainvoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
+        """Same as `invoke`; chain, retriever and models are called on the event loop, the rest in a worker thread."""
+        return await self._acall_with_config(self._ainvoke, input, config)
+
+    def _invoke(self, value: Any, run_manager: BaseRunManager, config: RunnableConfig) -> Any:
+        call = _Call(value, self._chain.invoke(value, config), run_manager, config)
+        return one_or_raise(self._judged([call], call_here))
+
+    async def _ainvoke(self, value: Any, run_manager: BaseRunManager, config: RunnableConfig) -> Any:
+        call = _Call(value, await self._chain.ainvoke(value, config), run_manager, config)
+        with on_this_loop() as caller:
+            return one_or_raise(await in_thread(self._judged, [call], caller))
+
+    # --- many values --------------------------------------------------------------------------------------------------
+
+    @override
+    def batch(
+        self,
+        inputs: list[Any],
+        config: RunnableConfig | list[RunnableConfig] | None = None,
+        *,
+        return_exceptions: bool = False,
+        **kwargs: Any | None,
+    ) -> list[Any]:
+        """Return the guarded values, in order; the first answers are scored in one padded batch."""
+        return self._batch_with_config(self._batch, inputs, config, return_exceptions=return_exceptions)
+
+    @override
+    async def abatch(
+        self,
+        inputs: list[Any],
+        config: RunnableConfig | list[RunnableConfig] | None = None,
+        *,
+        return_exceptions: bool = False,
+        **kwargs: Any | None,
+    ) -> list[Any]:
+        """Same as `batch`; the judging happens in a worker thread."""
+        return await self._abatch_with_config(self._abatch, inputs, config, return_exceptions=return_exceptions)
+
+    def _batch(self, values: list[Any], run_manager: list[Any], config: list[RunnableConfig]) -> list[Any]:
+        given = self._chain.batch(values, config, return_exceptions=True)
+        return self._judged(list(map(_Call, values, given, run_manager, config)), call_here)
+
+    async def _abatch(self, values: list[Any], run_manager: list[Any], config: list[RunnableConfig]) -> list[Any]:
+        given = await self._chain.abatch(values, config, return_exceptions=True)
+        with on_this_loop() as caller:
+            return await in_thread(self._judged, list(map(_Call, values, given, run_manager, config)), caller)
+
+    # --- streams ------------------------------------------------------------------------------------------------------
+
+    @override
+    def stream(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Iterator[Any]:
+        """Yield the guarded value of one input: once and whole, or as it comes with the findings at the end."""
+        yield from self.transform(iter([input]), config)
+
+    @override
+    async def astream(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> AsyncIterator[Any]:
+        """Same as `stream`."""
+
+        async def once() -> AsyncIterator[Any]:
+            yield input
+
+        async for chunk in self.atransform(once(), config):
+            yield chunk
+
+    @override
+    def transform(self, input: Iterator[Any], config: RunnableConfig | None = None, **kwargs: Any) -> Iterator[Any]:
+        """Same as `stream`, for an input that comes in pieces itself."""
+        yield from self._transform_stream_with_config(input, self._transform, config)
+
+    @override
+    async def atransform(
+        self, input: AsyncIterator[Any], config: RunnableConfig | None = None, **kwargs: Any
+    ) -> AsyncIterator[Any]:
+        """Same as `transform`; the judging happens in a worker thread."""
+        async for chunk in self._atransform_stream_with_config(input, self._atransform, config):
+            yield chunk
+
+    @property
+    def _annotates(self) -> bool:
+        """Whether streams pass before they are judged."""
+        stream = self._returns.stream
+        return stream == "annotate" or (stream is None and not self._may_change())
+
+    def _transform(self, inputs: Iterator[Any], run_manager: BaseRunManager, config: RunnableConfig) -> Iterator[Any]:
+        received, value, annotates = ChunkSum(), ChunkSum(), self._annotates
+        if annotates:
+            yield from value.adding(self._chain.transform(received.adding(inputs), config))
+            last = self._annotation(_Call(received.total, value.total, run_manager, config))
+        else:
+            for _ in received.adding(inputs):
+                pass
+            last = self._invoke(received.total, run_manager, config)
+        if last is not None:
+            yield last
+
+    async def _atransform(
+        self, inputs: AsyncIterator[Any], run_manager: BaseRunManager, config: RunnableConfig
+    ) -> AsyncIterator[Any]:
+        received, value, annotates = ChunkSum(), ChunkSum(), self._annotates
+        if annotates:
+            async for chunk in value.aadding(self._chain.atransform(received.aadding(inputs), config)):
+                yield chunk
+            call = _Call(received.total, value.total, run_manager, config)
+            last = await in_thread(self._annotation, call)
+        else:
+            async for _ in received.aadding(inputs):
+                pass
+            last = await self._ainvoke(received.total, run_manager, config)
+        if last is not None:
+            yield last
+
+    # --- judging ------------------------------------------------------------------------------------------------------
+
+    def _judged(self, calls: Sequence[_Call], caller: Caller, cancel: threading.Event | None = None) -> list[Any]:
+        """Return what each caller gets, in order; an exception in the place of a value that is held back or failed."""
+        values = [self._chain_value(call, caller) for call in calls if not isinstance(call.value, Exception)]
+        judged = iter(judge_all(self._guard, values, self._returns, cancel))
+        return [call.value if isinstance(call.value, Exception) else next(judged) for call in calls]
+
+    def _annotation(self, call: _Call, cancel: threading.Event | None = None) -> Any:
+        """Return the last chunk of a stream that has passed."""
+        return annotation(self._chain_value(call, None), self._guard, self._returns, cancel)
+
+    def _chain_value(self, call: _Call, caller: Caller | None) -> ChainValue:
+        """Return a value with the answers in it; without a caller, the question cannot be answered again."""
+        if waits_for_tools(call.value, self._returns.answer_key):
+            return ChainValue(call.value, ())
+        attempts = self._attempts(call, caller) if caller is not None else None
+        return ChainValue(call.value, candidates_in(call.value, self._context(call)), attempts, call.manager)
 
 
-class SemGradGuard(Runnable[Any, Any]):
-    """Judges the answer of the chain that it stands in, and gives it, or what the policy puts in its place.
+class GuardedChain(_GuardRunnable):
+    """A chain whose answers are judged and, where the policy says so, replaced by new ones; see `SemGradGuard.wrap`."""
+
+    def __init__(
+        self,
+        guard: Guard,
+        chain: Runnable[Any, Any],
+        tools: RerunTools,
+        returns: ReturnOptions,
+        question_key: str | None,
+    ) -> None:
+        """Keep the chain, the tools to answer again with, and where the question is."""
+        super().__init__("semgrad_guarded_chain", guard, chain, returns)
+        self._tools, self._question_key = tools, question_key
+
+    @override
+    def _context(self, call: _Call) -> CallContext:
+        return CallContext(
+            call.manager.run_id,
+            call.manager,
+            within=True,
+            question=question_in(call.input, self._question_key),
+            key=self._returns.answer_key,
+            own_model=self._tools.own_model,
+        )
+
+    @override
+    def _attempts(self, call: _Call, caller: Caller) -> ChainAttempts:
+        return ChainAttempts(
+            tools=self._tools,
+            call=caller,
+            config=call.config,
+            input=call.input,
+            manager=call.manager,
+            answer_key=self._returns.answer_key,
+        )
+
+    @override
+    def _may_change(self) -> bool:
+        return _policy_says(self._guard, "can_change_answers") or _policy_says(self._guard, "can_answer_again")
+
+
+class SemGradGuard(_GuardRunnable):
+    """Judges the answer of the chain that it is part of, and gives it, or what the policy puts in its place.
 
     The value keeps its type: a message comes out as a message with `response_metadata["semgrad"]`, a text as a text, a
     mapping as a mapping with the answer replaced and `semgrad` added. A message that asks for tools is no answer and
@@ -252,8 +302,8 @@ class SemGradGuard(Runnable[Any, Any]):
         output: `"same"` keeps the value's type; `"result"` gives a `GuardedAnswer`.
         stream: `"buffer"` holds a stream back until it is judged; `"annotate"` passes its tokens on and ends with a
             chunk that holds the findings, so it cannot hold anything back. `None` buffers whenever the policy can
-            refuse, ask a person or put a warning before the answer. Callbacks and `astream_events` see the tokens of
-            the model's own run in either case.
+            refuse, ask a person or put a warning before the answer or, around a chain, answer again. Callbacks and
+            `astream_events` see the tokens of the model's own run in either case.
         on_withheld: `"message"` gives the policy's message in the answer's place; `"raise"` raises
             `LowConfidenceError`, on which `with_fallbacks` acts.
         answer_key: key of the answer in a mapping; `answer`, `output`, `result` and `response` are found by themselves.
@@ -281,20 +331,33 @@ class SemGradGuard(Runnable[Any, Any]):
         on_withheld: OnWithheld = "message",
         answer_key: str | None = None,
     ) -> None:
-        self.name = "semgrad_guard"
-        self._llm: Any = llm
-        self._returns = ReturnOptions(output=output, stream=stream, on_withheld=on_withheld, answer_key=answer_key)
+        returns = ReturnOptions(output=output, stream=stream, on_withheld=on_withheld, answer_key=answer_key)
         embedder = ChainEmbedder(embeddings) if embeddings is not None else None
-        self._guard, self._own_model = build_guard(
+        built, self._own_model = build_guard(
             GuardOptions(llm=llm, policy=policy, model=model, scorer=scorer, guard=guard, embedder=embedder)
         )
+        super().__init__("semgrad_guard", built, AsReceived(), returns)
+        self._llm: Any = llm
+
+    @override
+    def _context(self, call: _Call) -> CallContext:
+        manager = call.manager
+        return CallContext(manager.run_id, manager, key=self._returns.answer_key, own_model=self._own_model)
+
+    @override
+    def _attempts(self, call: _Call, caller: Caller) -> None:
+        return None
+
+    @override
+    def _may_change(self) -> bool:
+        return _policy_says(self._guard, "can_change_answers")
 
     @property
     def guard(self) -> Guard:
         """The guard that judges."""
         return self._guard
 
-    # --- whole chains -------------------------------------------------------------------------------------------------
+    # --- around a whole chain -----------------------------------------------------------------------------------------
 
     def wrap(  # noqa: PLR0913 - what the policy's steps act with, each by its own word
         self,
@@ -333,16 +396,16 @@ class SemGradGuard(Runnable[Any, Any]):
             chain = with_guarded_retriever(chain, retriever)
         else:
             refuse_memory(chain)
-        plan = Plan(
+        tools = RerunTools(
             chain=chain,
-            finder=Finder(retriever=retriever, retrievers=dict(retrievers or {})),
-            fallbacks=FallbackModels(fallbacks),
-            rewriter=rewriter or self._llm,
             answer=answer,
+            retriever=retriever,
+            retrievers=dict(retrievers or {}),
+            rewriter=rewriter or self._llm,
+            fallbacks=FallbackModels(fallbacks),
             own_model=self._own_model,
-            key=self._returns.answer_key,
         )
-        return GuardedChain(self._guard, plan, self._returns, question_key)
+        return GuardedChain(self._guard, chain, tools, self._returns, question_key)
 
     @staticmethod
     def retriever(retriever: Any, *, with_top_k: WithTopK | None = None) -> GuardedRetriever:
@@ -353,122 +416,3 @@ class SemGradGuard(Runnable[Any, Any]):
             with_top_k: function `(retriever, k) -> retriever`, where its number of documents is set in its own way.
         """
         return GuardedRetriever(inner=retriever, with_top_k=with_top_k)
-
-    # --- one value ----------------------------------------------------------------------------------------------------
-
-    @override
-    def invoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
-        """Return the guarded value.
-
-        Raises:
-            LowConfidenceError: the answer was held back and cannot be replaced by a message, or must not be.
-            UncalibratedError: there is no confidence and the policy says `on_uncalibrated: error`.
-        """
-        return self._call_with_config(self._invoke, input, config)
-
-    @override
-    async def ainvoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
-        """Same as `invoke`; the judging happens in a worker thread, so the event loop is never blocked."""
-        return await self._acall_with_config(self._ainvoke, input, config)
-
-    def _invoke(self, value: Any, run_manager: BaseRunManager, cancel: threading.Event | None = None) -> Any:
-        return one_or_raise(judge_all(self._guard, [self._work(value, run_manager)], self._returns, cancel))
-
-    async def _ainvoke(self, value: Any, run_manager: BaseRunManager) -> Any:
-        return await in_thread(self._invoke, value, run_manager)
-
-    def _work(self, value: Any, run_manager: BaseRunManager) -> Work:
-        if waits_for_tools(value, self._returns.answer_key):
-            return Work(value, ())
-        setting = Setting(run_manager.run_id, run_manager, key=self._returns.answer_key, own_model=self._own_model)
-        return Work(value, jobs_in(value, setting), manager=run_manager)
-
-    # --- many values --------------------------------------------------------------------------------------------------
-
-    @override
-    def batch(
-        self,
-        inputs: list[Any],
-        config: RunnableConfig | list[RunnableConfig] | None = None,
-        *,
-        return_exceptions: bool = False,
-        **kwargs: Any | None,
-    ) -> list[Any]:
-        """Return the guarded values, in order; all answers are scored in one padded batch."""
-        return self._batch_with_config(self._batch, inputs, config, return_exceptions=return_exceptions)
-
-    @override
-    async def abatch(
-        self,
-        inputs: list[Any],
-        config: RunnableConfig | list[RunnableConfig] | None = None,
-        *,
-        return_exceptions: bool = False,
-        **kwargs: Any | None,
-    ) -> list[Any]:
-        """Same as `batch`, in a worker thread."""
-        return await self._abatch_with_config(self._abatch, inputs, config, return_exceptions=return_exceptions)
-
-    def _batch(self, values: list[Any], run_manager: list[Any], cancel: threading.Event | None = None) -> list[Any]:
-        works = [self._work(value, manager) for value, manager in zip(values, run_manager, strict=True)]
-        return judge_all(self._guard, works, self._returns, cancel)
-
-    async def _abatch(self, values: list[Any], run_manager: list[Any]) -> list[Any]:
-        return await in_thread(self._batch, values, run_manager)
-
-    # --- streams ------------------------------------------------------------------------------------------------------
-
-    @override
-    def transform(self, input: Iterator[Any], config: RunnableConfig | None = None, **kwargs: Any) -> Iterator[Any]:
-        """Yield the guarded value of a stream: once and whole, or as it comes with the findings at the end."""
-        yield from self._transform_stream_with_config(input, self._transform, config)
-
-    @override
-    async def atransform(
-        self, input: AsyncIterator[Any], config: RunnableConfig | None = None, **kwargs: Any
-    ) -> AsyncIterator[Any]:
-        """Same as `transform`; the judging happens in a worker thread."""
-        async for chunk in self._atransform_stream_with_config(input, self._atransform, config):
-            yield chunk
-
-    @override
-    def stream(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Iterator[Any]:
-        """Yield the guarded value of one finished input."""
-        yield from self.transform(iter([input]), config)
-
-    @override
-    async def astream(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> AsyncIterator[Any]:
-        """Same as `stream`."""
-
-        async def once() -> AsyncIterator[Any]:
-            yield input
-
-        async for chunk in self.atransform(once(), config):
-            yield chunk
-
-    @property
-    def _annotates(self) -> bool:
-        return self._returns.stream == "annotate" or (self._returns.stream is None and not may_change(self._guard))
-
-    def _transform(self, chunks: Iterator[Any], run_manager: BaseRunManager) -> Iterator[Any]:
-        whole, annotates = None, self._annotates
-        for chunk in chunks:
-            whole = add_chunk(whole, chunk)
-            if annotates:
-                yield chunk
-        last = self._annotate(whole, run_manager) if annotates else self._invoke(whole, run_manager)
-        if last is not None:
-            yield last
-
-    async def _atransform(self, chunks: AsyncIterator[Any], run_manager: BaseRunManager) -> AsyncIterator[Any]:
-        whole, annotates = None, self._annotates
-        async for chunk in chunks:
-            whole = add_chunk(whole, chunk)
-            if annotates:
-                yield chunk
-        last = await in_thread(self._annotate if annotates else self._invoke, whole, run_manager)
-        if last is not None:
-            yield last
-
-    def _annotate(self, value: Any, run_manager: BaseRunManager, cancel: threading.Event | None = None) -> Any:
-        return annotation(self._work(value, run_manager), self._guard, self._returns, cancel)

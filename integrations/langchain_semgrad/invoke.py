@@ -1,4 +1,4 @@
-"""How the adapter calls runnables: here or on the caller's event loop, below a run of its own, and stream by stream."""
+"""Calls runnables: in this thread or on the caller's event loop, below runs of their own, whole or as streams."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing_extensions import override
 from semgrad_guard.errors import RoutingError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Generator
+    from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterator
     from concurrent.futures import Future
     from uuid import UUID
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def add_chunk(whole: Any, chunk: Any) -> Any:
-    """Return what a stream has given so far; of chunks that cannot be added the last one counts, as everywhere here."""
+    """Return the sum of a stream and its next chunk; the chunk alone where they cannot be added, as in LangChain."""
     if whole is None:
         return chunk
     if isinstance(whole, dict) and isinstance(chunk, dict):
@@ -31,6 +31,60 @@ def add_chunk(whole: Any, chunk: Any) -> Any:
         return whole + chunk
     except TypeError:
         return chunk
+
+
+class ChunkSum:
+    """Adds up the chunks of a stream while they pass."""
+
+    def __init__(self) -> None:
+        """Begin with nothing."""
+        self.total: Any = None
+
+    def adding(self, chunks: Iterator[Any]) -> Iterator[Any]:
+        """Yield the chunks as they come."""
+        for chunk in chunks:
+            self.total = add_chunk(self.total, chunk)
+            yield chunk
+
+    async def aadding(self, chunks: AsyncIterator[Any]) -> AsyncIterator[Any]:
+        """Same as `adding`, for async streams."""
+        async for chunk in chunks:
+            self.total = add_chunk(self.total, chunk)
+            yield chunk
+
+
+class AsReceived(Runnable[Any, Any]):
+    """Gives what it receives, without a run of its own: the chain of a guard that judges its own input."""
+
+    @override
+    def invoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
+        return input
+
+    @override
+    async def ainvoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
+        return input
+
+    @override
+    def batch(
+        self,
+        inputs: list[Any],
+        config: RunnableConfig | list[RunnableConfig] | None = None,
+        *,
+        return_exceptions: bool = False,
+        **kwargs: Any | None,
+    ) -> list[Any]:
+        return list(inputs)
+
+    @override
+    def transform(self, input: Iterator[Any], config: RunnableConfig | None = None, **kwargs: Any) -> Iterator[Any]:
+        return input
+
+    @override
+    async def atransform(
+        self, input: AsyncIterator[Any], config: RunnableConfig | None = None, **kwargs: Any
+    ) -> AsyncIterator[Any]:
+        async for chunk in input:
+            yield chunk
 
 
 class Caller(Protocol):
@@ -47,13 +101,13 @@ def call_here(runnable: Runnable[Any, Any], value: Any, config: RunnableConfig) 
 
 
 class LoopCaller:
-    """Calls on the caller's event loop, so chains that are only asynchronous work, from a worker thread."""
+    """Calls runnables on an event loop from a worker thread, so chains that are only asynchronous work as well."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         """Keep the loop."""
         self._loop = loop
         self._lock = threading.Lock()
-        self._under_way: set[Future[Any]] = set()
+        self._running: set[Future[Any]] = set()
         self._closed = False
 
     def __call__(self, runnable: Runnable[Any, Any], value: Any, config: RunnableConfig) -> Any:
@@ -75,23 +129,23 @@ class LoopCaller:
                 msg = "the task was cancelled"
                 raise RoutingError(msg)
             future = asyncio.run_coroutine_threadsafe(start(), self._loop)
-            self._under_way.add(future)
+            self._running.add(future)
         try:
             return future.result()
         finally:
-            self._under_way.discard(future)
+            self._running.discard(future)
 
     def close(self) -> None:
-        """Cancel what is under way and refuse what would follow."""
+        """Cancel the running calls and refuse new ones."""
         with self._lock:
             self._closed = True
-            for future in list(self._under_way):
+            for future in list(self._running):
                 future.cancel()
 
 
 @contextmanager
 def on_this_loop() -> Generator[LoopCaller]:
-    """Give a caller for the running event loop; it ends with the task that opened it, also when that is cancelled."""
+    """Yield a caller for the running event loop; it is closed with the task that opened it, cancelled or not."""
     caller = LoopCaller(asyncio.get_running_loop())
     try:
         yield caller

@@ -1,4 +1,4 @@
-"""Values of a chain -> the same values, guarded; what form (a) and form (b) have in common."""
+"""Turns the values of a chain into what its caller gets: judged, and with another text where the policy says so."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
     from langchain_core.callbacks.manager import BaseRunManager
 
-    from langchain_semgrad.exchanges import Job
-    from langchain_semgrad.rerun import Attempts
+    from langchain_semgrad.exchanges import ChainCandidate
+    from langchain_semgrad.rerun import ChainAttempts
     from semgrad_guard.flow import ExchangeId, Json, Outcome
     from semgrad_guard.guard import Guard
 
@@ -49,27 +49,27 @@ class ReturnOptions:
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
-    """One value and the answers in it."""
+class ChainValue:
+    """A value that a chain gave, and the answers in it."""
 
     value: Any
-    jobs: tuple[Job, ...]
+    candidates: tuple[ChainCandidate, ...]
     """Empty where the value is no answer: a request for tools."""
-    attempts: Attempts | None = None
-    """How to answer again; `None` in form (a), where that is not possible."""
+    attempts: ChainAttempts | None = None
+    """How to answer again; `None` where that is not possible."""
     manager: BaseRunManager | None = None
     """The guard's own run."""
 
-    def resources(self, job: Job) -> Resources:
+    def resources(self, candidate: ChainCandidate) -> Resources:
         """Return what the policy may act with for one answer."""
-        return self.attempts.first(self.value, job) if self.attempts else NO_RESOURCES
+        return self.attempts.first(self.value, candidate) if self.attempts else NO_RESOURCES
 
-    def after(self, outcomes: Sequence[Outcome]) -> Work:
-        """Return the value of the attempt that the caller gets, where there is one answer and it was made again."""
-        if self.attempts is None or len(self.jobs) != 1:
+    def after(self, outcomes: Sequence[Outcome]) -> ChainValue:
+        """Return the value of the attempt that the caller gets; a value with several answers stays as it is."""
+        if self.attempts is None or len(self.candidates) != 1:
             return self
-        value, job = self.attempts.made.get(outcomes[0].exchange.id, (self.value, self.jobs[0]))
-        return replace(self, value=value, jobs=(job,), attempts=None)
+        value, candidate = self.attempts.values.get(outcomes[0].exchange.id, (self.value, self.candidates[0]))
+        return replace(self, value=value, candidates=(candidate,), attempts=None)
 
 
 def findings_with_run(outcome: Outcome) -> dict[str, Json]:
@@ -79,19 +79,19 @@ def findings_with_run(outcome: Outcome) -> dict[str, Json]:
 
 
 def judge_all(
-    guard: Guard, works: Sequence[Work], returns: ReturnOptions, cancel: threading.Event | None = None
+    guard: Guard, values: Sequence[ChainValue], returns: ReturnOptions, cancel: threading.Event | None = None
 ) -> list[Any]:
     """Return what the caller gets for each value, in order; `LowConfidenceError` in the place of one held back.
 
     All answers of all values are scored in one padded batch.
     """
-    outcomes = _outcomes(guard, works, cancel)
-    return [_given(work.after(found), found, returns) for work, found in zip(works, outcomes, strict=True)]
+    judged = zip(values, _outcomes(guard, values, cancel), strict=True)
+    return [_given(value.after(outcomes), outcomes, returns) for value, outcomes in judged]
 
 
-def outcome_of(guard: Guard, work: Work, cancel: threading.Event | None = None) -> Outcome:
+def outcome_of(guard: Guard, value: ChainValue, cancel: threading.Event | None = None) -> Outcome:
     """Return the outcome of the only answer in a value."""
-    ((outcome,),) = _outcomes(guard, [work], cancel)
+    ((outcome,),) = _outcomes(guard, [value], cancel)
     return outcome
 
 
@@ -107,75 +107,78 @@ def one_or_raise(given: list[Any]) -> Any:
     return only
 
 
-def _outcomes(guard: Guard, works: Sequence[Work], cancel: threading.Event | None) -> list[tuple[Outcome, ...]]:
+def _outcomes(guard: Guard, values: Sequence[ChainValue], cancel: threading.Event | None) -> list[tuple[Outcome, ...]]:
     """Return the outcomes of all answers; those whose prompt is not known take the policy's `on_error`."""
-    with judged_within(_runs(works)):
-        return _judged(guard, works, cancel)
+    with judged_within(_runs(values)):
+        return _judged(guard, values, cancel)
 
 
-def _runs(works: Sequence[Work]) -> dict[ExchangeId, Any]:
+def _runs(values: Sequence[ChainValue]) -> dict[ExchangeId, Any]:
     """Return the guard's run in LangSmith for each answer: in a batch each value has one of its own."""
-    runs = [(job.exchange.id, recorded(work.manager)) for work in works for job in work.jobs]
+    runs = [(candidate.exchange.id, recorded(value.manager)) for value in values for candidate in value.candidates]
     return {key: run for key, run in runs if run is not None}
 
 
-def _judged(guard: Guard, works: Sequence[Work], cancel: threading.Event | None) -> list[tuple[Outcome, ...]]:
-    jobs = [(job, work.resources(job)) for work in works for job in work.jobs]
-    known = [(job.exchange, resources) for job, resources in jobs if job.error is None]
+def _judged(guard: Guard, values: Sequence[ChainValue], cancel: threading.Event | None) -> list[tuple[Outcome, ...]]:
+    candidates = [(candidate, value.resources(candidate)) for value in values for candidate in value.candidates]
+    known = [(candidate.exchange, resources) for candidate, resources in candidates if candidate.error is None]
     if len(known) == 1:
         judged = iter([guard.run(*known[0], cancel=cancel)])
     else:
         exchanges, each = [e for e, _ in known], [r for _, r in known]
         judged = iter(guard.run_batch(exchanges, each, cancel=cancel) if known else [])
-    taken = iter([
-        guard.run_unjudged(job.exchange, job.error, resources, cancel=cancel) if job.error else next(judged)
-        for job, resources in jobs
+    outcomes = iter([
+        guard.run_unjudged(one.exchange, one.error, resources, cancel=cancel) if one.error else next(judged)
+        for one, resources in candidates
     ])  # fmt: skip
-    return [tuple(next(taken) for _ in work.jobs) for work in works]
+    return [tuple(next(outcomes) for _ in value.candidates) for value in values]
 
 
-def _given(work: Work, outcomes: Sequence[Outcome], returns: ReturnOptions) -> Any:
-    several, value = len(work.jobs) > 1, work.value
-    for job, outcome in zip(work.jobs, outcomes, strict=True):
-        if outcome.withheld and (returns.on_withheld == "raise" or job.slot is None):
+def _given(judged: ChainValue, outcomes: Sequence[Outcome], returns: ReturnOptions) -> Any:
+    several, value = len(judged.candidates) > 1, judged.value
+    for candidate, outcome in zip(judged.candidates, outcomes, strict=True):
+        if outcome.withheld and (returns.on_withheld == "raise" or candidate.slot is None):
             return held_back(outcome)
-        value = _replaced(value, job, outcome, _name(job) if several else None)
-    if returns.output == "same" or not work.jobs:
+        value = _replaced(value, candidate, outcome, _name(candidate) if several else None)
+    if returns.output == "same" or not judged.candidates:
         return value
     answers = {
-        _name(job): GuardedAnswer(text=outcome.text, value=value, outcome=outcome)
-        for job, outcome in zip(work.jobs, outcomes, strict=True)
+        _name(candidate): GuardedAnswer(text=outcome.text, value=value, outcome=outcome)
+        for candidate, outcome in zip(judged.candidates, outcomes, strict=True)
     }
     return answers if several else next(iter(answers.values()))
 
 
-def _name(job: Job) -> str:
-    return job.slot.name if job.slot else "answer"
+def _name(candidate: ChainCandidate) -> str:
+    return candidate.slot.name if candidate.slot else "answer"
 
 
-def _replaced(value: Any, job: Job, outcome: Outcome, name: str | None) -> Any:
-    if job.slot is None:
+def _replaced(value: Any, candidate: ChainCandidate, outcome: Outcome, name: str | None) -> Any:
+    if candidate.slot is None:
         return value
     # An answer that is given as it is keeps its form to the letter: content blocks, white space, a repeated prompt.
-    text = job.slot.text if outcome.text == job.exchange.answer else outcome.text
-    return with_answer(value, job.slot, text, findings_with_run(outcome), name)
+    text = candidate.slot.text if outcome.text == candidate.exchange.answer else outcome.text
+    return with_answer(value, candidate.slot, text, findings_with_run(outcome), name)
 
 
-def annotation(work: Work, guard: Guard, returns: ReturnOptions, cancel: threading.Event | None = None) -> Any:
-    """Return the last chunk of a stream that was passed through: no text, only the findings; `None` for plain text.
+def annotation(passed: ChainValue, guard: Guard, returns: ReturnOptions, cancel: threading.Event | None = None) -> Any:
+    """Return the last chunk of a stream that has passed: no text, only the findings; `None` for plain text.
 
     Raises:
-        LowConfidenceError: the policy holds an answer back, and the caller wants to be told by an exception.
+        LowConfidenceError: the policy holds an answer back, and the caller wants an exception for that.
     """
-    (outcomes,) = _outcomes(guard, [work], cancel)
+    (outcomes,) = _outcomes(guard, [passed], cancel)
     withheld = next((outcome for outcome in outcomes if outcome.withheld), None)
     if withheld is not None and returns.on_withheld == "raise":
         raise held_back(withheld)
-    by_name = {_name(job): findings_with_run(outcome) for job, outcome in zip(work.jobs, outcomes, strict=True)}
+    by_name = {
+        _name(candidate): findings_with_run(outcome)
+        for candidate, outcome in zip(passed.candidates, outcomes, strict=True)
+    }
     if not by_name:
         return None
     shown: Mapping[str, Any] = next(iter(by_name.values())) if len(by_name) == 1 else by_name
-    slot = work.jobs[0].slot
+    slot = passed.candidates[0].slot
     if slot is not None and slot.message is not None and not slot.path:
         return type(slot.message)(content="", id=slot.message.id, response_metadata={METADATA_KEY: shown})
-    return {METADATA_KEY: shown} if isinstance(work.value, dict) else None
+    return {METADATA_KEY: shown} if isinstance(passed.value, dict) else None

@@ -12,9 +12,9 @@ from pydantic import PrivateAttr
 from typing_extensions import override
 
 from langchain_semgrad.convert import asks_for_tools, to_message
-from langchain_semgrad.exchanges import ADVICE, Job, Setting, jobs_in
+from langchain_semgrad.exchanges import ADVICE, CallContext, candidates_in
 from langchain_semgrad.guard import build_guard
-from semgrad_guard.adapter_kit import GuardOptions, held_back
+from semgrad_guard.adapter_kit import Candidate, GuardOptions, held_back
 from semgrad_guard.errors import OptionError, PromptNotFoundError
 from semgrad_guard.flow import Exchange, Status
 
@@ -111,13 +111,17 @@ class SemGradOutputParser(BaseOutputParser[Any]):
             LowConfidenceError: the answer was held back and no value was given for that case.
             OutputParserException: the answer may be given, but the inner parser cannot read it.
         """
-        job = self._job(result[0])
-        outcome = self._guard.run_unjudged(job.exchange, job.error) if job.error else self._guard.run(job.exchange)
+        candidate = self._candidate(result[0])
+        outcome = (
+            self._guard.run_unjudged(candidate.exchange, candidate.error)
+            if candidate.error
+            else self._guard.run(candidate.exchange)
+        )
         if outcome.withheld:
             return self._instead(outcome)
         if self._parser is None:
             return outcome.text
-        changed = outcome.status is Status.REVIEWED and outcome.text != job.exchange.answer
+        changed = outcome.status is Status.REVIEWED and outcome.text != candidate.exchange.answer
         return self._parser.parse_result([Generation(text=outcome.text)] if changed else result, partial=partial)
 
     def _instead(self, outcome: Outcome) -> Any:
@@ -127,13 +131,13 @@ class SemGradOutputParser(BaseOutputParser[Any]):
             return outcome.text
         raise held_back(outcome)
 
-    def _job(self, generation: Generation) -> Job:
-        """Return the answer with the prompt that it was written for: the run of this parser tells which."""
+    def _candidate(self, generation: Generation) -> Candidate:
+        """Return the answer with the prompt that the model read, which is found by the parser's own run."""
         message = generation.message if isinstance(generation, ChatGeneration) else None
         value = to_message(message).content if asks_for_tools(message) and message else message or generation.text
         callbacks = ensure_config().get("callbacks")
         run_id = getattr(callbacks, "parent_run_id", None)
         if not isinstance(callbacks, BaseCallbackManager) or run_id is None:
             error = PromptNotFoundError("because the parser was called outside of a chain", ADVICE)
-            return Job(None, Exchange(answer=generation.text), None, error)
-        return jobs_in(value, Setting(run_id, callbacks, own_model=self._own_model))[0]
+            return Candidate(Exchange(answer=generation.text), error)
+        return candidates_in(value, CallContext(run_id, callbacks, own_model=self._own_model))[0]

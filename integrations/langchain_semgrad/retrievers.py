@@ -1,4 +1,4 @@
-"""A chain's retrievers and embeddings: found in it, put into it, and asked for more."""
+"""Makes a chain's retriever give what a retry found, asks retrievers for more documents, and uses their embeddings."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class ChainEmbedder:
         """Take the embeddings, such as those of a vector store."""
         self._embeddings = embeddings
         model = next(
-            (found for key in ("model", "model_name") if isinstance(found := getattr(embeddings, key, None), str)), ""
+            (name for key in ("model", "model_name") if isinstance(name := getattr(embeddings, key, None), str)), ""
         )
         self._name = f"{type(embeddings).__name__} {model}".strip()
 
@@ -46,12 +46,12 @@ class ChainEmbedder:
 
 
 RetrieverLike: TypeAlias = "Runnable[Any, Any] | Callable[[str, int], Sequence[Document]]"
-"""A retriever, or a function of the query and the number of documents wanted."""
+"""A retriever, or a function of the query and the number of documents."""
 WithTopK: TypeAlias = Callable[[Any, int], Any]
 """Function of a retriever and a number that returns a retriever of that many documents."""
 
 COUNT_FIELDS = ("k", "top_k", "top_n", "top_k_results", "max_results", "similarity_top_k", "limit")
-"""Fields by which retrievers and rerankers are told how many documents to return."""
+"""Fields of retrievers and rerankers that say how many documents they return."""
 
 _log = logging.getLogger("semgrad_guard")
 
@@ -70,7 +70,7 @@ _handed: ContextVar[Handed | None] = ContextVar("semgrad_guard_handed", default=
 
 @contextmanager
 def hand(documents: Sequence[Document] | None) -> Generator[Handed | None]:
-    """Make every `GuardedRetriever` that is called inside give these documents; `None` lets them retrieve."""
+    """Make every `GuardedRetriever` that is called within the block give these documents; `None` lets them retrieve."""
     handed = None if documents is None else Handed(list(documents))
     token = _handed.set(handed)
     try:
@@ -91,16 +91,16 @@ class GuardedRetriever(BaseRetriever):
     def invoke(self, input: str, config: RunnableConfig | None = None, **kwargs: Any) -> list[Document]:
         """Return the documents that were handed over, else those that the retriever inside finds."""
         if _handed.get() is None:
-            found: list[Document] = self.inner.invoke(input, config, **kwargs)
-            return found
+            documents: list[Document] = self.inner.invoke(input, config, **kwargs)
+            return documents
         return super().invoke(input, config, **kwargs)
 
     @override
     async def ainvoke(self, input: str, config: RunnableConfig | None = None, **kwargs: Any) -> list[Document]:
         """Same as `invoke`."""
         if _handed.get() is None:
-            found: list[Document] = await self.inner.ainvoke(input, config, **kwargs)
-            return found
+            documents: list[Document] = await self.inner.ainvoke(input, config, **kwargs)
+            return documents
         return await super().ainvoke(input, config, **kwargs)
 
     @override
@@ -149,10 +149,10 @@ def _changes(retriever: Any, top_k: int) -> dict[str, Any]:
         name: getattr(retriever, name, None) for name in getattr(type(retriever), "model_fields", {})
     }
     if "search_kwargs" in fields:
-        asked = {**(fields["search_kwargs"] or {}), "k": top_k}
-        if "fetch_k" in asked:
-            asked["fetch_k"] = max(asked["fetch_k"], top_k)
-        return {"search_kwargs": asked}
+        search = {**(fields["search_kwargs"] or {}), "k": top_k}
+        if "fetch_k" in search:
+            search["fetch_k"] = max(search["fetch_k"], top_k)
+        return {"search_kwargs": search}
     changed: dict[str, Any] = {name: top_k for name in COUNT_FIELDS if isinstance(fields.get(name), int)}
     for name, part in fields.items():
         if _is_counted(part):
@@ -252,7 +252,7 @@ class _Search:
 
     def _look_into(self, part: RunnableLambda[Any, Any]) -> Any:
         """Note a function that calls the retriever: nothing inside a function can be replaced."""
-        if any(found is self._retriever for found in part.deps):
+        if any(dependency is self._retriever for dependency in part.deps):
             self.functions.append(part.get_name())
         return part
 

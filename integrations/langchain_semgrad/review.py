@@ -58,8 +58,8 @@ class ReviewResponse(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _read(cls, said: Any) -> Any:
-        return _unpacked(said)
+    def _read(cls, data: Any) -> Any:
+        return _unpacked(data)
 
     @model_validator(mode="after")
     def _holds_an_answer(self) -> ReviewResponse:
@@ -69,19 +69,19 @@ class ReviewResponse(BaseModel):
         return self
 
 
-def _unpacked(said: Any) -> Any:
-    """Return a verdict in our words, from the shapes that review tools send."""
-    if isinstance(said, str):
-        return {"type": said}
-    if not isinstance(said, Mapping):
-        return said
-    if said.get("decisions"):
-        return _unpacked(said["decisions"][0])
-    args = (said.get("edited_action") or {}).get("args") or {}
-    answer = said.get("answer") or args.get("answer")
-    if answer is None and said.get("type") == "respond":
-        answer = said.get("message")
-    return {**said, "answer": answer}
+def _unpacked(data: Any) -> Any:
+    """Return a verdict as `ReviewResponse` reads it, from the shapes that review tools send."""
+    if isinstance(data, str):
+        return {"type": data}
+    if not isinstance(data, Mapping):
+        return data
+    if data.get("decisions"):
+        return _unpacked(data["decisions"][0])
+    args = (data.get("edited_action") or {}).get("args") or {}
+    answer = data.get("answer") or args.get("answer")
+    if answer is None and data.get("type") == "respond":
+        answer = data.get("message")
+    return {**data, "answer": answer}
 
 
 class InterruptQueue:
@@ -109,7 +109,7 @@ class InterruptQueue:
 
 
 class NoCheckpointQueue:
-    """The queue of a graph that should stop for a person but has no checkpointer: it takes nothing, and says why."""
+    """The queue of a graph that should stop for a person but has no checkpointer: it refuses, and says why."""
 
     def submit(self, *_: object) -> ReviewId:
         """Refuse the answer.
@@ -161,11 +161,11 @@ def guard_for(guard: Guard, review: Review | None) -> Guard:
 
 
 def held_answer(outcome: Outcome, message_id: str) -> dict[str, Json] | None:
-    """Return what must be kept to ask a person later; `None` when nobody is to be asked.
+    """Return what must be kept to ask a person later; `None` where the answer does not wait for one.
 
     Args:
         outcome: how the question ended.
-        message_id: the message in whose place the pending message stands.
+        message_id: the message that the pending message replaces.
     """
     if outcome.status is not Status.PENDING:
         return None
@@ -244,14 +244,14 @@ def settle_held(held: Mapping[str, Json], guard: Guard, review: Review | None) -
     return text, status
 
 
-def _ruling(said: ReviewResponse, held: Mapping[str, Json]) -> Ruling:
-    verdict = _VERDICTS[said.type]
-    texts = {Verdict.APPROVED: str(held["answer"]), Verdict.EDITED: said.answer, Verdict.REJECTED: said.message}
+def _ruling(response: ReviewResponse, held: Mapping[str, Json]) -> Ruling:
+    verdict = _VERDICTS[response.type]
+    texts = {Verdict.APPROVED: str(held["answer"]), Verdict.EDITED: response.answer, Verdict.REJECTED: response.message}
     return Ruling(
         review_id=ReviewId(str(held["review_id"])),
         verdict=verdict,
         text=texts[verdict] or "",
-        by=said.by or "interrupt",
+        by=response.by or "interrupt",
         at=utc_now(),
     )
 
@@ -265,9 +265,9 @@ def resume_with(ruling: Ruling) -> dict[str, Json]:
         ...     Command(resume=resume_with(ruling)), {"configurable": {"thread_id": thread_id}}
         ... )  # doctest: +SKIP
     """
-    said = {Verdict.APPROVED: "approve", Verdict.EDITED: "edit"}.get(ruling.verdict, "reject")
-    words: dict[str, dict[str, Json]] = {"edit": {"answer": ruling.text}, "reject": {"message": ruling.text}}
-    return {"type": said, "by": ruling.by, **words.get(said, {})}
+    kind = {Verdict.APPROVED: "approve", Verdict.EDITED: "edit"}.get(ruling.verdict, "reject")
+    texts: dict[str, dict[str, Json]] = {"edit": {"answer": ruling.text}, "reject": {"message": ruling.text}}
+    return {"type": kind, "by": ruling.by, **texts.get(kind, {})}
 
 
 def _close_item(queue: object, ruling: Ruling) -> None:
@@ -277,7 +277,7 @@ def _close_item(queue: object, ruling: Ruling) -> None:
         return
     try:
         _decide(queue, ruling)
-    except Exception as error:  # noqa: BLE001 - the verdict stands, whether the queue takes it or not
+    except Exception as error:  # noqa: BLE001 - the verdict counts, whether the queue takes it or not
         _log.warning(
             "review item %s did not take the verdict %r that the graph was resumed with: %s",
             ruling.review_id,
@@ -295,7 +295,7 @@ def _decide(queue: DecidableQueue, ruling: Ruling) -> None:
             queue.edit(item, by, ruling.text, op=operation)
         else:
             queue.reject(item, by, ruling.text, op=operation)
-    except AlreadyClaimedError:  # whoever holds it would judge what is decided
+    except AlreadyClaimedError:  # another reviewer would judge what is decided
         queue.release(item, by, force=True)
         _decide(queue, ruling)
     except IllegalMoveError:
@@ -337,7 +337,7 @@ class ReviewedRuns:
     def __init__(
         self, graph: CompiledStateGraph[Any, Any, Any, Any], queue: SqlReviewQueue, *, consumer: str = "langgraph"
     ) -> None:
-        """Note in the queue that verdicts are wanted, those given before included.
+        """Subscribe to the queue's verdicts, those given before included.
 
         Args:
             graph: the compiled graph, with the checkpointer that keeps its stopped runs.

@@ -1,4 +1,4 @@
-"""Where the answer is in the value that a chain gives, and the same value with another text and the findings."""
+"""Finds the answers in a chain's value, and puts texts and findings in their places."""
 
 from __future__ import annotations
 
@@ -123,8 +123,8 @@ def find_answers(value: Any, wrote: Callable[[str], bool], key: str | None = Non
 
 
 def _in_mapping(value: Mapping[Any, Any], wrote: Callable[[str], bool], key: str | None) -> tuple[Slot, ...]:
-    if found := _under_keys(value, (key,) if key else ANSWER_KEYS):
-        return found
+    if slots := _under_keys(value, (key,) if key else ANSWER_KEYS):
+        return slots
     messages = value.get("messages")
     if isinstance(messages, list | tuple) and messages and isinstance(messages[-1], AIMessage):
         return tuple(_slot(("messages", len(messages) - 1), messages[-1]))
@@ -133,7 +133,7 @@ def _in_mapping(value: Mapping[Any, Any], wrote: Callable[[str], bool], key: str
 
 
 def _under_keys(value: Mapping[Any, Any], keys: Sequence[str]) -> tuple[Slot, ...]:
-    return next((tuple(found) for k in keys if k in value and (found := _slot((k,), value[k]))), ())
+    return next((tuple(slots) for k in keys if k in value and (slots := _slot((k,), value[k]))), ())
 
 
 def _slot(path: tuple[str | int, ...], part: object) -> list[Slot]:

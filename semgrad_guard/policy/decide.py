@@ -294,6 +294,11 @@ class PolicyDecider:
         warned = any(messages.warning or messages.unchecked for messages in texts)
         return bool(ends - {"answer_with_warning", "warn"}) or people or warned
 
+    @property
+    def can_answer_again(self) -> bool:
+        """Whether a step of the policy asks the chain, or a fallback model, for another answer."""
+        return any(isinstance(entry.spec, NewAttemptStep) for _, entry in self.policy.escalation_steps())
+
     def compute_thresholds(self) -> dict[str, float]:
         """Return the confidence that each `accept` needs, by rule; error rates are computed now, not at first use.
 

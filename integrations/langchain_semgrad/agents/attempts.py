@@ -1,8 +1,7 @@
-"""One final answer of an agent: how its retries and fallbacks are carried out, by calling the model again."""
+"""Answering again in an agent: retries and fallbacks call its model once more, or let it search again."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -11,97 +10,71 @@ from langgraph.constants import TAG_NOSTREAM
 from langgraph.errors import GraphBubbleUp
 from typing_extensions import override
 
-from langchain_semgrad.agents.search import final_answer, instruction
+from langchain_semgrad.agents.search import final_answer, search_instruction
 from langchain_semgrad.convert import asks_for_tools
-from langchain_semgrad.rerun import reworded
+from langchain_semgrad.rerun import QuestionAttempts
 from semgrad_guard.errors import FallbackFailedError, StepUnavailableError
-from semgrad_guard.ports import AnswerModel
-from semgrad_guard.routing import PostponedError, Resources
+from semgrad_guard.routing import PostponedError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from langchain.agents.middleware import ModelRequest, ModelResponse
     from langchain_core.documents import Document
-    from langchain_core.runnables import Runnable, RunnableConfig
 
-    from langchain_semgrad.exchanges import OwnModel
-    from langchain_semgrad.invoke import Caller
-    from langchain_semgrad.rerun import FallbackModels, Finder
     from semgrad_guard.flow import Exchange, ExchangeId, Passage, RetryRetrieval
 
 PASSAGES = "Answer from these passages:\n\n{passages}"
 """How passages that a retry found are shown to the agent's model, at the end of its system message."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AgentPlan:
-    """What a guarded agent may act with; the same for all answers."""
+@dataclass(slots=True, kw_only=True)
+class AgentAttempts(QuestionAttempts):
+    """The attempts at one final answer of an agent."""
 
-    finder: Finder
-    fallbacks: FallbackModels
-    rewriter: Runnable[Any, Any] | None = None
-    own_model: OwnModel | None = None
-    buffered: bool = True
-    """Keep the tokens of every model call out of LangGraph's message stream: they may have to be held back."""
-
-
-@dataclass(slots=True)
-class AgentAttempts:
-    """The attempts at one final answer.
-
-    Args:
-        plan: what to act with.
-        request: what the agent asked its model; every attempt starts from it, so nothing of an earlier answer is in it.
-        ask: asks the model, through the middleware below.
-        call: calls retriever and rewriter.
-        config: how they are called.
-    """
-
-    plan: AgentPlan
     request: ModelRequest[Any]
+    """What the agent asked its model; every attempt starts from it, so nothing of an earlier answer is in it."""
     ask: Callable[[ModelRequest[Any]], ModelResponse[Any]]
-    call: Caller
-    config: RunnableConfig
-    made: dict[ExchangeId, ModelResponse[Any]] = field(default_factory=dict)
-    """Attempt -> what the model gave then."""
+    """Asks the model, through the middleware below."""
+    is_buffered: bool = True
+    """Keep the tokens of every model call out of LangGraph's message stream: they may have to be held back."""
+    responses: dict[ExchangeId, ModelResponse[Any]] = field(default_factory=dict)
+    """What the model gave in each attempt."""
     stopped_by: GraphBubbleUp | None = None
     """An interrupt or command of LangGraph that a model call ended in; it must reach the graph."""
-    told: str = ""
-    """What the model is to be told before it searches again, once the next attempt was postponed for that."""
+    instruction: str = ""
+    """What the model is told before it searches again, once the next attempt was postponed for that."""
 
-    def resources(self) -> Resources:
-        """Return what the policy may act with."""
-        return Resources(
-            chain=self, rewriter=self if self.plan.rewriter is not None else None, fallbacks=_Fallbacks(self)
-        )
+    @override
+    def answer(self, exchange: Exchange, passages: Sequence[Passage] | None) -> Exchange:
+        """Return the exchange of a new answer from other passages."""
+        documents = self.documents.documents_of(passages or ())
+        return self._ask(exchange, _with_passages(self.request, documents))
 
-    def rewrite(self, question: str) -> str:
-        """Return the question in other words, by the rewriter."""
-        return reworded(self.plan.rewriter, question, self.call, self.config)
-
+    @override
     def answer_again(self, exchange: Exchange, *, query: str, step: RetryRetrieval) -> Exchange:
-        """Return the exchange of a new answer, from passages that the retriever finds.
+        """Let the agent search again with its own tools.
 
         Raises:
-            PostponedError: there is no retriever, but the agent has tools to search again with.
-            StepUnavailableError: there is neither.
-            RetrievalFailedError: there is nothing new to answer from.
+            PostponedError: it has tools.
+            StepUnavailableError: it has none.
         """
-        if not self.plan.finder.knows(step):
-            if self.request.tools:
-                self.told = instruction(query, exchange.question)
-                raise PostponedError
-            msg = (
-                "this agent has no tools to search again with, and its guard knows no retriever: "
-                "pass SemGradMiddleware(retriever=retriever)"
-            )
-            raise StepUnavailableError(msg)
-        documents = self.plan.finder.find(step, exchange, query, call=self.call, config=self.config)
-        return self.asked(exchange, _with_passages(self.request, documents))
+        if self.request.tools:
+            self.instruction = search_instruction(query, exchange.question)
+            raise PostponedError
+        msg = (
+            "this agent has no tools to search again with, and its guard knows no retriever: "
+            "pass SemGradMiddleware(retriever=retriever)"
+        )
+        raise StepUnavailableError(msg)
 
-    def asked(self, exchange: Exchange, request: ModelRequest[Any], author: str | None = None) -> Exchange:
-        """Return the exchange of the model's answer to a request, and note it.
+    @override
+    def ask_fallback(self, exchange: Exchange, name: str, model: Any) -> Exchange:
+        """Send a fallback model the request that the agent's own model got, and return the exchange of its answer."""
+        return self._ask(exchange, self.quiet(self.request.override(model=model)), author=name)
+
+    def _ask(self, exchange: Exchange, request: ModelRequest[Any], author: str | None = None) -> Exchange:
+        """Return the exchange of the model's answer to a request, and keep its response.
 
         Raises:
             FallbackFailedError: it asked for tools instead of answering.
@@ -115,52 +88,19 @@ class AgentAttempts:
         if message is None:
             msg = "the model asked for tools or gave nothing instead of answering"
             raise FallbackFailedError(msg)
-        job = final_answer(message, read_by(request), own_model=self.plan.own_model)
+        candidate = final_answer(message, messages_of(request), own_model=self.tools.own_model)
         following = replace(
-            job.exchange,
+            candidate.exchange,
             attempt=exchange.attempt + 1,
             question=exchange.question,
-            author=author or job.exchange.author,
+            author=author or candidate.exchange.author,
         )
-        self.made[following.id] = response
+        self.responses[following.id] = response
         return following
 
     def quiet(self, request: ModelRequest[Any]) -> ModelRequest[Any]:
         """Return the request with its model kept out of the message stream, where answers are buffered."""
-        return request.override(model=quiet(request.model)) if self.plan.buffered else request
-
-
-class _Fallbacks(Mapping[str, AnswerModel]):
-    """The fallback models as the policy's steps call them, for one answer."""
-
-    def __init__(self, attempts: AgentAttempts) -> None:
-        self._attempts = attempts
-
-    @override
-    def __getitem__(self, name: str) -> AnswerModel:
-        return _Fallback(self._attempts, name, self._attempts.plan.fallbacks[name])
-
-    @override
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._attempts.plan.fallbacks)
-
-    @override
-    def __len__(self) -> int:
-        return len(self._attempts.plan.fallbacks)
-
-
-@dataclass(frozen=True, slots=True)
-class _Fallback:
-    """One fallback model, asked what the agent's own model was asked."""
-
-    attempts: AgentAttempts
-    name: str
-    model: Any
-
-    def answer(self, exchange: Exchange, passages: Sequence[Passage] | None) -> Exchange:  # noqa: ARG002 - same prompt
-        """Return the exchange of the fallback model's answer."""
-        request = self.attempts.request.override(model=self.model)
-        return self.attempts.asked(exchange, self.attempts.quiet(request), self.name)
+        return request.override(model=quiet(request.model)) if self.is_buffered else request
 
 
 def quiet(model: Any) -> Any:
@@ -181,19 +121,19 @@ def answer_in(response: ModelResponse[Any]) -> AIMessage | None:
     return message
 
 
-def read_by(request: ModelRequest[Any]) -> list[Any]:
+def messages_of(request: ModelRequest[Any]) -> list[Any]:
     """Return all messages of a request, the system message first."""
     return [*([request.system_message] if request.system_message else []), *request.messages]
 
 
-def told(request: ModelRequest[Any], text: str) -> ModelRequest[Any]:
+def with_instruction(request: ModelRequest[Any], text: str) -> ModelRequest[Any]:
     """Return a request with a text at the end of its system message."""
     if not text:
         return request
-    said = str(request.system_message.text) if request.system_message else ""
-    return request.override(system_message=SystemMessage(f"{said}\n\n{text}".strip()))
+    before = str(request.system_message.text) if request.system_message else ""
+    return request.override(system_message=SystemMessage(f"{before}\n\n{text}".strip()))
 
 
 def _with_passages(request: ModelRequest[Any], documents: Sequence[Document]) -> ModelRequest[Any]:
     shown = "\n\n".join(f"[{i}] {document.page_content}" for i, document in enumerate(documents, start=1))
-    return told(request, PASSAGES.format(passages=shown))
+    return with_instruction(request, PASSAGES.format(passages=shown))

@@ -6,21 +6,21 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from langchain_core.messages import AIMessage, BaseMessage
-from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda
+from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.runnables.config import patch_config
 from typing_extensions import TypedDict, override
 
 from langchain_semgrad.agents.search import final_answer
 from langchain_semgrad.convert import asks_for_tools, documents_in, question_in
-from langchain_semgrad.exchanges import Job, Setting, jobs_in
+from langchain_semgrad.exchanges import CallContext, ChainCandidate, candidates_in
 from langchain_semgrad.guard import build_guard
 from langchain_semgrad.invoke import call_here, on_this_loop
-from langchain_semgrad.judging import Work, findings_with_run, outcome_of
-from langchain_semgrad.rerun import Attempts, FallbackModels, Finder, Plan
+from langchain_semgrad.judging import ChainValue, findings_with_run, outcome_of
+from langchain_semgrad.rerun import ChainAttempts, FallbackModels, RerunTools
 from langchain_semgrad.review import REVIEWS, Review, guard_for, held_answer, settle_held, stops
 from langchain_semgrad.values import METADATA_KEY, Slot, with_answer
 from semgrad_guard.adapter_kit import GuardOptions, check_option
-from semgrad_guard.errors import NotGuardableError, StepUnavailableError
+from semgrad_guard.errors import NotGuardableError
 from semgrad_guard.flow import Status
 from semgrad_guard.guard import in_thread
 
@@ -55,8 +55,8 @@ class SemGradNode(Runnable[Any, Any]):
     """Judges the answer in a graph's state and puts what the caller may see in its place.
 
     The prompt is that of the model call of an earlier node of the same run; where it was not seen, as after a restart,
-    it is the messages before the answer. A person is asked by a node of its own, because LangGraph runs a node again
-    from its start when the graph goes on: add `node.review` behind this node.
+    it is the messages before the answer. A person is asked in a node of its own, because LangGraph runs a node again
+    from its start when the graph goes on: add `node.review` after this node.
 
     Args:
         llm: the graph's model, when it is local: its own weights score its answers.
@@ -106,12 +106,12 @@ class SemGradNode(Runnable[Any, Any]):
         )
         self._answer_key, self._question_key = answer_key, question_key
         self._review: Review | None = review
-        self._plan = Plan(
-            chain=RunnableLambda(_cannot_answer),
-            finder=Finder(retriever=retriever, retrievers=dict(retrievers or {})),
-            fallbacks=FallbackModels(fallbacks),
-            rewriter=rewriter,
+        self._tools = RerunTools(
             answer=answer,
+            retriever=retriever,
+            retrievers=dict(retrievers or {}),
+            rewriter=rewriter,
+            fallbacks=FallbackModels(fallbacks),
             own_model=own_model,
         )
 
@@ -158,9 +158,9 @@ class SemGradNode(Runnable[Any, Any]):
         if asks_for_tools(value):
             return {}
         config = patch_config(config, callbacks=manager.get_child())
-        attempts = Attempts(self._plan, value, config, call, manager)
-        work = Work(value, (self._job(state, value, manager),), attempts, manager)
-        outcome = outcome_of(guard_for(self._guard, self._review), work, cancel)
+        attempts = ChainAttempts(tools=self._tools, call=call, config=config, input=value, manager=manager)
+        judged = ChainValue(value, (self._candidate(state, value, manager),), attempts, manager)
+        outcome = outcome_of(guard_for(self._guard, self._review), judged, cancel)
         return self._settled(state, value, outcome)
 
     def _answer(self, state: Mapping[str, Any]) -> Any:
@@ -170,19 +170,19 @@ class SemGradNode(Runnable[Any, Any]):
             return value
         msg = (
             f"the graph's state holds no answer under {self._answer_key!r} but {type(value).__name__}: put the node "
-            "behind the one that calls the model, or name the answer's key, as in SemGradNode(answer_key='generation')"
+            "after the one that calls the model, or name the answer's key, as in SemGradNode(answer_key='generation')"
         )
         raise NotGuardableError(msg)
 
-    def _job(self, state: Mapping[str, Any], value: Any, manager: BaseRunManager) -> Job:
+    def _candidate(self, state: Mapping[str, Any], value: Any, manager: BaseRunManager) -> ChainCandidate:
         question = question_in(state, self._question_key)
         if isinstance(value, AIMessage):
             before = _messages(state[self._answer_key])
-            job = final_answer(value, before[:-1], own_model=self._plan.own_model, within=False)
+            candidate = final_answer(value, before[:-1], own_model=self._tools.own_model, within=False)
         else:
-            setting = Setting(manager.run_id, manager, question=question, own_model=self._plan.own_model)
-            (job,) = jobs_in(value, setting)
-        return job.with_context(question, documents_in(state))
+            context = CallContext(manager.run_id, manager, question=question, own_model=self._tools.own_model)
+            (candidate,) = candidates_in(value, context)
+        return candidate.with_context(question, documents_in(state))
 
     def _settled(self, state: Mapping[str, Any], value: Any, outcome: Outcome) -> dict[str, Any]:
         findings, same = findings_with_run(outcome), outcome.text == outcome.exchange.answer
@@ -203,8 +203,3 @@ class SemGradNode(Runnable[Any, Any]):
 def _messages(part: Any) -> list[BaseMessage]:
     parts = part if isinstance(part, list | tuple) else [part]
     return [message for message in parts if isinstance(message, BaseMessage)]
-
-
-def _cannot_answer(_: object) -> None:
-    msg = "this node cannot answer again: pass SemGradNode(retriever=..., answer=function of question and documents)"
-    raise StepUnavailableError(msg)

@@ -12,12 +12,12 @@ from langchain_core.runnables.config import ensure_config
 from langgraph.types import Command
 from typing_extensions import override
 
-from langchain_semgrad.agents.attempts import AgentAttempts, AgentPlan, answer_in, read_by, told
+from langchain_semgrad.agents.attempts import AgentAttempts, answer_in, messages_of, with_instruction
 from langchain_semgrad.agents.search import Search, final_answer, search_in, to_state
 from langchain_semgrad.guard import build_guard
 from langchain_semgrad.invoke import call_here, on_this_loop
 from langchain_semgrad.judging import ReturnOptions, StreamMode, findings_with_run
-from langchain_semgrad.rerun import FallbackModels, Finder
+from langchain_semgrad.rerun import FallbackModels, RerunTools
 from langchain_semgrad.review import (
     REVIEWS,
     Review,
@@ -65,16 +65,16 @@ class SemGradMiddleware(AgentMiddleware[SemGradState, Any, Any]):
     """Judges the final answers of an agent and carries out the policy; requests for tools pass untouched.
 
     The answer is judged around the model's call, so a retry or fallback happens before anything reaches the state.
-    `retry_retrieval` finds passages by the `retriever`; without one the agent searches again itself: its model is asked
-    once more, told to use its tools in another way, and does not see the rejected answer.
+    `retry_retrieval` finds passages by the `retriever`; without one the agent searches again itself: its model is
+    called once more with the instruction to use its tools in another way, and does not see the rejected answer.
 
-    A person is asked after it: the graph stops with an interrupt and, resumed by
+    A person is asked afterwards: the graph stops with an interrupt and, resumed by
     `Command(resume={"type": "approve"})`, `{"type": "edit", "answer": "..."}` or `{"type": "reject"}`, goes on without
     calling the model again.
 
     While answers are buffered, `stream_mode="messages"` shows final texts only. What it cannot hide: `astream_events`
     and callbacks see every token as it is made, and `values` and `updates` show an answer that waits for a person to
-    whoever handles the interrupt.
+    the program that handles the interrupt.
 
     Args:
         llm: the agent's model, when it is local: its own weights score its answers.
@@ -126,12 +126,12 @@ class SemGradMiddleware(AgentMiddleware[SemGradState, Any, Any]):
         self._guard, own_model = build_guard(
             GuardOptions(llm=llm, policy=policy, model=model, scorer=scorer, guard=guard)
         )
-        self._plan = AgentPlan(
-            finder=Finder(retriever=retriever, retrievers=dict(retrievers or {})),
-            fallbacks=FallbackModels(fallbacks),
+        self._tools = RerunTools(
+            retriever=retriever,
+            retrievers=dict(retrievers or {}),
             rewriter=rewriter,
+            fallbacks=FallbackModels(fallbacks),
             own_model=own_model,
-            buffered=stream == "buffer",
         )
 
     # --- around the model's call --------------------------------------------------------------------------------------
@@ -146,8 +146,8 @@ class SemGradMiddleware(AgentMiddleware[SemGradState, Any, Any]):
             LowConfidenceError: the answer was held back and `on_withheld` is `"raise"`.
         """
         attempts, search = self._attempts(request, handler, call_here), search_in(request)
-        asked = told(request, search.told)
-        return self._guarded(attempts, search, asked, handler(attempts.quiet(asked)))
+        instructed = with_instruction(request, search.instruction)
+        return self._guarded(attempts, search, instructed, handler(attempts.quiet(instructed)))
 
     @override
     async def awrap_model_call(
@@ -161,34 +161,44 @@ class SemGradMiddleware(AgentMiddleware[SemGradState, Any, Any]):
                 return response
 
             attempts, search = self._attempts(request, ask, call), search_in(request)
-            asked = told(request, search.told)
-            response = await handler(attempts.quiet(asked))
-            return await in_thread(self._guarded, attempts, search, asked, response)
+            instructed = with_instruction(request, search.instruction)
+            response = await handler(attempts.quiet(instructed))
+            return await in_thread(self._guarded, attempts, search, instructed, response)
 
     def _attempts(
         self, request: ModelRequest[Any], ask: Callable[[ModelRequest[Any]], ModelResponse[Any]], call: Caller
     ) -> AgentAttempts:
-        return AgentAttempts(self._plan, request, ask, call, ensure_config())
+        return AgentAttempts(
+            tools=self._tools,
+            call=call,
+            config=ensure_config(),
+            request=request,
+            ask=ask,
+            is_buffered=self._returns.stream == "buffer",
+        )
 
     def _guarded(
         self,
         attempts: AgentAttempts,
         search: Search,
-        asked: ModelRequest[Any],
+        request: ModelRequest[Any],
         response: ModelResponse[Any],
         cancel: threading.Event | None = None,
     ) -> ModelResponse[Any] | ExtendedModelResponse[Any]:
         message = answer_in(response)
         if message is None:
             return response
-        job = final_answer(message, read_by(asked), own_model=self._plan.own_model)
-        exchange = search.continued(job.exchange)
-        attempts.made |= {**search.given, exchange.id: response}
+        candidate = final_answer(message, messages_of(request), own_model=self._tools.own_model)
+        exchange = search.continued(candidate.exchange)
+        attempts.responses |= {**search.responses, exchange.id: response}
         guard = guard_for(self._guard, self._review)
         try:
             outcome = guard.run(exchange, attempts.resources(), progress=search.progress_at(exchange), cancel=cancel)
         except PostponedError as later:
-            return _searching(attempts, Search(told=attempts.told, progress=later.progress, given=attempts.made))
+            return _searching(
+                attempts,
+                Search(instruction=attempts.instruction, progress=later.progress, responses=attempts.responses),
+            )
         if attempts.stopped_by is not None:
             raise attempts.stopped_by
         pending = stops(self._review) and outcome.status is Status.PENDING
@@ -237,7 +247,7 @@ def _searching(attempts: AgentAttempts, search: Search) -> ExtendedModelResponse
 
 def _settled(attempts: AgentAttempts, outcome: Outcome, *, held: bool) -> ExtendedModelResponse[Any]:
     """Return the response of the chosen attempt with the outcome's text in it, and what the state must know."""
-    response = attempts.made[outcome.exchange.id]
+    response = attempts.responses[outcome.exchange.id]
     message, findings = answer_in(response) or AIMessage(""), findings_with_run(outcome)
     same = outcome.text == outcome.exchange.answer
     text = str(message.text) if same else outcome.text
@@ -250,7 +260,7 @@ def _settled(attempts: AgentAttempts, outcome: Outcome, *, held: bool) -> Extend
             METADATA_KEY: findings,
             "semgrad_held": held_answer(outcome, str(changed.id)) if held else None,
             "semgrad_search": None,
-            # An agent that owes a structured answer asks its model for ever, unless it is told that this was all.
+            # An agent that owes a structured answer calls its model for ever, unless the state says that it ends.
             "semgrad_ends": not same and attempts.request.response_format is not None,
         }
     )

@@ -1,4 +1,4 @@
-"""An agent that searches again by its own tools, and the answers of agents: message, prompt and passages."""
+"""Finds what an agent's final answer was written from, and keeps a question while the agent searches again."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from langchain_core.runnables.config import ensure_config
 
 from langchain_semgrad.capture import STORE, LlmRun
 from langchain_semgrad.convert import run_id_of, to_message
-from langchain_semgrad.exchanges import Job, Setting, exchange_of, jobs_in, passages_in
+from langchain_semgrad.exchanges import CallContext, ChainCandidate, candidates_in, exchange_of, passages_in
 from langchain_semgrad.values import Slot
 from semgrad_guard.flow import Failure, Progress, RetryRetrieval, utc_now
 from semgrad_guard.wire import attempt_fields, attempt_from_fields
@@ -32,11 +32,11 @@ if TYPE_CHECKING:
 
 def final_answer(
     message: AIMessage, before: Sequence[BaseMessage], *, own_model: OwnModel | None, within: bool = True
-) -> Job:
+) -> ChainCandidate:
     """Return the answer of an agent's model with what it read.
 
-    The prompt is what the model's call was seen to read, whatever the middleware in between made of it; where the call
-    was not seen, as when a graph is resumed, it is the messages before the answer.
+    The prompt is what the captured model call read, after all middleware; where no call was captured, as when a graph
+    is resumed, it is the messages before the answer.
 
     Args:
         message: the answer; calls of tools (a structured answer) are judged as their text.
@@ -47,19 +47,21 @@ def final_answer(
     callbacks = ensure_config().get("callbacks")
     run_id = getattr(callbacks, "parent_run_id", None)
     text = to_message(message).content
-    job = Job(Slot((), text, message), exchange_of(_unseen(message, before), question=None, documents=()), None)
+    exchange = exchange_of(_uncaptured(message, before), question=None, documents=())
+    candidate = ChainCandidate(exchange, slot=Slot((), text, message))
     if isinstance(callbacks, BaseCallbackManager) and run_id is not None:
-        setting = Setting(run_id, callbacks, within=within, own_model=own_model)
-        seen = jobs_in(message if text == str(message.text) else text, setting)[0]
-        job = replace(seen, slot=job.slot) if seen.error is None else _about(job, seen.exchange)
-    return _with_passages(job, before)
+        context = CallContext(run_id, callbacks, within=within, own_model=own_model)
+        seen = candidates_in(message if text == str(message.text) else text, context)[0]
+        slot, labels = candidate.slot, seen.exchange
+        candidate = replace(seen, slot=slot) if seen.error is None else _labelled(candidate, labels)
+    return _with_passages(candidate, before)
 
 
-def _about(job: Job, said: Exchange) -> Job:
-    return replace(job, exchange=replace(job.exchange, tags=said.tags, metadata=said.metadata))
+def _labelled(candidate: ChainCandidate, labels: Exchange) -> ChainCandidate:
+    return replace(candidate, exchange=replace(candidate.exchange, tags=labels.tags, metadata=labels.metadata))
 
 
-def _unseen(message: AIMessage, before: Sequence[BaseMessage]) -> LlmRun:
+def _uncaptured(message: AIMessage, before: Sequence[BaseMessage]) -> LlmRun:
     return LlmRun(
         id=run_id_of(message) or uuid4(),
         name="model",
@@ -69,18 +71,18 @@ def _unseen(message: AIMessage, before: Sequence[BaseMessage]) -> LlmRun:
     )
 
 
-def _with_passages(job: Job, before: Sequence[BaseMessage]) -> Job:
-    """Add what was found since the question: artifacts of tools, what was seen to be retrieved, else tools' texts."""
-    exchange = job.exchange
+def _with_passages(candidate: ChainCandidate, before: Sequence[BaseMessage]) -> ChainCandidate:
+    """Add the passages since the question: artifacts of tools, else captured retrievals, else the tools' texts."""
+    exchange = candidate.exchange
     if exchange.passages:
-        return job
+        return candidate
     messages = _since_question(before)
-    around = STORE.around(job.llm_run.id) if job.llm_run else None
-    found = documents_of(messages) or list(around.documents if around else ())
-    found = found or [
+    around = STORE.around(candidate.llm_run.id) if candidate.llm_run else None
+    documents = documents_of(messages) or list(around.documents if around else ())
+    documents = documents or [
         Document(str(m.text), metadata={"source": m.name}) for m in messages if isinstance(m, ToolMessage)
     ]
-    return replace(job, exchange=replace(exchange, passages=passages_in(found, exchange.prompt)))
+    return replace(candidate, exchange=replace(exchange, passages=passages_in(documents, exchange.prompt)))
 
 
 def documents_of(messages: Sequence[BaseMessage]) -> list[Document]:
@@ -104,7 +106,7 @@ REWORDED = "You may ask for: {query}"
 """The question in other words, where the policy wants that and there is a rewriter."""
 
 
-def instruction(query: str, question: str | None) -> str:
+def search_instruction(query: str, question: str | None) -> str:
     """Return what the model is told before it searches again."""
     return SEARCH_AGAIN if query == question else f"{SEARCH_AGAIN} {REWORDED.format(query=query)}"
 
@@ -113,11 +115,11 @@ def instruction(query: str, question: str | None) -> str:
 class Search:
     """One question whose last answer was not good enough, while the agent searches again."""
 
-    told: str = ""
-    """What the model is told."""
+    instruction: str = ""
+    """What the model is told before it searches again."""
     progress: Progress = field(default_factory=Progress)
-    given: Mapping[ExchangeId, ModelResponse[Any]] = field(default_factory=dict["ExchangeId", ModelResponse[Any]])
-    """Attempt -> what the model gave then: the best may be an earlier one."""
+    responses: Mapping[ExchangeId, ModelResponse[Any]] = field(default_factory=dict["ExchangeId", ModelResponse[Any]])
+    """What the model gave in each attempt: the best may be an earlier one."""
 
     def continued(self, exchange: Exchange) -> Exchange:
         """Return the exchange of a new answer as the next attempt."""
@@ -125,12 +127,14 @@ class Search:
         return replace(exchange, attempt=earlier[-1].exchange.attempt + 1) if earlier else exchange
 
     def progress_at(self, exchange: Exchange) -> Progress:
-        """Return what happened before an answer; a search that found nothing new is not made once more."""
+        """Return what happened before an answer; a search that found nothing new is not repeated."""
         last = self.progress.attempts[-1] if self.progress.attempts else None
         if last is None or {p.text for p in exchange.passages} != {p.text for p in last.exchange.passages}:
             return self.progress
         nothing_new = Failure(
-            RetryRetrieval.action.value, "RetrievalFailedError", "the agent's tools found nothing new: no use in again"
+            RetryRetrieval.action.value,
+            "RetrievalFailedError",
+            "the agent's tools found nothing new: searching again can't help",
         )
         return replace(
             self.progress,
@@ -147,14 +151,14 @@ def to_state(search: Search, message_id: str, messages: Sequence[object]) -> dic
 
     Args:
         search: what to keep.
-        message_id: the empty message that stands in the place of the rejected answer until the model is asked again.
+        message_id: the empty message that takes the rejected answer's place until the model is called again.
         messages: the messages that led to the answer.
     """
     progress = search.progress
     return {
         "message_id": message_id,
-        "asked": _asked(messages),
-        "told": search.told,
+        "question_id": _question_id(messages),
+        "instruction": search.instruction,
         "stopped_at": utc_now().isoformat(),
         "progress": {
             "attempts": [attempt_fields(attempt, log_text=True) for attempt in progress.attempts],
@@ -164,9 +168,9 @@ def to_state(search: Search, message_id: str, messages: Sequence[object]) -> dic
             "cost": progress.cost,
             "failures": [asdict(failure) for failure in progress.failures],
         },
-        "given": {
+        "responses": {
             str(key): {"result": list(one.result), "structured": one.structured_response}
-            for key, one in search.given.items()
+            for key, one in search.responses.items()
         },
     }
 
@@ -175,25 +179,29 @@ def search_in(request: ModelRequest[Any]) -> Search:
     """Return the search that is under way for the question of a request; an empty one where there is none."""
     state = cast("dict[str, Any]", request.state)
     kept = state.get("semgrad_search")
-    if not kept or kept["asked"] != _asked(request.messages):
+    if not kept or kept["question_id"] != _question_id(request.messages):
         return NO_SEARCH
-    said = dict(kept["progress"])
+    earlier = dict(kept["progress"])
     since = utc_now() - datetime.fromisoformat(kept["stopped_at"])
     progress = Progress(
-        attempts=tuple(attempt_from_fields(one) for one in said["attempts"]),
-        tried=said["tried"],
-        exhausted=frozenset(said["exhausted"]),
-        elapsed_s=said["elapsed_s"] + max(0.0, since.total_seconds()),
-        cost=said["cost"],
-        failures=tuple(Failure(**one) for one in said["failures"]),
+        attempts=tuple(attempt_from_fields(one) for one in earlier["attempts"]),
+        tried=earlier["tried"],
+        exhausted=frozenset(earlier["exhausted"]),
+        elapsed_s=earlier["elapsed_s"] + max(0.0, since.total_seconds()),
+        cost=earlier["cost"],
+        failures=tuple(Failure(**one) for one in earlier["failures"]),
     )
-    given = {
+    responses = {
         key: ModelResponse(result=one["result"], structured_response=one["structured"])
-        for key, one in kept["given"].items()
+        for key, one in kept["responses"].items()
     }
-    return Search(told=kept["told"], progress=progress, given=cast("dict[ExchangeId, ModelResponse[Any]]", given))
+    return Search(
+        instruction=kept["instruction"],
+        progress=progress,
+        responses=cast("dict[ExchangeId, ModelResponse[Any]]", responses),
+    )
 
 
-def _asked(messages: Sequence[object]) -> str | None:
-    """Return the id of the question: another one begins afresh."""
+def _question_id(messages: Sequence[object]) -> str | None:
+    """Return the id of the last human message: another question starts a new search."""
     return next((m.id for m in reversed(messages) if isinstance(m, HumanMessage)), None)

@@ -319,6 +319,33 @@ def test_streams_are_buffered_whenever_the_policy_can_change_an_answer(changes: 
     assert sum(chunks[1:], chunks[0]).response_metadata["semgrad"]["status"] == "answered"
 
 
+@pytest.mark.parametrize(
+    ("changes", "at_the_end", "around"),
+    [
+        ({}, False, False),
+        ({"on_error": "abstain"}, True, True),
+        ({"messages": {"warning": "Doubtful.", "unchecked": ""}}, True, True),
+        ({"escalate": ["retry_retrieval"]}, False, True),
+        ({"overrides": [{"match": {"tags": ["medical"]}, "escalate": [{"fallback_model": "big"}]}]}, False, True),
+    ],
+    ids=str,
+)
+async def test_a_guard_around_a_chain_buffers_by_the_same_rule(
+    changes: dict[str, Any],
+    at_the_end: bool,
+    around: bool,
+) -> None:
+    """The one difference is that it can answer again, and nobody reads two answers."""
+    decider = PolicyDecider(policy_from({**PASSING, **changes}))
+    guard = SemGradGuard(guard=Guard(replace(guard_of(default=0.1).parts, decider=decider)))
+    for chain, buffered in (
+        (PROMPT | model_of("Paris") | guard, at_the_end),
+        (guard.wrap(PROMPT | model_of("Paris")), around),
+    ):
+        assert (len(list(chain.stream({"question": "?"}))) == 1) is buffered
+        assert (len([chunk async for chunk in chain.astream({"question": "?"})]) == 1) is buffered
+
+
 def test_a_stream_that_dies_halfway_gives_nothing(guard: Guard) -> None:
     """Half an answer cannot be judged."""
 

@@ -454,6 +454,18 @@ def test_annotating_a_chain_passes_its_tokens_on() -> None:
     assert chunks[-1].response_metadata["semgrad"]["withheld"] is True
 
 
+@pytest.mark.parametrize("stream", ["buffer", "annotate"])
+async def test_an_input_that_comes_in_pieces_is_put_together(stream: Any) -> None:
+    """Steps before the guarded chain stream too: one key of a mapping in each piece."""
+    chain = ChatPromptTemplate.from_template("{question} {place}") | model_of("8 facts")
+    guard = policy()
+    before = {"question": RunnableLambda(lambda _: "How many?"), "place": RunnableLambda(lambda _: "Here")}
+    whole = before | SemGradGuard(guard=guard, stream=stream).wrap(chain)
+    assert "".join(chunk.content for chunk in whole.stream("")) == "8 facts"
+    assert "".join([chunk.content async for chunk in whole.astream("")]) == "8 facts"
+    assert [(asked(seen), seen.question) for seen in seen_by(guard)] == [("How many? Here", "How many?")] * 2
+
+
 def test_an_error_in_one_chain_of_a_batch_stays_its_own() -> None:
     """The others are judged and given."""
 
