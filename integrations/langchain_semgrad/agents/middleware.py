@@ -12,8 +12,16 @@ from langchain_core.runnables.config import ensure_config
 from langgraph.types import Command
 from typing_extensions import override
 
-from langchain_semgrad.agents.attempts import AgentAttempts, answer_in, messages_of, with_instruction
-from langchain_semgrad.agents.search import Search, final_answer, search_in, to_state
+from langchain_semgrad.agents.search import (
+    AgentAttempts,
+    Search,
+    answer_in,
+    final_answer,
+    messages_of,
+    search_in,
+    to_state,
+    with_instruction,
+)
 from langchain_semgrad.guard import build_guard
 from langchain_semgrad.invoke import call_here, on_this_loop
 from langchain_semgrad.judging import ReturnOptions, StreamMode, findings_with_run

@@ -1,4 +1,4 @@
-"""Finds what an agent's final answer was written from, and keeps a question while the agent searches again."""
+"""Agents that answer again: by their own tools, by another model, or from passages that a retriever finds."""
 
 from __future__ import annotations
 
@@ -10,24 +10,30 @@ from uuid import uuid4
 from langchain.agents.middleware import ModelResponse
 from langchain_core.callbacks import BaseCallbackManager
 from langchain_core.documents import Document
-from langchain_core.messages import HumanMessage, ToolMessage
+from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
 from langchain_core.runnables.config import ensure_config
+from langgraph.constants import TAG_NOSTREAM
+from langgraph.errors import GraphBubbleUp
+from typing_extensions import override
 
 from langchain_semgrad.capture import STORE, LlmRun
-from langchain_semgrad.convert import run_id_of, to_message
+from langchain_semgrad.convert import asks_for_tools, run_id_of, to_message
 from langchain_semgrad.exchanges import CallContext, ChainCandidate, candidates_in, exchange_of, passages_in
+from langchain_semgrad.rerun import QuestionAttempts
 from langchain_semgrad.values import Slot
+from semgrad_guard.errors import FallbackFailedError, StepUnavailableError
 from semgrad_guard.flow import Failure, Progress, RetryRetrieval, utc_now
+from semgrad_guard.routing import PostponedError
 from semgrad_guard.wire import attempt_fields, attempt_from_fields
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from langchain.agents.middleware import ModelRequest
-    from langchain_core.messages import AIMessage, BaseMessage
+    from langchain_core.messages import BaseMessage
 
     from langchain_semgrad.exchanges import OwnModel
-    from semgrad_guard.flow import Exchange, ExchangeId
+    from semgrad_guard.flow import Exchange, ExchangeId, Passage
 
 
 def final_answer(
@@ -205,3 +211,118 @@ def search_in(request: ModelRequest[Any]) -> Search:
 def _question_id(messages: Sequence[object]) -> str | None:
     """Return the id of the last human message: another question starts a new search."""
     return next((m.id for m in reversed(messages) if isinstance(m, HumanMessage)), None)
+
+
+PASSAGES = "Answer from these passages:\n\n{passages}"
+"""How passages that a retry found are shown to the agent's model, at the end of its system message."""
+
+
+@dataclass(slots=True, kw_only=True)
+class AgentAttempts(QuestionAttempts):
+    """The attempts at one final answer of an agent."""
+
+    request: ModelRequest[Any]
+    """What the agent asked its model; every attempt starts from it, so nothing of an earlier answer is in it."""
+    ask: Callable[[ModelRequest[Any]], ModelResponse[Any]]
+    """Asks the model, through the middleware below."""
+    is_buffered: bool = True
+    """Keep the tokens of every model call out of LangGraph's message stream: they may have to be held back."""
+    responses: dict[ExchangeId, ModelResponse[Any]] = field(default_factory=dict)
+    """What the model gave in each attempt."""
+    stopped_by: GraphBubbleUp | None = None
+    """An interrupt or command of LangGraph that a model call ended in; it must reach the graph."""
+    instruction: str = ""
+    """What the model is told before it searches again, once the next attempt was postponed for that."""
+
+    @override
+    def answer(self, exchange: Exchange, passages: Sequence[Passage] | None) -> Exchange:
+        """Return the exchange of a new answer from other passages."""
+        documents = self.documents.documents_of(passages or ())
+        return self._ask(exchange, _request_with_passages(self.request, documents))
+
+    @override
+    def answer_again(self, exchange: Exchange, *, query: str, step: RetryRetrieval) -> Exchange:
+        """Let the agent search again with its own tools.
+
+        Raises:
+            PostponedError: it has tools.
+            StepUnavailableError: it has none.
+        """
+        if self.request.tools:
+            self.instruction = search_instruction(query, exchange.question)
+            raise PostponedError
+        msg = (
+            "this agent has no tools to search again with, and its guard knows no retriever: "
+            "pass SemGradMiddleware(retriever=retriever)"
+        )
+        raise StepUnavailableError(msg)
+
+    @override
+    def ask_fallback(self, exchange: Exchange, name: str, model: Any) -> Exchange:
+        """Send a fallback model the request that the agent's own model got, and return the exchange of its answer."""
+        return self._ask(exchange, self.quiet(self.request.override(model=model)), author=name)
+
+    def _ask(self, exchange: Exchange, request: ModelRequest[Any], author: str | None = None) -> Exchange:
+        """Return the exchange of the model's answer to a request, and keep its response.
+
+        Raises:
+            FallbackFailedError: it asked for tools instead of answering.
+        """
+        try:
+            response = self.ask(request)
+        except GraphBubbleUp as stop:
+            self.stopped_by = stop
+            raise
+        message = answer_in(response)
+        if message is None:
+            msg = "the model asked for tools or gave nothing instead of answering"
+            raise FallbackFailedError(msg)
+        candidate = final_answer(message, messages_of(request), own_model=self.tools.own_model)
+        following = replace(
+            candidate.exchange,
+            attempt=exchange.attempt + 1,
+            question=exchange.question,
+            author=author or candidate.exchange.author,
+        )
+        self.responses[following.id] = response
+        return following
+
+    def quiet(self, request: ModelRequest[Any]) -> ModelRequest[Any]:
+        """Return the request with its model kept out of the message stream, where answers are buffered."""
+        return request.override(model=quiet(request.model)) if self.is_buffered else request
+
+
+def quiet(model: Any) -> Any:
+    """Return a model whose tokens stay out of LangGraph's `stream_mode="messages"`; `astream_events` shows them."""
+    if not hasattr(model, "model_copy") or not hasattr(model, "tags"):
+        return model
+    return model.model_copy(update={"tags": [*(model.tags or []), TAG_NOSTREAM]})
+
+
+def answer_in(response: ModelResponse[Any]) -> AIMessage | None:
+    """Return the final answer in a response; `None` where the model asked for tools.
+
+    A structured answer may be given as the call of a tool of its own; it is final as well.
+    """
+    message = next((m for m in reversed(response.result) if isinstance(m, AIMessage)), None)
+    if message is None or (asks_for_tools(message) and response.structured_response is None):
+        return None
+    return message
+
+
+def messages_of(request: ModelRequest[Any]) -> list[Any]:
+    """Return all messages of a request, the system message first."""
+    return [*([request.system_message] if request.system_message else []), *request.messages]
+
+
+def with_instruction(request: ModelRequest[Any], text: str) -> ModelRequest[Any]:
+    """Return a request with a text at the end of its system message."""
+    if not text:
+        return request
+    before = str(request.system_message.text) if request.system_message else ""
+    return request.override(system_message=SystemMessage(f"{before}\n\n{text}".strip()))
+
+
+def _request_with_passages(request: ModelRequest[Any], documents: Sequence[Document]) -> ModelRequest[Any]:
+    shown = "\n\n".join(f"[{i}] {document.page_content}" for i, document in enumerate(documents, start=1))
+    return with_instruction(request, PASSAGES.format(passages=shown))
