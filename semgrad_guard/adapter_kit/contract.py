@@ -22,6 +22,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from typing_extensions import override
+
 from semgrad_guard.adapter_kit.contract_case import (
     ABSTAIN,
     ALSO_DOUBTFUL,
@@ -307,6 +309,7 @@ class Check:
         """Run the check."""
         self.check(self.driver, asynchronous=self.asynchronous)
 
+    @override
     def __str__(self) -> str:
         name = self.check.__name__.removeprefix("check_")
         return f"{type(self.driver).__name__}-{name}-{'async' if self.asynchronous else 'sync'}"
