@@ -14,11 +14,13 @@ from typing_extensions import override
 from langchain_semgrad.convert import asks_for_tools, to_message
 from langchain_semgrad.exchanges import ADVICE, CallContext, candidates_in
 from langchain_semgrad.guard import build_guard
-from semgrad_guard.adapter_kit import Candidate, GuardOptions, held_back
+from semgrad_guard.adapter_kit import Candidate, GuardOptions, held_back, run_guard
 from semgrad_guard.errors import OptionError, PromptNotFoundError
 from semgrad_guard.flow import Exchange, Status
+from semgrad_guard.guard import in_thread
 
 if TYPE_CHECKING:
+    import threading
     from collections.abc import Mapping
     from pathlib import Path
 
@@ -111,12 +113,16 @@ class SemGradOutputParser(BaseOutputParser[Any]):
             LowConfidenceError: the answer was held back and no value was given for that case.
             OutputParserException: the answer may be given, but the inner parser cannot read it.
         """
+        return self._parsed(result, partial=partial)
+
+    @override
+    async def aparse_result(self, result: list[Generation], *, partial: bool = False) -> Any:
+        """Same as `parse_result` in a worker thread; cancelling the task ends the question."""
+        return await in_thread(lambda cancel: self._parsed(result, partial=partial, cancel=cancel))
+
+    def _parsed(self, result: list[Generation], *, partial: bool, cancel: threading.Event | None = None) -> Any:
         candidate = self._candidate(result[0])
-        outcome = (
-            self._guard.run_unjudged(candidate.exchange, candidate.error)
-            if candidate.error
-            else self._guard.run(candidate.exchange)
-        )
+        outcome = run_guard(self._guard, candidate, cancel=cancel)
         if outcome.withheld:
             return self._instead(outcome)
         if self._parser is None:

@@ -259,7 +259,7 @@ class ChainAttempts(QuestionAttempts):
                 "not at all; give wrap(chain, retriever=..., answer=function of question and documents)"
             )
             raise RetrievalFailedError(msg)
-        return self._next(exchange, value, tracked)
+        return self._next(exchange, value, tracked, documents or [])
 
     def _answering(self, exchange: Exchange, documents: list[Document] | None) -> Runnable[Any, Any]:
         """Return what gives the next answer."""
@@ -271,7 +271,7 @@ class ChainAttempts(QuestionAttempts):
             raise StepUnavailableError(msg)
         return chain
 
-    def _next(self, exchange: Exchange, value: Any, tracked: Tracked) -> Exchange:
+    def _next(self, exchange: Exchange, value: Any, tracked: Tracked, documents: Sequence[Document]) -> Exchange:
         """Keep what the chain gave in a new attempt, and return its exchange."""
         if waits_for_tools(value, self.answer_key) or tracked.run_id is None:
             msg = "answering again ended in a request for tools, not in an answer"
@@ -290,6 +290,7 @@ class ChainAttempts(QuestionAttempts):
         candidate = next((c for c in candidates if c.slot and c.slot.path == path), candidates[0])
         if candidate.error is not None:
             raise candidate.error
+        candidate = candidate.with_context(None, documents)  # the guard's own retrieval is no part of the attempt's run
         following = replace(candidate.exchange, attempt=exchange.attempt + 1)
         self.values[following.id] = (value, replace(candidate, exchange=following))
         return following

@@ -5,6 +5,7 @@
 - `match_call` finds the model call that wrote an answer; `Candidate` is an answer to judge.
 - `observe` judges without touching an answer, `BackgroundJudge` in a thread of its own.
 - `SinglePass` writes an answer and scores it in one pass.
+- `contract` (imported by its own name) holds the checks that every adapter passes, for an adapter's own tests.
 """
 
 from semgrad_guard.adapter_kit.candidates import (

@@ -34,7 +34,7 @@ def test_a_custom_action_opens_a_ticket_for_the_tagged_answer_only(tmp_path: Pat
 @pytest.mark.end_to_end
 @pytest.mark.xdist_group("demo-model")
 @pytest.mark.skipif("smollm2-135m-demo" not in shipped_profiles(), reason="needs the demo model's shipped profile")
-@pytest.mark.parametrize("name", ["llama_index_rag.py", "no_framework.py"])
+@pytest.mark.parametrize("name", ["llama_index_rag.py", "no_framework.py", "own_framework.py"])
 def test_an_example_on_the_demo_model_runs(name: str, tmp_path: Path) -> None:
     """Offline, from any folder, leaving nothing behind."""
     shown = run(name, tmp_path)

@@ -1,0 +1,369 @@
+"""One driver for each form of each adapter: it asks its framework a question and returns what came out as plain values.
+
+A new framework needs one class with `abilities`, `ask` and `aask`, and a place in `DRIVERS`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from langchain.agents import create_agent
+from langchain_core.documents import Document
+from langchain_core.language_models import BaseChatModel
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage
+from langchain_core.output_parsers import StrOutputParser
+from langchain_core.outputs import ChatGeneration, ChatResult
+from langchain_core.prompts import ChatPromptTemplate
+from langchain_core.retrievers import BaseRetriever
+from langchain_core.runnables import Runnable, RunnablePassthrough
+from langchain_core.tools import tool
+from langgraph.graph import END, START, MessagesState, StateGraph
+from llama_index.core.chat_engine import ContextChatEngine
+from llama_index.core.memory import ChatMemoryBuffer
+from typing_extensions import override
+
+from langchain_semgrad import SemGradGraphState, SemGradGuard, SemGradMiddleware, SemGradNode, SemGradOutputParser
+from llama_index_semgrad import ReviewNeededEvent, ReviewWorkflow
+from llama_index_semgrad import SemGradGuard as LlamaIndexGuard
+from semgrad_guard.adapter_kit import GuardedPipeline
+from semgrad_guard.adapter_kit.contract import FALLBACK, TOOL, TOOL_REQUEST, Ability, Case, Driver, Reply, reachable
+from semgrad_guard.models import Generated
+from tests.adapters.llama_index.index_and_llm import PASSAGES, index, llm
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from semgrad_guard.adapter_kit.contract import Writer
+
+SYSTEM = "Answer in a few words."
+"""What every LangChain form tells its model before the question, so that all make the same prompt."""
+
+
+def can(*names: Ability) -> frozenset[Ability]:
+    """Return the abilities of a form."""
+    return frozenset(names)
+
+
+# --- LangChain --------------------------------------------------------------------------------------------------------
+
+
+class ChatWriter(BaseChatModel):
+    """Chat model that writes what its writer says."""
+
+    writer: Any
+
+    @property
+    def _llm_type(self) -> str:
+        return "writer"
+
+    def bind_tools(self, *_: Any, **__: Any) -> Any:
+        """Know all tools already."""
+        return self
+
+    def _generate(self, messages: list[BaseMessage], *_: Any, **__: Any) -> ChatResult:
+        text = self.writer.write()
+        message = AIMessage("", tool_calls=[look_up_call()]) if text == TOOL_REQUEST else AIMessage(text)
+        return ChatResult(generations=[ChatGeneration(message=message)])
+
+
+class Facts(BaseRetriever):
+    """Returns the first `k` passages."""
+
+    k: int = 2
+
+    def _get_relevant_documents(self, query: str, **_: Any) -> list[Document]:
+        return [Document(text) for text in PASSAGES[: self.k]]
+
+
+@tool(TOOL)
+def look_up(query: str) -> str:
+    """Look something up."""
+    return f"Nothing about {query}."
+
+
+def look_up_call() -> Any:
+    """Request for the tool, as a model writes it."""
+    return {"name": TOOL, "args": {"query": "radium"}, "id": "call-1"}
+
+
+def prompt(context: str = "") -> Runnable[Any, Any]:
+    """Prompt of the chains; passages stand behind the question where there are any."""
+    return ChatPromptTemplate.from_messages([("system", SYSTEM), ("human", "{question}" + context)])
+
+
+def reply_of(value: Any) -> Reply:
+    """What a chain gave: a message with the findings in its metadata."""
+    return Reply(text=value.text, findings=value.response_metadata.get("semgrad"), everything=reachable(value))
+
+
+def reply_in(state: Mapping[str, Any]) -> Reply:
+    """What a graph gave: its state, with the answer as the last message."""
+    return Reply(text=state["messages"][-1].text, findings=state.get("semgrad"), everything=reachable(state))
+
+
+def on_withheld(case: Case) -> Any:
+    """Option of the guard."""
+    return "raise" if case.raises else "message"
+
+
+class LangChainChain:
+    """Form (a): `prompt | llm | SemGradGuard()`."""
+
+    abilities = can("sync", "async", "cancel", "queue", "raise", "tools")
+
+    def chain(self, case: Case) -> Runnable[Any, Any]:
+        guard = SemGradGuard(guard=case.guard, on_withheld=on_withheld(case))
+        return prompt() | ChatWriter(writer=case.model) | guard
+
+    def ask(self, case: Case) -> Reply:
+        return reply_of(self.chain(case).invoke({"question": case.question}))
+
+    async def aask(self, case: Case) -> Reply:
+        return reply_of(await self.chain(case).ainvoke({"question": case.question}))
+
+
+class LangChainWrap(LangChainChain):
+    """Form (b): `SemGradGuard().wrap(chain)`."""
+
+    abilities = can("sync", "async", "cancel", "fallback", "queue", "raise", "tools")
+
+    @override
+    def chain(self, case: Case) -> Runnable[Any, Any]:
+        guard = SemGradGuard(guard=case.guard, on_withheld=on_withheld(case))
+        return guard.wrap(
+            prompt() | ChatWriter(writer=case.model), fallbacks={FALLBACK: ChatWriter(writer=case.fallback)}
+        )
+
+
+class LangChainRag(LangChainChain):
+    """Form (b) around a chain with a retriever."""
+
+    abilities = can("sync", "async", "cancel", "fallback", "retry", "queue", "raise", "tools")
+
+    @override
+    def chain(self, case: Case) -> Runnable[Any, Any]:
+        facts = Facts()
+        found = (lambda inputs: inputs["question"]) | facts | (lambda docs: "\n".join(d.page_content for d in docs))
+        chain = RunnablePassthrough.assign(context=found) | prompt("\n{context}") | ChatWriter(writer=case.model)
+        guard = SemGradGuard(guard=case.guard, on_withheld=on_withheld(case))
+        return guard.wrap(chain, retriever=facts, fallbacks={FALLBACK: ChatWriter(writer=case.fallback)})
+
+
+class LangChainAgent:
+    """Middleware in an agent of `create_agent`."""
+
+    abilities = can("sync", "async", "cancel", "fallback", "retry", "queue", "raise", "tools")
+
+    def agent(self, case: Case) -> Any:
+        middleware = SemGradMiddleware(
+            guard=case.guard,
+            retriever=Facts(),
+            fallbacks={FALLBACK: ChatWriter(writer=case.fallback)},
+            on_withheld=on_withheld(case),
+        )
+        return create_agent(ChatWriter(writer=case.model), [look_up], system_prompt=SYSTEM, middleware=[middleware])
+
+    def ask(self, case: Case) -> Reply:
+        return reply_in(self.agent(case).invoke({"messages": [HumanMessage(case.question)]}))
+
+    async def aask(self, case: Case) -> Reply:
+        return reply_in(await self.agent(case).ainvoke({"messages": [HumanMessage(case.question)]}))
+
+
+class Chat(MessagesState, SemGradGraphState):
+    """State of the graph."""
+
+
+class LangGraphNode:
+    """Node behind the model's node of a graph."""
+
+    abilities = can("sync", "async", "cancel", "fallback", "retry", "queue", "tools")
+
+    def graph(self, case: Case) -> Any:
+        model = ChatWriter(writer=case.model)
+        builder = StateGraph(Chat)
+        node = SemGradNode(
+            guard=case.guard,
+            fallbacks={FALLBACK: ChatWriter(writer=case.fallback)},
+            retriever=Facts(),
+            answer=lambda question, documents: model.invoke(
+                [SystemMessage(SYSTEM), HumanMessage("\n".join([question, *(d.page_content for d in documents)]))]
+            ),
+        )
+        builder.add_node(
+            "model", lambda state: {"messages": [model.invoke([SystemMessage(SYSTEM), *state["messages"]])]}
+        )
+        builder.add_node("guard", node)
+        builder.add_edge(START, "model")
+        builder.add_edge("model", "guard")
+        builder.add_edge("guard", END)
+        return builder.compile()
+
+    def ask(self, case: Case) -> Reply:
+        return reply_in(self.graph(case).invoke({"messages": [HumanMessage(case.question)]}))
+
+    async def aask(self, case: Case) -> Reply:
+        return reply_in(await self.graph(case).ainvoke({"messages": [HumanMessage(case.question)]}))
+
+
+class LangChainParser:
+    """Output parser at the end of a chain: it gives text, so there is no place for findings."""
+
+    abilities = can("sync", "async", "cancel", "queue", "raise")
+
+    def chain(self, case: Case) -> Runnable[Any, Any]:
+        inner = StrOutputParser() if case.raises else None
+        return prompt() | ChatWriter(writer=case.model) | SemGradOutputParser(parser=inner, guard=case.guard)
+
+    def ask(self, case: Case) -> Reply:
+        text = self.chain(case).invoke({"question": case.question})
+        return Reply(text=text, findings=None, everything=text)
+
+    async def aask(self, case: Case) -> Reply:
+        text = await self.chain(case).ainvoke({"question": case.question})
+        return Reply(text=text, findings=None, everything=text)
+
+
+# --- LlamaIndex -------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def own_loop() -> Iterator[None]:
+    """Give LlamaIndex' synchronous methods an event loop, which they would otherwise make and leave behind."""
+    loop = asyncio.new_event_loop()
+    asyncio.set_event_loop(loop)
+    try:
+        yield
+    finally:
+        asyncio.set_event_loop(None)
+        loop.close()
+
+
+def written_by(writer: Writer) -> Any:
+    """LLM that writes what a writer says."""
+    return llm(lambda _: writer.write())
+
+
+def query_engine(case: Case) -> Any:
+    """Guarded query engine."""
+    engine = index().as_query_engine(llm=written_by(case.model), similarity_top_k=2)
+    return LlamaIndexGuard(guard=case.guard).wrap(engine, fallbacks={FALLBACK: written_by(case.fallback)})
+
+
+class LlamaIndexQuery:
+    """Query engine."""
+
+    abilities = can("sync", "async", "cancel", "fallback", "retry", "queue")
+
+    def ask(self, case: Case) -> Reply:
+        with own_loop():
+            return self.reply(query_engine(case).query(case.question))
+
+    async def aask(self, case: Case) -> Reply:
+        return self.reply(await query_engine(case).aquery(case.question))
+
+    def reply(self, response: Any) -> Reply:
+        return Reply(text=response.response, findings=response.metadata["semgrad"], everything=reachable(response))
+
+
+class LlamaIndexChat:
+    """Chat engine; the caller can also read the conversation."""
+
+    abilities = can("sync", "async", "cancel", "fallback", "retry", "queue")
+
+    def engine(self, case: Case) -> Any:
+        memory = ChatMemoryBuffer.from_defaults(token_limit=3000, tokenizer_fn=str.split)
+        retriever = index().as_retriever(similarity_top_k=2)
+        engine = ContextChatEngine.from_defaults(retriever, llm=written_by(case.model), memory=memory)
+        return LlamaIndexGuard(guard=case.guard).wrap(engine, fallbacks={FALLBACK: written_by(case.fallback)})
+
+    def ask(self, case: Case) -> Reply:
+        with own_loop():
+            engine = self.engine(case)
+            return self.reply(engine, engine.chat(case.question))
+
+    async def aask(self, case: Case) -> Reply:
+        engine = self.engine(case)
+        return self.reply(engine, await engine.achat(case.question))
+
+    def reply(self, engine: Any, response: Any) -> Reply:
+        everything = reachable([response, engine.chat_history])
+        return Reply(text=response.response, findings=response.metadata["semgrad"], everything=everything)
+
+
+class LlamaIndexWorkflow:
+    """Workflow, which asks a person by an event and not by the queue; the event's `answer` is for reviewers only."""
+
+    abilities = can("async", "cancel", "fallback", "retry")
+
+    async def aask(self, case: Case) -> Reply:
+        handler = ReviewWorkflow(query_engine(case)).run(question=case.question)
+        try:
+            async for event in handler.stream_events():
+                if isinstance(event, ReviewNeededEvent):
+                    shown = event.model_dump(exclude={"answer"})
+                    return Reply(text=event.message, findings=None, everything=reachable(shown))
+            result = await handler
+        finally:
+            await handler.cancel_run()  # LlamaIndex lets a run go on that nobody waits for any more
+        return Reply(text=result.text, findings=result.semgrad, everything=reachable(result))
+
+    def ask(self, case: Case) -> Reply:
+        return asyncio.run(self.aask(case))
+
+
+# --- a framework of one's own -----------------------------------------------------------------------------------------
+
+
+def example(name: str) -> Any:
+    """Module of an example."""
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).parents[2] / "examples" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+class OwnFramework:
+    """The example's pipeline, by the five functions of the kit."""
+
+    abilities = can("sync", "async", "cancel", "fallback", "retry", "queue", "raise")
+
+    def __init__(self) -> None:
+        self.example = example("own_framework")
+
+    def pipeline(self, case: Case) -> GuardedPipeline[Any]:
+        def model_of(writer: Writer) -> Any:
+            return lambda _: Generated(prompt_ids=(1,), answer_ids=(2,), text=writer.write(), finish_reason="stop")
+
+        desk = self.example.TrainDesk({"own": model_of(case.model), FALLBACK: model_of(case.fallback)})
+        pipeline = self.example.TrainDeskPipeline(desk)
+        return GuardedPipeline(pipeline, case.guard, fallbacks=[FALLBACK], on_withheld=on_withheld(case))
+
+    def ask(self, case: Case) -> Reply:
+        return self.reply(self.pipeline(case).ask(case.question))
+
+    async def aask(self, case: Case) -> Reply:
+        return self.reply(await self.pipeline(case).aask(case.question))
+
+    def reply(self, value: Any) -> Reply:
+        return Reply(text=value.text, findings=value.notes["semgrad"], everything=reachable(value))
+
+
+SAME_PROMPT: list[Driver] = [LangChainChain(), LangChainWrap(), LangChainAgent(), LangGraphNode(), LangChainParser()]
+"""Forms whose model reads the very same prompt."""
+DRIVERS: list[Driver] = [
+    *SAME_PROMPT,
+    LangChainRag(),
+    LlamaIndexQuery(),
+    LlamaIndexChat(),
+    LlamaIndexWorkflow(),
+    OwnFramework(),
+]
