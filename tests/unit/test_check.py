@@ -52,6 +52,8 @@ def _tree(tmp_path: Path) -> Path:
         "tests/property/policy/test_every_policy.py",
         "tests/property/test_review_queue.py",
         "tests/adapters/langchain/test_wrap.py",
+        "tests/adapters/test_cancelling.py",
+        "tests/unit/adapter_kit/test_observe.py",
         "tests/end_to_end/test_demo.py",
     ):
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
@@ -69,7 +71,14 @@ def _tree(tmp_path: Path) -> Path:
         ("semgrad_guard/review/store/read.py", ("tests/property/test_review_queue.py", "tests/unit/review")),
         ("semgrad_guard/wire/values.py", ("tests/unit/test_wire_values.py",)),
         ("semgrad_guard/flow.py", ("tests/unit/test_flow.py",)),
-        ("integrations/langchain_semgrad/agents/search.py", ("tests/adapters/langchain",)),
+        (
+            "integrations/langchain_semgrad/agents/search.py",
+            ("tests/adapters/langchain", "tests/adapters/test_cancelling.py"),
+        ),
+        (
+            "semgrad_guard/adapter_kit/observe.py",
+            ("tests/adapters/test_cancelling.py", "tests/unit/adapter_kit"),
+        ),
         ("tests/unit/policy/test_steps.py", ("tests/unit/policy/test_steps.py",)),
         ("tests/unit/policy/conftest.py", ("tests/unit/policy",)),
         ("tests/unit/policy/test_deleted.py", ()),
