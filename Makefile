@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 export HF_HUB_OFFLINE := 1
 
-.PHONY: help install demo test lint format types contract profile bench bench-review clean
+.PHONY: help install demo check test lint format types contract profile bench bench-review clean
 help:            ## show this list
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/:/' | column -t -s:
 
@@ -22,6 +22,9 @@ install: $(STAMP)  ## create .venv with pinned versions
 
 demo: $(STAMP)  ## guard a real RAG chain on a real local model, offline
 	$(BIN)/semgrad-guard demo
+
+check: $(STAMP)  ## check what changed since main, in under two minutes: format, lint, imports, types, tests
+	$(BIN)/python .ci/check $(CHECK_ARGS)
 
 test: $(STAMP)  ## run all tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=2 --dist=loadgroup $(PYTEST_ARGS)
