@@ -9,7 +9,8 @@ import uuid
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import TYPE_CHECKING, ClassVar, Literal, NewType
+from types import MappingProxyType
+from typing import TYPE_CHECKING, ClassVar, Literal, NewType, get_args
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -204,14 +205,18 @@ UNCALIBRATED = Confidence(value=None, why="no profile")
 
 
 class Action(StrEnum):
-    """What the policy can choose; the values are the words of the policy file."""
+    """What the policy can choose, in the order of reports; the values are the words of the policy file."""
 
     ACCEPT = "accept"
     RETRY_RETRIEVAL = "retry_retrieval"
     FALLBACK_MODEL = "fallback_model"
+    ANSWER_WITH_WARNING = "answer_with_warning"
     HUMAN_REVIEW = "human_review"
     ABSTAIN = "abstain"
-    ANSWER_WITH_WARNING = "answer_with_warning"
+
+
+AUTHORS_TEXT: Mapping[str, bool] = MappingProxyType({"authors_text": True})
+"""Metadata of a step's parameters that hold text of the policy's author: logs without texts leave them out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,11 +238,16 @@ class RetryRetrieval:
     """Name of another retriever given to the guard; `None` is the chain's own."""
     drop_unused: bool = False
     """Leave out passages of which nothing reached the answer."""
-    configurable: Mapping[str, Json] = field(default_factory=dict[str, "Json"])
+    configurable: Mapping[str, Json] = field(default_factory=dict[str, "Json"], metadata=AUTHORS_TEXT)
     """`configurable` fields for chains that own their retriever."""
     timeout_s: float | None = None
     action = Action.RETRY_RETRIEVAL
     ends_question: ClassVar[Literal[False]] = False
+
+    @property
+    def route(self) -> str:
+        """What answers of this step are called in recorded data and reports."""
+        return self.action.value
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -251,6 +261,11 @@ class FallbackModel:
     action = Action.FALLBACK_MODEL
     ends_question: ClassVar[Literal[False]] = False
 
+    @property
+    def route(self) -> str:
+        """What answers of this step are called in recorded data and reports; each model has a name of its own."""
+        return f"{self.action.value}:{self.name}"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HumanReview:
@@ -258,7 +273,7 @@ class HumanReview:
 
     wait_s: float = 0.0
     """How long the caller waits for the verdict; 0 answers at once with the pending message."""
-    message: str = ""
+    message: str = field(default="", metadata=AUTHORS_TEXT)
     action = Action.HUMAN_REVIEW
     ends_question: ClassVar[Literal[True]] = True
 
@@ -267,7 +282,7 @@ class HumanReview:
 class Abstain:
     """Give a refusal instead of the answer."""
 
-    message: str
+    message: str = field(metadata=AUTHORS_TEXT)
     action = Action.ABSTAIN
     ends_question: ClassVar[Literal[True]] = True
 
@@ -276,7 +291,7 @@ class Abstain:
 class AnswerWithWarning:
     """Give the answer and say that it is doubtful."""
 
-    warning: str = ""
+    warning: str = field(default="", metadata=AUTHORS_TEXT)
     """Text put before the answer; empty marks the answer in its metadata only."""
     action = Action.ANSWER_WITH_WARNING
     ends_question: ClassVar[Literal[True]] = True
@@ -284,6 +299,8 @@ class AnswerWithWarning:
 
 Step = Accept | RetryRetrieval | FallbackModel | HumanReview | Abstain | AnswerWithWarning
 """What the policy chooses; `ends_question` tells whether another attempt follows."""
+STEP_TYPES: Mapping[Action, type[Step]] = MappingProxyType({kind.action: kind for kind in get_args(Step)})
+"""The step of each action."""
 NewAttempt = RetryRetrieval | FallbackModel
 """The steps that do not end the question."""
 

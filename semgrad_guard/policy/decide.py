@@ -22,7 +22,7 @@ from semgrad_guard.policy.conditions import StepContext
 from semgrad_guard.policy.fields import versus
 from semgrad_guard.policy.model import RiskTarget
 from semgrad_guard.policy.promises import promises
-from semgrad_guard.policy.steps import HumanReviewStep, NewAttemptStep
+from semgrad_guard.policy.steps import NewAttemptStep
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -179,7 +179,7 @@ def cost_of(escalation: Sequence[Ruled[EscalationStep]], tried: Mapping[str, int
 def tries_left(entry: Ruled[EscalationStep], progress: Progress) -> int:
     """Return how often a step may still be tried; a step that ends the question has one try."""
     spec = entry.value.spec
-    return spec.attempts - progress.tried.get(entry.rule, 0) if isinstance(spec, NewAttemptStep) else 1
+    return spec.tries - progress.tried.get(entry.rule, 0) if spec.answers_again else 1
 
 
 def _obstacle(entry: Ruled[EscalationStep], context: StepContext, progress: Progress) -> Skipped | None:
@@ -297,7 +297,7 @@ class PolicyDecider:
     @property
     def can_answer_again(self) -> bool:
         """Whether a step of the policy asks the chain, or a fallback model, for another answer."""
-        return any(isinstance(entry.spec, NewAttemptStep) for _, entry in self.policy.escalation_steps())
+        return any(entry.spec.answers_again for _, entry in self.policy.escalation_steps())
 
     def compute_thresholds(self) -> dict[str, float]:
         """Return the confidence that each `accept` needs, by rule; error rates are computed now, not at first use.
@@ -415,7 +415,4 @@ def _how(choice: Choice, progress: Progress) -> str:
         return ""
     spec = entry.value.spec
     passed = [f"{one.rule} is over budget ({one.why})" for one in choice.skipped if one.limit]
-    if isinstance(spec, HumanReviewStep):
-        return "; ".join([*passed, "a person decides"])
-    this = spec.attempts - tries_left(entry, progress) + 1
-    return "; ".join([*passed, f"try {this} of {spec.attempts}"])
+    return "; ".join([*passed, spec.try_in_words(spec.tries - tries_left(entry, progress) + 1)])

@@ -10,7 +10,7 @@ from semgrad_guard.policy.fields import listed
 from semgrad_guard.policy.load import SHIPPED
 from semgrad_guard.policy.model import RiskTarget
 from semgrad_guard.policy.review import review_in_words
-from semgrad_guard.policy.steps import FallbackModelStep, HumanReviewStep, RetryRetrievalStep
+from semgrad_guard.policy.steps import FallbackModelStep
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -49,7 +49,7 @@ def _extremes(policy: Policy) -> Iterator[str]:
         yield "`accept: 1` gives an answer only at a confidence of exactly 1, which calibrated models hardly reach"
     if policy.scorer.profile is None:
         yield "`scorer.profile` is not given: no answer has a confidence, so `on_uncalibrated` decides every answer"
-    answers_again = any(not isinstance(entry.spec, HumanReviewStep) for _, entry in policy.escalation_steps())
+    answers_again = any(entry.spec.answers_again for _, entry in policy.escalation_steps())
     if policy.budget.attempts == 1 and answers_again:
         yield "`budget.attempts: 1` leaves no room for retries and fallbacks: the first answer is an attempt"
     if policy.review.url.partition("?")[0] in {"sqlite://", "sqlite:///:memory:"}:
@@ -64,7 +64,7 @@ def _unreachable(steps: tuple[EscalationStep, ...], place: str, accept: object) 
             yield f"{rule} is tried only if {final} failed, which always ends the question"
         if above is not None and isinstance(accept, float | int) and above >= accept:
             yield f"{rule} is never tried: at a confidence of at least {above:g} the answer is accepted"
-        if isinstance(entry.spec, HumanReviewStep) and entry.spec.when == ALWAYS:
+        if not entry.spec.answers_again and entry.spec.when == ALWAYS:
             final = final or rule
         if isinstance(entry.spec, FallbackModelStep) and entry.spec.unscored:
             yield f"{rule} gives an answer that nothing has judged"
@@ -138,30 +138,7 @@ def _escalation(steps: tuple[EscalationStep, ...], place: str) -> list[str]:
 
 def _step(entry: EscalationStep) -> str:
     when = _when(entry.spec.when)
-    return f"{_action(entry)}{f' if {when}' if when else ''}"
-
-
-def _action(entry: EscalationStep) -> str:
-    spec = entry.spec
-    if isinstance(spec, HumanReviewStep):
-        wait = f"the caller waits up to {spec.wait_s:g} s" if spec.wait_s else "the caller does not wait"
-        return f"hand the answer to a person ({wait})"
-    if isinstance(spec, FallbackModelStep):
-        judged = ", whose answer is passed unjudged" if spec.unscored else ""
-        return f"ask model {spec.name}{judged}{_often(spec.attempts)}"
-    return f"{_retrieval(spec)} and answer again{_often(spec.attempts)}"
-
-
-def _retrieval(spec: RetryRetrievalStep) -> str:
-    passages = f"{spec.top_k} passages" if spec.top_k else "twice as many passages"
-    extras = [f"from retriever {spec.retriever}"] if spec.retriever else []
-    extras += ["with a reworded question"] if spec.rewrite_query else []
-    extras += ["leaving out unused ones"] if spec.drop_unused else []
-    return " ".join([f"retrieve {passages}", *extras])
-
-
-def _often(attempts: int) -> str:
-    return "" if attempts == 1 else f", up to {attempts} times"
+    return f"{entry.spec.words()}{f' if {when}' if when else ''}"
 
 
 def _when(when: When) -> str:

@@ -15,7 +15,7 @@ from pydantic_core import PydanticCustomError
 from semgrad_guard.policy.conditions import Selector
 from semgrad_guard.policy.fields import Frozen, OptionalText, Probability, Seconds, Share, Text, mask_url
 from semgrad_guard.policy.review import ReviewSettings
-from semgrad_guard.policy.steps import EscalationStep, HumanReviewStep
+from semgrad_guard.policy.steps import EscalationStep
 from semgrad_guard.signals import COSTLY, METHODS
 
 FUSED = "fused"
@@ -303,8 +303,8 @@ def _path(rule: str) -> tuple[str | int, ...]:
     return tuple(int(part) if part.isdigit() else part for part in parts)
 
 
-def _check_length(ladder: tuple[EscalationStep, ...]) -> None:
-    tries = sum(1 if isinstance(entry.spec, HumanReviewStep) else entry.spec.attempts for entry in ladder)
+def _check_length(steps: tuple[EscalationStep, ...]) -> None:
+    tries = sum(entry.spec.tries for entry in steps)
     if tries > MAX_LADDER:
         raise PydanticCustomError(
             "ladder",

@@ -6,12 +6,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Self, cast
 
 from pydantic import AfterValidator, ConfigDict, Field, JsonValue, model_validator
 from pydantic_core import PydanticCustomError
+from typing_extensions import override
 
 from semgrad_guard.flow import Action, FallbackModel, HumanReview, RetryRetrieval
 from semgrad_guard.policy.conditions import ALWAYS, When
 from semgrad_guard.policy.fields import Frozen, Seconds, Text, refuse
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from semgrad_guard.flow import Step
 
 MAX_REPEATS = 20
@@ -21,17 +24,66 @@ Repeats = Annotated[int, Field(ge=1, le=MAX_REPEATS)]
 Cost = Annotated[float, Field(ge=0)]
 
 
-class NewAttemptStep(Frozen):
-    """What all steps that answer again have in common."""
+class StepSpec(Frozen):
+    """What all steps of `escalate` have in common: when they are tried, and what they are called in words."""
 
     when: When = ALWAYS
     """When this step is tried; always, if left out."""
+
+    @property
+    def tries(self) -> int:
+        """How often this step may be tried for one question."""
+        return 1
+
+    @property
+    def answers_again(self) -> bool:
+        """Whether this step leads to another attempt; otherwise it ends the question."""
+        return False
+
+    def to_flow(self, pending: str) -> Step:
+        """Return the step that routing carries out.
+
+        Args:
+            pending: what a caller reads who does not wait for a person.
+        """
+        raise NotImplementedError
+
+    def words(self) -> str:
+        """Return what this step does, in words: "retrieve 8 passages and answer again"."""
+        raise NotImplementedError
+
+    def try_in_words(self, number: int) -> str:
+        """Return in words which try of this step is made; what the step does, where it has only one."""
+        raise NotImplementedError
+
+
+class NewAttemptStep(StepSpec):
+    """What all steps that answer again have in common."""
+
     attempts: Repeats = 1
     """How often this step may be tried for one question."""
     cost: Cost = 1.0
     """Cost units of one try, counted against `budget.cost`."""
     timeout_s: Seconds | None = None
     """Seconds after which one try counts as failed."""
+
+    @property
+    @override
+    def tries(self) -> int:
+        return self.attempts
+
+    @property
+    @override
+    def answers_again(self) -> bool:
+        return True
+
+    @override
+    def try_in_words(self, number: int) -> str:
+        return f"try {number} of {self.attempts}"
+
+    @property
+    def _often(self) -> str:
+        return "" if self.attempts == 1 else f", up to {self.attempts} times"
 
 
 class RetryRetrievalStep(NewAttemptStep):
@@ -48,8 +100,16 @@ class RetryRetrievalStep(NewAttemptStep):
     configurable: Annotated[dict[str, JsonValue], AfterValidator(refuse)] = Field(default_factory=dict[str, JsonValue])
     """`configurable` fields for chains that own their retriever."""
 
-    def to_flow(self, pending: str) -> Step:  # noqa: ARG002 - the steps share one signature
-        """Return the step that routing carries out."""
+    @override
+    def words(self) -> str:
+        passages = f"{self.top_k} passages" if self.top_k else "twice as many passages"
+        extras = [f"from retriever {self.retriever}"] if self.retriever else []
+        extras += ["with a reworded question"] if self.rewrite_query else []
+        extras += ["leaving out unused ones"] if self.drop_unused else []
+        return " ".join(["retrieve", passages, *extras, "and answer again"]) + self._often
+
+    @override
+    def to_flow(self, pending: str) -> Step:
         return RetryRetrieval(
             top_k=self.top_k,
             rewrite_query=self.rewrite_query,
@@ -68,23 +128,35 @@ class FallbackModelStep(NewAttemptStep):
     unscored: bool = False
     """Pass its answer without judging it."""
 
-    def to_flow(self, pending: str) -> Step:  # noqa: ARG002 - the steps share one signature
-        """Return the step that routing carries out."""
+    @override
+    def words(self) -> str:
+        judged = ", whose answer is passed unjudged" if self.unscored else ""
+        return f"ask model {self.name}{judged}{self._often}"
+
+    @override
+    def to_flow(self, pending: str) -> Step:
         return FallbackModel(name=self.name, unscored=self.unscored, timeout_s=self.timeout_s)
 
 
-class HumanReviewStep(Frozen):
+class HumanReviewStep(StepSpec):
     """Hand the answer to a person."""
 
-    when: When = ALWAYS
-    """When this step is tried; always, if left out."""
     wait_s: Annotated[float, Field(ge=0)] = 0.0
     """Seconds that the caller waits for the verdict; 0 answers at once with the pending message."""
     message: Text | None = None
     """Pending message of this step; left out, `messages.pending`."""
 
+    @override
+    def try_in_words(self, number: int) -> str:
+        return "a person decides"
+
+    @override
+    def words(self) -> str:
+        wait = f"the caller waits up to {self.wait_s:g} s" if self.wait_s else "the caller does not wait"
+        return f"hand the answer to a person ({wait})"
+
+    @override
     def to_flow(self, pending: str) -> Step:
-        """Return the step that routing carries out."""
         return HumanReview(wait_s=self.wait_s, message=self.message or pending)
 
 
@@ -102,12 +174,20 @@ def _with_short_forms(schema: dict[str, Any]) -> None:
         "minProperties": 1,
         "maxProperties": 1,
     }
-    bare = {"enum": [Action.RETRY_RETRIEVAL.value, Action.HUMAN_REVIEW.value]}
-    schema["anyOf"] = [bare, spelled_out]
+    needs_none = [name for name, kind in SPECS.items() if not any(f.is_required() for f in kind.model_fields.values())]
+    schema["anyOf"] = [{"enum": needs_none}, spelled_out]
+
+
+SPECS: Mapping[str, type[StepSpec]] = {
+    Action.RETRY_RETRIEVAL.value: RetryRetrievalStep,
+    Action.FALLBACK_MODEL.value: FallbackModelStep,
+    Action.HUMAN_REVIEW.value: HumanReviewStep,
+}
+"""The steps that `escalate` may list, by the word of the policy file; `EscalationStep` has a field for each."""
 
 
 class EscalationStep(Frozen):
-    """One step of `escalate`: exactly one of the three, `human_review` and `retry_retrieval` also as a bare word."""
+    """One step of `escalate`: exactly one of its fields; a step that needs no settings may be a bare word."""
 
     model_config = ConfigDict(json_schema_extra=_with_short_forms)
 
@@ -131,7 +211,7 @@ class EscalationStep(Frozen):
     def _exactly_one(self) -> Self:
         if len(self._given()) != 1:
             raise PydanticCustomError(
-                "step", "each item of `escalate` is exactly one of retry_retrieval, fallback_model, human_review"
+                "step", "each item of `escalate` is exactly one of {names}", {"names": ", ".join(SPECS)}
             )
         return self
 
@@ -141,17 +221,12 @@ class EscalationStep(Frozen):
         return next(iter(self._given()))
 
     @property
-    def spec(self) -> RetryRetrievalStep | FallbackModelStep | HumanReviewStep:
+    def spec(self) -> StepSpec:
         """The step's settings."""
         return next(iter(self._given().values()))
 
-    def _given(self) -> dict[str, RetryRetrievalStep | FallbackModelStep | HumanReviewStep]:
-        every = {
-            Action.RETRY_RETRIEVAL.value: self.retry_retrieval,
-            Action.FALLBACK_MODEL.value: self.fallback_model,
-            Action.HUMAN_REVIEW.value: self.human_review,
-        }
-        return {name: spec for name, spec in every.items() if spec is not None}
+    def _given(self) -> dict[str, StepSpec]:
+        return {name: spec for name in SPECS if (spec := getattr(self, name)) is not None}
 
 
 def _spelled_out(key: object, value: object) -> object:

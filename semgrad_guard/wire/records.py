@@ -19,17 +19,12 @@ from typing import TYPE_CHECKING, Any
 
 from semgrad_guard.flow import (
     RUN_KEY,
-    Abstain,
-    Accept,
-    AnswerWithWarning,
+    STEP_TYPES,
     Attempt,
     Decision,
     ExchangeId,
-    FallbackModel,
-    HumanReview,
     Passage,
     Record,
-    RetryRetrieval,
     ReviewId,
     Ruling,
     Status,
@@ -59,16 +54,8 @@ if TYPE_CHECKING:
 
     from semgrad_guard.flow import Exchange, Json, Score, Step
 
-STEP_TEXTS = frozenset({"message", "warning", "configurable"})
-"""Parameters of steps that hold text of the policy's author."""
-
 _LOGGED = ("version", "id", "attempt", "author", "on_policy", "tags")
 _LOGGED_TEXTS = ("question", "prompt", "answer", "passages")
-_STEPS = {
-    step.action.value: step for step in (Accept, RetryRetrieval, FallbackModel, HumanReview, Abstain, AnswerWithWarning)
-}
-_WITHHELD: dict[str, Any] = {Abstain.action.value: {"message": ""}}
-"""Parameters without a default that `log_text: false` leaves out."""
 
 
 class RecordFieldsError(WireError):
@@ -285,16 +272,22 @@ def decision_from_fields(fields: Mapping[str, Any]) -> Decision:
 
 
 def _step_fields(step: Step, *, log_text: bool) -> Json:
-    names = (f.name for f in dataclasses.fields(step))
-    return {name: plain(getattr(step, name)) for name in names if log_text or name not in STEP_TEXTS}
+    fields = (f for f in dataclasses.fields(step) if log_text or not f.metadata.get("authors_text"))
+    return {f.name: plain(getattr(step, f.name)) for f in fields}
 
 
 def _step(action: str, parameters: Mapping[str, Any]) -> Step:
-    kind = _STEPS.get(action)
+    kind = {step.value: kind for step, kind in STEP_TYPES.items()}.get(action)
     if kind is None:
-        why = f"`action` is {action!r}, known are {', '.join(_STEPS)}"
+        why = f"`action` is {action!r}, known are {', '.join(STEP_TYPES)}"
         raise RecordFieldsError(why)
-    return kind(**{**_WITHHELD.get(action, {}), **parameters})
+    left_out = {f.name: "" for f in dataclasses.fields(kind) if f.metadata.get("authors_text") and _is_needed(f)}
+    values: dict[str, Any] = {**left_out, **parameters}
+    return kind(**values)
+
+
+def _is_needed(field: dataclasses.Field[Any]) -> bool:
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
 
 def _score_of_version_1(fields: Mapping[str, Any]) -> dict[str, Any]:

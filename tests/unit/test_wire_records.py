@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import replace
+from dataclasses import fields, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import pytest
 
-from semgrad_guard.flow import ExchangeId, ReviewId, Ruling, Verdict
+from semgrad_guard.flow import STEP_TYPES, ExchangeId, ReviewId, Ruling, Verdict
 from semgrad_guard.telemetry import RecordFieldsError, record_fields, record_from_fields
 from semgrad_guard.wire import MAX_DEPTH, plain, summary_fields
 from tests.records import make_attempt, make_record, make_score
 
 if TYPE_CHECKING:
-    from semgrad_guard.flow import Attempt, Decision
+    from semgrad_guard.flow import Attempt, Decision, Step
 
 SECRET = "Xyzzy-\u00fc-secret"  # noqa: S105 - a text to be looked for
 
@@ -36,6 +36,19 @@ def test_without_log_text_numbers_and_names_stay() -> None:
     assert attempt["rule"] == "escalate[0].retry_retrieval"
     assert attempt["step"]["top_k"] == 8
     assert attempt["passage_scores"] == [0.75]
+
+
+@pytest.mark.parametrize("kind", STEP_TYPES.values(), ids=lambda kind: kind.__name__)
+def test_every_step_is_read_back_and_its_texts_stay_out_of_logs_without_texts(kind: type[Step]) -> None:
+    """A step that is logged and not read back is lost for simulations; its author's words may be private."""
+    values = {field.name: SECRET for field in fields(kind) if field.type == "str"}
+    step = kind(**values)
+    attempt = make_attempt("first")
+    record = replace(make_record(), attempts=(replace(attempt, decision=replace(attempt.decision, step=step)),))
+    assert record_from_fields(record_fields(record, log_text=True)).attempts[0].decision.step == step
+    assert type(record_from_fields(record_fields(record, log_text=False)).attempts[0].decision.step) is kind
+    logged = record_fields(record, log_text=False)["attempts"][0]["step"]
+    assert {name for name, value in logged.items() if value == SECRET} <= {"name", "retriever"}  # names, no sentences
 
 
 def test_token_ids_are_never_logged() -> None:

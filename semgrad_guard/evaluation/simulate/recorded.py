@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Annotated, NamedTuple, assert_never
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
@@ -12,7 +12,7 @@ from semgrad_guard.errors import DataFileError
 from semgrad_guard.evaluation.grading import words
 from semgrad_guard.evaluation.labelling import Labeller, group_of, signals_of
 from semgrad_guard.evaluation.rows import parse_row, read_placed_rows, read_rows, scored_part
-from semgrad_guard.flow import Action, FallbackModel, Fingerprint, NewAttempt, RetryRetrieval, Score, SpanScore
+from semgrad_guard.flow import Action, Fingerprint, Score, SpanScore
 from semgrad_guard.telemetry.jsonl import read_records
 from semgrad_guard.wire import SpanForm, WireError, score_from_fields
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from typing import BinaryIO
 
     from semgrad_guard.evaluation.rows import Row
-    from semgrad_guard.flow import Attempt, Exchange, NewAttempt
+    from semgrad_guard.flow import Attempt, Exchange
 
 FIRST = "first"
 """Route of the first answer."""
@@ -30,22 +30,6 @@ RETRY = Action.RETRY_RETRIEVAL.value
 """Route of an answer after another retrieval."""
 UNKNOWN = Fingerprint(model="unknown", dtype="unknown", template="unknown", settings="unknown")
 """What a recorded confidence depends on, when nothing says so; it fits no profile."""
-
-
-def fallback_route(name: str) -> str:
-    """Return the route of a fallback model's answers."""
-    return f"{Action.FALLBACK_MODEL.value}:{name}"
-
-
-def route_of(step: NewAttempt) -> str:
-    """Return the route of the answers that a step leads to."""
-    match step:
-        case RetryRetrieval():
-            return RETRY
-        case FallbackModel():
-            return fallback_route(step.name)
-        case _:
-            assert_never(step)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,7 +160,7 @@ def _route(before: Attempt | None) -> str:
     if before is None:
         return FIRST
     step = before.decision.step
-    return RETRY if step.ends_question is True else route_of(step)
+    return RETRY if step.ends_question is True else step.route
 
 
 def _between(before: Attempt | None, attempt: Attempt, scoring_s: float) -> float | None:

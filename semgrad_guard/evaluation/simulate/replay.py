@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from semgrad_guard.errors import ScoringError, StepUnavailableError, UncalibratedError
-from semgrad_guard.evaluation.simulate.recorded import FIRST, RETRY, UNKNOWN, fallback_route
-from semgrad_guard.flow import Accept, Action, ReviewId, Status
+from semgrad_guard.evaluation.simulate.recorded import FIRST, RETRY, UNKNOWN
+from semgrad_guard.flow import Accept, Action, FallbackModel, ReviewId, Status
 from semgrad_guard.guard.assembly import NoCalibrator, decider_of, profile_of
 from semgrad_guard.guard.question_run import Parts, QuestionRun
 from semgrad_guard.policy.decide import step_rule
@@ -213,7 +213,7 @@ class _RecordedChain:
 
 class _RecordedModel:
     def __init__(self, playback: Playback, name: str) -> None:
-        self._playback, self._route = playback, fallback_route(name)
+        self._playback, self._route = playback, FallbackModel(name=name).route
 
     def answer(self, exchange: Exchange, passages: Sequence[Passage] | None) -> Exchange:  # noqa: ARG002
         return self._playback.take(self._route, exchange)
@@ -351,7 +351,7 @@ class Simulator:
 def unscored_routes(policy: Policy) -> frozenset[str]:
     """Return the routes of fallback models whose answers a policy passes without judging them."""
     specs = [entry.spec for _, entry in policy.escalation_steps()]
-    return frozenset(fallback_route(s.name) for s in specs if isinstance(s, FallbackModelStep) and s.unscored)
+    return frozenset(FallbackModel(name=s.name).route for s in specs if isinstance(s, FallbackModelStep) and s.unscored)
 
 
 def _calibrator(profile: Profile | None) -> Calibrator:

@@ -11,7 +11,6 @@ import numpy as np
 
 from semgrad_guard.calibration import Interval
 from semgrad_guard.evaluation.reliability import wilson
-from semgrad_guard.evaluation.simulate.recorded import RETRY
 from semgrad_guard.evaluation.simulate.replay import ERROR, Simulator
 from semgrad_guard.flow import Action
 
@@ -193,15 +192,7 @@ def _interval(found: Interval) -> Json:
 
 
 ALL = "all"
-_ORDER = (
-    Action.ACCEPT.value,
-    RETRY,
-    Action.FALLBACK_MODEL.value,
-    Action.ANSWER_WITH_WARNING.value,
-    Action.HUMAN_REVIEW.value,
-    Action.ABSTAIN.value,
-    ERROR,
-)
+_ORDER = (*(action.value for action in Action), ERROR)
 
 
 def simulate(policy: Policy | Simulator, questions: Iterable[RecordedQuestion]) -> Simulation:

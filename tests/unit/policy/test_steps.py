@@ -6,9 +6,9 @@ from typing import get_args
 
 import pytest
 
-from semgrad_guard.flow import FallbackModel, HumanReview, NewAttempt, RetryRetrieval, Step
+from semgrad_guard.flow import STEP_TYPES, Action, FallbackModel, HumanReview, NewAttempt, RetryRetrieval, Step
 from semgrad_guard.policy import policy_from
-from semgrad_guard.policy.steps import EscalationStep, NewAttemptStep
+from semgrad_guard.policy.steps import SPECS, EscalationStep, NewAttemptStep
 
 
 @pytest.mark.parametrize(
@@ -82,3 +82,21 @@ def test_a_policy_cannot_be_changed() -> None:
     policy = policy_from({"accept": 0.7})
     with pytest.raises(ValueError, match="frozen"):
         policy.accept = 0.1  # type: ignore[misc]  # the test is that this fails
+
+
+def test_every_step_of_the_policy_has_its_field_its_action_and_its_words() -> None:
+    """A step that is listed in one place only would be read and then not carried out, or not explained."""
+    assert set(SPECS) == set(EscalationStep.model_fields)
+    for name, kind in SPECS.items():
+        spec = kind.model_validate({field: "big" for field, info in kind.model_fields.items() if info.is_required()})
+        step = spec.to_flow("later")
+        assert step.action == name
+        assert isinstance(step, STEP_TYPES[Action(name)])
+        assert step.ends_question is not spec.answers_again
+        assert spec.words()
+        assert spec.try_in_words(1)
+
+
+def test_every_action_has_its_step() -> None:
+    """An action without a step could be written into a log and never be read again."""
+    assert set(STEP_TYPES) == set(Action)
