@@ -121,8 +121,11 @@ def _stem(name: str) -> str:
 
 def _questions(data: str, folder: Path, fields: list[str], limit: int | None) -> Path:
     """Return the file of questions, every line checked before a model is loaded."""
-    from semgrad_guard.evaluation.compare.labelled import check_rows  # loads numpy
-    from semgrad_guard.evaluation.compare.sources import HF, fetch
+    from semgrad_guard.evaluation.compare.labelled import (
+        HF,
+        check_rows,  # loads numpy
+        fetch,
+    )
     from semgrad_guard.evaluation.rows import read_rows
 
     path = Path(data)

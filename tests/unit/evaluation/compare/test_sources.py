@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from semgrad_guard.errors import DataFileError
-from semgrad_guard.evaluation.compare.labelled import check_rows
-from semgrad_guard.evaluation.compare.sources import fetch
+from semgrad_guard.evaluation.compare.labelled import check_rows, fetch
 from semgrad_guard.evaluation.rows import read_rows
 
 if TYPE_CHECKING:
