@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 from typing_extensions import override
 
 from semgrad_guard.errors import DataFileError, ScoringError
-from semgrad_guard.evaluation.resumable import ADVICE, ROW_KEY, ResumableFile, digest
-from semgrad_guard.evaluation.rows import read_rows, scored_part
+from semgrad_guard.evaluation.rows import ADVICE, ROW_KEY, ResumableFile, digest, read_rows, scored_part
 from semgrad_guard.wire import score_fields
 
 if TYPE_CHECKING:

@@ -13,8 +13,7 @@ from typing_extensions import override
 
 from semgrad_guard.errors import DataFileError, EmptyAnswerError, ScoringError
 from semgrad_guard.evaluation.labelling import write_answer
-from semgrad_guard.evaluation.resumable import ADVICE, ROW_KEY, ResumableFile, digest
-from semgrad_guard.evaluation.rows import answer_stops, read_rows, scored_part
+from semgrad_guard.evaluation.rows import ADVICE, ROW_KEY, ResumableFile, answer_stops, digest, read_rows, scored_part
 from semgrad_guard.scoring.forward_signals import context_gain, p_true
 from semgrad_guard.scoring.scorer import read_exchange
 from semgrad_guard.signals import MEANING

@@ -19,8 +19,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from semgrad_guard.evaluation.grading import Grader, Similarity
-    from semgrad_guard.evaluation.resumable import ResumableFile
-    from semgrad_guard.evaluation.rows import Row
+    from semgrad_guard.evaluation.rows import ResumableFile, Row
 
 HF = "hf:"
 QUESTION = ("question", "query", "prompt")

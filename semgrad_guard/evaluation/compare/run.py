@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from semgrad_guard.evaluation.compare.comparing import Ranked
     from semgrad_guard.evaluation.compare.promise import PromiseCheck
     from semgrad_guard.evaluation.grading import Grader, Similarity
-    from semgrad_guard.evaluation.resumable import ResumableFile
+    from semgrad_guard.evaluation.rows import ResumableFile
 
 RATES = (0.1, 0.2, 0.3)
 """Error rates whose promise is checked when none is named."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from semgrad_guard.errors import DataFileError
-from semgrad_guard.evaluation.resumable import ROW_KEY, ResumableFile
+from semgrad_guard.evaluation.rows import ROW_KEY, ResumableFile
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 HOLD = """
 import sys
 from pathlib import Path
-from semgrad_guard.evaluation.resumable import ResumableFile
+from semgrad_guard.evaluation.rows import ResumableFile
 file = ResumableFile(Path(sys.argv[1]))
 print("held", flush=True)
 sys.stdin.read()
