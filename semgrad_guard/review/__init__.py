@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from semgrad_guard.review.opening import open_queue
+from semgrad_guard.review.client import open_queue
 from semgrad_guard.review.queue import SqlReviewQueue
 from semgrad_guard.review.store.document import Document, document_of, exchange_of
 from semgrad_guard.review.store.items import (

@@ -1,11 +1,11 @@
-"""Use a review queue on another machine through its API."""
+"""Reaching a queue: the database at a URL, or a review site through its API, by the same names."""
 
 from __future__ import annotations
 
 import hashlib
 import secrets
 import time
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
@@ -20,14 +20,16 @@ from semgrad_guard.errors import (
     UndoRefusedError,
 )
 from semgrad_guard.extras import require
-from semgrad_guard.flow import ReviewId, Ruling
+from semgrad_guard.flow import ReviewId, Ruling, utc_now
+from semgrad_guard.review.queue import SqlReviewQueue
 from semgrad_guard.review.store.document import document_of
-from semgrad_guard.review.store.items import OPEN_ITEMS, Filters, Sort
+from semgrad_guard.review.store.items import OPEN_ITEMS, Filters, QueueSettings, Sort
 from semgrad_guard.review.store.learn import EarlierVerdict
 from semgrad_guard.review.views import AuditView, DetailView, EarlierView, InsightView, ItemView, PageView, RulingView
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
+    from datetime import datetime
 
     import httpx
 
@@ -292,3 +294,59 @@ def _error_of(response: httpx.Response) -> ReviewError:
 
 def _ruling(view: RulingView) -> Ruling:
     return Ruling(review_id=ReviewId(view.review_id), verdict=view.verdict, text=view.text, by=view.by, at=view.at)
+
+
+@overload
+def open_queue(
+    url: str,
+    *,
+    token: None = None,
+    settings: QueueSettings | None = None,
+    clock: Callable[[], datetime] = utc_now,
+    sleep: Callable[[float], None] = time.sleep,
+) -> SqlReviewQueue: ...
+@overload
+def open_queue(
+    url: str,
+    *,
+    token: str,
+    settings: QueueSettings | None = None,
+    clock: Callable[[], datetime] = utc_now,
+    sleep: Callable[[float], None] = time.sleep,
+) -> ReviewClient: ...
+def open_queue(
+    url: str,
+    *,
+    token: str | None = None,
+    settings: QueueSettings | None = None,
+    clock: Callable[[], datetime] = utc_now,
+    sleep: Callable[[float], None] = time.sleep,
+) -> SqlReviewQueue | ReviewClient:
+    """Return the queue at a URL; the first use connects to it and sets up a new SQLite file.
+
+    Args:
+        url: `sqlite:///file.db`, `sqlite://` (in memory, for trying out), `postgresql://user:password@host/name`, or
+            `https://review.example.com`, where `semgrad-guard review serve` runs.
+        token: API token, for a review site.
+        settings: lease, deadline, undo time, ranking; of these a review site uses only the deadline.
+        clock: returns the current time.
+        sleep: waits, in seconds.
+
+    Raises:
+        ReviewError: the URL does not name a queue, or a token is missing or has no use.
+        MissingExtraError: the database driver or the web client is not installed.
+    """
+    if not url.startswith(("https://", "http://")):
+        if token is not None:
+            msg = "a token is for a review site, https://review.example.com: a database has its password in the url"
+            raise ReviewError(msg)
+        return SqlReviewQueue(url, settings or QueueSettings(), clock=clock, sleep=sleep)
+    if token is None:
+        msg = (
+            "a review site needs an API token, and programs that need its database can't work through it: pass "
+            "token=..., made there by `semgrad-guard review token add`, or name the database"
+        )
+        raise ReviewError(msg)
+    client = ReviewClient(url, token, sleep=sleep)
+    client.deadline_s = settings.deadline_s if settings else None
+    return client
