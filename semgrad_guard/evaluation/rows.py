@@ -1,4 +1,4 @@
-"""JSONL files of prompts and answers: one object a line, mistakes named by line, and output that survives being cut off."""
+"""JSONL files of prompts and answers: one object a line, mistakes named by line, output that survives a cut-off run."""
 
 from __future__ import annotations
 
