@@ -18,17 +18,31 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+_PACKS_WEIGHTS = "support_avx512bf16_for_cpu"
+"""Attribute by which bitsandbytes' 4-bit layers decide to pack their weights for good, on some processors, when they
+first run in eval mode; its kernel for packed weights gives no gradients."""
+
+
 @contextmanager
 def evaluating(model: nn.Module) -> Generator[None]:
-    """Put a model into eval mode, and every module back into the mode that it was in, also on error."""
-    training = [module for module in model.modules() if module.training]
+    """Put a model into eval mode, and every module back into the mode that it was in, also on error.
+
+    4-bit layers of bitsandbytes are kept from packing their weights meanwhile.
+    """
+    modules = list(model.modules())
+    training = [module for module in modules if module.training]
+    packing = [module for module in modules if getattr(module, _PACKS_WEIGHTS, False)]
     if training:
         model.eval()
+    for module in packing:
+        setattr(module, _PACKS_WEIGHTS, False)
     try:
         yield
     finally:
         for module in training:
             module.training = True
+        for module in packing:
+            setattr(module, _PACKS_WEIGHTS, True)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from semgrad_guard.models import LocalModel
-from semgrad_guard.models.device import weights_digest
+from semgrad_guard.models.device import evaluating, weights_digest
 from tests.unit.models.conftest import make_model, make_tokenizer
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ def test_the_digest_is_equal_in_another_process() -> None:
     """A profile made on one machine must fit the same model on another."""
     code = (
         "from tests.unit.models.conftest import make_model\n"
-        "from semgrad_guard.models.device import weights_digest\n"
+        "from semgrad_guard.models.device import evaluating, weights_digest\n"
         "print(weights_digest(make_model()))"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
@@ -160,3 +160,15 @@ def test_locks_die_with_their_model() -> None:
     gc.collect()
     assert watched() is None
     assert len(device._locks) < before
+
+
+def test_four_bit_layers_are_kept_from_packing_their_weights_for_good() -> None:
+    """Bitsandbytes packs them on some processors at the first run in eval mode, and no gradient passes afterwards."""
+    layer = torch.nn.Linear(2, 2)
+    layer.support_avx512bf16_for_cpu = True
+    model = torch.nn.Sequential(layer, torch.nn.Linear(2, 2))
+    with pytest.raises(RuntimeError), evaluating(model):
+        assert layer.support_avx512bf16_for_cpu is False
+        raise RuntimeError
+    assert layer.support_avx512bf16_for_cpu is True
+    assert not hasattr(model[1], "support_avx512bf16_for_cpu")
