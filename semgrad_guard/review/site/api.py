@@ -140,7 +140,7 @@ def needs(*scopes: Scope) -> Callable[..., Bearer]:
             raise RefusedError(HTTPStatus.UNAUTHORIZED, message, {"WWW-Authenticate": "Bearer"})
         if not caller.token.scopes & set(scopes):
             allowed = ", ".join(sorted(caller.token.scopes))
-            message = f"this token allows {allowed}; this request needs {' or '.join(scopes)}"
+            message = f"this token allows {allowed}; this needs {' or '.join(scopes)}"
             raise RefusedError(HTTPStatus.FORBIDDEN, message)
         return caller
 
