@@ -1,6 +1,6 @@
-"""Every error of the package: what was seen, what was allowed, what to do next.
+"""All errors of the package; each message says what happened, what is allowed and what to do next.
 
-The data of an error is also on its attributes, so programs need not parse text.
+Each error also has its data as attributes, so programs need not parse the message.
 """
 
 from __future__ import annotations
@@ -15,27 +15,27 @@ if TYPE_CHECKING:
 
 
 class SemGradGuardError(Exception):
-    """Anything this package raises on purpose."""
+    """Base class of all errors that this package raises on purpose."""
 
 
 # --- models -----------------------------------------------------------------------------------------------------------
 
 
 class ModelError(SemGradGuardError):
-    """A model could not be loaded, or cannot do what was asked of it."""
+    """A model could not be loaded, or cannot do what was requested."""
 
 
 class ModelNotFoundError(ModelError, LookupError):
-    """No model under that name, id or path."""
+    """There is no model with this name, id or path."""
 
     def __init__(self, name: str, looked: Sequence[str], advice: str) -> None:
-        """Keep the name asked for and the places where it was looked for."""
+        """Keep the requested name and the places that were searched."""
         self.name, self.looked = name, tuple(looked)
         super().__init__(f"no model {name!r}: looked at {', '.join(self.looked)}; {advice}")
 
 
 class ModelFilesError(ModelError):
-    """A model folder or file is there but does not hold a usable model."""
+    """A model folder or file exists but does not contain a usable model."""
 
     def __init__(self, path: Path | str, why: str, advice: str) -> None:
         """Keep the path and what is wrong with it."""
@@ -44,7 +44,7 @@ class ModelFilesError(ModelError):
 
 
 class ModelSettingError(ModelError, ValueError):
-    """A setting for loading a model or for writing answers is out of range."""
+    """A setting for loading a model or for generating answers is out of range."""
 
     def __init__(self, setting: str, value: object, allowed: str) -> None:
         """Keep the setting, the value seen and what is allowed."""
@@ -102,7 +102,7 @@ class ContextTooLongError(ScoringError, ValueError):
 
 
 class ForeignTokensError(ScoringError, ValueError):
-    """Token ids that the scoring model does not have."""
+    """A token id is not in the scoring model's vocabulary."""
 
     def __init__(self, token_id: int, n_vocabulary: int) -> None:
         """Keep the id and the size of the model's vocabulary."""
@@ -114,7 +114,7 @@ class ForeignTokensError(ScoringError, ValueError):
 
 
 class ScoringSettingError(ScoringError, ValueError):
-    """A setting of a scorer is not one that it can use."""
+    """A scorer cannot use the value of a setting."""
 
     def __init__(self, setting: str, value: object, allowed: str) -> None:
         """Keep the setting, the value seen and what is allowed."""
@@ -147,12 +147,12 @@ class GradientsUnavailableError(ScoringError):
 
 
 class EmbeddingFailedError(ScoringError):
-    """Sentence embeddings were asked for and could not be had."""
+    """Sentence embeddings were requested but could not be computed."""
 
     def __init__(self, embedder: str, why: str) -> None:
         """Keep the embedder's name and what happened."""
         self.embedder, self.why = embedder, why
-        super().__init__(f"embedder {embedder} failed: {why}; it must give one vector of finite numbers a text")
+        super().__init__(f"embedder {embedder} failed: {why}; it must return one vector of finite numbers per text")
 
 
 class OutOfMemoryError(ScoringError):
@@ -168,7 +168,7 @@ class OutOfMemoryError(ScoringError):
 
 
 class ScoringEndedError(ScoringError, TimeoutError):
-    """Scoring was cancelled, or ran out of the time that its caller gave it."""
+    """Scoring was cancelled or ran out of time."""
 
     def __init__(self) -> None:
         """Say what happened."""
@@ -183,7 +183,7 @@ class CalibrationError(SemGradGuardError):
 
 
 class TooFewLabelsError(CalibrationError, ValueError):
-    """Not enough labelled answers to fit a calibrator."""
+    """There are too few labelled answers to fit a calibrator."""
 
     def __init__(self, n: int, needed: int, what: str = "labelled answers") -> None:
         """Keep the number of labels seen and needed, and what was counted."""
@@ -195,7 +195,7 @@ class MixedScoresError(CalibrationError, ValueError):
     """Labelled scores of different models or settings were mixed; they cannot be compared."""
 
     def __init__(self, row: int, differences: Sequence[str]) -> None:
-        """Keep the 1-based row and in what its fingerprint differs from the earlier ones."""
+        """Keep the 1-based row and how its fingerprint differs from the earlier ones."""
         self.row, self.differences = row, tuple(differences)
         super().__init__(
             f"row {row} was scored with {', '.join(self.differences)}: score all answers with one model and one setting"
@@ -203,7 +203,7 @@ class MixedScoresError(CalibrationError, ValueError):
 
 
 class SignalUnavailableError(CalibrationError, ValueError):
-    """A signal asked for is not among the labelled scores, or in too few of them."""
+    """A requested signal is missing from the labelled scores, or from too many of them."""
 
     def __init__(self, name: str, why: str, known: Sequence[str]) -> None:
         """Keep the signal's name, why it cannot be used and which ones can."""
@@ -222,7 +222,7 @@ class OneClassError(CalibrationError, ValueError):
 
 
 class RiskNotControllableError(CalibrationError):
-    """No threshold keeps the error rate of accepted answers under the target with the wanted certainty."""
+    """No threshold keeps the error rate of accepted answers under the target with the required certainty."""
 
     def __init__(self, alpha: float, delta: float, best: str) -> None:
         """Keep the target error rate alpha, the allowed failure probability delta and the best reachable, in words."""
@@ -246,7 +246,7 @@ class UncalibratedError(CalibrationError):
     """There is no calibrated confidence, and the policy says that this is an error."""
 
     def __init__(self, why: str) -> None:
-        """Keep the reason why nothing calibrated the score."""
+        """Keep the reason why the score is not calibrated."""
         self.why = why
         super().__init__(
             f"no calibrated confidence: {why}; build a profile with `semgrad-guard calibrate`, "
@@ -268,7 +268,7 @@ class GradedAlikeError(SemGradGuardError, ValueError):
     """A grader found all answers right, or all wrong, so nothing can be compared."""
 
     def __init__(self, grader: str, n: int, *, right: bool, examples: Sequence[str]) -> None:
-        """Keep the grader, the number of graded answers, what it said of them, and some of them in words."""
+        """Keep the grader, the number of graded answers, whether it found them right, and some examples as text."""
         self.grader, self.n, self.right, self.examples = grader, n, right, tuple(examples)
         shown = "; ".join(self.examples)
         super().__init__(
@@ -302,7 +302,7 @@ class RoutingError(SemGradGuardError):
 
 
 class RetrievalFailedError(RoutingError):
-    """Retrieving again did not give another attempt."""
+    """Retrieving again gave no new attempt."""
 
 
 class FallbackFailedError(RoutingError):
@@ -310,11 +310,11 @@ class FallbackFailedError(RoutingError):
 
 
 class StepUnavailableError(RoutingError):
-    """The policy names a step for which this guard was given nothing to act with."""
+    """The policy names a step that this guard has no component for."""
 
 
 class LowConfidenceError(SemGradGuardError):
-    """The guard held back an answer, and the caller asked to be told by an exception.
+    """The guard held back an answer, and the caller chose to get an exception for that.
 
     Frameworks that fall back on exceptions (LangChain's `with_fallbacks`, agents' model fallback) catch it.
     """
@@ -329,18 +329,18 @@ class LowConfidenceError(SemGradGuardError):
 
 
 class ReviewError(SemGradGuardError):
-    """The review queue could not do what was asked."""
+    """The review queue could not carry out a request."""
 
 
 class QueueUnavailableError(ReviewError):
-    """The queue's database did not take the write; the cause is kept as `__cause__`."""
+    """The queue's database could not be used; the cause is kept as `__cause__`."""
 
 
 class SchemaVersionError(QueueUnavailableError):
-    """The queue's tables have another revision than this code."""
+    """The queue's tables have a different revision than this code."""
 
     def __init__(self, url: str, found: str | None, wanted: str, *, known: bool) -> None:
-        """Keep the masked URL, the revision found and wanted, and whether this code knows the one found."""
+        """Keep the masked URL, the revision found, the one required, and whether this code knows the one found."""
         self.url, self.found, self.wanted, self.known = url, found, wanted, known
         if known:
             have = f"has revision {found}" if found else "is not set up"
@@ -361,10 +361,10 @@ class UndoRefusedError(ReviewError):
 
 
 class ItemNotFoundError(ReviewError, LookupError):
-    """No review item with that id."""
+    """There is no review item with this id."""
 
     def __init__(self, item_id: str) -> None:
-        """Keep the id asked for."""
+        """Keep the requested id."""
         self.item_id = item_id
         super().__init__(f"no review item {item_id!r}: `semgrad-guard review list` shows the open ones")
 
@@ -373,7 +373,7 @@ class AmbiguousIdError(ReviewError, LookupError):
     """Several review items have an id that starts like the one given."""
 
     def __init__(self, prefix: str, found: Sequence[str]) -> None:
-        """Keep the start given and some of the ids that fit."""
+        """Keep the given start and some of the matching ids."""
         self.prefix, self.found = prefix, tuple(found)
         super().__init__(
             f"several review items start with {prefix!r} ({', '.join(self.found)}, ...): give more characters"
@@ -381,7 +381,7 @@ class AmbiguousIdError(ReviewError, LookupError):
 
 
 class EmptyTextError(ReviewError, ValueError):
-    """An edit or a comment came without a text."""
+    """An edit or a comment has no text."""
 
 
 class CursorError(ReviewError, ValueError):
@@ -393,14 +393,14 @@ class CursorError(ReviewError, ValueError):
 
 
 class AccountError(ReviewError, ValueError):
-    """An account or token of the review queue cannot be made or changed like that."""
+    """An account or token of the review queue cannot be created or changed like this."""
 
 
 class IllegalMoveError(ReviewError, ValueError):
-    """A review item cannot move from its state to the wanted one."""
+    """A review item cannot move from its state to the requested one."""
 
     def __init__(self, item_id: str, state: str, wanted: str, allowed: Sequence[str]) -> None:
-        """Keep the item, its state, the wanted state and the states allowed from there."""
+        """Keep the item, its state, the requested state and the states that are allowed next."""
         self.item_id, self.state, self.wanted, self.allowed = item_id, state, wanted, tuple(allowed)
         ways = ", ".join(self.allowed) or "none: it is settled"
         super().__init__(f"item {item_id} is {state} and cannot become {wanted}; allowed from here: {ways}")
@@ -419,11 +419,11 @@ class AlreadyClaimedError(ReviewError):
 
 
 class AdapterError(SemGradGuardError):
-    """A framework adapter cannot do what was asked of it."""
+    """A framework adapter cannot do what was requested."""
 
 
 class OptionError(AdapterError, ValueError):
-    """An option of an adapter has a value that it does not know."""
+    """An adapter option has an unknown value."""
 
     def __init__(self, option: str, value: object, allowed: str) -> None:
         """Keep the option, the value seen and what is allowed."""
@@ -448,9 +448,9 @@ class PromptNotFoundError(AdapterError, ScoringError, LookupError):
 
 
 class MissingExtraError(SemGradGuardError, ImportError):
-    """A feature needs packages that are installed by an extra."""
+    """A feature needs packages that an extra installs."""
 
     def __init__(self, module: str, extra: str) -> None:
-        """Keep the module that is missing and the extra that brings it."""
+        """Keep the missing module and the extra that installs it."""
         self.module, self.extra = module, extra
         super().__init__(f"{module} is not installed: pip install 'semgrad-guard[{extra}]'")

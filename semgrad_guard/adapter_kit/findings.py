@@ -1,16 +1,16 @@
-"""How an outcome is explained to the caller.
+"""Explain an outcome to the caller, without revealing a withheld answer.
 
-A caller who does not get an answer must not read it in the explanation either. The guard's own words never hold it,
-but those of foreign parts may: a review queue that raises `could not store 'Lyon'`, a scorer that prints its input, a
-database driver that lists the values of a failed statement. Such a text is left out, and the type of the error stays.
+A caller who does not get an answer must not read it in the explanation either. The guard's own messages never contain
+it, but those of other components may: a review queue that raises `could not store 'Lyon'`, a scorer that prints its
+input, a database driver that lists the values of a failed statement. Such a message is left out; its type stays.
 
-* `findings` is what callers read of an outcome, as JSON values.
-* `shown_decision` is the last decision as the caller may read it, and `shown_error` what failed.
-* `held_back` is the exception in the place of a withheld answer.
-* `without_answers` is what both are made with: it leaves out a text that repeats an answer.
+* `findings` returns what callers see of an outcome, as JSON values.
+* `shown_decision` returns the last decision as the caller may see it, and `shown_error` what failed.
+* `held_back` returns the exception that replaces a withheld answer.
+* `without_answers` is used by all of them: it leaves out a text that repeats an answer.
 
-The outcome itself is not changed: a `Record` is logged whole where the policy says `log_text: true`, with the answer in
-it, and without any free text elsewhere (`semgrad_guard.wire`).
+The outcome itself is not changed. With `log_text: true` in the policy, a `Record` is logged whole, answer included;
+otherwise it is logged without any free text (`semgrad_guard.wire`).
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ if TYPE_CHECKING:
     from semgrad_guard.flow import Decision, Failure, Json, Outcome
 
 LEFT_OUT = "[left out]"
-"""What an explanation has in the place of an error's message that repeats the answer."""
+"""Replaces an error's message that repeats the answer."""
 SHORT = 4
-"""Letters and digits below which an answer is looked for as a word of its own: `no` is part of many words."""
+"""Answers with fewer letters and digits are searched for as whole words: `no` is part of many words."""
 EXCERPT = 24
-"""Letters and digits in a row that make an excerpt of a longer answer: error messages are often cut."""
+"""Length, in letters and digits, of the excerpts that are searched for: error messages are often cut."""
 
 _ESCAPED = re.compile(r"\\(?:u([0-9a-fA-F]{4})|x([0-9a-fA-F]{2})|.)", re.DOTALL)
 
 
 def findings(outcome: Outcome) -> dict[str, Json]:
-    """Return what the guard found as plain JSON values, as callers read them under `semgrad`.
+    """Return what the guard found as plain JSON values; callers see them under `semgrad`.
 
-    Confidence and score are those of the attempt that was given, held back or handed on. No text of a withheld answer
-    is in it. Keys of a score are there, as `None`, where nothing was scored.
+    Confidence and score are those of the attempt that was returned, withheld or sent to review. No text of a withheld
+    answer is included. Without a score, the keys of the score are `None`.
     """
     judged = answered_attempt(outcome.record) or outcome.attempts[-1]
     score = judged.decision.score
@@ -56,7 +56,7 @@ def findings(outcome: Outcome) -> dict[str, Json]:
 
 
 def shown_decision(outcome: Outcome) -> Decision:
-    """Return the last decision as the caller may read it: a text that repeats an answer not given is left out."""
+    """Return the last decision as the caller may see it, without texts that repeat a withheld answer."""
     decision, why = outcome.decision, outcome.decision.why
     for failure in _failures(outcome):
         if without_answers(failure.message, outcome) != failure.message:
@@ -64,12 +64,12 @@ def shown_decision(outcome: Outcome) -> Decision:
     shown = decision.failure
     if shown is not None:
         shown = replace(shown, message=without_answers(shown.message, outcome))
-    # The policy's own words may hold a short answer such as "no" by chance.
+    # The policy's own text may contain a short answer such as "no" by chance.
     return replace(decision, why=without_answers(why, outcome, shortest=SHORT), failure=shown)
 
 
 def shown_error(outcome: Outcome) -> str | None:
-    """Return what failed first, as the caller may read it; only its type where the message repeats the answer."""
+    """Return the first failure as the caller may see it; only its type if its message repeats the answer."""
     failure = next(iter(_failures(outcome)), None)
     if failure is None:
         return None
@@ -78,22 +78,22 @@ def shown_error(outcome: Outcome) -> str | None:
 
 
 def held_back(outcome: Outcome) -> LowConfidenceError:
-    """Return the exception that a caller gets in the place of a withheld answer; its text does not repeat the answer.
+    """Return the exception that replaces a withheld answer; its message does not repeat the answer.
 
-    Its `outcome` is the whole one, for handlers that need the answer.
+    Its `outcome` is complete, for handlers that need the answer.
     """
     return LowConfidenceError(shown_decision(outcome), outcome)
 
 
 def without_answers(text: str, outcome: Outcome, *, shortest: int = 0) -> str:
-    """Return a text, or nothing of one that repeats an answer which the caller does not get.
+    """Return a text unchanged, or the empty text if it repeats an answer that the caller does not get.
 
-    An answer is found as it is, quoted, escaped as in Python or JSON, wrapped, and cut to an excerpt.
+    An answer is recognised verbatim, quoted, escaped as in Python or JSON, wrapped, or cut to an excerpt.
 
     Args:
         text: an explanation or an error's message.
-        outcome: says which answers there were, and whether one was given.
-        shortest: letters and digits that an answer must have to be looked for.
+        outcome: contains the answers, and whether one was returned.
+        shortest: answers with fewer letters and digits are not searched for.
     """
     answers = {attempt.exchange.answer.strip() for attempt in outcome.attempts}
     not_given = (answer for answer in answers - {""} if outcome.withheld or answer not in outcome.text)
@@ -101,7 +101,7 @@ def without_answers(text: str, outcome: Outcome, *, shortest: int = 0) -> str:
 
 
 def _failures(outcome: Outcome) -> list[Failure]:
-    """Return what failed; the failure that the last decision is about comes first."""
+    """Return all failures; the one that led to the last decision comes first."""
     last = outcome.decision.failure
     return [*([last] if last else []), *outcome.record.failures]
 
@@ -117,7 +117,7 @@ def _repeats(text: str, answer: str) -> bool:
 
 
 def _unescaped(text: str) -> str:
-    """Return a text with the escapes of Python and JSON undone; those that stand for no letter become spaces."""
+    """Return a text with Python and JSON escapes decoded; escapes without a character code become spaces."""
     plain = _ESCAPED.sub(lambda found: chr(int(code, 16)) if (code := found[1] or found[2]) else " ", text)
     return plain.encode("utf-16", "surrogatepass").decode(
         "utf-16", "replace"

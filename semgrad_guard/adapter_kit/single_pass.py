@@ -1,4 +1,4 @@
-"""Writing an answer and scoring it in one pass: what the chat models of all frameworks have in common."""
+"""Generate an answer and score it in one pass; the chat models of all frameworks use this."""
 
 from __future__ import annotations
 
@@ -22,31 +22,31 @@ _log = logging.getLogger("semgrad_guard")
 
 
 class ChatModelFields(Protocol):
-    """The fields of a chat model that say how it writes when a call does not say otherwise."""
+    """The fields of a chat model that hold its default settings."""
 
     @property
     def max_tokens(self) -> int:
-        """The most tokens of one answer."""
+        """Maximum number of tokens of one answer."""
         ...
 
     @property
     def temperature(self) -> float:
-        """0 takes the likeliest token each time."""
+        """Sampling temperature; 0 always takes the likeliest token."""
         ...
 
     @property
     def top_p(self) -> float:
-        """The share of probability that tokens are drawn from."""
+        """Share of the probability mass that tokens are sampled from."""
         ...
 
     @property
     def stop(self) -> Sequence[str] | None:
-        """Texts that end an answer; they are not part of it."""
+        """Texts that end an answer and are not part of it."""
         ...
 
     @property
     def seed(self) -> int | None:
-        """Makes drawing repeatable."""
+        """Makes sampling repeatable."""
         ...
 
     @property
@@ -57,7 +57,7 @@ class ChatModelFields(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AnswerSettings:
-    """How one answer is written, and whether it is scored."""
+    """How one answer is generated, and whether it is scored."""
 
     max_tokens: int = 256
     temperature: float = 0.0
@@ -68,7 +68,7 @@ class AnswerSettings:
 
     @classmethod
     def for_call(cls, fields: ChatModelFields, changes: Mapping[str, Any]) -> Self:
-        """Return a chat model's settings with the changes of one call; other keys of the call are ignored."""
+        """Return a chat model's settings with one call's changes applied; other keys are ignored."""
         return cls(
             max_tokens=changes.get("max_tokens", fields.max_tokens),
             temperature=changes.get("temperature", fields.temperature),
@@ -92,26 +92,26 @@ class ScoredAnswer:
 
     @property
     def n_prompt_tokens(self) -> int:
-        """How many tokens the model read."""
+        """Number of prompt tokens."""
         return len(self.generated.prompt_ids)
 
     @property
     def n_answer_tokens(self) -> int:
-        """How many tokens the model wrote."""
+        """Number of answer tokens."""
         return len(self.generated.answer_ids)
 
 
 class SinglePass:
-    """A local model that scores each answer from the KV cache that its writing left.
+    """A local model that scores each answer from the KV cache left by generating it.
 
-    The model is loaded at the first answer. An error while writing reaches the caller. An error while scoring is logged
-    and costs the score only, since the answer is worth more and a guard can still score it from outside.
+    The model is loaded at the first answer. An error while generating reaches the caller. An error while scoring is
+    logged and the answer is returned without a score; a guard can still score it afterwards.
 
     Args:
         source: anything that `semgrad_guard.models.load_model` takes.
         dtype: number type of the weights.
         device: where the model runs.
-        position: token position t*, counted from the prompt's end; `None` takes the one known for the model's template.
+        position: token position t*, counted from the prompt's end; `None` uses the known one of the model's template.
     """
 
     def __init__(
@@ -123,11 +123,11 @@ class SinglePass:
 
     @property
     def local_model(self) -> LocalModel:
-        """The model itself, loaded."""
+        """The model; it is loaded at the first access."""
         return self._local.get()
 
     def write(self, prompt: Prompt, settings: AnswerSettings) -> ScoredAnswer:
-        """Return the model's answer to a prompt, scored.
+        """Return the model's answer to a prompt, with its score.
 
         Raises:
             ModelError: the model cannot be loaded, or a setting is out of range.
@@ -141,7 +141,7 @@ class SinglePass:
         return await asyncio.to_thread(self._scored, generated, settings)
 
     def stream(self, prompt: Prompt, settings: AnswerSettings) -> Generator[str | ScoredAnswer, None, None]:
-        """Yield the text piece by piece, then the scored answer; closing the generator ends the writing.
+        """Yield the text piece by piece, then the scored answer; closing the generator stops the model.
 
         Raises:
             ModelError: as for `write`.
@@ -154,7 +154,7 @@ class SinglePass:
                 yield item if isinstance(item, str) else self._scored(item, settings)
 
     async def astream(self, prompt: Prompt, settings: AnswerSettings) -> AsyncGenerator[str | ScoredAnswer, None]:
-        """Same as `stream` for async callers; cancelling the reader ends the writing."""
+        """Same as `stream` for async callers; cancelling the reader stops the model."""
         from semgrad_guard.models.streaming import astream  # loads torch
 
         async with aclosing(astream(partial(self._generate, prompt, settings))) as items:
@@ -181,7 +181,7 @@ class SinglePass:
             score = self._scorer.get().score_generated(generated)
         except Exception as error:  # noqa: BLE001 - see the class
             why = f"{type(error).__name__}: {error}"  # the error itself would hold the tensors of its frames
-            _log.warning("an answer could not be scored as it was written: %s", why)
+            _log.warning("an answer could not be scored while it was generated: %s", why)
             return ScoredAnswer(generated=generated, error=why)
         return ScoredAnswer(generated=generated, score=score)
 

@@ -1,1 +1,1 @@
-"""The command line: one file a command, put together in `app`."""
+"""The command line: one module per command; `app` combines them."""

@@ -1,4 +1,4 @@
-"""The `semgrad-guard` program: all commands, and the one place where errors become a line and an exit code."""
+"""The `semgrad-guard` program: registers all commands and turns errors into a message and an exit code."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from semgrad_guard.cli import bench, calibrate, demo, evaluate, policy, profile,
 from semgrad_guard.errors import SemGradGuardError
 
 USER_ERROR = 2
-"""Exit code when the input, not the program, is at fault."""
+"""Exit code for errors in the input or the settings."""
 INTERRUPTED = 130
 
 app = typer.Typer(
@@ -36,8 +36,8 @@ app.add_typer(profile.app, name="profile")
 app.add_typer(review.app, name="review")
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
+def _print_version(requested: bool) -> None:
+    if requested:
         print(metadata.version("semgrad-guard"))
         raise typer.Exit
 
@@ -52,7 +52,7 @@ def _root(
 
 
 def main() -> None:
-    """Run the command line; an error that the user can mend is one line on stderr and exit code 2."""
+    """Run the command line; an error that the user can fix becomes one line on stderr and exit code 2."""
     try:
         app()
     except (SemGradGuardError, OSError) as error:

@@ -1,4 +1,4 @@
-"""`semgrad-guard bench`: what scoring costs beside writing the answer, on this machine."""
+"""`semgrad-guard bench`: compare the cost of scoring with that of generating the answer, on this machine."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ EXAMPLES = """[bold]Examples[/bold]
 
   semgrad-guard bench --model Qwen/Qwen3-0.6B --context 512 --answer 32 --answer 128
 
-Compared are: the plain definition (full autograd and the whole head gradient, which is what the method's published
-code does), scoring with a prefill of its own (cold), scoring from the KV cache of the answer (single pass, with every
-signal that needs no further pass; and for SemGrad alone, without the gradients by the output head's weight), and
-writing five more answers, as sampling methods do. One forward pass of the answer behind the prompt's cache, and one
-of the whole text, show what nothing exact can beat.
+The command compares: the plain definition (full autograd and the whole head gradient, as in the method's published
+code); scoring that reads the prompt again (cold); scoring from the KV cache of the answer (single pass, with every
+signal that needs no further pass; and SemGrad alone, without the gradients of the output head's weight); and
+generating five more answers, as sampling methods do. Two forward passes, one of the answer after the cached prompt
+and one of the whole text, show the least that any exact method can cost.
 """
 
 
@@ -37,7 +37,7 @@ def bench(
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...", show_default=False)] = None,
     out: Annotated[Path | None, typer.Option("--json", help="Also write the numbers here.", show_default=False)] = None,
 ) -> None:
-    """Measure the cost of scoring beside that of writing the answer, every way of doing it in one run."""
+    """Measure what scoring costs compared with generating the answer, for every way of scoring."""
     from semgrad_guard.evaluation.cost import ANSWERS, CONTEXTS, measure_cost, n_steps  # loads torch
     from semgrad_guard.models import load_model  # loads torch
 

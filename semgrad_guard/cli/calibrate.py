@@ -1,4 +1,4 @@
-"""`semgrad-guard calibrate`: labelled answers in, a profile out, with what it is worth."""
+"""`semgrad-guard calibrate`: fit a profile on labelled answers and report how good it is."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Sources:
     """The labels of one run of `calibrate`."""
 
     def __init__(self, data: Path | None, review_url: str | None, grader: str) -> None:
-        """Keep where labels come from.
+        """Keep the sources of the labels.
 
         Args:
             data: JSONL file of labelled answers.
@@ -44,7 +44,8 @@ class Sources:
     def prepare(self, model: str | None, policy: Path | None, console: Console) -> None:
         """Check every row, and load the model where one is named and a row needs it."""
         if self._data and self._data.exists() and not self._data.is_file():
-            raise DataFileError(self._data, None, "is no file, and it is read twice", "write the rows to a file first")
+            why = "is not a regular file, but it must be read twice"
+            raise DataFileError(self._data, None, why, "write the rows to a file first")
         unscored = 0
         for row in read_rows(self._data) if self._data else ():
             self._n_rows += 1
@@ -53,7 +54,7 @@ class Sources:
             self._load(model, policy, console)
 
     def labelled(self, console: Console) -> Iterator[LabelledScore]:
-        """Yield all labelled scores, a progress bar beside them."""
+        """Yield all labelled scores and show a progress bar."""
         with bar(console) as progress:
             task = progress.add_task("Reading labelled answers", total=self._n_rows)
             for label in chain(self._from_file(), self._from_review()):
@@ -61,7 +62,7 @@ class Sources:
                 yield label
 
     def report(self, console: Console) -> None:
-        """Print how the labels were come by, and what was left out."""
+        """Print where the labels come from, and what was left out."""
         labeller = self._labeller
         if labeller.n_graded:
             share = labeller.n_graded_right / labeller.n_graded
@@ -72,8 +73,8 @@ class Sources:
             console.print(f"{n:,} left out: {reason}", style="yellow", markup=False)
         if self._n_verdicts:
             console.print(
-                f"{self._n_verdicts:,} verdicts of people: they saw the answers that the guard doubted, so high "
-                "confidences rest on the other labels",
+                f"{self._n_verdicts:,} labels are reviewers' verdicts; reviewers see only answers that the guard "
+                "doubted, so high confidences rest on the other labels",
                 style="yellow",
             )
 
@@ -116,8 +117,8 @@ EXAMPLES = """[bold]Examples[/bold]
   semgrad-guard calibrate scored.jsonl --from-review sqlite:///review.db --out my-profile.json
 
 A line of the input is what `semgrad-guard score` wrote, or {"question": "...", "passages": ["..."], "answer": "..."},
-with `correct` (true or false) or `answers` (accepted answers, to grade by). A line without an answer is answered by the
-model. Lines of one `group`, or of one question, are never split between fitting and testing.
+with `correct` (true or false) or `answers` (accepted answers to grade with). If a line has no answer, the model answers
+it. Lines with the same `group`, or the same question, are never split between fitting and testing.
 """
 
 
@@ -125,32 +126,32 @@ def calibrate(
     data: Annotated[Path | None, typer.Argument(help="JSONL file of labelled answers.", show_default=False)] = None,
     out: Annotated[Path, typer.Option(help="Profile to write.")] = Path("profile.json"),
     from_review: Annotated[
-        str | None, typer.Option(help="Review queue (URL) whose verdicts are labels too.", show_default=False)
+        str | None, typer.Option(help="URL of a review queue whose verdicts are used as labels.", show_default=False)
     ] = None,
-    name: Annotated[str | None, typer.Option(help="Name of the profile; the file's name when left out.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the profile; by default the file's name.")] = None,
     method: Annotated[str, typer.Option(help="fused, or the name of one signal.")] = "fused",
     calibrator: Annotated[
         Literal["auto", "platt", "beta", "isotonic", "venn_abers"], typer.Option(help="Calibration curve.")
     ] = "auto",
     model: Annotated[
-        str | None, typer.Option(help="Scores rows without signals: name, Hugging Face id, folder or .gguf.")
+        str | None, typer.Option(help="Model for rows without signals: name, Hugging Face id, folder or .gguf.")
     ] = None,
     policy: Annotated[Path | None, typer.Option(help="Policy whose scorer settings are used.")] = None,
     grader: Annotated[
-        Literal["contains", "exact", "f1"], typer.Option(help="Compares answers with accepted ones.")
+        Literal["contains", "exact", "f1"], typer.Option(help="How answers are compared with accepted ones.")
     ] = "contains",
     error_rate: Annotated[
-        float | None, typer.Option(help="Also show the threshold that keeps this share of wrong answers.")
+        float | None, typer.Option(help="Also show the threshold that keeps the share of wrong answers this low.")
     ] = None,
     delta: Annotated[float, typer.Option(help="Probability with which that promise may fail.")] = 0.05,
     held_out: Annotated[
-        float, typer.Option(min=0, max=0.5, help="Share of questions kept from the fit, for the strictest promise.")
+        float, typer.Option(min=0, max=0.5, help="Share of questions kept out of the fit, for the strictest promise.")
     ] = 0.0,
-    expires_days: Annotated[int | None, typer.Option(min=1, help="Days after which the profile is void.")] = None,
+    expires_days: Annotated[int | None, typer.Option(min=1, help="Days after which the profile expires.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Reliability plot to write (.png, .svg, .pdf).")] = None,
     seed: Annotated[int, typer.Option(help="Seed of folds and intervals.")] = 0,
 ) -> None:
-    """Turn raw scores into honest probabilities: fit a profile on labelled answers and print what it is worth."""
+    """Turn raw scores into honest probabilities: fit a profile on labelled answers and print how good it is."""
     from semgrad_guard.calibration import fit_profile  # loads numpy
 
     console = Console()
@@ -177,7 +178,7 @@ def calibrate(
 
 
 def _report(console: Console, profile: Profile) -> None:
-    """Print what was fitted, what it is worth and what it does not promise."""
+    """Print what was fitted, how good it is and what it does not promise."""
     console.print(describe(profile), soft_wrap=True, markup=False)
     console.print(evidence_table(profile))
     console.print(

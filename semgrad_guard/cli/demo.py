@@ -30,9 +30,9 @@ EXAMPLES = """[bold]Examples[/bold]
 """
 
 MIN_WIDTH = 132
-"""Columns of text that the table needs; a narrower terminal wraps its lines."""
+"""Width in characters that the table needs; a narrower terminal wraps its lines."""
 MAX_SHOWN = 90
-"""Characters of an answer that are shown."""
+"""How many characters of an answer are shown."""
 
 _COLUMNS: dict[str, Any] = {
     "question": {"max_width": 32},
@@ -49,13 +49,13 @@ _STYLES = {"answered": "green", "reviewed": "green", "warned": "yellow", "pendin
 
 def demo(
     questions: Annotated[int, typer.Option(min=1, help="How many questions to ask.")] = N_QUESTIONS,
-    policy: Annotated[Path | None, typer.Option(help="Policy file; the shipped policy when left out.")] = None,
+    policy: Annotated[Path | None, typer.Option(help="Policy file; by default the shipped policy.")] = None,
     training_data: Annotated[
         Path | None,
-        typer.Option(help="Write answers to that many training questions, as rows for `calibrate`, and stop."),
+        typer.Option(help="Only write answers to training questions here, as rows for `calibrate`."),
     ] = None,
 ) -> None:
-    """Guard a real RAG chain on a real local model, offline: what it answers, how sure it is, what the policy does."""
+    """Guard a RAG chain on a local model, offline, and show its answers, confidences and the policy's decisions."""
     console = wide_console(MIN_WIDTH)
     if training_data is not None:
         _write_training_data(console, questions, training_data)
@@ -68,7 +68,7 @@ def demo(
 
 def _run(console: Console, n_questions: int, policy: Path | None) -> list[Any]:
     logging.getLogger("semgrad_guard").setLevel(logging.ERROR)
-    warnings.simplefilter("ignore")  # the libraries below warn about themselves; the demo's reader can't act on it
+    warnings.simplefilter("ignore")  # the user of the demo can do nothing about the libraries' own warnings
     with bar(console) as progress:
         loading = progress.add_task("Loading the libraries", total=3)
         adapter = require("langchain_semgrad", extra="demo")
@@ -79,18 +79,18 @@ def _run(console: Console, n_questions: int, policy: Path | None) -> list[Any]:
         progress.update(loading, advance=1, description="Loading the language model (the first time takes longer)")
         guard = adapter.SemGradGuard(parts.llm, policy=policy, output="result")
         progress.update(loading, advance=1, description="Model, passages and guard are ready")
-        asked = elements.questions("demo")[:n_questions]
-        return list(progress.track(demo_chain.run(parts, guard, asked), len(asked), description="Asking"))
+        questions = elements.questions("demo")[:n_questions]
+        return list(progress.track(demo_chain.run(parts, guard, questions), len(questions), description="Asking"))
 
 
 def _write_training_data(console: Console, n_questions: int, path: Path) -> None:
     demo_chain = require("semgrad_guard.cli.demo_chain", extra="demo")
     elements = require("semgrad_guard.evaluation.elements", extra="demo")
-    asked = elements.questions("train")[:n_questions]
+    questions = elements.questions("train")[:n_questions]
     parts = demo_chain.build_chain()
-    n_rows = 2 * len(asked)
+    n_rows = 2 * len(questions)
     with bar(console) as progress, path.open("w", encoding="utf-8") as file:
-        for row in progress.track(demo_chain.training_rows(parts, asked), n_rows, description="Answering"):
+        for row in progress.track(demo_chain.training_rows(parts, questions), n_rows, description="Answering"):
             file.write(json.dumps(row) + "\n")
     console.print(f"{n_rows:,} answers in {path}; next: semgrad-guard calibrate {path}", highlight=False)
 
@@ -127,16 +127,16 @@ def _print_summary(console: Console, rows: Sequence[Any]) -> None:
         f"{n - len(given)} held back."
     )
     generation, scoring = sum(row.generation_s for row in rows), sum(row.scoring_s for row in rows)
-    console.print(f"Scoring took {scoring / generation:.0%} of the time of writing the answers.")
+    console.print(f"Scoring took {scoring / generation:.0%} of the time that generating the answers took.")
 
 
 def _print_next_steps(console: Console) -> None:
     console.print()
     console.print("[bold]Next[/bold]")
     for command, what in (
-        ("semgrad-guard review list", "what waits for a person"),
-        ("semgrad-guard policy init policy.yaml", "a policy of your own, to edit"),
-        ("semgrad-guard policy check policy.yaml", "what it does, in words"),
-        ("semgrad-guard demo --policy policy.yaml", "the demo under your policy"),
+        ("semgrad-guard review list", "list the answers that wait for review"),
+        ("semgrad-guard policy init policy.yaml", "write a policy to edit"),
+        ("semgrad-guard policy check policy.yaml", "explain it in words"),
+        ("semgrad-guard demo --policy policy.yaml", "run the demo with your policy"),
     ):
         console.print(f"  {command:<42} [dim]{what}[/dim]", highlight=False)

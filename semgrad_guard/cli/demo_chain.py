@@ -1,4 +1,4 @@
-"""The demo: a small RAG chain over the chemical elements, on a local model, with and without the guard."""
+"""The chain of the demo: a small RAG chain about the chemical elements on a local model."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 MODEL = "smollm2-135m"
 TOP_K = 2
-"""Passages of a first attempt: few, so that a retry has something to find."""
+"""Passages of a first attempt; few, so that a retry can find more."""
 RETRY_TOP_K = 8
 """Passages of the shipped policy's retry."""
 MAX_TOKENS = 32
@@ -50,7 +50,7 @@ PROMPT = ChatPromptTemplate.from_messages(
 
 @dataclass(frozen=True, slots=True)
 class ElementsChain:
-    """A chain as anyone would write it, and the parts of it that a guard acts with."""
+    """An ordinary chain, and those of its parts that a guard uses."""
 
     llm: SemGradChatModel
     retriever: VectorStoreRetriever
@@ -72,7 +72,7 @@ class DemoRow:
 
     @property
     def is_right(self) -> bool:
-        """Whether what the guard gave out is a right answer."""
+        """Whether the guard returned a right answer."""
         return self.best_is_right and not self.guarded.withheld
 
     @property
@@ -82,7 +82,7 @@ class DemoRow:
 
 
 def build_chain(model: str = MODEL) -> ElementsChain:
-    """Return the demo's chain; embeds all passages, which takes a few seconds.
+    """Return the demo's chain; embedding all passages takes a few seconds.
 
     Raises:
         MissingExtraError: the extra `demo` is not installed.
@@ -96,7 +96,7 @@ def build_chain(model: str = MODEL) -> ElementsChain:
 
 
 def run(parts: ElementsChain, guard: SemGradGuard, questions: Iterable[ElementQuestion]) -> Iterator[DemoRow]:
-    """Yield what the guarded chain gives for each question; the guard must be made with `output="result"`."""
+    """Yield the guarded chain's result for each question; the guard must have `output="result"`."""
     guarded = guard.wrap(parts.chain, retriever=parts.retriever)
     for question in questions:
         clock = GenerationClock()
@@ -113,24 +113,24 @@ def run(parts: ElementsChain, guard: SemGradGuard, questions: Iterable[ElementQu
 
 
 def training_rows(parts: ElementsChain, questions: Iterable[ElementQuestion]) -> Iterator[dict[str, Json]]:
-    """Yield the model's answers as rows for `calibrate`: with the passages of a first attempt, and of a retry.
+    """Yield the model's answers as rows for `calibrate`, with the passages of a first attempt and of a retry.
 
-    The rows of one element are one group, so no passage is on both sides of a split.
+    The rows of one element form a group, so no passage is on both sides of a split.
     """
     local = parts.llm.local_model
     for question in questions:
         for top_k in (TOP_K, RETRY_TOP_K):
             documents = parts.retriever.vectorstore.similarity_search(question.question, k=top_k)
             prompt = PROMPT.invoke({"context": _joined(documents), "question": question.question})
-            written = local.generate(to_prompt(prompt.to_messages()), max_new_tokens=MAX_TOKENS, keep=False)
+            generated = local.generate(to_prompt(prompt.to_messages()), max_new_tokens=MAX_TOKENS, keep=False)
             yield {
                 "id": f"{question.id}-{top_k}",
                 "group": question.element,
                 "question": question.question,
                 "passages": [{"text": d.page_content, "source": d.metadata.get("source")} for d in documents],
-                "prompt_ids": list(written.prompt_ids),
-                "answer": written.text,
-                "answer_ids": list(written.answer_ids),
+                "prompt_ids": list(generated.prompt_ids),
+                "answer": generated.text,
+                "answer_ids": list(generated.answer_ids),
                 "answers": list(question.answers),
                 "on_policy": True,
             }
@@ -141,7 +141,7 @@ def _joined(documents: list[Document]) -> str:
 
 
 class MiniLmEmbeddings(Embeddings):
-    """Sentence embeddings of the packaged MiniLM model: no download."""
+    """Sentence embeddings of the packaged MiniLM model, which needs no download."""
 
     def __init__(self) -> None:
         """Load the model.
@@ -154,7 +154,7 @@ class MiniLmEmbeddings(Embeddings):
 
     @override
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
-        """Return one unit vector a text."""
+        """Return one unit vector per text."""
         return [[float(x) for x in vector] for vector in self._vectors(texts)]
 
     @override

@@ -1,4 +1,4 @@
-"""`semgrad-guard evaluate`: what each uncertainty method is worth on one's own questions."""
+"""`semgrad-guard evaluate`: compare uncertainty methods on your own questions."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from semgrad_guard.scoring import SemGradScorer
 
 N_METHODS = 40
-"""About how many methods are compared; only the progress bar asks."""
+"""Rough number of methods that are compared, for the progress bar."""
 MIN_WIDTH = 120
-"""Columns of text that the table needs."""
+"""Width in characters that the table needs."""
 ANSWERS = "answers.jsonl"
 QUESTIONS = "questions.jsonl"
 EXAMPLES = """[bold]Examples[/bold]
@@ -36,43 +36,43 @@ EXAMPLES = """[bold]Examples[/bold]
   semgrad-guard evaluate questions.jsonl --grader embedding --embedding minilm-l6-v2
 
 A line of the input: {"question": "...", "passages": ["..."], "answers": ["accepted", "also accepted"]}; an empty list
-of answers is a question that has none. Lines of one `group` are never split between fitting and testing. A line with an
-`answer` is not answered again. A run that was cut off goes on where it ended; a finished one is only graded and
-compared again, so other graders cost nothing. `semgrad-guard calibrate OUT/answers.jsonl` makes a profile of it.
+of answers means that the question has none. Lines with the same `group` are never split between fitting and testing. A
+line with an `answer` is not answered again. An interrupted run continues where it stopped; a finished one is only
+graded and compared again, so another grader costs nothing. `semgrad-guard calibrate OUT/answers.jsonl` fits a profile.
 """
 
 
 def evaluate(
     data: Annotated[str, typer.Argument(help="JSONL file, hf:NAME, hf:NAME:SPLIT or hf:NAME:CONFIG:SPLIT.")],
     model: Annotated[
-        str, typer.Option(help="Answers and scores: name, Hugging Face id, folder, .gguf.")
+        str, typer.Option(help="Model that answers and scores: name, Hugging Face id, folder, .gguf.")
     ] = "smollm2-135m",
-    out: Annotated[Path | None, typer.Option(help="Folder to write to; DATA-MODEL when left out.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many questions.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder to write to; by default DATA-MODEL.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Use only the first LIMIT questions.")] = None,
     samples: Annotated[int, typer.Option(min=0, help="Answers drawn per question, for sampling methods.")] = 5,
     baselines: Annotated[
-        int | None, typer.Option(min=0, help="Draw samples and ask P(True) for so many questions only.")
+        int | None, typer.Option(min=0, help="Number of questions for sampling methods and P(True); by default all.")
     ] = None,
     grader: Annotated[
-        Literal["contains", "exact", "f1", "embedding", "judge"], typer.Option(help="Compares answers.")
+        Literal["contains", "exact", "f1", "embedding", "judge"], typer.Option(help="How answers are graded.")
     ] = "contains",
     embedding: Annotated[
-        str, typer.Option(help="Sentence-transformers model for meaning; none, or auto: minilm-l6-v2 if installed.")
+        str, typer.Option(help="Sentence-transformers model; `none`, or `auto`: minilm-l6-v2 if installed.")
     ] = "auto",
-    same: Annotated[float, typer.Option(min=0, max=1, help="Cosine from which two texts say the same.")] = 0.8,
+    same: Annotated[float, typer.Option(min=0, max=1, help="Smallest cosine of two texts with one meaning.")] = 0.8,
     judge: Annotated[
         str | None, typer.Option(help="For --grader judge: a local model, or PROVIDER:MODEL through LangChain.")
     ] = None,
-    error_rate: Annotated[list[float] | None, typer.Option(help="Error rate to promise; may be repeated.")] = None,
+    error_rate: Annotated[list[float] | None, typer.Option(help="Target error rate; may be repeated.")] = None,
     field: Annotated[list[str] | None, typer.Option(help="For hf: question=, answers= or passages=COLUMN.")] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens of an answer, at most.")] = 32,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Maximum number of tokens of an answer.")] = 32,
     position: Annotated[int | None, typer.Option(max=-1, help="t*, from the prompt's end.")] = None,
     dtype: Annotated[str, typer.Option(help="Number type of the weights.")] = "float32",
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...")] = None,
-    seed: Annotated[int, typer.Option(help="Of samples, folds and intervals.")] = 0,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Start again instead of going on.")] = False,
+    seed: Annotated[int, typer.Option(help="Seed of samples, folds and intervals.")] = 0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Start again instead of continuing.")] = False,
 ) -> None:
-    """Answer, grade and score questions, and compare every method with intervals: tables, JSON and an HTML page."""
+    """Answer, grade and score questions, then compare all methods: tables with intervals, JSON and an HTML page."""
     from semgrad_guard.evaluation.compare.answering import Asked  # loads torch
     from semgrad_guard.evaluation.compare.run import RATES, Evaluation  # loads numpy
     from semgrad_guard.evaluation.grading import (  # loads numpy
@@ -105,27 +105,23 @@ def evaluate(
         error_rates=error_rate or RATES,
         seed=seed,
     )
-    asked = Asked(n_baseline_rows=baselines, n_samples=samples, max_new_tokens=max_new_tokens, seed=seed)
+    requested = Asked(n_baseline_rows=baselines, n_samples=samples, max_new_tokens=max_new_tokens, seed=seed)
     if overwrite:
         (folder / ANSWERS).unlink(missing_ok=True)
     with console.status(f"Loading {model}"):
         scorer = _scorer(model, dtype, device, position, embedder)
-    answers = _answered(console, folder / ANSWERS, questions, limit, scorer, asked)
+    answers = _answered(console, folder / ANSWERS, questions, limit, scorer, requested)
     _report(_compared(console, evaluation, answers, folder), folder)
 
 
 def _stem(name: str) -> str:
-    """Return a short name of a file, data set or model that is fit for a folder's name."""
+    """Return a short name of a file, data set or model that can be part of a folder's name."""
     return Path(name.removeprefix("hf:").rstrip("/").replace(":", "-")).name.removesuffix(".jsonl")
 
 
 def _questions(data: str, folder: Path, fields: list[str], limit: int | None) -> Path:
-    """Return the file of questions, every line checked before a model is loaded."""
-    from semgrad_guard.evaluation.compare.labelled import (
-        HF,
-        check_rows,  # loads numpy
-        fetch,
-    )
+    """Return the file of questions, after checking every line of it."""
+    from semgrad_guard.evaluation.compare.labelled import HF, check_rows, fetch  # loads numpy
     from semgrad_guard.evaluation.rows import read_rows
 
     path = Path(data)
@@ -145,7 +141,7 @@ def _pair(field: str) -> tuple[str, str]:
 
 
 def _embedder(name: str) -> SentenceModel | None:
-    """Return the embedder; `auto` is the packaged one where it is installed."""
+    """Return the embedder; `auto` is the packaged one if it is installed."""
     if name == "none":
         return None
     from semgrad_guard.models.embedding import MINILM, SentenceModel, has_packaged  # loads numpy
@@ -183,17 +179,17 @@ def _scorer(
 
 
 def _answered(
-    console: Console, path: Path, questions: Path, limit: int | None, scorer: SemGradScorer, asked: Asked
+    console: Console, path: Path, questions: Path, limit: int | None, scorer: SemGradScorer, requested: Asked
 ) -> AnswersFile:
-    """Answer what an earlier run has not, line by line."""
+    """Answer the questions that an earlier run has not answered."""
     from semgrad_guard.evaluation.compare.answering import AnswersFile, answer_rows  # loads torch
 
     answers = AnswersFile(path, scorer.fingerprint())
     n_pending = sum(1 for _ in answers.pending(questions, limit))
     with bar(console) as progress:
         task = progress.add_task("Answering", total=len(answers.done) + n_pending, completed=len(answers.done))
-        for found in answer_rows(answers.pending(questions, limit), scorer, asked):
-            answers.append(found)
+        for answer in answer_rows(answers.pending(questions, limit), scorer, requested):
+            answers.append(answer)
             progress.advance(task)
     return answers
 
@@ -207,7 +203,7 @@ def _compared(console: Console, evaluation: Evaluation, answers: AnswersFile, fo
 
 
 def _report(result: Result, folder: Path) -> None:
-    """Print the tables and where the rest is."""
+    """Print the tables and the paths of the files."""
     from semgrad_guard.evaluation.compare.report import findings, method_table
     from semgrad_guard.evaluation.compare.run import REPORT, RESULT  # loads numpy
 

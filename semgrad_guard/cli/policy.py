@@ -1,4 +1,4 @@
-"""`semgrad-guard policy`: check, explain and simulate policies, write a first one, print the schema."""
+"""`semgrad-guard policy`: check, explain and simulate policies, write an initial one, print the schema."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ EXAMPLES = """[bold]Examples[/bold]
   semgrad-guard policy simulate policy.yaml guard.jsonl --labels labels.jsonl
 
 A line of the data is what `semgrad-guard score` wrote, with `correct` or accepted `answers`. Later answers to the same
-`question` (and `group`) are lines with `attempt` 2, 3, ... and the `route` by which they came: `retry_retrieval` or
-`fallback_model:NAME`. `seconds`, `answer_s` and `cost` count where they are there.
+`question` (and `group`) are lines with `attempt` 2, 3, ... and the `route` that led to them: `retry_retrieval` or
+`fallback_model:NAME`. `seconds`, `answer_s` and `cost` are used if present.
 
-Or the data are the records of a guard (`telemetry: {jsonl: ...}`), and --labels names lines such as
+The data may also be the records of a guard (`telemetry: {jsonl: ...}`); then --labels names a file of lines such as
 {"id": "...", "correct": true}, with the `id` of an attempt.
 """
 
@@ -50,14 +50,14 @@ def simulate(
         Path | None, typer.Option(help="JSONL of labels for a guard's records.", show_default=False)
     ] = None,
     grader: Annotated[
-        Literal["contains", "exact", "f1"], typer.Option(help="Compares answers with accepted ones.")
+        Literal["contains", "exact", "f1"], typer.Option(help="How answers are compared with accepted ones.")
     ] = "contains",
     plot: Annotated[Path | None, typer.Option(help="Plot to write (.png, .svg, .pdf).", show_default=False)] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON in place of tables.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
-    """Replay labelled answers under a policy: how many are given, held back and wrong, by route, and what it costs.
+    """Replay labelled answers under a policy: how many are returned, held back or wrong by route, and what it costs.
 
-    The whole policy is measured, retries, fallbacks and review included. Use answers that the policy's profile was not
+    The whole policy is measured, including retries, fallbacks and review. Use answers that the policy's profile was not
     fitted on.
     """
     from semgrad_guard.evaluation.simulate import Simulator, save_simulation_plot  # loads numpy
@@ -78,7 +78,7 @@ def simulate(
 def _recorded(
     policy: Policy, data: Path, labels: Path | None, grader: str
 ) -> tuple[Iterable[RecordedQuestion], int | None]:
-    """Return the recorded questions and their number, where it is known beforehand."""
+    """Return the recorded questions, and their number if it is known beforehand."""
     from semgrad_guard.evaluation.simulate import (  # loads numpy
         RecordedLog,
         RecordedRows,
@@ -90,15 +90,15 @@ def _recorded(
     if labels is not None:
         return RecordedLog(data, read_labels(labels, grader=grader)), None
     if is_log(data):
-        why = "holds a guard's records, which do not say which answers are right"
-        raise DataFileError(data, None, why, "name the file that does with --labels")
+        why = "contains a guard's records, which do not say which answers are right"
+        raise DataFileError(data, None, why, "name a file of labels with --labels")
     rows = RecordedRows(data, grader=grader, unscored=unscored_routes(policy))
     return rows, rows.n_questions
 
 
 @contextmanager
 def _quiet() -> Generator[None, None, None]:
-    """Keep the guard's warnings about single answers from the screen: the report counts them."""
+    """Hide the guard's warnings about single answers; the report counts them."""
     log = logging.getLogger("semgrad_guard")
     before = log.level
     log.setLevel(logging.CRITICAL)
@@ -130,7 +130,7 @@ def _report(found: Simulation, policy: Policy, *, as_json: bool) -> None:
 
 
 def _table(found: Simulation) -> Table:
-    """Return the table of routes, all of them together last; it fits 80 columns."""
+    """Return the table of routes, with the total in the last row; it fits 80 columns."""
     table = Table(
         title="How questions end", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False
     )
@@ -159,7 +159,7 @@ def _cells(figures: RouteFigures) -> tuple[str, ...]:
     )
 
 
-app = typer.Typer(name="policy", no_args_is_help=True, help="Check, describe, start and try policy files.")
+app = typer.Typer(name="policy", no_args_is_help=True, help="Write, check, explain and simulate policy files.")
 app.command(epilog=EXAMPLES)(simulate)
 
 DEFAULT_PATH = Path("policy.yaml")
@@ -168,12 +168,12 @@ DEFAULT_PATH = Path("policy.yaml")
 @app.command()
 def check(
     file: Annotated[
-        Path | None, typer.Argument(help="Policy file; left out, the policy that ships with the package.")
+        Path | None, typer.Argument(help="Policy file; by default the policy that ships with the package.")
     ] = None,
 ) -> None:
     """Explain in words what a policy file does and promises, or name its first mistake.
 
-    Exit code 0 when the file can be used, 2 when not, also where an error rate that it asks for cannot be kept.
+    Exit code 0 if the file can be used; 2 if not, or if an error rate that it sets cannot be kept.
 
     Examples:
         semgrad-guard policy check policy.yaml
@@ -192,9 +192,9 @@ def check(
 
 @app.command()
 def schema(
-    out: Annotated[Path | None, typer.Option(help="File to write; left out, standard output.")] = None,
+    out: Annotated[Path | None, typer.Option(help="File to write; by default standard output.")] = None,
 ) -> None:
-    """Print the JSON schema of policy files, for completion and checks in editors.
+    """Print the JSON schema of policy files, which editors use to complete and check them.
 
     Examples:
         semgrad-guard policy schema --out policy.schema.json
@@ -214,9 +214,9 @@ def schema(
 @app.command()
 def init(
     path: Annotated[Path, typer.Argument(help="File to write.")] = DEFAULT_PATH,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite a file that is already there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
 ) -> None:
-    """Write the shipped policy, with every key explained, to start from.
+    """Write the shipped policy, with every key explained, as a starting point.
 
     Examples:
         semgrad-guard policy init
@@ -224,7 +224,7 @@ def init(
         semgrad-guard policy init config/policy.yaml --force
     """
     if path.exists() and not force:
-        msg = f"{path} is already there: name another file, or overwrite it with --force"
+        msg = f"{path} already exists: name another file, or overwrite it with --force"
         raise PolicyError(msg)
     _write(path, default_text())
     typer.echo(f"wrote {path}: change it, then run `semgrad-guard policy check {path}`")
@@ -234,5 +234,5 @@ def _write(path: Path, text: str) -> None:
     try:
         path.write_text(text, encoding="utf-8")
     except OSError as error:
-        msg = f"cannot write {path}: {error}; name a file in a folder that is there and may be written to"
+        msg = f"cannot write {path}: {error}; name a file in an existing folder that you may write to"
         raise PolicyError(msg) from error

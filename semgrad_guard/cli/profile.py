@@ -1,4 +1,4 @@
-"""`semgrad-guard profile`: show profiles, watch them for drift, find a model's position."""
+"""`semgrad-guard profile`: show profiles, check them for drift, find a model's position."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ if TYPE_CHECKING:
     from semgrad_guard.evaluation.position.report import SpsReport
 
 _MEANING = {
-    "auroc": ("AUROC", "a right answer is surer than a wrong one; 0.5 is chance"),
+    "auroc": ("AUROC", "probability that a right answer ranks above a wrong one; 0.5 is chance"),
     "auprc": ("AUPRC", "precision of finding wrong answers"),
-    "prr": ("PRR", "share of the possible gain of rejecting the least sure; 0 is chance, 1 perfect"),
+    "prr": ("PRR", "share of the possible gain from rejecting the least sure answers; 0 is chance, 1 perfect"),
     "aurc": ("AURC", "mean error rate among the surest answers; lower is better"),
-    "ece": ("ECE", "mean gap of confidence and share right; lower is better"),
+    "ece": ("ECE", "mean gap between confidence and share of right answers; lower is better"),
     "brier": ("Brier", "mean squared gap; lower is better"),
     "log_loss": ("log-loss", "nats; lower is better"),
 }
 N_SIGNALS = 8
-"""Single signals listed beside the profile's own figures."""
+"""How many single signals are listed below the profile's own figures."""
 
 
 def describe(profile: Profile) -> str:
-    """Return what a profile is, one fact a line."""
+    """Return a description of a profile, one fact per line."""
     if profile.label_free:
         basis = f"{profile.reference.n:,} scores, no labels: its values are percentiles, not probabilities"
     else:
@@ -49,8 +49,8 @@ def describe(profile: Profile) -> str:
 
 
 def evidence_table(profile: Profile) -> Table:
-    """Return the table of out-of-sample figures, and of the best single signals beside them."""
-    table = Table(title="What it is worth, out-of-sample", title_justify="left")
+    """Return the table of out-of-sample figures, with the best single signals below them."""
+    table = Table(title="How good it is, out-of-sample", title_justify="left")
     table.add_column("figure")
     table.add_column("value (95 % interval)", justify="right")
     table.add_column("meaning")
@@ -76,8 +76,8 @@ EXAMPLES = """[bold]Examples[/bold]
 
   semgrad-guard profile find my-model/ --paraphrases mine.jsonl --labels scored.jsonl --json sps.json
 
-A line of --paraphrases: {"question": "...", "paraphrases": ["...", "..."]}; vary how they end, because a last word that
-paraphrases share makes their states similar without any meaning. --labels is a file that `semgrad-guard score` wrote,
+A line of --paraphrases: {"question": "...", "paraphrases": ["...", "..."]}; vary how they end, because a shared last
+word makes the states of paraphrases similar whatever they mean. --labels is a file that `semgrad-guard score` wrote,
 with `correct` or `answers` on each line.
 """
 
@@ -85,32 +85,34 @@ with `correct` or `answers` on each line.
 def find(
     model: Annotated[str, typer.Argument(help="Model: name, Hugging Face id, folder or .gguf.")] = "smollm2-135m",
     paraphrases: Annotated[
-        Path | None, typer.Option(help="JSONL file of questions and paraphrases; the built-in set when left out.")
+        Path | None, typer.Option(help="JSONL file of questions and paraphrases; by default the built-in set.")
     ] = None,
     labels: Annotated[
-        Path | None, typer.Option(help="Scored and labelled answers: adds AUROC by position.", show_default=False)
+        Path | None, typer.Option(help="File of scored, labelled answers: adds AUROC by position.", show_default=False)
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Policy file to write, with position and band.", show_default=False)
+        Path | None, typer.Option(help="Policy file to write, with the position and blocks found.", show_default=False)
     ] = None,
     plot: Annotated[Path | None, typer.Option(help="Heat map to write (.png, .svg, .pdf).", show_default=False)] = None,
     numbers: Annotated[
         Path | None, typer.Option("--json", help="Also write all numbers here.", show_default=False)
     ] = None,
-    questions: Annotated[int | None, typer.Option(min=8, help="Only the first questions.", show_default=False)] = None,
-    positions: Annotated[int, typer.Option(min=1, max=64, help="Last prompt positions to look at.")] = 12,
-    batch_size: Annotated[int, typer.Option(min=1, help="Texts read together.")] = 16,
+    questions: Annotated[
+        int | None, typer.Option(min=8, help="Use only the first QUESTIONS questions.", show_default=False)
+    ] = None,
+    positions: Annotated[int, typer.Option(min=1, max=64, help="How many of the last prompt positions to try.")] = 12,
+    batch_size: Annotated[int, typer.Option(min=1, help="How many texts are read together.")] = 16,
     dtype: Annotated[str, typer.Option(help="Number type of the weights.")] = "float32",
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...", show_default=False)] = None,
-    seed: Annotated[int, typer.Option(help="Seed of draws and halvings.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of all random choices.")] = 0,
 ) -> None:
-    """Find the prompt position whose state carries the meaning of the question, for a model of any template."""
+    """Find the prompt position whose state carries the meaning of the question, for a model with any template."""
     from semgrad_guard.evaluation.position.choice import check_labels  # loads numpy
     from semgrad_guard.evaluation.position.find import find_position, read_paraphrases  # loads torch
     from semgrad_guard.models import load_model  # loads torch
 
     console = Console(stderr=True)
-    paraphrased = read_paraphrases(paraphrases)[:questions]  # mistakes are named before a model is loaded
+    paraphrased = read_paraphrases(paraphrases)[:questions]  # reports mistakes before a model is loaded
     check = check_labels(labels, seed=seed) if labels else None
     with console.status(f"Loading {model}"):
         local = load_model(model, dtype=dtype, device=device)
@@ -153,19 +155,19 @@ def _print(report: SpsReport) -> None:
 app = typer.Typer(
     name="profile",
     no_args_is_help=True,
-    help="Look at calibration profiles, and `find MODEL`: where a model's states carry the meaning of the question.",
+    help="Show and check calibration profiles, and find where a model's states carry the meaning of the question.",
 )
 app.command(epilog=EXAMPLES)(find)
 
 NOT_FIT = 1
-"""Exit code of `status` when the profile expired or drifted."""
+"""Exit code of `status` if the profile expired or drifted."""
 
-ProfileName = Annotated[str, typer.Argument(help="Profile: a shipped one's name, or a JSON file.")]
+ProfileName = Annotated[str, typer.Argument(help="Name of a shipped profile, or a JSON file.")]
 
 
 @app.command()
 def show(profile: ProfileName) -> None:
-    """Say what a profile is, what it is worth, and which signals it reads.
+    """Show what a profile was fitted on, how good it is, and which signals it uses.
 
     Examples:
         semgrad-guard profile show my-profile.json
@@ -185,9 +187,9 @@ def status(
         Path | None, typer.Option(help="Records that a guard wrote (`telemetry: {jsonl: ...}`).", show_default=False)
     ] = None,
 ) -> None:
-    """Say whether a profile still fits: expiry date, and drift of the recent scores in a guard's records.
+    """Check whether a profile is still valid: its expiry date, and drift of the recent scores in a guard's records.
 
-    Exit code 0 when it fits, 1 when it expired or drifted.
+    Exit code 0 if it is valid, 1 if it expired or drifted.
 
     Examples:
         semgrad-guard profile status my-profile.json --records guard.jsonl
@@ -205,7 +207,7 @@ def status(
 
 def _weights(profile: Profile) -> Table:
     """Return the table of signals and their weights, the heaviest first."""
-    table = Table(title="Signals it reads", title_justify="left")
+    table = Table(title="Signals it uses", title_justify="left")
     table.add_column("signal")
     table.add_column("weight", justify="right")
     table.add_column("average", justify="right")
@@ -213,7 +215,7 @@ def _weights(profile: Profile) -> Table:
     for column in sorted(profile.model.columns, key=lambda c: -abs(c.weight)):
         missing = "uncalibrated" if column.required else "the average"
         table.add_row(column.name, f"{column.weight:+.3f}", f"{column.average:.4g}", missing)
-    table.caption = "change of the log-odds of being right, before calibration, for one standard deviation"
+    table.caption = "weight: change of the log-odds of a right answer, before calibration, per standard deviation"
     return table
 
 
@@ -222,9 +224,9 @@ def _print_drift(console: Console, profile: Profile, records: Path) -> bool:
     monitor, n_fitting, n_other = _replayed(profile, records)
     console.print(f"{n_fitting:,} scores of this profile in {records}", soft_wrap=True, markup=False)
     if n_other:
-        console.print(f"{n_other:,} other scores left out: another model, setting or missing signals", style="dim")
+        console.print(f"{n_other:,} other scores left out: other model or settings, or missing signals", style="dim")
     if not monitor.comparisons:
-        console.print(f"too few to compare: drift is looked for from {monitor.window} scores", style="yellow")
+        console.print(f"too few to compare: detecting drift needs at least {monitor.window} scores", style="yellow")
         return False
     table = Table(
         "compared", "distance", "drift above", "", title=f"Last {monitor.n_scores} scores", title_justify="left"
@@ -239,7 +241,7 @@ def _print_drift(console: Console, profile: Profile, records: Path) -> bool:
 
 
 def _replayed(profile: Profile, records: Path) -> tuple[DriftMonitor, int, int]:
-    """Return a monitor that has seen the records' scores, and how many fitted the profile and how many did not."""
+    """Return a monitor that has read the records' scores, and how many of them matched the profile or did not."""
     from semgrad_guard.calibration import DriftMonitor  # loads numpy
     from semgrad_guard.telemetry.jsonl import read_records
 

@@ -1,4 +1,4 @@
-"""`semgrad-guard review`: look at the answers that wait for a person, and decide."""
+"""`semgrad-guard review`: list, show and judge the answers that wait for review."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _EXAMPLES = """[bold]Examples[/bold]
 Ids may be shortened to their first four or more characters. `SEMGRAD_REVIEW_URL` saves typing `--url`."""
 
 app = typer.Typer(
-    help="Look at the answers that wait for a person, and decide.",
+    help="List, show and judge the answers that wait for review.",
     no_args_is_help=True,
     rich_markup_mode="rich",
     epilog=_EXAMPLES,
@@ -41,7 +41,7 @@ app = typer.Typer(
 
 
 class StateChoice(StrEnum):
-    """What `--state` takes."""
+    """Values of `--state`."""
 
     OPEN = "open"
     PENDING = "pending"
@@ -54,7 +54,7 @@ class StateChoice(StrEnum):
 
 
 class SortChoice(StrEnum):
-    """What `--sort` takes."""
+    """Values of `--sort`."""
 
     RISK = "risk"
     NEWEST = "newest"
@@ -69,10 +69,10 @@ def list_items(
     state: Annotated[StateChoice, typer.Option(help="Only items in this state.")] = StateChoice.OPEN,
     tag: Annotated[list[str] | None, typer.Option(help="Only items with this tag; repeat for several.")] = None,
     assignee: Annotated[str | None, typer.Option(help="Only items assigned to this reviewer.")] = None,
-    search: Annotated[str, typer.Option(help="Only items in whose texts all these words occur.")] = "",
+    search: Annotated[str, typer.Option(help="Only items whose texts contain all these words.")] = "",
     sort: Annotated[SortChoice, typer.Option(help="Order of the list.")] = SortChoice.RISK,
-    limit: Annotated[int, typer.Option(min=1, max=200, help="Items a page.")] = 50,
-    cursor: Annotated[str | None, typer.Option(help="Continue behind an earlier page.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=200, help="Items per page.")] = 50,
+    cursor: Annotated[str | None, typer.Option(help="Continue after an earlier page.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """List the answers in the queue, riskiest first."""
@@ -97,10 +97,10 @@ def show(
     url: Url = None,
     policy: PolicyFile = None,
     by: By = None,
-    audit: Annotated[bool, typer.Option("--audit", help="Also show everything that happened to it.")] = False,
+    audit: Annotated[bool, typer.Option("--audit", help="Also show the item's history.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show one answer with its passages and why the guard doubted it."""
+    """Show one answer with its passages, and why the guard doubted it."""
     from semgrad_guard.cli.review_views import print_detail
 
     queue = queue_at(url, policy)
@@ -111,7 +111,7 @@ def show(
 
 @app.command(epilog="Example: semgrad-guard review approve 3f9c 77ab")
 def approve(items: ItemIds, url: Url = None, policy: PolicyFile = None, by: By = None, as_json: AsJson = False) -> None:
-    """Let answers out as they are."""
+    """Approve answers as they are."""
     queue, who = queue_at(url, policy), reviewer(by)
     _act(queue, items, lambda review_id: queue.approve(review_id, who), as_json=as_json)
 
@@ -124,19 +124,19 @@ def edit(
         typer.FileText | None, typer.Option("--file", help="Read the new answer from a file; `-` is standard input.")
     ] = None,
     was_correct: Annotated[
-        bool, typer.Option("--was-correct", help="The model's answer was right; only its wording is changed.")
+        bool, typer.Option("--was-correct", help="The model's answer was right; only its wording changes.")
     ] = False,
     url: Url = None,
     policy: PolicyFile = None,
     by: By = None,
     as_json: AsJson = False,
 ) -> None:
-    """Let out a text of yours in place of an answer."""
+    """Replace an answer with your own text."""
     queue, who = queue_at(url, policy), reviewer(by)
     review_id = queue.find_id(item)
     if text is None:
         text = file.read() if file is not None else _in_editor(queue, review_id)
-    _act(queue, [review_id], lambda each: queue.edit(each, who, text, was_correct=was_correct), as_json=as_json)
+    _act(queue, [review_id], lambda item_id: queue.edit(item_id, who, text, was_correct=was_correct), as_json=as_json)
 
 
 @app.command(epilog='Example: semgrad-guard review reject 3f9c --reason "the passages say otherwise"')
@@ -148,14 +148,14 @@ def reject(
     by: By = None,
     as_json: AsJson = False,
 ) -> None:
-    """Hold answers back for good."""
+    """Reject answers, so that they are never returned."""
     queue, who = queue_at(url, policy), reviewer(by)
     _act(queue, items, lambda review_id: queue.reject(review_id, who, reason), as_json=as_json)
 
 
 @app.command(epilog="Example: semgrad-guard review undo 3f9c")
 def undo(items: ItemIds, url: Url = None, policy: PolicyFile = None, by: By = None, as_json: AsJson = False) -> None:
-    """Take verdicts of yours back, within a minute and before anybody has them."""
+    """Undo your verdicts, within a minute and before they are delivered."""
     queue, who = queue_at(url, policy), reviewer(by)
     _act(queue, items, lambda review_id: queue.undo(review_id, who), as_json=as_json)
 
@@ -163,7 +163,7 @@ def undo(items: ItemIds, url: Url = None, policy: PolicyFile = None, by: By = No
 @app.command(epilog="Example: semgrad-guard review claim --by ann")
 def claim(
     items: Annotated[
-        list[str] | None, typer.Argument(help="Ids of the items; without one, the riskiest free item.")
+        list[str] | None, typer.Argument(help="Ids of the items; without any, the riskiest unclaimed item.")
     ] = None,
     url: Url = None,
     policy: PolicyFile = None,
@@ -177,7 +177,7 @@ def claim(
         return
     item = queue.claim(who)
     if item is None:
-        msg = f"nothing is free for {who} in {queue.url}"
+        msg = f"no unclaimed item for {who} in {queue.url}"
         raise ReviewError(msg)
     _act(queue, [item.id], lambda _: item, as_json=as_json)
 
@@ -185,7 +185,7 @@ def claim(
 @app.command(epilog="Example: semgrad-guard review release 3f9c")
 def release(
     items: ItemIds,
-    force: Annotated[bool, typer.Option("--force", help="Also if somebody else holds them.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Also put back items that someone else holds.")] = False,
     url: Url = None,
     policy: PolicyFile = None,
     by: By = None,
@@ -199,13 +199,13 @@ def release(
 @app.command(epilog="Example: semgrad-guard review assign 3f9c --to ann")
 def assign(
     items: ItemIds,
-    to: Annotated[str | None, typer.Option("--to", help="Who is to judge them; left out, anybody.")] = None,
+    to: Annotated[str | None, typer.Option("--to", help="The reviewer's name; by default anyone may judge.")] = None,
     url: Url = None,
     policy: PolicyFile = None,
     by: By = None,
     as_json: AsJson = False,
 ) -> None:
-    """Say who is to judge items."""
+    """Assign items to a reviewer."""
     queue, who = queue_at(url, policy), reviewer(by)
     _act(queue, items, lambda review_id: queue.assign(review_id, who, to), as_json=as_json)
 
@@ -213,12 +213,12 @@ def assign(
 @app.command(epilog='Example: semgrad-guard review comment 3f9c "check the source"')
 def comment(
     item: ItemId,
-    text: Annotated[str, typer.Argument(help="What to note.")],
+    text: Annotated[str, typer.Argument(help="The comment.")],
     url: Url = None,
     policy: PolicyFile = None,
     by: By = None,
 ) -> None:
-    """Note something beside an item."""
+    """Add a comment to an item."""
     queue = queue_at(url, policy)
     queue.comment(queue.find_id(item), reviewer(by), text)
 
@@ -236,17 +236,17 @@ app.command("stats", epilog=review_upkeep.STATS_EXAMPLE)(review_upkeep.stats)
 
 
 def _act(queue: SqlReviewQueue, items: list[str], action: Callable[[ReviewId], Item], *, as_json: bool) -> None:
-    """Do something to each item and say how it went; the error of a single one is raised as it is."""
+    """Apply an action to each item and print the results; if there is only one item, its error is raised."""
     from semgrad_guard.cli.review_views import print_results
 
-    ids = [queue.find_id(each) for each in items]
+    ids = [queue.find_id(item) for item in items]
     results = queue.each(ids, action)
-    errors = [each for each in results.values() if isinstance(each, SemGradGuardError)]
+    errors = [result for result in results.values() if isinstance(result, SemGradGuardError)]
     if len(results) == 1 and errors:
         raise errors[0]
     print_results(results, as_json=as_json)
     if errors:
-        msg = f"{len(errors)} of {len(results)} items were left as they are"
+        msg = f"{len(errors)} of {len(results)} items were not changed"
         raise ReviewError(msg)
 
 
@@ -259,6 +259,6 @@ def _in_editor(queue: SqlReviewQueue, review_id: ReviewId) -> str:
         msg = f"{error.message}: give the new answer as an argument or with --file"
         raise ReviewError(msg) from error
     if edited is None:
-        msg = "nothing was saved in the editor, so the item is left as it is"
+        msg = "nothing was saved in the editor, so the item was not changed"
         raise ReviewError(msg)
     return edited.rstrip("\n")

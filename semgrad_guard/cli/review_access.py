@@ -1,4 +1,4 @@
-"""`semgrad-guard review serve|user|token|webhook`: the page, and who may use it."""
+"""`semgrad-guard review serve|user|token|webhook`: serve the review site, and manage access to it."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ _DAY_S = 86_400
 _console = Console(soft_wrap=True, highlight=False)
 
 user_app = typer.Typer(help="Accounts of reviewers.", no_args_is_help=True)
-token_app = typer.Typer(help="Tokens by which programs use the API.", no_args_is_help=True)
-webhook_app = typer.Typer(help="Addresses that are told what happens.", no_args_is_help=True)
+token_app = typer.Typer(help="Tokens that let programs use the API.", no_args_is_help=True)
+webhook_app = typer.Typer(help="Addresses that are notified of events.", no_args_is_help=True)
 
 Name = Annotated[str, typer.Argument(help="The account's name.")]
 PasswordFromStdin = Annotated[
@@ -46,16 +46,16 @@ def serve(
     tls_cert: Annotated[Path | None, typer.Option(help="Certificate file.", exists=True, dir_okay=False)] = None,
     tls_key: Annotated[Path | None, typer.Option(help="Key file.", exists=True, dir_okay=False)] = None,
     behind_proxy: Annotated[
-        bool, typer.Option("--behind-proxy", help="A proxy takes the https connections; FORWARDED_ALLOW_IPS names it.")
+        bool, typer.Option("--behind-proxy", help="A proxy handles https; its address is in FORWARDED_ALLOW_IPS.")
     ] = False,
     allow_plain_http: Annotated[
-        bool, typer.Option("--allow-plain-http", help="Listen beyond this machine without encryption.")
+        bool, typer.Option("--allow-plain-http", help="Allow other machines to connect without encryption.")
     ] = False,
-    name: Annotated[list[str] | None, typer.Option(help="Host name of the site; others are refused.")] = None,
+    name: Annotated[list[str] | None, typer.Option(help="Host name to accept; others are refused.")] = None,
     url: Url = None,
     policy: PolicyFile = None,
 ) -> None:
-    """Serve the review page and its API."""
+    """Serve the review site and its API."""
     require("fastapi", extra="review")
     from semgrad_guard.review.site import serving  # loads the web framework
 
@@ -84,7 +84,7 @@ def add_user(
     url: Url = None,
     policy: PolicyFile = None,
 ) -> None:
-    """Make an account; its password is asked for."""
+    """Create an account; you are asked for its password."""
     from semgrad_guard.review.access import Role  # loads SQLAlchemy
 
     _accounts(url, policy).add(name, _password(from_stdin=password_stdin), Role(role))
@@ -125,7 +125,7 @@ def set_role(
 
 @user_app.command("close", epilog="Example: semgrad-guard review user close ann")
 def close_user(name: Name, url: Url = None, policy: PolicyFile = None) -> None:
-    """Close an account: its logins and tokens end, its name stays on what it did."""
+    """Close an account: its logins and tokens end, its earlier actions keep its name."""
     _accounts(url, policy).set_active(name, active=False)
 
 
@@ -138,19 +138,20 @@ def reopen_user(name: Name, url: Url = None, policy: PolicyFile = None) -> None:
 @token_app.command("add", epilog="Example: semgrad-guard review token add guard --user ann --scope submit --days 90")
 def add_token(
     name: Annotated[str, typer.Argument(help="What the token is for.")],
-    user: Annotated[str, typer.Option(help="Whose account it belongs to.")],
+    user: Annotated[str, typer.Option(help="Account that it belongs to.")],
     scope: Annotated[list[ScopeChoice], typer.Option(help="What it allows; repeat for several.")],
-    days: Annotated[float | None, typer.Option(min=0, help="Days until it expires; left out, never.")] = None,
+    days: Annotated[float | None, typer.Option(min=0, help="Days until it expires; by default never.")] = None,
     url: Url = None,
     policy: PolicyFile = None,
 ) -> None:
-    """Make a token and print it, this once."""
+    """Create a token and print it; it cannot be shown again."""
     from semgrad_guard.review.access import Scope, Tokens  # loads SQLAlchemy
 
     queue = queue_at(url, policy)
     owner = _accounts(url, policy).get(user)
     lifetime_s = None if days is None else days * _DAY_S
-    token, secret = Tokens(queue.database).issue(name, owner, [Scope(each) for each in scope], lifetime_s=lifetime_s)
+    scopes = [Scope(choice) for choice in scope]
+    token, secret = Tokens(queue.database).issue(name, owner, scopes, lifetime_s=lifetime_s)
     Console(stderr=True).print(f"token {token.id}; it is not shown again:", markup=False, highlight=False)
     print(secret)
 
@@ -172,7 +173,7 @@ def list_tokens(url: Url = None, policy: PolicyFile = None) -> None:
 def revoke_token(
     token: Annotated[str, typer.Argument(help="The token's id.")], url: Url = None, policy: PolicyFile = None
 ) -> None:
-    """End a token for good."""
+    """Revoke a token for good."""
     from semgrad_guard.review.access import Tokens  # loads SQLAlchemy
 
     Tokens(queue_at(url, policy).database).revoke(token)
@@ -180,18 +181,18 @@ def revoke_token(
 
 @webhook_app.command("add", epilog="Example: semgrad-guard review webhook add chat https://example.com/hooks/review")
 def add_hook(
-    name: Annotated[str, typer.Argument(help="What the webhook is called.")],
-    address: Annotated[str, typer.Argument(help="Where to send.")],
+    name: Annotated[str, typer.Argument(help="Name of the webhook.")],
+    address: Annotated[str, typer.Argument(help="URL to send events to.")],
     event: Annotated[list[str] | None, typer.Option(help="`verdict` or `submit`; repeat for both.")] = None,
     allow_plain_http: Annotated[bool, typer.Option("--allow-plain-http", help="Allow http to other machines.")] = False,
     url: Url = None,
     policy: PolicyFile = None,
 ) -> None:
-    """Tell an address what happens from now on; prints the secret that signs each message, this once."""
+    """Send new events to an address, and print the secret that signs each message; it cannot be shown again."""
     from semgrad_guard.review.webhooks import add_webhook  # loads SQLAlchemy
 
     hook = add_webhook(queue_at(url, policy), name, address, event or ["verdict"], allow_plain=allow_plain_http)
-    Console(stderr=True).print("secret of the signatures; it is not shown again:")
+    Console(stderr=True).print("signing secret; it is not shown again:")
     print(hook.secret)
 
 
@@ -201,7 +202,7 @@ def list_hooks(url: Url = None, policy: PolicyFile = None) -> None:
     from semgrad_guard.review.store.outbox import hooks  # loads SQLAlchemy
     from semgrad_guard.review.webhooks import shown_url  # loads SQLAlchemy
 
-    table = Table("name", "address", "is told of", box=None)
+    table = Table("name", "address", "events", box=None)
     for hook in queue_at(url, policy).database.read(hooks):
         table.add_row(hook.name, shown_url(hook.url), ", ".join(hook.events))
     _console.print(table, markup=False)
@@ -209,9 +210,9 @@ def list_hooks(url: Url = None, policy: PolicyFile = None) -> None:
 
 @webhook_app.command("remove", epilog="Example: semgrad-guard review webhook remove chat")
 def remove_hook(
-    name: Annotated[str, typer.Argument(help="What the webhook is called.")], url: Url = None, policy: PolicyFile = None
+    name: Annotated[str, typer.Argument(help="Name of the webhook.")], url: Url = None, policy: PolicyFile = None
 ) -> None:
-    """Tell an address nothing more."""
+    """Stop sending events to an address."""
     queue_at(url, policy).unsubscribe(name)
 
 

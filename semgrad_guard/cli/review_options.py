@@ -1,4 +1,4 @@
-"""Options that the commands of `semgrad-guard review` share, and what they mean."""
+"""Options that the commands of `semgrad-guard review` share, and the queue that they name."""
 
 from __future__ import annotations
 
@@ -22,9 +22,7 @@ DEFAULT_URL = "sqlite:///semgrad-review.db"
 
 Url = Annotated[
     str | None,
-    typer.Option(
-        "--url", envvar=URL_VARIABLE, help=f"Where the queue lives.  \\[default: {DEFAULT_URL}]", show_envvar=True
-    ),
+    typer.Option("--url", envvar=URL_VARIABLE, help=f"URL of the queue.  \\[default: {DEFAULT_URL}]", show_envvar=True),
 ]
 PolicyFile = Annotated[
     Path | None,
@@ -33,22 +31,22 @@ PolicyFile = Annotated[
     ),
 ]
 By = Annotated[
-    str | None, typer.Option("--by", envvar=REVIEWER_VARIABLE, help="Who decides.  \\[default: your login name]")
+    str | None, typer.Option("--by", envvar=REVIEWER_VARIABLE, help="Your name.  \\[default: your login name]")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-ItemId = Annotated[str, typer.Argument(help="The item's id, or the start of it.")]
-ItemIds = Annotated[list[str], typer.Argument(help="Ids of the items, or the starts of them.")]
+ItemId = Annotated[str, typer.Argument(help="Id of the item, or its first characters.")]
+ItemIds = Annotated[list[str], typer.Argument(help="Ids of the items, or their first characters.")]
 
 
 class RoleChoice(StrEnum):
-    """What `--role` takes."""
+    """Values of `--role`."""
 
     REVIEWER = "reviewer"
     ADMIN = "admin"
 
 
 class ScopeChoice(StrEnum):
-    """What `--scope` takes."""
+    """Values of `--scope`."""
 
     SUBMIT = "submit"
     READ = "read"
@@ -65,16 +63,16 @@ def queue_at(url: str | None, policy: Path | None) -> SqlReviewQueue:
 
     queue = queue_of(policy_at(url, policy).review)
     if not _is_database(queue):
-        msg = f"the policy's queue is a review site: judge on its pages, or run this where its database is ({policy})"
+        msg = f"the queue of {policy} is a review site: use its pages, or run this on the machine with its database"
         raise ReviewError(msg)
     return queue
 
 
 def policy_at(url: str | None, path: Path) -> Policy:
-    """Return the policy whose queue is meant.
+    """Return the policy that names the queue.
 
     Raises:
-        ReviewError: another queue is named beside it.
+        ReviewError: `--url` names a queue too.
     """
     if url is not None and os.environ.get(URL_VARIABLE) != url:
         msg = "--url and --policy both name a queue: give one of them"
@@ -91,11 +89,11 @@ def _is_database(queue: object) -> TypeGuard[SqlReviewQueue]:
 
 
 def reviewer(by: str | None) -> str:
-    """Return who decides."""
+    """Return the reviewer's name."""
     if by:
         return by
     try:
         return getpass.getuser()
     except (KeyError, OSError) as error:
-        msg = f"this system knows no login name: say who decides with --by NAME or {REVIEWER_VARIABLE}"
+        msg = f"your login name is unknown: give your name with --by NAME or {REVIEWER_VARIABLE}"
         raise ReviewError(msg) from error

@@ -1,4 +1,4 @@
-"""`semgrad-guard review export|import|erase|migrate|stats`: what keeps a queue in order."""
+"""`semgrad-guard review consume|export|import|erase|migrate|stats`: maintain a queue."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ def consume(
     policy: Annotated[
         Path, typer.Option(help="Policy file, with its queue and `telemetry`.", exists=True, dir_okay=False)
     ],
-    once: Annotated[bool, typer.Option("--once", help="Pass on what is new, and end.")] = False,
-    every_s: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks.")] = 5.0,
+    once: Annotated[bool, typer.Option("--once", help="Post the new verdicts and exit.")] = False,
+    every_s: Annotated[float, typer.Option(min=0.1, help="Seconds between two checks.")] = 5.0,
 ) -> None:
-    """Pass verdicts on to LangSmith, as feedback on the runs that wrote the answers.
+    """Post verdicts to LangSmith, as feedback on the runs that produced the answers.
 
-    `review serve --policy` and every guard with `telemetry: {langsmith: true}` do the same beside their work; each
+    `review serve --policy` and every guard with `telemetry: {langsmith: true}` do the same in the background; each
     verdict is posted once.
     """
     loop = verdict_loop(queue_at(None, policy), policy_at(None, policy))
@@ -42,7 +42,7 @@ def consume(
     while True:
         posted = loop.look()
         if posted:
-            Console(stderr=True).print(f"{posted} verdicts passed on")
+            Console(stderr=True).print(f"{posted} verdicts posted")
         elif once:
             return
         else:
@@ -50,7 +50,7 @@ def consume(
 
 
 def verdict_loop(queue: SqlReviewQueue, policy: Policy) -> VerdictLoop | None:
-    """Return what passes a queue's verdicts on as a policy says; `None` where it says nothing."""
+    """Return the loop that posts a queue's verdicts to LangSmith, or `None` if the policy does not want that."""
     if not policy.telemetry.langsmith:
         return None
     from semgrad_guard.guard.verdict_loop import VerdictLoop  # needed for this option only
@@ -70,12 +70,12 @@ _DAY_S = 86_400
 
 
 def export(
-    file: Annotated[Path | None, typer.Argument(help="Where to write; left out, standard output.")] = None,
+    file: Annotated[Path | None, typer.Argument(help="File to write; by default standard output.")] = None,
     tag: Annotated[list[str] | None, typer.Option(help="Only items with this tag; repeat for several.")] = None,
     url: Url = None,
     policy: PolicyFile = None,
 ) -> None:
-    """Write items as JSON lines, with their verdicts, comments and trail."""
+    """Export items as JSON lines, with their verdicts, comments and history."""
     from semgrad_guard.review import Filters  # loads SQLAlchemy
 
     lines = queue_at(url, policy).export(Filters(tags=frozenset(tag or ())))
@@ -91,37 +91,37 @@ def export(
 
 
 def import_items(
-    file: Annotated[Path, typer.Argument(help="JSON lines as `export` writes them; `-` is standard input.")],
+    file: Annotated[Path, typer.Argument(help="JSON lines that `export` wrote; `-` is standard input.")],
     url: Url = None,
     policy: PolicyFile = None,
     by: By = None,
 ) -> None:
-    """Store items from JSON lines; those already there are left as they are."""
+    """Import items from JSON lines; items already in the queue are not changed."""
     queue, who = queue_at(url, policy), reviewer(by)
     if str(file) == "-":
         new, known = queue.import_lines(sys.stdin, who, source="standard input")
     else:
         with file.open(encoding="utf-8", errors="surrogateescape") as lines:
             new, known = queue.import_lines(lines, who, source=str(file))
-    Console(stderr=True).print(f"{new} items are new, {known} were there already")
+    Console(stderr=True).print(f"{new} items imported, {known} were already there")
 
 
 def erase(
-    items: Annotated[list[str] | None, typer.Argument(help="Ids of the items, or the starts of them.")] = None,
+    items: Annotated[list[str] | None, typer.Argument(help="Ids of the items, or their first characters.")] = None,
     older_than_days: Annotated[
-        float | None, typer.Option(min=0, help="Instead of ids: all settled items submitted longer ago than this.")
+        float | None, typer.Option(min=0, help="Instead of ids: erase all settled items that are older than this.")
     ] = None,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")] = False,
     url: Url = None,
     policy: PolicyFile = None,
     by: By = None,
 ) -> None:
-    """Remove every text of items for good; the audit rows stay."""
+    """Remove every text of items for good; their history stays."""
     queue, who = queue_at(url, policy), reviewer(by)
     if bool(items) == (older_than_days is not None):
         msg = "say what to erase: either ids or --older-than-days"
         raise ReviewError(msg)
-    ids = [queue.find_id(each) for each in items or ()]
+    ids = [queue.find_id(item) for item in items or ()]
     what = f"{len(ids)} items" if items else f"all settled items older than {older_than_days:g} days"
     if not yes:
         typer.confirm(f"Remove every text of {what} in {queue.url} for good?", abort=True)
@@ -130,7 +130,7 @@ def erase(
 
 
 def migrate(url: Url = None, policy: PolicyFile = None) -> None:
-    """Set up a queue's database, or bring it to this version's tables."""
+    """Set up a queue's database, or upgrade its tables to this version."""
     queue = queue_at(url, policy)
     before, now = queue.migrate()
     done = "is up to date" if before == now else "was set up" if before is None else f"was upgraded from {before}"
@@ -138,7 +138,7 @@ def migrate(url: Url = None, policy: PolicyFile = None) -> None:
 
 
 def stats(url: Url = None, policy: PolicyFile = None, as_json: AsJson = False) -> None:
-    """Show what waits, and how well the guard's confidence agrees with people."""
+    """Show what waits for review, and how well the guard's confidence agrees with the reviewers."""
     from semgrad_guard.cli.review_views import age  # loads SQLAlchemy
 
     seen = queue_at(url, policy).insight()
@@ -158,10 +158,10 @@ def stats(url: Url = None, policy: PolicyFile = None, as_json: AsJson = False) -
     console = Console()
     console.print(", ".join(f"{n} {state}" for state, n in seen.by_state.items() if n) or "the queue is empty")
     if seen.oldest_at:
-        console.print(f"oldest waits {age(seen.oldest_at)}")
+        console.print(f"the oldest has waited {age(seen.oldest_at)}")
     if seen.bands:
         table = Table("confidence", "judged", "right", box=None)
         for band in seen.bands:
             table.add_row(f"{band.low:.1f} to {band.high:.1f}", str(band.n), f"{band.share_correct:.0%}")
         console.print(table)
-        console.print(f"mean distance of confidence and share right: {seen.calibration_error:.3f}")
+        console.print(f"mean gap between confidence and share of right answers: {seen.calibration_error:.3f}")

@@ -1,4 +1,4 @@
-"""Review items on the terminal. Answers are hostile input: nothing in them may act on the terminal."""
+"""Print review items. Answers are untrusted input: no control character in them may reach the terminal."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SHORT_ID = 8
 _SHOWN = 20_000
 """Characters of a text that `show` prints; `--json` prints all."""
 _DOUBT = ((0.35, "bold red"), (0.6, "yellow"), (0.8, "bright_yellow"))
-"""Upper bound of a confidence and the style that marks it."""
+"""Upper bound of a confidence, and its style."""
 
 
 def print_page(page: Page, url: str, *, as_json: bool) -> None:
@@ -39,7 +39,7 @@ def print_page(page: Page, url: str, *, as_json: bool) -> None:
         return
     console = Console()
     if not page.items:
-        console.print(f"no items here in {escape(url)}")
+        console.print(f"no matching items in {escape(url)}")
         return
     table = Table(box=None, pad_edge=False)
     for name, style in (("id", "bold"), ("state", ""), ("conf.", ""), ("age", "dim"), ("question", ""), ("answer", "")):
@@ -59,7 +59,7 @@ def print_page(page: Page, url: str, *, as_json: bool) -> None:
 
 
 def print_detail(detail: ItemDetail, trail: Iterable[AuditRow], *, as_json: bool) -> None:
-    """Print one item with all that a reviewer reads."""
+    """Print one item with everything that a reviewer needs."""
     rows = tuple(trail)
     if as_json:
         shown = DetailView.of(detail).model_dump(mode="json")
@@ -91,7 +91,7 @@ def print_detail(detail: ItemDetail, trail: Iterable[AuditRow], *, as_json: bool
 
 
 def print_results(results: Mapping[ReviewId, Item | SemGradGuardError], *, as_json: bool) -> None:
-    """Print what became of each of several items."""
+    """Print the result of an action for each item."""
     if as_json:
         shown = [
             {"id": review_id, "error": str(result)}
@@ -110,7 +110,7 @@ def print_results(results: Mapping[ReviewId, Item | SemGradGuardError], *, as_js
 
 
 def doubt(confidence: float | None) -> Text:
-    """Return a confidence coloured by how doubtful it is."""
+    """Return a confidence, coloured by how low it is."""
     if confidence is None:
         return Text("-", style="dim")
     return Text(f"{confidence:.2f}", style=_style(confidence))
@@ -133,16 +133,16 @@ def _print_document(console: Console, document: Document) -> None:
         console.print(Panel(Text(reveal(_cut(passage.text, 2_000))), title=title, border_style="dim"))
     lines = [Text(reveal(f"{document.rule}: {document.why}"))]
     lines += [Text(f"{c.weight:+.2f}  {reveal(c.text or c.signal)}") for c in document.contributions]
-    lines += [Text(reveal(f"attempt before: {_cut(e.answer, 300)} ({e.why})")) for e in document.earlier]
+    lines += [Text(reveal(f"earlier attempt: {_cut(e.answer, 300)} ({e.why})")) for e in document.earlier]
     lines += [Text(f"trace: {reveal(document.trace_url)}")] if document.trace_url else []
-    console.print(Panel(Group(*lines), title="why a person is asked"))
+    console.print(Panel(Group(*lines), title="why it needs review"))
 
 
 def _marked(document: Document) -> Text:
     """Return the answer with its uncertain parts coloured."""
     answer = _cut(document.answer)
     marked, end = Text(), 0
-    for span in sorted(document.score.spans if document.score else (), key=lambda each: each.start):
+    for span in sorted(document.score.spans if document.score else (), key=lambda span: span.start):
         if span.start < end or span.confidence is None:
             continue
         marked.append(reveal(answer[end : span.start]))

@@ -1,4 +1,4 @@
-"""`semgrad-guard score` and `signals`: score answers in a file, list what is measured."""
+"""`semgrad-guard score` and `signals`: score the answers in a file, and list the signals."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ SIGNALS_EXAMPLES = """[bold]Examples[/bold]
 
   semgrad-guard signals
 
-Any of them may be the `method` of a policy, if it is a score; `fused` weighs all that a profile was fitted on.
+Any of them that is a score may be the `method` of a policy; `fused` combines all signals that a profile was fitted on.
 """
 COSTS = {
     "free": "comes with the one backward pass",
     "text": "counts words: about a millisecond",
-    "embedding": "sentence embeddings, where `scorer.embedding` or a chain's own are given; passages are remembered",
+    "embedding": "sentence embeddings, if `scorer.embedding` is set or the chain has them; passages are cached",
     "forward": "another forward pass: only with `scorer.signals`",
 }
 """What each kind of cost means."""
@@ -34,7 +34,7 @@ MIN_WIDTH = 120
 
 
 def signals() -> None:
-    """List every raw signal: meaning, unit, direction and cost."""
+    """List every raw signal with its meaning, unit, direction and cost."""
     console = wide_console(MIN_WIDTH)
     table = Table(show_lines=True)
     for column in ("signal", "meaning", "unit", "higher is", "cost"):
@@ -54,19 +54,19 @@ EXAMPLES = """[bold]Examples[/bold]
 
   semgrad-guard score answers.jsonl --profile my-profile.json --granularity sentence --html answers.html
 
-A line of the input: {"prompt": "...", "answer": "..."}; in place of `prompt` also `messages`, `prompt_ids`, or
-`question` with `passages`; in place of `answer` also `answer_ids`; optional `position`. A run that was cut off goes on
-where it ended.
+A line of the input: {"prompt": "...", "answer": "..."}. Instead of `prompt` it may have `messages`, `prompt_ids`, or
+`question` with `passages`; instead of `answer`, `answer_ids`; `position` is optional. An interrupted run continues
+where it stopped.
 """
 
 
 def score(
     data: Annotated[Path, typer.Argument(help="JSONL file of prompts and answers.", show_default=False)],
     out: Annotated[
-        Path | None, typer.Option(help="Output; NAME.scored.jsonl when left out.", show_default=False)
+        Path | None, typer.Option(help="Output file; by default NAME.scored.jsonl.", show_default=False)
     ] = None,
     model: Annotated[str, typer.Option(help="Scoring model: name, Hugging Face id, folder or .gguf.")] = "smollm2-135m",
-    method: Annotated[str, typer.Option(help="Signal that is the score.")] = "hybridgrad",
+    method: Annotated[str, typer.Option(help="Signal to use as the score.")] = "hybridgrad",
     position: Annotated[int | None, typer.Option(max=-1, help="t*, from the prompt's end.", show_default=False)] = None,
     granularity: Annotated[str, typer.Option(help="answer or sentence.")] = "answer",
     profile: Annotated[str | None, typer.Option(help="Profile: adds confidence.", show_default=False)] = None,
@@ -76,10 +76,12 @@ def score(
     dtype: Annotated[str, typer.Option(help="Number type of the weights.")] = "float32",
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...", show_default=False)] = None,
     own_answers: Annotated[bool, typer.Option("--own-answers", help="The scoring model wrote the answers.")] = False,
-    html: Annotated[Path | None, typer.Option(help="Also show answers as a page.", show_default=False)] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Start again instead of going on.")] = False,
+    html: Annotated[
+        Path | None, typer.Option(help="Also write an HTML page of the answers.", show_default=False)
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Start again instead of continuing.")] = False,
 ) -> None:
-    """Score a file of answers: all raw signals by name, and confidence where a profile fits."""
+    """Score a file of answers: all raw signals, and confidence if a profile fits."""
     from semgrad_guard.evaluation.rows import read_rows  # loads numpy
     from semgrad_guard.evaluation.score_file import ScoreFile, score_rows
     from semgrad_guard.models import load_model  # loads torch
@@ -88,7 +90,7 @@ def score(
 
     console = Console(stderr=True)
     target = out or data.with_suffix(".scored.jsonl")
-    n_rows = sum(1 for _ in read_rows(data))  # mistakes are named before a model is loaded
+    n_rows = sum(1 for _ in read_rows(data))  # reports mistakes before a model is loaded
     calibrator = _calibrator(profile)
     with console.status(f"Loading {model}"):
         local = load_model(model, dtype=dtype, device=device)
@@ -111,8 +113,8 @@ def score(
     file = ScoreFile(target, asdict(usual.fingerprint()), method)
     with bar(console) as progress:
         task = progress.add_task("Scoring", total=n_rows, completed=n_rows - sum(1 for _ in file.pending(data)))
-        for found in score_rows(file.pending(data), scorer_at, calibrator, chat=local.is_chat, own_answers=own_answers):
-            file.append(found)
+        for row in score_rows(file.pending(data), scorer_at, calibrator, chat=local.is_chat, own_answers=own_answers):
+            file.append(row)
             progress.advance(task)
     console.print(
         f"{len(file.done):,} rows in {target}" + (f", {file.n_errors:,} with an error" if file.n_errors else "")

@@ -1,4 +1,4 @@
-"""What commands show on a terminal: progress bars and a console that is wide enough."""
+"""Progress bars, and a console that is wide enough, for all commands."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rich.progress import (
 
 
 def bar(console: Console) -> Progress:
-    """Return a progress bar with counts, time spent and time left; it draws nothing where there is no terminal."""
+    """Return a progress bar with counts, time spent and time left; without a terminal it draws nothing."""
     return Progress(
         SpinnerColumn(),
         TextColumn("{task.description}"),
@@ -28,6 +28,6 @@ def bar(console: Console) -> Progress:
 
 
 def wide_console(columns: int) -> Console:
-    """Return the usual console; into a file or pipe it prints at least so many columns."""
+    """Return the usual console; for output to a file or pipe it is at least `columns` wide."""
     console = Console()
     return Console(width=columns) if console.width < columns and not console.is_terminal else console

@@ -1,4 +1,4 @@
-"""Local models: load one, turn prompts into token ids, write answers, keep the KV cache of it for scoring."""
+"""Local models: load one, turn prompts into token ids, generate answers and keep their KV cache for scoring."""
 
 from semgrad_guard.models.cache import KeptCache
 from semgrad_guard.models.generate import FinishReason, Generated

@@ -1,4 +1,4 @@
-"""A loaded model's weights: the device they are on, their digest, and the lock that its users hold."""
+"""The weights of a loaded model: their device, their digest, and the lock of the model's users."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ first run in eval mode; its kernel for packed weights gives no gradients."""
 
 @contextmanager
 def evaluating(model: nn.Module) -> Generator[None]:
-    """Put a model into eval mode, and every module back into the mode that it was in, also on error.
+    """Put a model into eval mode, and restore the mode of every module afterwards, even after an error.
 
     4-bit layers of bitsandbytes are kept from packing their weights meanwhile.
     """
@@ -47,42 +47,42 @@ def evaluating(model: nn.Module) -> Generator[None]:
 
 @contextmanager
 def plain_tensors() -> Generator[None]:
-    """Compute without gradients but with ordinary tensors, whatever mode the caller is in.
+    """Compute without gradients but with ordinary tensors, even if the caller uses inference mode.
 
-    A KV cache written under `torch.inference_mode` could never take part in a backward pass later.
+    A KV cache written under `torch.inference_mode` could not be used in a later backward pass.
     """
     with torch.inference_mode(mode=False), torch.no_grad():
         yield
 
 
 def in_this_thread(hook: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a hook that does nothing in other threads: they may use the model without asking for its lock."""
-    mine = threading.get_ident()
+    """Return a hook that does nothing in other threads, which may use the model without taking its lock."""
+    this_thread = threading.get_ident()
 
-    # torch passes a hook's keyword arguments on by a look-up of their own: a thread that meets the hook while it is
-    # taken off calls it without them
+    # torch looks up separately whether a hook takes keyword arguments: another thread that meets the hook while it is
+    # being removed calls it without them
     def called(*args: Any) -> Any:
-        return hook(*args) if threading.get_ident() == mine else None
+        return hook(*args) if threading.get_ident() == this_thread else None
 
     return called
 
 
 _LOOK_S = 0.02
-"""How often someone who waits for a lock looks whether the work is still wanted."""
+"""How often, in seconds, a thread that waits for a lock checks whether it should give up."""
 
 _locks: WeakKeyDictionary[object, threading.RLock] = WeakKeyDictionary()
 _guard = threading.Lock()
 
 
 def lock_of(thing: object) -> threading.RLock:
-    """Return the one re-entrant lock of a model or tokenizer; it lives as long as that object."""
+    """Return the re-entrant lock of a model or tokenizer; it exists as long as that object."""
     with _guard:
         return _locks.setdefault(thing, threading.RLock())
 
 
 @contextmanager
 def held(lock: threading.RLock, should_end: Callable[[], bool]) -> Generator[bool]:
-    """Hold a lock; give False, without it, when `should_end` says so while another holds it."""
+    """Hold a lock and yield True; or yield False, without the lock, if `should_end` returns True while waiting."""
     owned = lock.acquire(blocking=False)
     while not owned and not should_end():
         owned = lock.acquire(timeout=_LOOK_S)
@@ -94,7 +94,7 @@ def held(lock: threading.RLock, should_end: Callable[[], bool]) -> Generator[boo
 
 
 def input_device(model: PreTrainedModel) -> torch.device:
-    """Return where a model takes its token ids: the place of its input embeddings, or where those are computed."""
+    """Return the device that a model expects token ids on: that of its input embeddings, or where they are computed."""
     embeddings = model.get_input_embeddings()
     weight: Tensor | None = getattr(embeddings, "weight", None)
     if weight is not None and not weight.is_meta:
@@ -104,7 +104,7 @@ def input_device(model: PreTrainedModel) -> torch.device:
 
 
 def offloaded_weight(model: nn.Module, name: str) -> Tensor | None:
-    """Return a weight that is not in memory, by its name in the model; `None` when it is nowhere."""
+    """Return an offloaded weight by its name in the model, or `None` if there is none."""
     path, _, own = name.rpartition(".")
     weights: Any = next((hook.weights_map for hook in _hooks(model.get_submodule(path)) if hook.weights_map), None)
     try:
@@ -114,7 +114,7 @@ def offloaded_weight(model: nn.Module, name: str) -> Tensor | None:
 
 
 def missing_weight(model: nn.Module) -> str | None:
-    """Return the name of a weight that is neither in memory nor offloaded, `None` when all are there."""
+    """Return the name of a weight that is neither in memory nor offloaded, or `None` if none is missing."""
     names = (name for name, weight in model.named_parameters() if weight.is_meta)
     return next((name for name in names if offloaded_weight(model, name) is None), None)
 
@@ -122,11 +122,11 @@ def missing_weight(model: nn.Module) -> str | None:
 def _hooks(module: nn.Module) -> Iterator[Any]:
     hook: Any = getattr(module, "_hf_hook", None)
     several: Any = getattr(hook, "hooks", (hook,))
-    yield from (one for one in several if getattr(one, "weights_map", None) is not None)
+    yield from (hook for hook in several if getattr(hook, "weights_map", None) is not None)
 
 
 _SAMPLES = 64
-"""How many entries of each weight are looked at."""
+"""How many entries of each weight enter the digest."""
 _PASSING = {"_name_or_path", "_attn_implementation", "dtype", "torch_dtype", "transformers_version", "use_cache"}
 """Config keys that say how a model was loaded, not what it is."""
 
@@ -134,8 +134,8 @@ _PASSING = {"_name_or_path", "_attn_implementation", "dtype", "torch_dtype", "tr
 def weights_digest(model: PreTrainedModel) -> str:
     """Return a digest of the config and of evenly spaced entries of every weight.
 
-    It is the same in every process and for every copy of the same files. Other weights of the same architecture, a
-    fine-tuned or quantised copy, and another number format give another digest.
+    It is the same in every process and for every copy of the same files. It differs for other weights of the same
+    architecture, for a fine-tuned or quantised copy, and for another number format.
     """
     digest = hashlib.sha256(_config_text(model).encode())
     for name, weight in sorted(model.state_dict(keep_vars=False).items()):
@@ -151,7 +151,7 @@ def _config_text(model: PreTrainedModel) -> str:
 
 
 def _sample(weight: object) -> bytes:
-    """Return a few entries of a weight as bytes; nothing for one that holds no numbers."""
+    """Return a few entries of a weight as bytes; no bytes for a weight without numbers."""
     if not isinstance(weight, torch.Tensor) or weight.is_meta or not weight.numel():
         return b""
     flat = _unpacked(weight.detach()).reshape(-1)
@@ -160,5 +160,5 @@ def _sample(weight: object) -> bytes:
 
 
 def _unpacked(weight: torch.Tensor) -> torch.Tensor:
-    """Return a weight as plain numbers; quantised ones of torchao are tensors that can't be indexed."""
+    """Return a weight as plain numbers; torchao's quantised tensors cannot be indexed."""
     return weight if type(weight) in {torch.Tensor, torch.nn.Parameter} else weight.dequantize()

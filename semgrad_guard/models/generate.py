@@ -1,4 +1,4 @@
-"""Writes answers: one, several to one prompt, or padded batches, and keeps the cache for scoring."""
+"""Generate answers, singly or in padded batches, and keep the KV cache for scoring."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ if TYPE_CHECKING:
 class Sampler(LogitsProcessor):
     """Draws each row's next token and leaves it as the only possible one.
 
-    Every row has its own generator, so an answer depends on the seed and its row alone: not on the batch it shares,
-    nor on other threads that draw at the same time.
+    Every row has its own generator, so an answer depends only on the seed and its row, not on the rest of the batch or
+    on other threads that sample at the same time.
     """
 
     def __init__(self, temperature: float, top_p: float, seed: int | None, rows: Sequence[int]) -> None:
-        """Take the settings and the number of each row among all that share the seed.
+        """Take the settings, and the number of each row among all rows that share the seed.
 
-        Without a seed, torch's global random state decides.
+        Without a seed, torch's global random state is used.
         """
         self._temperature, self._top_p = temperature, top_p
         start = int(torch.randint(2**62, (1,)).item()) if seed is None else seed
@@ -44,15 +44,15 @@ class Sampler(LogitsProcessor):
         self._nlls: list[torch.Tensor] = []
 
     def nlls(self, row: int, n_tokens: int) -> tuple[float, ...]:
-        """Return the negative log-likelihoods of a row's first tokens in nats, by the model's own distribution.
+        """Return the negative log-likelihoods of a row's first tokens in nats, under the model's own distribution.
 
-        Temperature and `top_p` change what is drawn, not how likely the model finds it.
+        Temperature and `top_p` change which tokens are drawn, not these numbers.
         """
         return tuple(float(step[row]) for step in self._nlls[:n_tokens])
 
     @override
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.FloatTensor:
-        """Return scores of minus infinity everywhere but at the drawn tokens."""
+        """Return scores that are minus infinity except for the drawn tokens."""
         probabilities = torch.softmax(scores.float() / self._temperature, dim=-1).cpu()
         if not torch.isfinite(probabilities).all():
             raise NonFiniteScoreError("the distribution of the next token")
@@ -69,7 +69,7 @@ class Sampler(LogitsProcessor):
 
 
 def nucleus(probabilities: torch.Tensor, top_p: float) -> torch.Tensor:
-    """Return the probabilities with all but the smallest set of tokens that reaches `top_p` set to 0."""
+    """Return the probabilities, set to 0 outside the smallest set of tokens whose sum reaches `top_p`."""
     ranked, order = probabilities.sort(dim=-1, descending=True)
     before = ranked.cumsum(dim=-1) - ranked
     ranked = ranked.masked_fill(before >= top_p, 0.0)
@@ -77,17 +77,17 @@ def nucleus(probabilities: torch.Tensor, top_p: float) -> torch.Tensor:
 
 
 def _row_seed(seed: int, row: int) -> int:
-    """Return a seed for one row; neighbouring seeds and rows share nothing."""
+    """Return a seed for one row, unrelated to those of neighbouring seeds and rows."""
     digest = hashlib.sha256(f"{seed}:{row}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
 
 UNFINISHED = "\ufffd"
-"""What a tokenizer shows for a character of which only some bytes have been written."""
+"""Character that a tokenizer shows while only some bytes of a character are generated."""
 
 
 class AnswerWatch(StoppingCriteria):
-    """Ends the generation of each row at its stop sequence, or of all rows when told to or out of time."""
+    """Ends a row at its stop sequence, or all rows when `should_end` says so."""
 
     def __init__(
         self,
@@ -98,14 +98,14 @@ class AnswerWatch(StoppingCriteria):
         on_text: Callable[[str], None] | None = None,
         should_end: Callable[[], bool] = lambda: False,
     ) -> None:
-        """Take what to look for.
+        """Take the stop sequences and callbacks.
 
         Args:
-            decode: ids of an answer -> its text.
+            decode: converts the ids of an answer to its text.
             n_prompt: length of the (padded) prompt in tokens.
             stop: texts that end an answer.
-            on_text: gets each piece of text that is certain to stay, in order; for a single row only.
-            should_end: asked after each token; True ends every row.
+            on_text: gets each piece of text that can no longer change, in order; for a single row only.
+            should_end: called after each token; True ends every row.
         """
         self._decode, self._n_prompt, self._stop = decode, n_prompt, tuple(stop)
         self._on_text, self._should_end = on_text, should_end
@@ -119,16 +119,16 @@ class AnswerWatch(StoppingCriteria):
         if self._stop or self._on_text:
             for row in range(input_ids.shape[0]):
                 self._look(row, input_ids)
-        self.ended_early = self.ended_early or self._should_end()  # last: who listens to the text may have cancelled
+        self.ended_early = self.ended_early or self._should_end()  # last, because `on_text` may have cancelled
         done = [self.ended_early or row in self._n_tokens for row in range(input_ids.shape[0])]
         return torch.tensor(done, device=input_ids.device)  # type: ignore[return-value] # torch types it as Tensor
 
     def n_written(self, row: int) -> int | None:
-        """Return after how many tokens a row met its stop sequence, `None` when it did not."""
+        """Return after how many tokens a row met its stop sequence, or `None` if it did not."""
         return self._n_tokens.get(row)
 
     def finish(self, text: str) -> None:
-        """Send what of the final text has not been sent."""
+        """Send the rest of the final text."""
         if self._on_text and len(text) > self._n_sent:
             self._on_text(text[self._n_sent :])
             self._n_sent = len(text)
@@ -136,10 +136,10 @@ class AnswerWatch(StoppingCriteria):
     def _look(self, row: int, input_ids: torch.Tensor) -> None:
         if row in self._n_tokens:
             return
-        written = input_ids[row, self._n_prompt :].tolist()
-        text = self._decode(written)
+        ids = input_ids[row, self._n_prompt :].tolist()
+        text = self._decode(ids)
         if first_stop(text, self._stop) is not None:
-            self._n_tokens[row] = len(written)
+            self._n_tokens[row] = len(ids)
         elif self._on_text:
             self._send(text)
 
@@ -151,28 +151,28 @@ class AnswerWatch(StoppingCriteria):
 
 
 def first_stop(text: str, stop: Sequence[str]) -> int | None:
-    """Return where the earliest stop sequence begins in a text, `None` when it holds none."""
-    found = [at for at in map(text.find, stop) if at >= 0]
-    return min(found, default=None)
+    """Return where the earliest stop sequence begins in a text, or `None` if there is none."""
+    starts = [start for start in map(text.find, stop) if start >= 0]
+    return min(starts, default=None)
 
 
 def certain_length(text: str, stop: Sequence[str]) -> int:
-    """Return how many characters will stay whatever comes next.
+    """Return how many characters can no longer change.
 
-    An unfinished character at the end may change, and an ending that could grow into a stop sequence may be cut.
+    An incomplete character at the end may change, and an ending that could become a stop sequence may be cut.
     """
     end = len(text.rstrip(UNFINISHED))
     text = text[:end]
     for sequence in stop:
-        held = next((n for n in range(len(sequence) - 1, 0, -1) if text.endswith(sequence[:n])), 0)
-        end = min(end, len(text) - held)
+        n_begun = next((n for n in range(len(sequence) - 1, 0, -1) if text.endswith(sequence[:n])), 0)
+        end = min(end, len(text) - n_begun)
     return end
 
 
 def ending(
     cancel: threading.Event | None, max_time_s: float | None, clock: Callable[[], float] = time.monotonic
 ) -> Callable[[], bool]:
-    """Return a question that is answered with True once `cancel` is set or `max_time_s` seconds have passed."""
+    """Return a function that returns True once `cancel` is set or `max_time_s` seconds have passed."""
     deadline = None if max_time_s is None else clock() + max_time_s
 
     def should_end() -> bool:
@@ -182,53 +182,53 @@ def ending(
 
 
 FinishReason = Literal["stop", "length", "stop_sequence", "cancelled"]
-"""Why an answer ended: the model ended its turn, token limit, stop sequence, cancelled or out of time."""
+"""Why an answer ended: the model ended its turn, the token limit, a stop sequence, or cancelled or out of time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Generated:
-    """An answer as the model wrote it."""
+    """An answer as the model generated it."""
 
     prompt_ids: tuple[int, ...]
     answer_ids: tuple[int, ...]
-    """With the end-of-turn token when the model produced it. At a stop sequence: the fewest tokens that hold `text`."""
+    """With the end-of-turn token if the model produced it; at a stop sequence, the fewest tokens that give `text`."""
     text: str
-    """Without special tokens and without the stop sequence."""
+    """The answer without special tokens and without the stop sequence."""
     finish_reason: FinishReason
     nlls: tuple[float, ...] | None = field(default=None, compare=False)
-    """Negative log-likelihood of each answer token in nats, where tokens were drawn at random; rounding may differ."""
+    """Negative log-likelihood of each answer token in nats, if tokens were drawn at random; rounding may differ."""
     kept: KeptCache | None = None
-    """`None` when it was not asked for, or when the model has no cache that can be cropped."""
+    """`None` if it was not requested, or if the model has no cache that can be cropped."""
 
 
 class Row(NamedTuple):
     """One prompt of a batch."""
 
     number: int
-    """Its place among all prompts that share the seed."""
+    """Its position among all prompts that share the seed."""
     ids: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Keep:
-    """Keep the KV cache; where blocks are named, the states that enter them and the head's outputs too."""
+    """Request to keep the KV cache and, if blocks are given, their input states and the head's outputs."""
 
     states_of: tuple[nn.Module, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationSettings:
-    """How to write; nothing else of the model's own generation settings has a say in which token comes next."""
+    """How to generate an answer; the model's own generation settings have no influence on the next token."""
 
     max_new_tokens: int = 256
     temperature: float = 0.0
-    """0 takes the likeliest token each time."""
+    """0 always takes the likeliest token."""
     top_p: float = 1.0
     stop: tuple[str, ...] = ()
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        """Refuse values that mean nothing."""
+        """Refuse values that are out of range."""
         if self.max_new_tokens < 1:
             raise ModelSettingError("max_new_tokens", self.max_new_tokens, "1 or more")
         if not self.temperature >= 0:
@@ -248,16 +248,16 @@ def generate(
     should_end: Callable[[], bool] = lambda: False,
     memory: Keep | KeptCache | None = None,
 ) -> list[Generated]:
-    """Return one answer for each prompt, written together as one batch; equal prompts are read once.
+    """Return one answer for each prompt, generated together as one batch; equal prompts are read once.
 
     Args:
         local: the model; its lock is held for the whole time.
         rows: the prompts.
-        settings: how to write.
+        settings: how to generate.
         on_text: gets the text piece by piece; for a single prompt only.
-        should_end: asked after each token; True ends the writing.
-        memory: what to keep for scoring, for a single prompt only; or what the writing of an earlier answer left, so
-            that a prompt that it covers is not read again.
+        should_end: called after each token; True ends all answers.
+        memory: what to keep for scoring, for a single prompt only; or the kept cache of an earlier answer, so that a
+            prompt that it covers is not read again.
 
     Raises:
         EmptyPromptError: a prompt has no tokens.
@@ -288,14 +288,14 @@ def generate(
     ]
     watch.finish(answers[0].text)
     for sampler in pickers:
-        answers = [replace(one, nlls=sampler.nlls(n, len(one.answer_ids))) for n, one in enumerate(answers)]
+        answers = [replace(answer, nlls=sampler.nlls(n, len(answer.answer_ids))) for n, answer in enumerate(answers)]
     if cache is None or not isinstance(memory, Keep):
         return answers
     return [replace(answers[0], kept=_kept(output[0], cache, states, states_of, outputs))]
 
 
 def _room(local: ModelView, prompts: Sequence[tuple[int, ...]]) -> int:
-    """Return how many answer tokens fit behind the longest prompt."""
+    """Return how many answer tokens fit after the longest prompt."""
     if not all(prompts):
         raise EmptyPromptError
     longest = max(len(ids) for ids in prompts)
@@ -309,23 +309,23 @@ def _room(local: ModelView, prompts: Sequence[tuple[int, ...]]) -> int:
 
 @dataclass(frozen=True, slots=True)
 class _Endings:
-    """What ends an answer: token ids and texts."""
+    """Token ids and texts that end an answer."""
 
     ids: frozenset[int]
     texts: tuple[str, ...]
 
 
 def _endings(local: ModelView, stop: Sequence[str]) -> _Endings:
-    """Return what ends an answer; a stop sequence that is a special token is an id, since texts do not show it."""
+    """Return what ends an answer; a stop sequence that is a special token becomes an id, since texts omit it."""
     special = special_tokens(local.tokenizer)
     ids = frozenset(special[text] for text in stop if text in special)
     return _Endings(local.end_ids | ids, tuple(text for text in stop if text not in special))
 
 
 def _takes_cache(local: ModelView) -> bool:
-    """Tell whether the caller left the kind of cache open; a static one, say, excludes ours."""
+    """Tell whether the model's settings leave the kind of cache open; a static cache, for example, rules ours out."""
     settings = getattr(local.model, "generation_config", None)
-    return getattr(settings, "cache_implementation", None) in {None, "hybrid"}  # an old default that means nothing now
+    return getattr(settings, "cache_implementation", None) in {None, "hybrid"}  # "hybrid" is an old, unused default
 
 
 def _cache(local: ModelView, prompts: Sequence[tuple[int, ...]], memory: Keep | KeptCache | None) -> Cache | None:
@@ -333,9 +333,9 @@ def _cache(local: ModelView, prompts: Sequence[tuple[int, ...]], memory: Keep | 
 
 
 def _config(local: ModelView, end_ids: frozenset[int], *, max_new_tokens: int) -> GenerationConfig:
-    """Return settings that leave nothing to the checkpoint's own: transformers fills in whatever is not said here."""
-    config: Any = GenerationConfig
-    made: GenerationConfig = config(
+    """Return complete settings, because transformers takes missing ones from the checkpoint."""
+    make: Any = GenerationConfig
+    config: GenerationConfig = make(
         max_new_tokens=max_new_tokens,
         eos_token_id=sorted(end_ids) or None,
         pad_token_id=local.pad_id,
@@ -353,7 +353,7 @@ def _config(local: ModelView, end_ids: frozenset[int], *, max_new_tokens: int) -
         output_attentions=False,
         output_hidden_states=False,
     )
-    return made
+    return config
 
 
 def _pickers(settings: GenerationSettings, numbers: Sequence[int]) -> list[Sampler]:
@@ -379,7 +379,7 @@ def _run(
         generation_config=config,
         logits_processor=LogitsProcessorList(pickers),
         stopping_criteria=StoppingCriteriaList([watch]),
-        tokenizer=local.tokenizer,  # for a checkpoint that comes with stop strings of its own
+        tokenizer=local.tokenizer,  # for a checkpoint that has its own stop strings
         **({} if cache is None else {"past_key_values": cache}),
     )
     rows: list[list[int]] = output.tolist()
@@ -387,7 +387,7 @@ def _run(
 
 
 def _written(row: list[int], n_stopped: int | None, end_ids: frozenset[int]) -> tuple[int, ...]:
-    """Return what a row really holds of an answer, without the padding behind it."""
+    """Return the answer's ids in a row, without the padding after them."""
     n_ended = next((n for n, token in enumerate(row, start=1) if token in end_ids), None)
     return tuple(row[: min(n for n in (n_stopped, n_ended, len(row)) if n is not None)])
 
@@ -395,12 +395,12 @@ def _written(row: list[int], n_stopped: int | None, end_ids: frozenset[int]) -> 
 def _answer(
     local: ModelView, prompt_ids: tuple[int, ...], ids: tuple[int, ...], ends: _Endings, *, ended_early: bool
 ) -> Generated:
-    """Return the answer in the ids that were written."""
+    """Return the answer that the generated ids contain."""
     text = local.decode(ids)
-    at = first_stop(text, ends.texts)
+    stop_at = first_stop(text, ends.texts)
     reason: FinishReason
-    if at is not None:
-        text, reason = text[:at], "stop_sequence"
+    if stop_at is not None:
+        text, reason = text[:stop_at], "stop_sequence"
         ids = _holding(local, ids, text)
     elif ids and ids[-1] in ends.ids:
         reason = "stop"
@@ -410,7 +410,7 @@ def _answer(
 
 
 def _holding(local: ModelView, ids: tuple[int, ...], text: str) -> tuple[int, ...]:
-    """Return the fewest leading ids whose text holds all of `text`."""
+    """Return the fewest leading ids whose text includes all of `text`."""
     n = len(ids)
     while n > 0 and local.decode(ids[: n - 1]).startswith(text):
         n -= 1
@@ -420,14 +420,14 @@ def _holding(local: ModelView, ids: tuple[int, ...], text: str) -> tuple[int, ..
 def _kept(
     row: list[int],
     cache: Cache,
-    seen: Sequence[Recorded],
+    records: Sequence[Recorded],
     states_of: tuple[nn.Module, ...],
     outputs: RecordedOutputs,
 ) -> KeptCache:
-    """Return the cache of what was read and written, as far as it really reaches."""
+    """Return the cache of prompt and answer, for as many tokens as it covers."""
     n_tokens = cache.get_seq_length()
-    by_block = [one.states() for one in seen]
-    states = torch.cat([one.to(by_block[0].device) for one in by_block]) if by_block else None
+    by_block = [record.states() for record in records]
+    states = torch.cat([block.to(by_block[0].device) for block in by_block]) if by_block else None
     return KeptCache(cache, tuple(row[:n_tokens]), states=states, states_of=states_of, outputs=outputs.outputs())
 
 
@@ -442,8 +442,8 @@ def generate_batches(
 ) -> list[Generated]:
     """Return one answer for each prompt, in order.
 
-    Prompts of like length share a batch, so little is padded, and equal ones are read once. A model whose state can't
-    ignore padding (recurrent layers) writes one answer at a time.
+    Prompts of similar length share a batch, which keeps padding small, and equal prompts are read once. A model whose
+    state cannot ignore padding (recurrent layers) generates one answer at a time.
     """
     size = batch_size if full_cache(local.model) is not None else 1
     rows = sorted(map(Row._make, enumerate(prompts)), key=lambda row: (len(row.ids), row.ids))
@@ -460,7 +460,7 @@ def _write(
     should_end: Callable[[], bool],
     kept: KeptCache | None,
 ) -> dict[int, Generated]:
-    """Return the answers of one batch by their number; halved and tried again when it does not fit the memory."""
+    """Return the answers of one batch by row number; a batch that does not fit in memory is halved and tried again."""
     try:
         answers = generate(local, rows, settings, should_end=should_end, memory=kept)
         return {row.number: answer for row, answer in zip(rows, answers, strict=True)}

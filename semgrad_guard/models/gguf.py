@@ -1,4 +1,4 @@
-"""Weights in a `.gguf` file: converted once, kept in a verified cache."""
+"""Load the weights of a `.gguf` file: they are converted once and kept in a verified cache."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ def cache_root(cache_dir: str | Path | None = None) -> Path:
 
 @dataclass(frozen=True, slots=True)
 class CacheEntry:
-    """One folder of the cache, named after what its files were made of."""
+    """One folder of the cache, named by a digest of what its files depend on."""
 
     root: Path
     made_of: Mapping[str, str]
-    """Everything that the contents depend on, the source's digest among it."""
+    """Everything that the contents depend on, including the source's digest."""
 
     @property
     def key(self) -> str:
@@ -54,15 +54,15 @@ class CacheEntry:
 
     @property
     def folder(self) -> Path:
-        """Where the files are, once made."""
+        """Folder of the files, which need not exist yet."""
         return self.root / self.key
 
     def exists(self) -> bool:
-        """Tell whether there is an entry to look at."""
+        """Tell whether the entry exists; it may be damaged."""
         return (self.folder / _MANIFEST).is_file()
 
     def is_whole(self) -> bool:
-        """Tell whether the entry is complete and every file in it is as it was written; reads them all."""
+        """Tell whether the entry is complete and all its files are unchanged; this reads all of them."""
         try:
             manifest = json.loads((self.folder / _MANIFEST).read_text())
             files: dict[str, str] = manifest["files"]
@@ -72,10 +72,10 @@ class CacheEntry:
             return False
 
     def make(self, write: Callable[[Path, Path], None]) -> None:
-        """Make the entry, unless another process makes it first; a damaged one is replaced.
+        """Make the entry, unless another process makes it first; a damaged entry is replaced.
 
         Args:
-            write: writes the files into its first argument, a new folder; the second is room for scratch files.
+            write: writes the files into its first argument, a new folder; the second is a folder for scratch files.
 
         Raises:
             OSError: the cache cannot be written.
@@ -86,8 +86,8 @@ class CacheEntry:
                 self._replace(write)
 
     def _replace(self, write: Callable[[Path, Path], None]) -> None:
-        for left in self.root.glob(f"{self.key}.tmp-*"):  # of a process that was killed: the lock is ours now
-            shutil.rmtree(left, ignore_errors=True)
+        for leftover in self.root.glob(f"{self.key}.tmp-*"):  # of a killed process: this one holds the lock now
+            shutil.rmtree(leftover, ignore_errors=True)
         scratch = Path(tempfile.mkdtemp(prefix=f"{self.key}.tmp-", dir=self.root))
         try:
             new = scratch / "new"
@@ -105,18 +105,18 @@ class CacheEntry:
 _logger = logging.getLogger(__name__)
 _MAGIC = b"GGUF"
 _LAYOUT = "1"
-"""Counts up when what is written changes, so that older entries are not read."""
+"""Version of the cached files; it changes with their content, so that older entries are not read."""
 
 
 def from_gguf(parts: Sequence[Path], options: LoadOptions) -> Loaded:
     """Return model and tokenizer of a .gguf file, given whole or in parts.
 
-    The first load converts (seconds to minutes); later ones read the converted weights. A cache entry that is
-    damaged, half-written or made by another version of transformers is made anew; when nothing can be written the
+    The first load converts the weights (seconds to minutes); later ones read the converted weights. A cache entry that
+    is damaged, half-written or from another version of transformers is made again. If the cache cannot be written, the
     model is converted in memory each time.
 
     Raises:
-        ModelFilesError: not a .gguf file, damaged, or of an architecture that transformers cannot read from it.
+        ModelFilesError: it is not a .gguf file, is damaged, or transformers cannot read its architecture from .gguf.
     """
     check_gguf(parts[0])
     dtype = options.dtype or torch.float32
@@ -140,22 +140,22 @@ def from_gguf(parts: Sequence[Path], options: LoadOptions) -> Loaded:
 
 
 def check_gguf(path: Path) -> None:
-    """Look at the first bytes of a .gguf file.
+    """Check the first bytes of a .gguf file.
 
     Raises:
-        ModelFilesError: it is something else.
+        ModelFilesError: it is not a .gguf file.
     """
     with path.open("rb") as file:
         magic = file.read(len(_MAGIC))
     if magic != _MAGIC:
-        raise ModelFilesError(path, "not a GGUF file", "download it again, whole")
+        raise ModelFilesError(path, "not a GGUF file", "download the complete file again")
 
 
 def convert(parts: Sequence[Path], dtype: torch.dtype, scratch: Path) -> Loaded:
     """Return model and tokenizer with dequantised weights; parts are joined in the folder `scratch`.
 
     Raises:
-        ModelFilesError: damaged, or of an architecture that transformers cannot read from it.
+        ModelFilesError: the file is damaged, or transformers cannot read its architecture from .gguf.
     """
     path = parts[0] if len(parts) == 1 else _join(parts, scratch / "joined.gguf")
     _logger.info("converting %s once; later starts read the converted weights", parts[0].name)
@@ -165,10 +165,10 @@ def convert(parts: Sequence[Path], dtype: torch.dtype, scratch: Path) -> Loaded:
             tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
     except NO_FAULT_OF_THE_FILES:
         raise
-    except Exception as error:  # the reader fails in many ways on a damaged file, none of them typed
-        advice = "download it again, whole, or load the model from safetensors"
+    except Exception as error:  # the reader raises many unrelated errors on a damaged file
+        advice = "download the complete file again, or load the model from safetensors"
         raise ModelFilesError(parts[0], f"its weights cannot be read ({error})", advice) from error
-    # the weights are plain numbers now; saying otherwise would make transformers look for a quantiser
+    # the weights are plain numbers now; a quantisation config would make transformers look for a quantiser
     model.hf_quantizer = None
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
@@ -176,7 +176,7 @@ def convert(parts: Sequence[Path], dtype: torch.dtype, scratch: Path) -> Loaded:
 
 
 def _from_cache(entry: CacheEntry, options: LoadOptions) -> Loaded | None:
-    """Return what a whole cache entry holds; its files are checked while they are loaded."""
+    """Return model and tokenizer of an intact cache entry, or `None`; files are checked while they are loaded."""
     if not entry.exists():
         return None
     with ThreadPoolExecutor(max_workers=1) as pool:
@@ -184,7 +184,7 @@ def _from_cache(entry: CacheEntry, options: LoadOptions) -> Loaded | None:
         try:
             found = from_folder(entry.folder, options)
         except ModelError:
-            if whole.result():  # the files are as they were written, so it is not the cache that is wrong
+            if whole.result():  # the files are unchanged, so the cache is not to blame
                 raise
             return None
         return found if whole.result() else None

@@ -1,4 +1,4 @@
-"""Loads a local model by name, from files, or from a live object of another library."""
+"""Load a local model by name, from files, or from a live object of another library."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import torch
 
 _MAX_DEPTH = 8
-"""How many wrappers around a model are opened before giving up."""
+"""How many nested wrappers around a model are unwrapped."""
 
 ACCEPTED = (
     "a model name or path, a (model, tokenizer) pair, a transformers text-generation pipeline, "
@@ -32,20 +32,20 @@ def from_live(source: object) -> LocalModel:
     """Return the model inside a live object.
 
     Raises:
-        ModelError: there is no local causal language model in it.
+        ModelError: it contains no local causal language model.
     """
     found = _open(source)
     if isinstance(found, LocalModel):
         return found
     model, tokenizer = found
     if not isinstance(model, nn.Module) or not hasattr(model, "generate"):
-        raise _refusal(source, f"its model is a {type(model).__name__}, not a model of transformers in this process")
+        raise _refusal(source, f"its model is a {type(model).__name__}, not a transformers model in this process")
     if not isinstance(tokenizer, PreTrainedTokenizerBase):
-        raise _refusal(source, "it has no tokenizer of transformers")
-    known: Any = model
-    if known.config.is_encoder_decoder:
+        raise _refusal(source, "it has no transformers tokenizer")
+    untyped: Any = model
+    if untyped.config.is_encoder_decoder:
         raise _refusal(source, f"{type(model).__name__} is an encoder-decoder; a score needs a decoder-only model")
-    return LocalModel(known, tokenizer, name_of(known))
+    return LocalModel(untyped, tokenizer, name_of(untyped))
 
 
 def name_of(model: Any) -> str:
@@ -55,7 +55,7 @@ def name_of(model: Any) -> str:
 
 
 def _open(source: object) -> LocalModel | tuple[object, object]:
-    """Return what is left when all wrappers around a model are opened."""
+    """Return the model and tokenizer inside all wrappers."""
     inner: object = source
     for _ in range(_MAX_DEPTH):
         if isinstance(inner, LocalModel):
@@ -63,7 +63,7 @@ def _open(source: object) -> LocalModel | tuple[object, object]:
         if isinstance(inner, tuple) and len(inner) == 2:
             return inner[0], inner[1]
         inner = next((found for way in _WAYS if (found := way(inner)) is not None), None)
-    raise _refusal(source, "no local model was found in it")
+    raise _refusal(source, "it contains no local model")
 
 
 def _refusal(source: object, why: str) -> ModelError:
@@ -71,13 +71,13 @@ def _refusal(source: object, why: str) -> ModelError:
 
 
 def _pipeline(source: Any) -> object:
-    """Open a transformers pipeline."""
+    """Unwrap a transformers pipeline."""
     model, tokenizer = getattr(source, "model", None), getattr(source, "tokenizer", None)
     return (model, tokenizer) if isinstance(model, nn.Module) and tokenizer is not None else None
 
 
 def _chat_langchain(source: Any) -> object:
-    """Open a LangChain `ChatHuggingFace`, whose tokenizer carries the template that it applies."""
+    """Unwrap a LangChain `ChatHuggingFace`, whose tokenizer has the template that it applies."""
     inner: Any = getattr(getattr(source, "llm", None), "pipeline", None)
     if not isinstance(getattr(inner, "model", None), nn.Module):
         return None
@@ -85,25 +85,25 @@ def _chat_langchain(source: Any) -> object:
 
 
 def _llm_langchain(source: Any) -> object:
-    """Open a LangChain `HuggingFacePipeline`."""
+    """Unwrap a LangChain `HuggingFacePipeline`."""
     inner = getattr(source, "pipeline", None)
     return inner if isinstance(getattr(inner, "model", None), nn.Module) else None
 
 
 def _llm_llama_index(source: Any) -> object:
-    """Open a LlamaIndex `HuggingFaceLLM`."""
+    """Unwrap a LlamaIndex `HuggingFaceLLM`."""
     model, tokenizer = getattr(source, "_model", None), getattr(source, "_tokenizer", None)
     return (model, tokenizer) if isinstance(model, nn.Module) and tokenizer is not None else None
 
 
 def _ours(source: Any) -> object:
-    """Open an adapter of this package, which holds a `LocalModel`."""
+    """Unwrap an adapter of this package, which holds a `LocalModel`."""
     local = getattr(source, "local_model", None)
     return local if isinstance(local, LocalModel) else None
 
 
 def _bound(source: Any) -> object:
-    """Open a LangChain runnable to which arguments were bound."""
+    """Unwrap a LangChain runnable with bound arguments."""
     return getattr(source, "bound", None)
 
 
@@ -128,27 +128,28 @@ def load_model(  # noqa: PLR0913 - each passes one argument of transformers thro
     revision: str | None = None,
     cache_dir: str | Path | None = None,
 ) -> LocalModel:
-    """Return a local causal language model, ready to write and to be scored.
+    """Load a local causal language model, ready to generate and score answers.
 
     Args:
         source: `smollm2-135m` or `gemma3-270m` (models that come as Python packages), a Hugging Face id, a folder, the
             path of a .gguf file, a (model, tokenizer) pair, a transformers pipeline, a LangChain `ChatHuggingFace` or
             `HuggingFacePipeline`, a LlamaIndex `HuggingFaceLLM`, or a `LocalModel`. A live object is shared, never
-            loaded again, moved or converted: the other arguments do not touch it.
+            loaded again, moved or converted; the other arguments have no effect on it.
         dtype: number format of the weights; `None` or `auto` keeps that of the files (float32 for .gguf).
         device: where to put the model, for example `cuda`.
         device_map: spread it over devices instead, as `accelerate` does.
-        quantization_config: a quantisation config of transformers, of the weights only. Eight bits nearly keep the
-            order of float32 scores; on small models four do not. A profile fits the weights that it was made with.
+        quantization_config: a quantisation config of transformers, for weights only. Eight bits nearly keep the order
+            of float32 scores; on small models, four bits do not. A profile is valid only for the weights that it was
+            fitted with.
         trust_remote_code: run Python code that comes with the model's files.
         revision: branch, tag or commit of a Hugging Face id.
         cache_dir: folder for downloads and converted weights, instead of the usual ones.
 
     Raises:
-        ModelNotFoundError: nothing of that name.
+        ModelNotFoundError: there is no model of that name.
         ModelFilesError: files are missing, damaged, pickled or of an unknown kind.
-        ModelSettingError: no such `dtype`.
-        ModelError: a live object holds no local causal language model.
+        ModelSettingError: there is no such `dtype`, or both `device` and `device_map` are given.
+        ModelError: a live object contains no local causal language model.
     """
     options = LoadOptions(
         dtype=parse_dtype(dtype),
@@ -188,7 +189,7 @@ def _from_files(name: str, options: LoadOptions) -> Loaded:
 
 
 def _from_dir(path: Path, options: LoadOptions) -> Loaded:
-    """Load a folder; one that holds a single .gguf file and nothing else to load means that file."""
+    """Load a model from a folder, or from its single .gguf file if it has no config.json."""
     weights = sorted(path.glob("*.gguf"))
     if len(weights) == 1 and not (path / "config.json").exists():
         return from_gguf(weights, options)

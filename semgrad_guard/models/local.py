@@ -1,4 +1,4 @@
-"""A causal language model in this process, with everything that scoring and writing need to know about it."""
+"""A causal language model in this process, with everything that scoring and generating need."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _LIMIT_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_seq
 class LocalModel:
     """A live model and its tokenizer. Make one with `load_model`.
 
-    Whatever runs the model holds `lock`; two `LocalModel` of one live model share it.
+    Hold `lock` while running the model; all `LocalModel` objects of one live model share it.
     """
 
     model: PreTrainedModel
@@ -41,7 +41,7 @@ class LocalModel:
     lock: threading.RLock = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        """Find the model's lock."""
+        """Get the model's lock."""
         self.lock = lock_of(self.model)
 
     @property
@@ -51,24 +51,24 @@ class LocalModel:
 
     @property
     def device(self) -> torch.device:
-        """Where the model takes its token ids."""
+        """Device that the model expects token ids on."""
         return input_device(self.model)
 
     @property
     def is_chat(self) -> bool:
-        """True when the model has a chat template."""
+        """True if the model has a chat template."""
         return has_template(self.tokenizer)
 
     @property
     def context_limit(self) -> int | None:
-        """How many tokens of prompt and answer it can read; `None` when nothing limits it."""
+        """Maximum number of tokens of prompt and answer; `None` if there is no limit."""
         config = self.model.config.get_text_config(decoder=True)
         limits = (getattr(config, key, None) for key in _LIMIT_KEYS)
         return next((limit for limit in limits if isinstance(limit, int) and limit > 0), None)
 
     @cached_property
     def weights_digest(self) -> str:
-        """Digest of architecture and weights, equal in every process."""
+        """Digest of architecture and weights, the same in every process."""
         return weights_digest(self.model)
 
     @cached_property
@@ -87,22 +87,22 @@ class LocalModel:
 
     @property
     def pad_id(self) -> int:
-        """Token id that fills up shorter rows of a batch; it is masked, so any id would do."""
+        """Token id that pads shorter rows of a batch; it is masked, so any id would do."""
         pad = self.tokenizer.pad_token_id
         return pad if isinstance(pad, int) else next(iter(self._end_tokens), 0)
 
     def encode_prompt(self, prompt: Prompt, *, as_chat: bool = False) -> tuple[int, ...]:
         """Return the exact ids of a prompt.
 
-        Messages go through the model's chat template up to where the answer begins; a base model reads their contents
-        joined by blank lines. Plain text is read as it stands, behind the tokenizer's usual leading tokens, as a
-        `PromptTemplate | HuggingFacePipeline` chain feeds it; text that a template has already rendered (it begins
-        with a special token) gets none.
+        Messages are rendered by the model's chat template, up to where the answer begins; a base model reads their
+        contents joined by blank lines. Plain text is read unchanged, after the tokenizer's usual leading tokens, as in
+        a `PromptTemplate | HuggingFacePipeline` chain; text that a template has already rendered (it begins with a
+        special token) gets no leading tokens.
 
         Args:
             prompt: text or chat messages.
-            as_chat: read plain text that was not rendered before as one user message, if this model has a chat
-                template: for text that another model was asked, not this one.
+            as_chat: read plain text that no template has rendered as one user message, if this model has a chat
+                template; for text that was the prompt of another model.
         """
         return tokens.encode_prompt(self.tokenizer, self._as_chat(prompt) if as_chat else prompt)
 
@@ -110,10 +110,10 @@ class LocalModel:
         """Return the ids of an answer as they follow a prompt.
 
         Args:
-            prompt_ids: what `encode_prompt` gave for the prompt, or the ids that the model really read.
-            prompt: the same prompt; empty when only its ids are known.
+            prompt_ids: the result of `encode_prompt` for the prompt, or the ids that the model actually read.
+            prompt: the same prompt; empty if only its ids are known.
             answer: the answer's text.
-            ended: the model ended its turn there (it was not cut off): the end-of-turn token follows.
+            ended: whether the model ended its turn there and was not cut off; if so, the end-of-turn token follows.
         """
         ids = tokens.encode_answer(self.tokenizer, prompt_ids, (prompt, self._as_chat(prompt)), answer)
         return ids + self._end_tokens[:1] if ended else ids
@@ -143,18 +143,18 @@ class LocalModel:
         Args:
             prompt: text or messages; read by the rules of `encode_prompt`.
             prompt_ids: the prompt's token ids, instead of `prompt`.
-            max_new_tokens: the most tokens to write; less when the context window ends before.
-            temperature: 0 takes the likeliest token each time; more draws at random.
-            top_p: draw from the smallest set of tokens whose probabilities reach this sum.
-            stop: texts that end the answer; they are not part of it.
-            seed: makes drawing repeatable; without it torch's global random state decides.
-            on_text: gets the answer piece by piece while it is written.
+            max_new_tokens: maximum number of tokens to generate; fewer if the context window ends before.
+            temperature: 0 always takes the likeliest token; higher values sample.
+            top_p: sample from the smallest set of tokens whose probabilities reach this sum.
+            stop: texts that end the answer and are not part of it.
+            seed: makes sampling repeatable; without it torch's global random state is used.
+            on_text: gets the answer piece by piece while it is generated.
             keep: keep the KV cache for scoring.
-            states_of: decoder blocks; the states that enter them are kept with the cache, for the last
-                `N_PROMPT_STATES` tokens of the prompt and the answer, and the output head's numbers for the answer.
-                What lies below the blocks need not run again, nor the head.
+            states_of: decoder blocks whose input states are kept with the cache, for the last `N_PROMPT_STATES` tokens
+                of the prompt and for the answer, together with the output head's outputs for the answer. Scoring then
+                need not run the layers below these blocks again, nor the head.
             max_time_s: end the answer after this many seconds, as if cancelled.
-            cancel: end the answer when this event is set; what was written so far comes back.
+            cancel: end the answer when this event is set; the text so far is returned.
 
         Raises:
             EmptyPromptError: the prompt has no tokens.
@@ -186,22 +186,21 @@ class LocalModel:
     ) -> list[Generated]:
         """Return the answers to several prompts, in order; no KV cache is kept.
 
-        Equal prompts of a batch are read once, so `generate_batch([prompt] * 5, temperature=1.0)` is the cheap way to
-        draw several answers to one prompt.
+        Equal prompts of a batch are read once, so `generate_batch([prompt] * 5, temperature=1.0)` is a cheap way to
+        sample several answers to one prompt.
 
         Args:
             prompts: texts or messages.
             prompt_ids: their token ids, instead of `prompts`.
-            max_new_tokens: as for `generate`; the longest prompt of a batch decides what fits the context window.
+            max_new_tokens: as for `generate`; the longest prompt of a batch limits it to what fits the context window.
             temperature: as for `generate`.
             top_p: as for `generate`.
             stop: as for `generate`.
-            seed: as for `generate`; equal prompts still get different answers, one for each place in `prompts`.
-            max_time_s: for all answers together.
+            seed: as for `generate`; equal prompts still get different answers, by their position in `prompts`.
+            max_time_s: limit for all answers together.
             cancel: ends all answers.
-            batch_size: how many answers are written together.
-            kept: `Generated.kept` of an earlier answer; where all prompts are the one that it answered, the prompt is
-                not read again.
+            batch_size: how many answers are generated together.
+            kept: `Generated.kept` of an earlier answer; if all prompts are equal to its prompt, this is not read again.
 
         Raises:
             EmptyPromptError: a prompt has no tokens.
@@ -219,26 +218,26 @@ class LocalModel:
         return generate_batches(self, rows, settings, batch_size=batch_size, should_end=should_end, kept=kept)
 
     def _as_chat(self, prompt: Prompt) -> Prompt:
-        """Return plain text as one user message, where the model has a template and the text was not rendered."""
+        """Return plain text as one user message, if the model has a template and the text is not rendered yet."""
         if not isinstance(prompt, str) or not tokens.can_wrap(self.tokenizer, prompt):
             return prompt
         return (Message("user", prompt),)
 
 
 class LocalTextModel:
-    """A `TextModel` that continues prompts greedily with a local model."""
+    """A `TextModel` that answers prompts greedily with a local model."""
 
     def __init__(self, local: LocalModel, *, max_new_tokens: int = 256, stop: Sequence[str] = ()) -> None:
-        """Take the model and how it ends.
+        """Take the model and what limits its answers.
 
         Args:
             local: the model.
-            max_new_tokens: the most tokens of one answer.
-            stop: texts that end an answer, for base models that would go on writing.
+            max_new_tokens: maximum number of tokens of one answer.
+            stop: texts that end an answer, for base models that would otherwise continue.
         """
         self._local, self._max_new_tokens, self._stop = local, max_new_tokens, tuple(stop)
 
     def complete(self, prompt: Prompt) -> str:
-        """Return the model's answer to a prompt, without surrounding blanks."""
+        """Return the model's answer to a prompt, without surrounding whitespace."""
         answer = self._local.generate(prompt, max_new_tokens=self._max_new_tokens, stop=self._stop, keep=False)
         return answer.text.strip()

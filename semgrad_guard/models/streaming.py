@@ -1,4 +1,4 @@
-"""Reading an answer while a thread writes it, for sync and async callers."""
+"""Stream an answer that a thread generates, for sync and async callers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Write(Protocol):
-    """Writes an answer: `LocalModel.generate` with everything but these two given."""
+    """Generates an answer: `LocalModel.generate` with all arguments bound except these two."""
 
     def __call__(self, *, on_text: Callable[[str], None], cancel: threading.Event) -> Generated:
         """Return the whole answer."""
@@ -25,7 +25,7 @@ class Write(Protocol):
 
 
 def stream(write: Write) -> Generator[str | Generated, None, None]:
-    """Yield the pieces of an answer as they come, and at the end the whole; closing it ends the writing."""
+    """Yield the pieces of an answer as they are generated, then the whole answer; closing it stops the model."""
     items: SimpleQueue[Item] = SimpleQueue()
     cancel = _start(write, items.put)
     try:
@@ -37,7 +37,7 @@ def stream(write: Write) -> Generator[str | Generated, None, None]:
 
 
 async def astream(write: Write) -> AsyncGenerator[str | Generated, None]:
-    """Same as `stream`; the event loop is never blocked, and cancelling the reader ends the writing."""
+    """Same as `stream`, without blocking the event loop; cancelling the reader stops the model."""
     items: asyncio.Queue[Item] = asyncio.Queue()
     loop = asyncio.get_running_loop()
 
@@ -60,7 +60,7 @@ def _start(write: Write, put: Callable[[Item], None]) -> threading.Event:
     def work() -> None:
         try:
             put(write(on_text=put, cancel=cancel))
-        except BaseException as error:  # noqa: BLE001 - carried to the reader of the stream
+        except BaseException as error:  # noqa: BLE001 - passed on to the reader of the stream
             put(error)
 
     threading.Thread(target=work, name="semgrad-guard stream", daemon=True).start()

@@ -1,4 +1,4 @@
-"""Texts and chat messages -> token ids and back, by the model's own template."""
+"""Convert texts and chat messages to token ids and back, with the model's own template."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 def clean_text(text: str) -> str:
     """Return the text without lone surrogates, which no UTF-8 tokenizer can read.
 
-    A high and a low surrogate that belong together become the character that they stand for; a lone one becomes
-    U+FFFD, as a browser or a terminal would show it. Other text comes back unchanged.
+    A matching pair of high and low surrogate becomes its character; a lone surrogate becomes U+FFFD, as in a browser or
+    terminal. Other text is returned unchanged.
     """
     try:
         text.encode()
@@ -34,26 +34,27 @@ def clean_text(text: str) -> str:
     return text
 
 
-_known: WeakKeyDictionary[PreTrainedTokenizerBase, Mapping[str, int]] = WeakKeyDictionary()
+_special_tokens: WeakKeyDictionary[PreTrainedTokenizerBase, Mapping[str, int]] = WeakKeyDictionary()
 
 
 def special_tokens(tokenizer: PreTrainedTokenizerBase) -> Mapping[str, int]:
-    """Return text -> id of all special tokens; a chat template's own are often named nowhere but among the added ones.
+    """Return a map from text to id of all special tokens, including added ones, which chat templates often use.
 
-    Listing thousands of added tokens takes milliseconds, so it is done once a tokenizer.
+    Listing thousands of added tokens takes milliseconds, so it is done once per tokenizer.
     """
-    found = _known.get(tokenizer)
+    found = _special_tokens.get(tokenizer)
     if found is None:
         added = {
             str(token.content): number for number, token in tokenizer.added_tokens_decoder.items() if token.special
         }
         named = zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True)
-        found = _known[tokenizer] = {text: number for text, number in {**added, **dict(named)}.items() if text}
+        found = {text: number for text, number in {**added, **dict(named)}.items() if text}
+        _special_tokens[tokenizer] = found
     return found
 
 
 def starts_special(tokenizer: PreTrainedTokenizerBase, text: str) -> bool:
-    """Tell whether a text begins with a special token, as one does that a template has already rendered."""
+    """Tell whether a text begins with a special token, like text that a template has already rendered."""
     return text.startswith(tuple(special_tokens(tokenizer)))
 
 
@@ -61,7 +62,7 @@ _PROBE = "probe"
 
 
 def has_template(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Tell whether the model was made for chat: its tokenizer carries a template."""
+    """Tell whether the model is a chat model, that is, its tokenizer has a template."""
     return bool(tokenizer.chat_template)
 
 
@@ -76,10 +77,10 @@ def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> s
     """Return the text of a chat, up to the point where the assistant's answer begins.
 
     - A chat model's own template is used, with its generation prompt.
-    - A template that refuses a system message, or turns that do not alternate, gets the same contents merged: the
-      system message at the head of the first user message, neighbours of one role joined by a blank line.
-    - A base model has no template: contents are joined by blank lines. Only when earlier turns of an assistant are
-      among them is each led by its role (`user: …`), and `assistant:` ends the text.
+    - If a template refuses a system message, or turns that do not alternate, messages are merged: the system message
+      goes to the start of the first user message, and neighbours of one role are joined by a blank line.
+    - A base model has no template, so contents are joined by blank lines. If they include earlier turns of an
+      assistant, each turn starts with its role (`user: …`), and `assistant:` ends the text.
     """
     messages = [Message(message.role, clean_text(message.content)) for message in messages]
     if not has_template(tokenizer):
@@ -99,9 +100,9 @@ def join_plainly(messages: Sequence[Message]) -> str:
 
 
 def turn_end_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """Return the id of the special token that closes an assistant's turn in the chat template, or nothing.
+    """Return the id of the special token that ends an assistant's turn in the chat template, or nothing.
 
-    Checkpoints do not always name it as an end token: the template is where it can be read with certainty.
+    Checkpoints do not always name it as an end token, but the template always contains it.
     """
     if not has_template(tokenizer):
         return ()
@@ -136,8 +137,8 @@ def _merged(messages: Sequence[Message]) -> list[Message]:
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, text: str, *, special: bool) -> tuple[int, ...]:
-    """Return the ids of a text; `special` adds what the tokenizer puts before a text (never an end token after it)."""
-    # a fast tokenizer refuses to be used from two threads while one of them changes its padding or truncation
+    """Return the ids of a text; `special` adds the tokenizer's leading tokens, but never an end token."""
+    # a fast tokenizer cannot be used by two threads while one of them changes its padding or truncation
     with lock_of(tokenizer):
         ids = tuple(tokenizer(clean_text(text), add_special_tokens=special, verbose=False)["input_ids"])
     ends = special and len(ids) > 1 and ids[-1] == tokenizer.eos_token_id
@@ -145,18 +146,18 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str, *, special: bool) -> t
 
 
 def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], *, keep_special: bool = False) -> str:
-    """Return the text of token ids, spaces as they are; special tokens are left out unless `keep_special`."""
+    """Return the text of token ids with unchanged spaces; special tokens are left out unless `keep_special`."""
     with lock_of(tokenizer):
         text = tokenizer.decode(list(ids), skip_special_tokens=not keep_special, clean_up_tokenization_spaces=False)
     return str(text)
 
 
 def prompt_text(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> tuple[str, bool]:
-    """Return the text of a prompt, and whether the tokenizer's own leading special tokens still belong before it.
+    """Return the text of a prompt, and whether it still needs the tokenizer's leading special tokens.
 
-    Messages go through the model's template, which writes its special tokens itself. Plain text is raw text: it is
-    read as it stands, as a `PromptTemplate | HuggingFacePipeline` chain feeds it, behind the tokenizer's usual leading
-    tokens; text that begins with a special token was rendered before and gets none.
+    Messages are rendered by the model's template, which includes special tokens. Plain text is read unchanged, after
+    the tokenizer's usual leading tokens, as in a `PromptTemplate | HuggingFacePipeline` chain; text that begins with a
+    special token is already rendered and gets no leading tokens.
     """
     if isinstance(prompt, str):
         return prompt, not starts_special(tokenizer, prompt)
@@ -177,13 +178,13 @@ def encode_answer(
 ) -> tuple[int, ...]:
     """Return the ids of an answer as they follow a prompt.
 
-    Both are tokenised together, because a tokenizer may split a text differently at its beginning; only if the
-    prompt's ids do not come out again (a token would span the border) is the answer tokenised alone.
+    Both are tokenised together, because a tokenizer may split a text differently at its beginning. If this does not
+    reproduce the prompt's ids (a token would span the border), the answer is tokenised alone.
 
     Args:
-        tokenizer: the model's.
-        prompt_ids: the prompt as the model read it.
-        prompts: what the prompt may have been; the text of the ids themselves is tried last.
+        tokenizer: the model's tokenizer.
+        prompt_ids: the prompt's ids as the model read them.
+        prompts: possible forms of the prompt; the decoded `prompt_ids` are tried last.
         answer: the answer's text.
     """
     if not answer:
@@ -201,15 +202,15 @@ def encode_answer(
 def end_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     """Return the ids that end an answer, the usual one first.
 
-    They come from the chat template, the tokenizer and the model's generation settings; a checkpoint may name only
-    some of them in each place.
+    They come from the chat template, the tokenizer and the model's generation settings, because each of these may name
+    only some of them.
     """
     settings = getattr(model, "generation_config", None)
     listed = getattr(settings, "eos_token_id", None)
-    found = [*turn_end_ids(tokenizer), tokenizer.eos_token_id, *(listed if isinstance(listed, list) else [listed])]
-    return tuple(dict.fromkeys(end for end in found if isinstance(end, int)))
+    ends = [*turn_end_ids(tokenizer), tokenizer.eos_token_id, *(listed if isinstance(listed, list) else [listed])]
+    return tuple(dict.fromkeys(end for end in ends if isinstance(end, int)))
 
 
 def can_wrap(tokenizer: PreTrainedTokenizerBase, text: str) -> bool:
-    """Tell whether a plain text can be read as a user's message: the model is for chat, the text not rendered."""
+    """Tell whether a plain text can be read as a user's message: for a chat model, and if it is not rendered yet."""
     return has_template(tokenizer) and not starts_special(tokenizer, text)

@@ -1,4 +1,4 @@
-"""Record -> LangSmith, OpenTelemetry, JSONL: one sink a file, each isolated from the others and from the answer."""
+"""Send records to LangSmith, OpenTelemetry and JSONL files; a failing sink affects no other sink and no answer."""
 
 from semgrad_guard.telemetry.feedback import post_verdict_feedback
 from semgrad_guard.telemetry.jsonl import JsonlSink, read_records

@@ -25,15 +25,15 @@ CONFIDENCE_KEY = "semgrad_confidence"
 VERDICT_KEY = "semgrad_verdict"
 
 _NAMESPACE = UUID("6a5c1c5e-5f0b-5c86-9d5c-7c2f4f3a8b10")
-"""Makes feedback ids ours and repeatable: posting a record twice changes nothing."""
+"""Namespace of feedback ids, which makes them repeatable: posting a record twice changes nothing."""
 
 _SCORES = {Verdict.APPROVED: 1.0, Verdict.EDITED: 0.0, Verdict.REJECTED: 0.0}
-"""Whether the model's own answer was right; not known where a verdict expired."""
+"""Whether the model's own answer was right; unknown if the verdict expired."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Feedback:
-    """What is said about one traced run."""
+    """Feedback on one traced run."""
 
     id: UUID
     key: str
@@ -44,23 +44,23 @@ class Feedback:
     value: str | None = None
     correction: Mapping[str, str] | None = None
     details: Mapping[str, Json]
-    """Raw numbers, which need not fit into a score."""
+    """Raw numbers in full precision."""
     by: Literal["model", "api"]
-    """Who says it: a model, or a person through our API call."""
+    """Source of the feedback: a model, or a person through this package."""
     source_run_id: str | None = None
-    """The run that judged."""
+    """The run that judged the answer."""
     recorded: bool = False
-    """True when the exchange itself says that LangSmith records the run."""
+    """True if the exchange itself says that LangSmith records the run."""
 
 
 def confidence_feedback(record: Record, *, log_text: bool, within: RunRef | None = None) -> list[Feedback]:
-    """Return a feedback for each attempt whose run is known.
+    """Return feedback for each attempt whose run is known.
 
     Args:
         record: the record.
-        log_text: whether the policy's explanation is the comment, or only its rule.
-        within: the run that the guard ran in. It is the source of the feedback, completes what the attempts' own runs
-            leave open (all are in one trace), and gets the feedback where no attempt names its run.
+        log_text: whether the comment contains the policy's explanation or only its rule.
+        within: the run that the guard ran in. It is the source of the feedback, fills in the trace and project that the
+            attempts' own runs lack (all are in one trace), and gets the feedback if no attempt names its run.
     """
     named: dict[str, tuple[RunRef, Attempt]] = {}
     for attempt in record.attempts:
@@ -74,12 +74,12 @@ def confidence_feedback(record: Record, *, log_text: bool, within: RunRef | None
 
 
 def verdict_feedback(ruling: Ruling, exchange: Exchange, *, log_text: bool) -> Feedback | None:
-    """Return what a person's verdict says about the run that wrote the answer.
+    """Return a reviewer's verdict as feedback on the run that produced the answer.
 
-    The score is 1 where the answer was approved as it was and 0 where it was edited or rejected.
+    The score is 1 if the answer was approved unchanged, and 0 if it was edited or rejected.
 
     Returns:
-        the feedback; `None` where the run is not known, or the deadline passed without a verdict.
+        the feedback; `None` if the run is not known, or the deadline passed without a verdict.
     """
     ref = RunRef.of(exchange)
     score = _SCORES.get(ruling.verdict)
@@ -142,18 +142,18 @@ def _id(*parts: str) -> UUID:
 
 
 THREAD_NAME = "semgrad-langsmith"
-"""Begins the names of the threads that post."""
+"""Prefix of the names of the threads that post."""
 
 
 class FeedbackPoster:
-    """Posts feedback one by one, and remembers the ids of projects."""
+    """Posts feedback one by one, and caches the ids of projects."""
 
     def __init__(self, *, extend_retention: bool) -> None:
-        """Say how long LangSmith is to keep the traces.
+        """Choose whether feedback extends the retention of traces.
 
         Args:
-            extend_retention: True lets feedback prolong how long a trace is kept, which LangSmith charges for; the
-                client then puts feedback on traces into its own batches instead of sending it at once.
+            extend_retention: True lets feedback extend how long LangSmith keeps a trace, which it charges for; the
+                client then sends feedback on traces in its own batches instead of at once.
         """
         self._extend_retention = extend_retention
         self._projects: dict[tuple[str, str], UUID] = {}
@@ -164,7 +164,7 @@ class FeedbackPoster:
         """Post one feedback; posting it again changes nothing.
 
         Raises:
-            Exception: it was not taken; `is_transient` says whether to try again.
+            Exception: LangSmith did not accept it; `is_transient` says whether to try again.
         """
         try:
             client.create_feedback(
@@ -184,10 +184,10 @@ class FeedbackPoster:
                 extend_trace_retention=self._extend_retention,
             )
         except self._langsmith.utils.LangSmithConflictError:
-            return  # it is there already
+            return  # it was posted before
 
     def _project_id(self, client: Client, name: str | None) -> UUID:
-        """Return the id of a project; `None` names the one that the environment names."""
+        """Return the id of a project; `None` means the project that the environment names."""
         name = name or str(self._langsmith.utils.get_tracer_project())
         key = client.api_url, name
         if key not in self._projects:
@@ -196,7 +196,7 @@ class FeedbackPoster:
 
 
 def is_transient(error: Exception) -> bool:
-    """Return whether the same request may be taken later: the server is down, busy, or does not know the run yet."""
+    """Return whether the same request may succeed later: the server is down, busy, or does not know the run yet."""
     utils = require("langsmith.utils", extra="langsmith")
     if not isinstance(error, utils.LangSmithError | OSError):
         return False
@@ -208,7 +208,7 @@ def is_transient(error: Exception) -> bool:
 
 
 def _leave_out_ours(log: logging.LogRecord) -> bool:
-    """Keep the client from logging a traceback for each post that fails: the worker counts them and logs the first."""
+    """Filter out the client's traceback for each failed post; the worker counts failures and logs the first."""
     return not (log.name == "langsmith.client" and threading.current_thread().name.startswith(THREAD_NAME))
 
 
@@ -221,20 +221,20 @@ MAX_WAIT_S = 5.0
 def post_verdict_feedback(
     ruling: Ruling, exchange: Exchange, *, client: Client | None = None, log_text: bool = True
 ) -> bool:
-    """Post a verdict as feedback `semgrad_verdict` on the run that wrote the answer, now, and say whether it is there.
+    """Post a verdict as feedback `semgrad_verdict` on the run that produced the answer; return True if it was posted.
 
-    The score is 1 where the answer was approved as it was and 0 where it was edited or rejected; an edited answer is
-    the feedback's correction. Posting a verdict again changes nothing. A failure is logged, never raised: a verdict
-    stands whether LangSmith hears of it or not. `LangSmithSink.emit_verdict` does the same without waiting.
+    The score is 1 if the answer was approved unchanged, and 0 if it was edited or rejected; an edited answer becomes
+    the feedback's correction. Posting a verdict again changes nothing. A failure is logged, never raised, because the
+    verdict is valid even if LangSmith does not get it. `LangSmithSink.emit_verdict` does the same without waiting.
 
     Args:
         ruling: the verdict.
-        exchange: what was judged, with its reserved `run` metadata.
-        client: LangSmith client; `None` takes the one that LangChain's tracing uses.
+        exchange: the judged exchange, with its reserved `run` metadata.
+        client: LangSmith client; `None` uses the one of LangChain's tracing.
         log_text: whether the edited answer and the reviewer's reason may be sent.
 
     Returns:
-        False where the run is not known, the deadline passed without a verdict, or LangSmith did not take it.
+        False if the run is not known, the deadline passed without a verdict, or LangSmith did not accept it.
 
     Raises:
         MissingExtraError: `langsmith` is not installed.
@@ -252,7 +252,7 @@ def post_verdict_feedback(
     )
     try:
         again(poster.post, client, feedback)
-    except Exception as error:  # noqa: BLE001 - the verdict stands, whether it is seen in LangSmith or not
+    except Exception as error:  # noqa: BLE001 - the verdict is valid even if LangSmith does not get it
         _log.warning("verdict %s was not posted to LangSmith: %s: %s", ruling.review_id, type(error).__name__, error)
         return False
     return True

@@ -1,4 +1,4 @@
-"""Records in a file of JSON lines, which several processes may write to."""
+"""Write records to a file of JSON lines, which several processes may share, and read them back."""
 
 from __future__ import annotations
 
@@ -27,32 +27,33 @@ if sys.platform != "win32":
     import fcntl
 
 LOCK_TRIES = 200
-"""How often a held lock is asked for before the line is written without it."""
+"""How often the lock is tried before the line is written without it."""
 
 LOCK_PAUSE_S = 0.002
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AppendFile:
-    """Appends lines so that each is there whole or not at all.
+    """Appends lines so that each is written whole or not at all.
 
-    Writers exclude each other by `flock` on the file itself, so no second file is needed and an outside log rotation is
-    noticed. The system drops the lock of a killed process. Who cannot get it for `LOCK_TRIES` tries (a stopped process
-    holds it) appends without: one `O_APPEND` write is still in one piece. Without `flock` (Windows) nothing is rotated.
+    Writers take turns by `flock` on the file itself, so no second file is needed and an external log rotation is
+    noticed. The system releases the lock of a killed process. A writer that fails to get the lock after `LOCK_TRIES`
+    tries (a stopped process holds it) appends without it; one `O_APPEND` write still stays in one piece. Without
+    `flock` (Windows) files are not rotated.
     """
 
     path: Path
     max_bytes: int
-    """Size from which the file is moved to `<name>.1`, `<name>.1` to `<name>.2` and so on."""
+    """Size in bytes at which the file is rotated: to `<name>.1`, `<name>.1` to `<name>.2` and so on."""
     keep: int
-    """How many moved files are kept."""
+    """How many rotated files are kept."""
     pause: Callable[[float], None] = time.sleep
 
     def append(self, line: bytes) -> None:
-        """Append one line, which ends with a newline.
+        """Append one line, which must end with a newline.
 
         Raises:
-            OSError: it could not be written; nothing of it is left in the file.
+            OSError: the line could not be written; no part of it is left in the file.
         """
         with self._opened() as (fd, locked):
             if stat.S_ISREG(os.fstat(fd).st_mode):
@@ -61,13 +62,13 @@ class AppendFile:
                 _write(fd, line)
 
     def files(self) -> list[Path]:
-        """Return the files there are, oldest first."""
+        """Return the existing files, oldest first."""
         moved = [self._moved(n) for n in range(self.keep, 0, -1)]
         return [p for p in (*moved, self.path) if p.exists()]
 
     @contextmanager
     def _opened(self) -> Generator[tuple[int, bool]]:
-        """Yield the open file, rotated if it is full, and whether it is locked."""
+        """Yield the open file, after rotating a full one, and whether it is locked."""
         fd, locked = self._open_present()
         try:
             yield fd, locked
@@ -75,7 +76,7 @@ class AppendFile:
             os.close(fd)
 
     def _open_present(self) -> tuple[int, bool]:
-        """Return a descriptor of the file that the path names now: another writer may move it before it is locked."""
+        """Open the file that the path names now, since another writer may rotate it before it is locked."""
         while True:
             fd = self._open()
             try:
@@ -116,7 +117,7 @@ class AppendFile:
             return False
 
     def _rotated(self, fd: int) -> bool:
-        """Move the file away if it is full; the lock on it makes this process the only one that does."""
+        """Rotate the file if it is full; the lock ensures that no other process does so too."""
         found = os.fstat(fd)
         if not stat.S_ISREG(found.st_mode) or found.st_size < self.max_bytes:
             return False
@@ -134,7 +135,7 @@ class AppendFile:
 
 
 def _append(fd: int, line: bytes, *, repair: bool) -> None:
-    """Write a line to a file; with `repair` a torn line before it is ended and a half-written one taken back."""
+    """Write a line to a file; `repair` ends an incomplete line before it, and removes this one if writing fails."""
     size = os.fstat(fd).st_size
     if repair and size:
         os.lseek(fd, -1, os.SEEK_END)
@@ -164,19 +165,19 @@ class JsonlSink:
     """Appends each record to a file as one line of JSON.
 
     Threads and processes may share the file. A record that cannot be written (full disk, no permission) is counted in
-    `dropped`, and the first of a row of failures is logged; the answer is never affected.
+    `dropped`, and the first of consecutive failures is logged; the answer is never affected.
     """
 
     def __init__(
         self, path: str | Path, *, log_text: bool = True, max_bytes: int = MAX_BYTES, keep: int = KEEP
     ) -> None:
-        """Name the file; it is made at the first record, readable by its owner only.
+        """Choose the file; the first record creates it, readable by its owner only.
 
         Args:
             path: the file.
             log_text: whether texts are written.
-            max_bytes: size from which the file is moved to `<name>.1` and a new one begun.
-            keep: how many moved files are kept.
+            max_bytes: size at which the file is moved to `<name>.1` and a new one is started.
+            keep: how many rotated files are kept.
         """
         self.log_text = log_text
         self.dropped = 0
@@ -196,7 +197,7 @@ class JsonlSink:
             self._failing = False
 
     def close(self) -> None:
-        """Do nothing: every record is written when it is emitted."""
+        """Do nothing; every record was written when it was emitted."""
 
     def _drop(self, error: Exception) -> None:
         with self._counts:
@@ -204,7 +205,7 @@ class JsonlSink:
             first, self._failing = not self._failing, True
         if first:
             _log.error(
-                "records are not written to %s until this is mended: %s: %s",
+                "records cannot be written to %s until this is fixed: %s: %s",
                 self._file.path,
                 type(error).__name__,
                 error,
@@ -212,16 +213,16 @@ class JsonlSink:
 
 
 def read_records(path: str | Path, *, keep: int = KEEP) -> Iterator[Record]:
-    """Yield the records of a file and of those rotated away from it, oldest first.
+    """Yield the records of a file and of its rotated files, oldest first.
 
-    A line that is not JSON is skipped: a process that was killed while it wrote leaves one.
+    A line that is not JSON is skipped; a process that is killed while writing leaves one.
 
     Args:
         path: the file that the sink writes to.
         keep: how many rotated files to look for.
 
     Raises:
-        DataFileError: there is no such file, or a line is JSON but no record.
+        DataFileError: there is no such file, or a line is JSON but not a record.
     """
     files = AppendFile(path=Path(path), max_bytes=MAX_BYTES, keep=keep).files()
     if not files:
@@ -235,12 +236,12 @@ def read_records(path: str | Path, *, keep: int = KEEP) -> Iterator[Record]:
 def _records_of(file: Path) -> Iterator[Record]:
     with file.open("rb") as lines:
         for number, line in enumerate(lines, 1):
-            said = _parsed(line)
-            if said is None:
-                _log.warning("%s:%d is no JSON and was skipped", file, number)
+            fields = _parsed(line)
+            if fields is None:
+                _log.warning("%s:%d is not JSON and was skipped", file, number)
                 continue
             try:
-                yield record_from_fields(said)
+                yield record_from_fields(fields)
             except RecordFieldsError as error:
                 raise DataFileError(
                     file, number, error.why, "remove the line, or read it with the release that wrote it"
@@ -249,7 +250,7 @@ def _records_of(file: Path) -> Iterator[Record]:
 
 def _parsed(line: bytes) -> dict[str, Any] | None:
     try:
-        said = json.loads(line)
+        fields = json.loads(line)
     except ValueError:
         return None
-    return said if isinstance(said, dict) else {}
+    return fields if isinstance(fields, dict) else {}

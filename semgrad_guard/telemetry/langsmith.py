@@ -1,4 +1,4 @@
-"""Records in LangSmith: what is put on the runs of a trace."""
+"""Send records to LangSmith, as metadata, tags and feedback on the runs of a trace."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ if TYPE_CHECKING:
 
 RUN_NAME = "semgrad_guard"
 TAG = "semgrad:"
-"""Begins every tag of ours."""
+"""Prefix of all tags of this package."""
 
 _LEFT_OUT = frozenset({"id", "at"})
-"""Fields that a run says by itself."""
+"""Fields that a run already has."""
 
 _NAMESPACE = UUID("0d9c2c1a-6c0e-5b43-8a55-2f6f0f0b7a21")
 
@@ -47,11 +47,10 @@ _RUNS: ContextVar[Mapping[ExchangeId, RunTree] | None] = ContextVar("semgrad_run
 
 @contextmanager
 def judged_within(runs: Mapping[ExchangeId, RunTree]) -> Generator[None]:
-    """Say which LangSmith run each question is judged in, where one call judges several that have runs of their own.
+    """Declare which LangSmith run each question is judged in, for a call that judges several questions with own runs.
 
     Args:
-        runs: id of the first exchange of a question -> the run. Questions that are not in it belong to the run that is
-            under way.
+        runs: id of the first exchange of a question -> the run. Other questions belong to the current run.
     """
     token = _RUNS.set(runs)
     try:
@@ -61,10 +60,10 @@ def judged_within(runs: Mapping[ExchangeId, RunTree]) -> Generator[None]:
 
 
 def annotate_current_run(record: Record, *, log_text: bool = True) -> bool:
-    """Write how a question ended on the LangSmith run that it was judged in; return False where there is none.
+    """Add the outcome of a question to the LangSmith run that it was judged in; return False if there is no such run.
 
-    Inside a LangChain runnable that is the runnable's own run, inside a function under `langsmith.traceable` that
-    function's. The run sends it with its own end, so this costs no request.
+    Inside a LangChain runnable this is the runnable's own run, inside a function under `langsmith.traceable` the
+    function's. The run sends it when it ends, so this costs no request.
     """
     tree = run_of(record)
     if tree is None:
@@ -77,15 +76,15 @@ def annotate_current_run(record: Record, *, log_text: bool = True) -> bool:
 
 def run_of(record: Record) -> RunTree | None:
     """Return the LangSmith run that a question was judged in."""
-    said = (_RUNS.get() or {}).get(record.id)
-    tree: RunTree | None = said or require("langsmith", extra="langsmith").get_current_run_tree()
+    declared = (_RUNS.get() or {}).get(record.id)
+    tree: RunTree | None = declared or require("langsmith", extra="langsmith").get_current_run_tree()
     return tree
 
 
 def is_traced(record: Record) -> bool:
-    """Return whether LangSmith gets the runs of a question: tracing is on here, or somebody said in which run it is."""
-    said = record.id in (_RUNS.get() or {})
-    return said or require("langsmith", extra="langsmith").utils.tracing_is_enabled() is True  # may also be "local"
+    """Return whether LangSmith gets the runs of a question: tracing is on, or its run was declared."""
+    declared = record.id in (_RUNS.get() or {})
+    return declared or require("langsmith", extra="langsmith").utils.tracing_is_enabled() is True  # may also be "local"
 
 
 def ref_of(tree: RunTree) -> RunRef:
@@ -97,29 +96,29 @@ def run_metadata(record: Record, *, log_text: bool) -> dict[str, Json]:
     """Return the metadata of a guard's run: the record's summary and all raw signals, under `semgrad_…`."""
     answer = answered_attempt(record)
     score = answer.decision.score if answer else None
-    said: dict[str, Json] = {name: value for name, value in summary_fields(record).items() if name not in _LEFT_OUT}
-    said |= {f"signal_{name}": value for name, value in signals_fields(score.signals if score else {}).items()}
+    fields: dict[str, Json] = {name: value for name, value in summary_fields(record).items() if name not in _LEFT_OUT}
+    fields |= {f"signal_{name}": value for name, value in signals_fields(score.signals if score else {}).items()}
     if answer is not None:
-        said |= {"profile": answer.decision.confidence.profile, "drifted": answer.decision.confidence.drifted}
+        fields |= {"profile": answer.decision.confidence.profile, "drifted": answer.decision.confidence.drifted}
     if log_text and record.attempts:
-        said["why"] = record.attempts[-1].decision.why
-    return {f"semgrad_{name}": value for name, value in said.items() if value is not None}
+        fields["why"] = record.attempts[-1].decision.why
+    return {f"semgrad_{name}": value for name, value in fields.items() if value is not None}
 
 
 def run_tags(record: Record) -> list[str]:
-    """Return the tags of a guard's run: the status and every action that was chosen on the way."""
+    """Return the tags of a guard's run: its status and all actions that were chosen."""
     actions = (str(attempt.decision.action) for attempt in record.attempts)
     return list(dict.fromkeys(TAG + word for word in (str(record.status), *actions)))
 
 
 def post_own_run(client: Client, record: Record, *, project: str | None, log_text: bool) -> RunRef:
-    """Send a run of its own for a record that no run was under way for, and return its ids.
+    """Send a separate run for a record that was made outside any run, and return its ids.
 
-    The id follows from the record's, so sending it twice makes one run. Without a trace id the client sends at once
-    instead of queueing, so the run is there before the feedback on it.
+    The run's id is derived from the record's, so sending it twice creates one run. Without a trace id the client sends
+    at once instead of queueing, so the run exists before its feedback.
 
     Raises:
-        Exception: LangSmith did not take it.
+        Exception: LangSmith did not accept it.
     """
     answer = answered_attempt(record)
     run_id = uuid5(_NAMESPACE, record.id)
@@ -137,17 +136,17 @@ def post_own_run(client: Client, record: Record, *, project: str | None, log_tex
             tags=run_tags(record),
         )
     except require("langsmith.utils", extra="langsmith").LangSmithConflictError:
-        pass  # it is there already
+        pass  # it was sent before
     return RunRef(run_id=str(run_id), trace_id=str(run_id), session_name=project)
 
 
 _log = logging.getLogger("semgrad_guard")
 
 TRIES = 5
-"""How often a feedback is sent before it is given up."""
+"""How often sending a feedback is tried."""
 
 CLOSE_S = 5.0
-"""How long `close` and the end of the process wait for what is under way."""
+"""How many seconds `close` and the end of the process wait for pending feedback."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,9 +154,9 @@ class Timing:
     """When feedback is sent."""
 
     first_s: float = 2.0
-    """Seconds after the answer: LangSmith gets runs in batches, and feedback on an unknown run is refused."""
+    """Seconds to wait after the answer: LangSmith gets runs in batches and refuses feedback on an unknown run."""
     again_s: float = 1.0
-    """Least wait before the second try; it doubles with each further one."""
+    """Shortest wait in seconds before the second try; it doubles with each further try."""
 
 
 DEFAULT_TIMING = Timing()
@@ -165,7 +164,7 @@ DEFAULT_TIMING = Timing()
 
 @dataclass(slots=True)
 class _Job:
-    """One feedback on its way, or a record that must become a run first."""
+    """A pending feedback, or a record that must be sent as a run first."""
 
     what: Feedback | Record
     client: Client | None
@@ -173,16 +172,16 @@ class _Job:
 
 
 class LangSmithSink:
-    """Shows decisions in LangSmith and never delays an answer for it.
+    """Sends decisions to LangSmith without delaying an answer.
 
-    `emit` writes metadata and tags on the run that is under way (in memory, no request) and queues the feedback
-    `semgrad_confidence` on the run of each attempt; threads of the sink post it, with project ids looked up there.
-    Where tracing is on but no run is under way (no framework, LlamaIndex), the record becomes a run of its own. Where
-    tracing is off, nothing is sent. Raw scores go into metadata: LangSmith rounds a feedback's score to four decimals.
+    `emit` adds metadata and tags to the current run (in memory, without a request) and queues the feedback
+    `semgrad_confidence` on the run of each attempt; the sink's threads look up project ids and post it. If tracing is
+    on but there is no current run (no framework, LlamaIndex), the record is sent as a separate run. If tracing is off,
+    nothing is sent. Raw scores go into metadata, because LangSmith rounds a feedback's score to four decimals.
 
     Attributes:
-        dropped: feedback that was not tried because too much waited.
-        failed: feedback that LangSmith did not take.
+        dropped: how much feedback was not tried because the queue was full or closed.
+        failed: how much feedback LangSmith did not accept.
     """
 
     def __init__(
@@ -198,13 +197,13 @@ class LangSmithSink:
         """Choose where and what to send.
 
         Args:
-            client: LangSmith client; `None` takes that of the run under way, or the one that LangChain's tracing uses.
-            log_text: whether questions, answers and explanations may be sent by this sink. What LangChain's own tracer
-                sends is not its business (see `LANGSMITH_HIDE_INPUTS`).
-            project: project for runs that the sink makes itself, and for runs whose project is not known.
-            extend_retention: True lets feedback prolong how long LangSmith keeps a trace, which it charges for. The
+            client: LangSmith client; `None` uses that of the current run, or the one of LangChain's tracing.
+            log_text: whether this sink may send questions, answers and explanations. It does not control what
+                LangChain's own tracer sends (see `LANGSMITH_HIDE_INPUTS`).
+            project: project for runs that the sink creates, and for runs whose project is not known.
+            extend_retention: True lets feedback extend how long LangSmith keeps a trace, which it charges for. The
                 feedback then goes into the client's own batches, and what LangSmith refuses is not counted in `failed`.
-            capacity: how much feedback may wait.
+            capacity: how many pieces of feedback may wait.
             timing: when to send.
 
         Raises:
@@ -217,33 +216,33 @@ class LangSmithSink:
 
     @property
     def dropped(self) -> int:
-        """Feedback that was not tried."""
+        """How much feedback was not tried."""
         return self._worker.dropped
 
     @property
     def failed(self) -> int:
-        """Feedback that LangSmith did not take."""
+        """How much feedback LangSmith did not accept."""
         return self._worker.failed
 
     def emit(self, record: Record) -> None:
-        """Annotate the run that is under way and queue the feedback."""
+        """Annotate the current run and queue the feedback."""
         try:
             self._emit(record)
         except Exception:  # noqa: BLE001 - logging must not cost the caller the answer
             _log.warning("a record could not be sent to LangSmith", exc_info=True)
 
     def emit_verdict(self, ruling: Ruling, exchange: Exchange) -> None:
-        """Queue a person's verdict as feedback `semgrad_verdict` on the run that wrote the answer."""
+        """Queue a reviewer's verdict as feedback `semgrad_verdict` on the run that produced the answer."""
         feedback = verdict_feedback(ruling, exchange, log_text=self._log_text)
         if feedback is not None:
             self._queue([feedback], None)
 
     def drain(self, timeout_s: float) -> bool:
-        """Wait until everything is posted or given up; return False when that takes longer."""
+        """Wait until all feedback is posted or given up; return False if that takes longer than `timeout_s`."""
         return self._worker.drain(timeout_s)
 
     def close(self, timeout_s: float = CLOSE_S) -> None:
-        """Post what is under way, for at most `timeout_s` seconds."""
+        """Post the waiting feedback, for at most `timeout_s` seconds."""
         self._worker.close(timeout_s)
 
     def _emit(self, record: Record) -> None:
@@ -252,10 +251,10 @@ class LangSmithSink:
         within = ref_of(tree) if tree is not None else RunRef(session_name=self._project)
         found = confidence_feedback(record, log_text=self._log_text, within=within)
         traced = is_traced(record)
-        wanted: list[Feedback | Record] = [f for f in found if traced or f.recorded]
+        jobs: list[Feedback | Record] = [feedback for feedback in found if traced or feedback.recorded]
         if traced and not found and tree is None:
-            wanted = [record]
-        self._queue(wanted, tree.client if tree is not None and wanted else None)
+            jobs = [record]
+        self._queue(jobs, tree.client if tree is not None and jobs else None)
 
     def _queue(self, what: Sequence[Feedback | Record], client: Client | None) -> None:
         for item in what:
@@ -267,7 +266,7 @@ class LangSmithSink:
             self._send_once(job)
         except Exception as error:
             if job.tries < TRIES and is_transient(error):
-                spread = 1 + random.random()  # noqa: S311 - no secret: it keeps many processes from coming back at once
+                spread = 1 + random.random()  # noqa: S311 - no secret: it keeps processes from retrying all at once
                 raise TryAgainError(self._timing.again_s * spread * 2 ** (job.tries - 1), error) from error
             raise
 
@@ -282,7 +281,7 @@ class LangSmithSink:
 
 
 def _close_at_exit(sink: LangSmithSink) -> None:
-    """Post at the end of the process what is under way, without keeping the sink alive until then."""
+    """Close a sink at the end of the process, without keeping it alive until then."""
     close = weakref.WeakMethod(sink.close)
 
     def at_exit() -> None:

@@ -1,4 +1,4 @@
-"""Records in OpenTelemetry: attributes, spans on a timeline, and metrics."""
+"""Send records to OpenTelemetry, as spans, evaluation events and metrics."""
 
 from __future__ import annotations
 
@@ -28,25 +28,25 @@ _EPOCH = datetime.fromisoformat("1970-01-01T00:00:00+00:00")
 
 @dataclass(frozen=True, slots=True)
 class Stretch:
-    """One attempt in time."""
+    """An attempt and its times."""
 
     attempt: Attempt
     judging_at: datetime
     judged_at: datetime
     acted_at: datetime
-    """When the next attempt was judged, or the outcome was there."""
+    """When judging the next attempt began, or the record was complete."""
 
 
 def started_at(record: Record) -> datetime:
-    """Return when the first attempt came to be judged."""
+    """Return when judging the first attempt began."""
     return record.at - timedelta(seconds=record.seconds)
 
 
 def timeline(record: Record) -> list[Stretch]:
     """Return the attempts whose time is known, oldest first.
 
-    Where a record does not say when an attempt was judged, only the first attempt's time is known: its judgement began
-    the record.
+    If a record does not say when its attempts were judged, only the first attempt's time is known, because judging it
+    began the record.
     """
     begun = started_at(record)
     known: list[tuple[Attempt, datetime, datetime]] = []
@@ -61,7 +61,7 @@ def timeline(record: Record) -> list[Stretch]:
 
 
 def nanoseconds(moment: datetime) -> int:
-    """Return a moment as OpenTelemetry counts it, exactly."""
+    """Return a moment in nanoseconds since 1970, without rounding errors."""
     return (moment - _EPOCH) // timedelta(microseconds=1) * 1000
 
 
@@ -69,7 +69,7 @@ Attributes = dict[str, str | bool | int | float]
 
 EVALUATION_EVENT = "gen_ai.evaluation.result"
 EVALUATION_NAME = "semgrad_confidence"
-"""What `gen_ai.evaluation.score.value` is: calibrated P(answer is correct). The label is the chosen action."""
+"""Name of the evaluation: its score is the calibrated P(answer is correct), its label the chosen action."""
 
 
 def evaluation_attributes(attempt: Attempt, *, log_text: bool) -> Attributes:
@@ -92,7 +92,7 @@ def evaluation_attributes(attempt: Attempt, *, log_text: bool) -> Attributes:
 
 
 def attempt_attributes(attempt: Attempt) -> Attributes:
-    """Return `semgrad.…` attributes of one attempt, without text."""
+    """Return the `semgrad.…` attributes of one attempt, without texts."""
     decision, exchange = attempt.decision, attempt.exchange
     return {
         **_known(
@@ -111,18 +111,18 @@ def attempt_attributes(attempt: Attempt) -> Attributes:
 
 
 def record_attributes(record: Record, *, log_text: bool) -> Attributes:
-    """Return `semgrad.…` attributes of a question."""
-    said = {f"semgrad.{name}": value for name, value in summary_fields(record).items() if name != "at"}
+    """Return the `semgrad.…` attributes of a question."""
+    fields = {f"semgrad.{name}": value for name, value in summary_fields(record).items() if name != "at"}
     if record.failures:
-        said["error.type"] = record.failures[0].type
+        fields["error.type"] = record.failures[0].type
     if log_text:
-        said["semgrad.question"] = record.attempts[0].exchange.question if record.attempts else None
-        said["semgrad.text"] = record.text
-    return _known(said)
+        fields["semgrad.question"] = record.attempts[0].exchange.question if record.attempts else None
+        fields["semgrad.text"] = record.text
+    return _known(fields)
 
 
 def decision_labels(attempt: Attempt) -> Attributes:
-    """Return what the metrics of one decision are counted by: few values only."""
+    """Return the metric labels of one decision; each has few possible values."""
     score = attempt.decision.score
     return _known(
         {
@@ -134,7 +134,7 @@ def decision_labels(attempt: Attempt) -> Attributes:
 
 
 def scoring_labels(score: Score) -> Attributes:
-    """Return what scoring time is counted by."""
+    """Return the metric labels of scoring time."""
     return {"semgrad.scorer": score.model, "semgrad.method": score.method, "semgrad.path": score.path}
 
 
@@ -154,9 +154,9 @@ def _score(score: Score) -> Attributes:
     )
 
 
-def _known(said: Mapping[str, object]) -> Attributes:
-    """Leave out what is not known; attributes cannot be `None`."""
-    return {name: value for name, value in said.items() if isinstance(value, str | bool | int | float)}
+def _known(fields: Mapping[str, object]) -> Attributes:
+    """Leave out unknown values, since attributes cannot be `None`."""
+    return {name: value for name, value in fields.items() if isinstance(value, str | bool | int | float)}
 
 
 _log = logging.getLogger("semgrad_guard")
@@ -165,7 +165,7 @@ SCOPE = "semgrad_guard"
 """Instrumentation scope of everything that is sent."""
 
 CLOSE_S = 5.0
-"""How long `close` waits for what is under way."""
+"""How many seconds `close` waits for pending signals."""
 
 CONFIDENCE_BUCKETS = tuple(n / 20 for n in range(1, 20))
 SECONDS_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
@@ -173,7 +173,7 @@ SECONDS_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 
 @dataclass(frozen=True, slots=True)
 class _Instruments:
-    """What is written to."""
+    """The tracer, logger and metrics that records are written to."""
 
     tracer: Tracer
     logger: Logger
@@ -188,8 +188,8 @@ class _Instruments:
         return cls(
             providers.tracer.get_tracer(SCOPE),
             providers.logger.get_logger(SCOPE),
-            meter.create_counter("semgrad.decisions", "{decision}", "Decisions of the policy, one an attempt."),
-            meter.create_counter("semgrad.outcomes", "{outcome}", "What callers got, one a question."),
+            meter.create_counter("semgrad.decisions", "{decision}", "Decisions of the policy, one per attempt."),
+            meter.create_counter("semgrad.outcomes", "{outcome}", "What callers got, one per question."),
             meter.create_histogram(
                 "semgrad.confidence",
                 "1",
@@ -208,18 +208,18 @@ class _Instruments:
 class OtelSink:
     """Sends each record as spans, evaluation events and metrics.
 
-    A question is a span `semgrad.guard` under the span that is under way where `emit` is called; each attempt has a
+    A question becomes a span `semgrad.guard` below the span in which `emit` is called; each attempt has a
     `semgrad.judge` span and, unless accepted, a `semgrad.route` span below it. An evaluation event belongs to the span
-    of the model call where the exchange says which that is (`traceparent`, see `semgrad_guard.wire.RunRef`),
-    otherwise to the span of the question. Here all is only put into memory; OpenTelemetry's own threads send it.
+    of the model call if the exchange names it (`traceparent`, see `semgrad_guard.wire.RunRef`), otherwise to the span
+    of the question. The sink only writes to memory; OpenTelemetry's own threads send the data.
     """
 
     def __init__(self, providers: Providers | None = None, *, log_text: bool = True) -> None:
         """Choose where to send.
 
         Args:
-            providers: where signals go; `None` takes the application's, or own ones to the OTLP endpoint. They are
-                looked up at the first record, so a guard may be made before OpenTelemetry is set up.
+            providers: where signals go; `None` uses the application's, or new ones that send to the OTLP endpoint.
+                They are looked up at the first record, so a guard may be made before OpenTelemetry is set up.
             log_text: whether questions, answers and explanations are sent.
 
         Raises:
@@ -232,14 +232,14 @@ class OtelSink:
         self._making = threading.Lock()
 
     def emit(self, record: Record) -> None:
-        """Hand one record to OpenTelemetry."""
+        """Pass one record to OpenTelemetry."""
         try:
             self._emit(record, self._ready())
         except Exception:  # noqa: BLE001 - logging must not cost the caller the answer
-            _log.warning("a record could not be handed to OpenTelemetry", exc_info=True)
+            _log.warning("a record could not be passed to OpenTelemetry", exc_info=True)
 
     def close(self, timeout_s: float = CLOSE_S) -> None:
-        """Send what is under way where the providers are our own, for at most `timeout_s` seconds."""
+        """Send pending signals, if this sink made the providers, for at most `timeout_s` seconds."""
         if self._providers is not None:
             self._providers.shutdown(timeout_s)
 
@@ -279,7 +279,7 @@ def _trace() -> Any:
 
 
 def _context_of(attempt: Attempt, otherwise: Context) -> Context:
-    """Return the context of the span that wrote the answer, where it is known."""
+    """Return the context of the span that produced the answer, or `otherwise` if it is unknown."""
     run = RunRef.of(attempt.exchange)
     if run is None or run.traceparent is None:
         return otherwise

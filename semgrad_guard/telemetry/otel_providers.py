@@ -1,4 +1,4 @@
-"""Where OpenTelemetry signals go: the application's providers, or ones of our own to the OTLP endpoint."""
+"""Find or make OpenTelemetry providers: the application's, or new ones that send to the OTLP endpoint."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 EXTRA = "otel"
 SERVICE_NAME = "semgrad-guard"
-"""Name of the service where the environment (`OTEL_SERVICE_NAME`) gives none."""
+"""Default name of the service, unless the environment (`OTEL_SERVICE_NAME`) sets one."""
 
 _SIGNALS = ("", "TRACES_", "LOGS_", "METRICS_")
 
@@ -31,10 +31,10 @@ class Providers:
     logger: LoggerProvider
     meter: MeterProvider
     own: tuple[Any, ...] = ()
-    """Those that were made here and are shut down with the sink."""
+    """The providers that were made here; they are shut down with the sink."""
 
     def shutdown(self, timeout_s: float) -> None:
-        """Send what is under way and end the providers that were made here, for at most `timeout_s` seconds."""
+        """Send pending signals and shut down the providers that were made here, within `timeout_s` seconds."""
         threads = [threading.Thread(target=p.shutdown, name="semgrad-otel-end", daemon=True) for p in self.own]
         for thread in threads:
             thread.start()
@@ -43,7 +43,7 @@ class Providers:
 
 
 def need_packages() -> None:
-    """Import all that is needed, which takes too long while an answer waits.
+    """Import all needed packages in advance, because importing them would delay an answer.
 
     Raises:
         MissingExtraError: OpenTelemetry is not installed; the error names the extra.
@@ -55,12 +55,11 @@ def need_packages() -> None:
 
 
 def find_providers() -> Providers:
-    """Return the application's providers, or own ones.
+    """Return the application's providers, or new ones.
 
-    An application that has set up OpenTelemetry (for any signal) is taken at its word: its providers are used, and a
-    signal that it did not set up goes nowhere. Otherwise, and whenever `OTEL_EXPORTER_OTLP_ENDPOINT` or that of a
-    signal is set, the signals without a provider go to the OTLP endpoint over HTTP, configured by the standard
-    variables.
+    If the application has set up OpenTelemetry for any signal, its providers are used and signals that it did not set
+    up are not sent. Otherwise, and whenever `OTEL_EXPORTER_OTLP_ENDPOINT` or the variable of a single signal is set,
+    signals without a provider go to the OTLP endpoint over HTTP, configured by the standard variables.
     """
     trace, logs, metrics = (require(f"opentelemetry.{name}", extra=EXTRA) for name in ("trace", "_logs", "metrics"))
     present = (trace.get_tracer_provider(), logs.get_logger_provider(), metrics.get_meter_provider())
@@ -74,7 +73,7 @@ def find_providers() -> Providers:
 
 
 def is_set_up(provider: object) -> bool:
-    """Return whether a global provider is more than the placeholder that stands there before any set-up."""
+    """Return whether a global provider was set up; before that it is a placeholder."""
     return not type(provider).__name__.lstrip("_").startswith(("Proxy", "NoOp", "Default"))
 
 

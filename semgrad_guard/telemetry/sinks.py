@@ -1,4 +1,4 @@
-"""Settings -> sinks, and one record to all of them."""
+"""Make the sinks that the settings name, and send each record to all of them."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TelemetrySettings:
-    """Which sinks get the records, and whether they see texts."""
+    """Which sinks get the records, and whether these include texts."""
 
     langsmith: bool = False
     otel: bool = False
     jsonl: Path | None = None
-    """File to append one line a record to; `None` writes none."""
+    """File that gets one line per record; `None` writes no file."""
     log_text: bool = True
     """False keeps every text (questions, prompts, passages, answers, messages) out of all sinks."""
 
@@ -34,7 +34,7 @@ _log = logging.getLogger("semgrad_guard")
 
 
 class Sinks:
-    """Hands each record to several sinks; one that fails harms neither the others nor the caller."""
+    """Sends each record to several sinks; a failing sink affects neither the others nor the caller."""
 
     def __init__(self, sinks: Iterable[Sink]) -> None:
         """Keep the sinks."""
@@ -42,7 +42,7 @@ class Sinks:
         self._failed: set[tuple[int, str]] = set()
 
     def emit(self, record: Record) -> None:
-        """Log one record everywhere."""
+        """Send one record to all sinks."""
         for n, sink in enumerate(self.sinks):
             try:
                 sink.emit(record)
@@ -50,7 +50,7 @@ class Sinks:
                 self._note(n, "emit", error)
 
     def close(self) -> None:
-        """Close all sinks, the last first."""
+        """Close all sinks in reverse order."""
         for n, sink in reversed(list(enumerate(self.sinks))):
             try:
                 sink.close()
@@ -58,7 +58,7 @@ class Sinks:
                 self._note(n, "close", error)
 
     def _note(self, n: int, what: str, error: Exception) -> None:
-        """Log the first failure of each kind of a sink."""
+        """Log the first failure of each kind, for each sink."""
         kind = n, f"{what} {type(error).__name__}"
         if kind not in self._failed:
             self._failed.add(kind)

@@ -1,4 +1,4 @@
-"""A thread of its own for slow sinks, with a bounded queue, retries and an end at exit."""
+"""Background threads for slow sinks, with a bounded queue and retries."""
 
 from __future__ import annotations
 
@@ -24,24 +24,23 @@ IDLE_S = 10.0
 
 
 _WORKERS: WeakSet[BackgroundWorker[Any]] = WeakSet()
-"""All there are: a forked child has none of the threads, and perhaps a lock that is held for ever."""
+"""All workers, to reset after a fork: the child has none of the threads, and may have a lock that stays held."""
 
 
 class TryAgainError(Exception):
-    """Raised by a handler that wants its job again later; meanwhile the other jobs go on."""
+    """Raised by a handler to get its job again later; meanwhile the other jobs continue."""
 
     def __init__(self, after_s: float, why: Exception) -> None:
-        """Say in how many seconds, and what went wrong this time."""
+        """Keep the wait in seconds, and what went wrong."""
         self.after_s, self.why = after_s, why
         super().__init__(f"again in {after_s:g} s: {why}")
 
 
 class BackgroundWorker(Generic[Job]):
-    """Hands jobs to threads; `submit` never waits, and what does not fit is dropped and counted.
+    """Passes jobs to threads; `submit` never waits, and jobs that do not fit are dropped and counted.
 
-    The threads are daemons, begin with a job and end when idle, so an unused worker costs nothing and
-    a hanging one does not keep the process alive. After a fork the child begins with an empty queue and threads of its
-    own.
+    The threads are daemons that start with a job and end when idle, so an unused worker costs nothing and a hanging one
+    does not keep the process alive. After a fork the child starts with an empty queue and new threads.
     """
 
     def __init__(
@@ -53,29 +52,29 @@ class BackgroundWorker(Generic[Job]):
         threads: int = THREADS,
         idle_s: float = IDLE_S,
     ) -> None:
-        """Name what is done with a job.
+        """Choose how jobs are handled.
 
         Args:
-            handle: does one job. A `TryAgainError` puts the job back; any other error is counted in `failed`, and the
-                first of a row is logged.
-            name: of the threads.
-            capacity: jobs that may wait.
-            threads: how many jobs are done at once.
-            idle_s: seconds without a job after which a thread ends; the next job begins a new one.
+            handle: handles one job. A `TryAgainError` puts the job back; any other error is counted in `failed`, and
+                the first of consecutive ones is logged.
+            name: prefix of the threads' names.
+            capacity: how many jobs may wait.
+            threads: how many jobs are handled at once.
+            idle_s: seconds without a job after which a thread ends; the next job starts a new one.
         """
         self._handle, self._name = handle, name
         self._capacity, self._n_threads, self._idle_s = capacity, threads, idle_s
         self.dropped = 0
-        """Jobs that were given up: too many waited, or the worker was closed before they were done."""
+        """Number of jobs that were given up: too many waited, or the worker was closed before they were done."""
         self.failed = 0
-        """Jobs that ended in an error."""
+        """Number of jobs that ended in an error."""
         self._closing = self._closed = False
         self._trouble: Exception | None = None
         self.start_afresh()
         _WORKERS.add(self)
 
     def submit(self, job: Job, *, after_s: float = 0.0) -> bool:
-        """Queue a job, to be begun in `after_s` seconds, and return True; or count it as dropped and return False."""
+        """Queue a job to start in `after_s` seconds; if the queue is full or closed, count a drop and return False."""
         with self._changed:
             if self._closing or len(self._jobs) >= self._capacity:
                 self.dropped += 1
@@ -84,12 +83,12 @@ class BackgroundWorker(Generic[Job]):
             return True
 
     def drain(self, timeout_s: float) -> bool:
-        """Wait until nothing is left to do; return False when that takes longer."""
+        """Wait until all jobs are done; return False if that takes longer than `timeout_s`."""
         with self._changed:
             return self._changed.wait_for(self._is_idle, timeout_s)
 
     def close(self, timeout_s: float) -> None:
-        """Take no more jobs, begin at once those that wait, give all `timeout_s` seconds, and drop the rest."""
+        """Accept no more jobs, start the waiting ones at once, and drop those not done after `timeout_s` seconds."""
         with self._changed:
             self._closing = True
             now = time.monotonic()
@@ -100,7 +99,7 @@ class BackgroundWorker(Generic[Job]):
             self._give_up()
 
     def _give_up(self) -> None:
-        """Drop what is left; the lock is held."""
+        """Drop the remaining jobs; the caller holds the lock."""
         self._closed = True
         left = len(self._jobs)
         self._jobs.clear()
@@ -111,7 +110,7 @@ class BackgroundWorker(Generic[Job]):
             _log.warning("%s: closed with %d not sent%s", self._name, left, why)
 
     def start_afresh(self) -> None:
-        """Begin with an empty queue, no threads and a free lock."""
+        """Reset to an empty queue, no threads and a free lock."""
         self._changed = threading.Condition()
         self._jobs: list[tuple[float, int, Job]] = []
         self._n_put = 0
@@ -123,7 +122,7 @@ class BackgroundWorker(Generic[Job]):
         return not self._jobs and not self._busy
 
     def _put(self, job: Job, after_s: float) -> None:
-        """Queue a job by the moment it is due, first come first served; the lock is held."""
+        """Queue a job by the time it is due, then by order of arrival; the caller holds the lock."""
         self._n_put += 1
         heapq.heappush(self._jobs, (time.monotonic() + after_s, self._n_put, job))
         if len(self._threads) < min(self._n_threads, len(self._jobs) + self._busy):
@@ -155,7 +154,7 @@ class BackgroundWorker(Generic[Job]):
         error: Exception | None = None
         try:
             self._handle(job)
-        except Exception as raised:  # noqa: BLE001 - one bad job must not stop those behind it
+        except Exception as raised:  # noqa: BLE001 - one bad job must not stop the following ones
             error = raised
         with self._changed:
             self._busy -= 1
@@ -169,7 +168,7 @@ class BackgroundWorker(Generic[Job]):
             self._changed.notify_all()
 
     def _fail(self, error: Exception) -> None:
-        """Count a failed job; the lock is held."""
+        """Count a failed job; the caller holds the lock."""
         self.failed += 1
         if isinstance(error, TryAgainError):
             error = error.why

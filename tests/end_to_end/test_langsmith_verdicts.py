@@ -128,7 +128,7 @@ def test_the_command_posts_what_is_new(server: LoopbackLangSmith, tmp_path: Path
     file = tmp_path / "policy.yaml"
     file.write_text(f"accept: 0.7\nreview: {{url: '{url}'}}\ntelemetry: {{langsmith: true}}\n")
     done = CliRunner().invoke(app, ["review", "consume", "--policy", str(file), "--once"])
-    assert (done.exit_code, done.stderr) == (0, "1 verdicts passed on\n")
+    assert (done.exit_code, done.stderr) == (0, "1 verdicts posted\n")
     assert [each["run_id"] for each in server.feedback.values()] == [RUN]
     file.write_text(f"accept: 0.7\nreview: {{url: '{url}'}}\n")
     refused = CliRunner().invoke(app, ["review", "consume", "--policy", str(file), "--once"])

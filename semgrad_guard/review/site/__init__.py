@@ -1,1 +1,1 @@
-"""The page and the API on which reviewers and programs use the queue; needs the extra `review`."""
+"""The review site: pages for reviewers and an API for programs; needs the extra `review`."""

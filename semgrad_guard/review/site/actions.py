@@ -1,4 +1,4 @@
-"""What reviewers do on the pages: every form makes one move in the queue and leads to the next page."""
+"""The forms that reviewers send: each makes one change in the queue and leads to the next page."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ Nonce = Annotated[str, Form(max_length=64)]
 
 @router.post("/next")
 def take_next(request: Request, session: Writer, skipped: Skipped = "") -> Response:
-    """Claim the riskiest free item and go there."""
+    """Claim the riskiest unclaimed item and show it."""
     return _next(desk_of(request).queue, session, skipped, done="")
 
 
 @router.post("/items/{item_id}/claim")
 def claim(request: Request, session: Writer, item_id: str) -> Response:
-    """Take this item."""
+    """Claim this item."""
     desk_of(request).queue.claim_item(ReviewId(item_id), session.user.name)
     return _go(f"/items/{item_id}")
 
@@ -53,19 +53,19 @@ def release(request: Request, session: Writer, item_id: str) -> Response:
 
 @router.post("/items/{item_id}/skip")
 def skip(request: Request, session: Writer, item_id: str, skipped: Skipped = "") -> Response:
-    """Put this item back and go on with another."""
+    """Put this item back and continue with another."""
     queue = desk_of(request).queue
     if queue.item(ReviewId(item_id)).holder == session.user.name:
         queue.release(ReviewId(item_id), session.user.name)
     passed = [*skipped.split(","), item_id][-_MOST_SKIPPED:]
-    return _next(queue, session, ",".join(each for each in passed if each), done="")
+    return _next(queue, session, ",".join(skipped_id for skipped_id in passed if skipped_id), done="")
 
 
 @router.post("/items/{item_id}/approve")
 def approve(
     request: Request, session: Writer, item_id: str, nonce: Nonce = "", flow: Flow = "", skipped: Skipped = ""
 ) -> Response:
-    """Let the answer out."""
+    """Approve the answer."""
     queue = desk_of(request).queue
     queue.approve(ReviewId(item_id), session.user.name, op=_op(session, item_id, nonce))
     return _after(queue, session, flow, skipped, item_id)
@@ -82,7 +82,7 @@ def edit(
     flow: Flow = "",
     skipped: Skipped = "",
 ) -> Response:
-    """Let out another text in the answer's place."""
+    """Replace the answer with an edited text."""
     queue = desk_of(request).queue
     plain = text.replace("\r\n", "\n")
     op = _op(session, item_id, nonce)
@@ -100,7 +100,7 @@ def reject(
     flow: Flow = "",
     skipped: Skipped = "",
 ) -> Response:
-    """Hold the answer back."""
+    """Reject the answer."""
     queue = desk_of(request).queue
     queue.reject(ReviewId(item_id), session.user.name, reason.strip(), op=_op(session, item_id, nonce))
     return _after(queue, session, flow, skipped, item_id)
@@ -108,7 +108,7 @@ def reject(
 
 @router.post("/items/{item_id}/undo")
 def undo(request: Request, session: Writer, item_id: str) -> Response:
-    """Take the verdict back."""
+    """Undo the verdict."""
     desk_of(request).queue.undo(ReviewId(item_id), session.user.name, force=session.user.is_admin)
     return _go(f"/items/{item_id}")
 
@@ -133,7 +133,7 @@ def assign(request: Request, session: Writer, item_id: str, to: Annotated[str, F
 def erase(request: Request, session: Writer, item_id: str) -> Response:
     """Remove every text of the item."""
     if not session.user.is_admin:
-        raise RefusedError(HTTPStatus.FORBIDDEN, "only administrators erase items")
+        raise RefusedError(HTTPStatus.FORBIDDEN, "only administrators may erase items")
     desk_of(request).queue.erase([ReviewId(item_id)], session.user.name)
     return _go(f"/items/{item_id}")
 
@@ -145,20 +145,22 @@ def bulk(
     action: Annotated[str, Form(max_length=10)] = "",
     ids: Annotated[list[str] | None, Form(max_length=_MOST_AT_ONCE)] = None,
 ) -> Response:
-    """Do the same to several items, and report on each."""
+    """Apply the same action to several items, and report the result of each."""
     queue, who = desk_of(request).queue, session.user.name
-    acts = {
-        "approve": lambda each: queue.approve(each, who),
-        "reject": lambda each: queue.reject(each, who),
-        "claim": lambda each: queue.claim_item(each, who),
-        "assign": lambda each: queue.assign(each, who, who),
+    actions = {
+        "approve": lambda item_id: queue.approve(item_id, who),
+        "reject": lambda item_id: queue.reject(item_id, who),
+        "claim": lambda item_id: queue.claim_item(item_id, who),
+        "assign": lambda item_id: queue.assign(item_id, who, who),
     }
-    if action not in acts:
-        raise RefusedError(HTTPStatus.BAD_REQUEST, f"cannot {action!r} several items: {', '.join(acts)} are possible")
-    done = queue.each([ReviewId(each) for each in ids or ()], acts[action])
-    failed = {each: result for each, result in done.items() if isinstance(result, SemGradGuardError)}
-    shown = [(each, result) for each, result in done.items() if each not in failed]
-    return render(request, "bulk.html", action=action, failed=failed, done=shown, waiting=waiting(request), n=len(done))
+    if action not in actions:
+        why = f"cannot {action!r} several items: {', '.join(actions)} are possible"
+        raise RefusedError(HTTPStatus.BAD_REQUEST, why)
+    results = queue.each([ReviewId(item_id) for item_id in ids or ()], actions[action])
+    failed = {item_id: result for item_id, result in results.items() if isinstance(result, SemGradGuardError)}
+    done = [(item_id, result) for item_id, result in results.items() if item_id not in failed]
+    n = len(results)
+    return render(request, "bulk.html", action=action, failed=failed, done=done, waiting=waiting(request), n=n)
 
 
 def _after(queue: SqlReviewQueue, session: Session, flow: str, skipped: str, done: str) -> Response:
@@ -166,7 +168,7 @@ def _after(queue: SqlReviewQueue, session: Session, flow: str, skipped: str, don
 
 
 def _next(queue: SqlReviewQueue, session: Session, skipped: str, *, done: str) -> Response:
-    item = queue.claim(session.user.name, skip=[each for each in skipped.split(",") if each])
+    item = queue.claim(session.user.name, skip=[item_id for item_id in skipped.split(",") if item_id])
     carried = {"done": done, "skipped": skipped, "flow": "next" if item else ""}
     query = urlencode({key: value for key, value in carried.items() if value})
     return _go(f"/items/{item.id}?{query}" if item else f"/?{query}")
@@ -177,7 +179,7 @@ def _go(path: str) -> Response:
 
 
 def _op(session: Session, item_id: str, nonce: str) -> str | None:
-    """Return the name of a form's operation, so that the same form sent twice acts once."""
+    """Return the operation name of a form, so that a form sent twice takes effect once."""
     if not nonce:
         return None
     return hashlib.sha256(f"{session.csrf}:{item_id}:{nonce}".encode()).hexdigest()

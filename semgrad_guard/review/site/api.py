@@ -26,7 +26,7 @@ from semgrad_guard.review.views import AuditView, DetailView, EarlierView, Insig
 LONGEST_WAIT_S = 60.0
 _FIRST_LOOK_S, _LONGEST_LOOK_S, _GROWTH = 0.1, 1.0, 1.5
 
-_bearer = HTTPBearer(auto_error=False, description="A token made by `semgrad-guard review token add`.")
+_bearer = HTTPBearer(auto_error=False, description="A token from `semgrad-guard review token add`.")
 
 
 class Problem(BaseModel):
@@ -35,7 +35,7 @@ class Problem(BaseModel):
     error: str
     message: str
     details: dict[str, Any]
-    """Data of the error by name."""
+    """The error's data, by name."""
 
 
 class _Body(BaseModel):
@@ -50,13 +50,13 @@ class Submission(_Body):
 
 
 class Submitted(BaseModel):
-    """The item that an answer became, or already was."""
+    """The item created for an answer, or the existing one."""
 
     id: str
 
 
 class Move(_Body):
-    """The person for whom the caller decides; the audit trail keeps both."""
+    """The person that the caller acts for; the audit trail records both."""
 
     on_behalf_of: Annotated[str | None, Field(default=None, max_length=200)] = None
 
@@ -65,18 +65,18 @@ class Release(Move):
     """How an item is put back."""
 
     force: bool = False
-    """Also when somebody else holds it; needs the token of an administrator."""
+    """Also put back an item that someone else holds; needs an administrator's token."""
 
 
 class Edit(Move):
-    """The text that goes out in the answer's place."""
+    """The text that replaces the answer."""
 
     text: str
     was_correct: bool = False
 
 
 class Rejection(Move):
-    """Why an answer is held back."""
+    """Why an answer is rejected."""
 
     reason: str = ""
 
@@ -100,7 +100,7 @@ class Asked(_Body):
     tags: Annotated[list[str], Field(max_length=100)] = []
     """The earlier item must have all of them."""
     similar: Annotated[float | None, Field(default=None, ge=0, le=1)] = None
-    """Smallest similarity; null takes the same question only."""
+    """Smallest similarity; null matches the same question only."""
     max_age_s: Annotated[float | None, Field(default=None, ge=0, le=3_153_600_000, allow_inf_nan=False)] = None
 
 
@@ -123,31 +123,32 @@ _ALWAYS = (
     | _shown(HTTPStatus.SERVICE_UNAVAILABLE, "the database cannot be reached")
 )
 _OF_ITEM = _shown(HTTPStatus.NOT_FOUND, "no such item")
-_OF_MOVE = _OF_ITEM | _shown(HTTPStatus.CONFLICT, "the item is in another state, or somebody else holds it")
+_OF_MOVE = _OF_ITEM | _shown(HTTPStatus.CONFLICT, "the item is in another state, or someone else holds it")
 
 router = APIRouter(prefix="/api/v1", responses=_ALWAYS)
 
 
 def needs(*scopes: Scope) -> Callable[..., Bearer]:
-    """Return a dependency that gives the caller, if its token allows one of the scopes."""
+    """Return a dependency that identifies the caller and requires a token with one of the scopes."""
 
     def bearer(
-        request: Request, shown: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)] = None
+        request: Request, sent: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)] = None
     ) -> Bearer:
-        found = desk_of(request).tokens.find(shown.credentials) if shown is not None else None
-        if found is None:
+        caller = desk_of(request).tokens.find(sent.credentials) if sent is not None else None
+        if caller is None:
             message = "this needs a valid token: send `Authorization: Bearer <token>`"
             raise RefusedError(HTTPStatus.UNAUTHORIZED, message, {"WWW-Authenticate": "Bearer"})
-        if not found.token.scopes & set(scopes):
-            message = f"this token allows {', '.join(sorted(found.token.scopes))}; this needs {' or '.join(scopes)}"
+        if not caller.token.scopes & set(scopes):
+            allowed = ", ".join(sorted(caller.token.scopes))
+            message = f"this token allows {allowed}; this needs {' or '.join(scopes)}"
             raise RefusedError(HTTPStatus.FORBIDDEN, message)
-        return found
+        return caller
 
     return bearer
 
 
 def _op(caller: Bearer, key: str | None) -> str | None:
-    """Return the name of an operation that its caller may send again."""
+    """Return the operation name for an idempotency key, or `None` without a key."""
     return None if key is None else hashlib.sha256(f"{caller.token.id}:{key}".encode()).hexdigest()
 
 
@@ -159,19 +160,19 @@ TheDesk = Annotated[Desk, Depends(desk_of)]
 ItemId = Annotated[str, Path(min_length=1, max_length=32, pattern=r"^[0-9A-Za-z_-]+$")]
 OperationKey = Annotated[
     str | None,
-    Header(alias="Idempotency-Key", max_length=200, description="Sent again with the same key, a request acts once."),
+    Header(alias="Idempotency-Key", max_length=200, description="Requests with the same key take effect only once."),
 ]
 
 
 @router.post("/items", status_code=HTTPStatus.CREATED)
 def submit(desk: TheDesk, caller: Submitter, body: Submission) -> Submitted:
-    """Store an answer for review; the same `exchange_id` again gives the same item."""
+    """Submit an answer for review; the same `exchange_id` always returns the same item."""
     return Submitted(id=desk.queue.submit_document(body.document, deadline_s=body.deadline_s, by=caller.by))
 
 
 @router.post("/earlier-verdict")
 def earlier_verdict(desk: TheDesk, _: Fetcher, body: Asked) -> EarlierView:
-    """Return what a person said when the same question, or one like it, was asked before."""
+    """Return a reviewer's earlier verdict on the same question, or on a similar one."""
     found = desk.queue.reuse(body.question, tags=body.tags, similar=body.similar, max_age_s=body.max_age_s)
     return EarlierView.of(found)
 
@@ -191,7 +192,7 @@ def list_items(
     cursor: str | None = None,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
 ) -> PageView:
-    """List items; without `state`, in all states."""
+    """List items, in all states unless `state` is given."""
     filters = Filters(
         states=frozenset(state or ()),
         tags=frozenset(tag or ()),
@@ -204,9 +205,9 @@ def list_items(
     return PageView.of(desk.queue.list(filters, sort=sort, cursor=cursor, limit=limit))
 
 
-@router.post("/items/claim-next", responses={204: {"description": "nothing is free"}})
+@router.post("/items/claim-next", responses={204: {"description": "no unclaimed item"}})
 def claim_next(desk: TheDesk, caller: Judge) -> ItemView:
-    """Claim the riskiest free item."""
+    """Claim the riskiest unclaimed item."""
     item = desk.queue.claim(caller.by)
     if item is None:
         return Response(status_code=HTTPStatus.NO_CONTENT)  # type: ignore[return-value] # FastAPI passes it on
@@ -215,7 +216,7 @@ def claim_next(desk: TheDesk, caller: Judge) -> ItemView:
 
 @router.get("/items/{item_id}", responses=_OF_ITEM)
 def get(desk: TheDesk, caller: Reader, item_id: ItemId) -> DetailView:
-    """Read an item with all its texts; the reading is put on record."""
+    """Return an item with all its texts; the audit trail records the view."""
     return DetailView.of(desk.queue.get(ReviewId(item_id), viewer=caller.by))
 
 
@@ -232,7 +233,7 @@ async def ruling(
     item_id: ItemId,
     wait_s: Annotated[float, Query(ge=0, le=LONGEST_WAIT_S, allow_inf_nan=False)] = 0.0,
 ) -> Answered:
-    """Return the verdict, waiting for it up to `wait_s` seconds; once handed out it can't be undone."""
+    """Return the verdict, waiting up to `wait_s` seconds for it; once returned it can't be undone."""
     end, pause = time.monotonic() + wait_s, _FIRST_LOOK_S
     while True:
         found = await asyncio.to_thread(desk.queue.wait, ReviewId(item_id), 0.0)
@@ -254,25 +255,25 @@ def release(
     desk: TheDesk, caller: Judge, item_id: ItemId, body: Release | None = None, key: OperationKey = None
 ) -> ItemView:
     """Put the item back; an administrator's token may put back any item."""
-    wanted = body or Release()
-    if wanted.force and not caller.user.is_admin:
-        raise RefusedError(HTTPStatus.FORBIDDEN, "only administrators put back what somebody else holds")
-    op, person = _op(caller, key), wanted.on_behalf_of
-    return _view(desk.queue.release(ReviewId(item_id), caller.by, force=wanted.force, op=op, on_behalf_of=person))
+    options = body or Release()
+    if options.force and not caller.user.is_admin:
+        raise RefusedError(HTTPStatus.FORBIDDEN, "only administrators may put back an item that someone else holds")
+    op, person = _op(caller, key), options.on_behalf_of
+    return _view(desk.queue.release(ReviewId(item_id), caller.by, force=options.force, op=op, on_behalf_of=person))
 
 
 @router.post("/items/{item_id}/approve", responses=_OF_MOVE)
 def approve(
     desk: TheDesk, caller: Judge, item_id: ItemId, body: Move | None = None, key: OperationKey = None
 ) -> ItemView:
-    """Let the answer out as it is."""
+    """Approve the answer as it is."""
     person = body.on_behalf_of if body is not None else None
     return _view(desk.queue.approve(ReviewId(item_id), caller.by, op=_op(caller, key), on_behalf_of=person))
 
 
 @router.post("/items/{item_id}/edit", responses=_OF_MOVE)
 def edit(desk: TheDesk, caller: Judge, item_id: ItemId, body: Edit, key: OperationKey = None) -> ItemView:
-    """Let out another text in the answer's place."""
+    """Replace the answer with an edited text."""
     return _view(
         desk.queue.edit(
             ReviewId(item_id),
@@ -287,14 +288,14 @@ def edit(desk: TheDesk, caller: Judge, item_id: ItemId, body: Edit, key: Operati
 
 @router.post("/items/{item_id}/reject", responses=_OF_MOVE)
 def reject(desk: TheDesk, caller: Judge, item_id: ItemId, body: Rejection, key: OperationKey = None) -> ItemView:
-    """Hold the answer back."""
+    """Reject the answer."""
     op, person = _op(caller, key), body.on_behalf_of
     return _view(desk.queue.reject(ReviewId(item_id), caller.by, body.reason, op=op, on_behalf_of=person))
 
 
 @router.post("/items/{item_id}/undo", responses=_OF_MOVE)
 def undo(desk: TheDesk, caller: Judge, item_id: ItemId) -> ItemView:
-    """Take back a verdict that the caller gave."""
+    """Undo a verdict that the caller gave."""
     return _view(desk.queue.undo(ReviewId(item_id), caller.by))
 
 
@@ -312,7 +313,7 @@ def comment(desk: TheDesk, caller: Judge, item_id: ItemId, body: Note) -> None:
 
 @router.get("/stats")
 def stats(desk: TheDesk, _: Reader) -> InsightView:
-    """Return what waits, and how well confidence and people agree."""
+    """Return how many items wait, and how well confidence agrees with the reviewers."""
     return InsightView.of(desk.queue.insight())
 
 

@@ -1,4 +1,4 @@
-"""The review site as an application: its routes, and what protects them."""
+"""The review site as an application: its routes, security headers and request limits."""
 
 from __future__ import annotations
 
@@ -48,15 +48,15 @@ _YEAR_S = 31_536_000
 
 
 class Protection:
-    """Wraps the whole application."""
+    """Middleware that checks host names and body sizes, and adds security headers."""
 
     def __init__(self, app: ASGIApp, settings: WebSettings) -> None:
-        """Keep what is wrapped."""
+        """Wrap an application."""
         self._app = app
         self._settings = settings
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Check a request, hand it on, and put the headers on its answer."""
+        """Check a request, pass it on, and add the headers to its response."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -100,7 +100,7 @@ def _announced_length(headers: Headers) -> int:
 
 
 def _bounded(receive: Receive, limit: int) -> Receive:
-    """Return `receive` that stops a body longer than `limit` bytes, also one that did not announce its length."""
+    """Return a `receive` that refuses a body longer than `limit` bytes, even one of unannounced length."""
     seen = 0
 
     async def bounded() -> Message:
@@ -129,13 +129,13 @@ def create_app(
     Args:
         queue: the queue.
         settings: how the site is reached, and its limits.
-        hasher: hashes passwords; Argon2id with the library's settings unless given.
+        hasher: hashes passwords; by default Argon2id with the library's settings.
     """
     app = FastAPI(
         title="semgrad-guard review",
         version="1",
         openapi_url="/api/openapi.json",
-        docs_url=None,  # the documentation pages load scripts from elsewhere
+        docs_url=None,  # FastAPI's documentation pages load scripts from other sites
         redoc_url=None,
     )
     desk = Desk(queue, settings or WebSettings(), hasher)

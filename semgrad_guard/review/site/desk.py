@@ -1,4 +1,4 @@
-"""What every request needs: the queue, who may use it, and how the site is set up."""
+"""What every request needs: the queue, its accounts, and the site's settings."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class WebSettings:
     """How the site is set up."""
 
     is_encrypted: bool = False
-    """True when browsers reach the site by https: cookies are then sent by https only."""
+    """True if browsers reach the site by https; cookies are then sent by https only."""
     hosts: frozenset[str] = frozenset()
-    """Names under which the site may be asked for; empty lets all pass."""
+    """Host names that requests may use; an empty set allows all."""
     largest_form: int = 4 * MEGABYTE
     largest_submission: int = 32 * MEGABYTE
     limits: Limits = field(default_factory=Limits)
@@ -34,7 +34,7 @@ class Desk:
     """The queue with its accounts, logins and tokens."""
 
     def __init__(self, queue: SqlReviewQueue, settings: WebSettings, hasher: PasswordHasher | None = None) -> None:
-        """Open all on the queue's own database; see `Accounts` for `hasher`."""
+        """Use the queue's own database for accounts, logins and tokens; see `Accounts` for `hasher`."""
         self.queue = queue
         self.settings = settings
         self.accounts = Accounts(queue.database, hasher)
@@ -44,5 +44,5 @@ class Desk:
 
 
 def desk_of(connection: HTTPConnection) -> Desk:
-    """Return the desk of the application that serves a request."""
+    """Return the desk of the application that handles a request."""
     return cast("Desk", connection.app.state.desk)

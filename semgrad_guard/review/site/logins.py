@@ -1,4 +1,4 @@
-"""Logging in and out, and what a request must show to act for a reviewer."""
+"""Logging in and out, and the checks that a request comes from a logged-in reviewer."""
 
 from __future__ import annotations
 
@@ -26,24 +26,25 @@ _LOGIN_COOKIE_S = 3600
 
 
 class LoginNeededError(RefusedError):
-    """The request comes from no logged-in reviewer."""
+    """The request does not come from a logged-in reviewer."""
 
     def __init__(self, url: URL) -> None:
-        """Send the browser to the login page and back to where it was."""
+        """Redirect the browser to the login page, which later leads back to `url`."""
         target = url.path + (f"?{url.query}" if url.query else "")
         super().__init__(HTTPStatus.SEE_OTHER, "please log in", {"Location": f"/login?next={quote(target)}"})
 
 
 def cookie_name(desk: Desk, kind: str) -> str:
-    """Return the name of a cookie; by https its prefix binds it to this host alone."""
+    """Return the name of a cookie; with https its prefix binds it to this host."""
     return f"__Host-semgrad-{kind}" if desk.settings.is_encrypted else f"semgrad-{kind}"
 
 
 def current_session(request: Request) -> Session:
-    """Return the login of a request.
+    """Return the session of a request.
 
     Raises:
-        LoginNeededError: there is none; a form that was sent without one is refused instead.
+        LoginNeededError: a page was requested without a session.
+        RefusedError: a form was sent without a session.
     """
     desk = desk_of(request)
     token = request.cookies.get(cookie_name(desk, "session"), "")
@@ -51,7 +52,7 @@ def current_session(request: Request) -> Session:
     if session is None:
         if request.method == "GET":
             raise LoginNeededError(request.url)
-        raise RefusedError(HTTPStatus.UNAUTHORIZED, "your login has ended: log in again, then repeat what you did")
+        raise RefusedError(HTTPStatus.UNAUTHORIZED, "your session has ended: log in again and repeat the action")
     request.state.session = session
     return session
 
@@ -59,14 +60,14 @@ def current_session(request: Request) -> Session:
 def form_session(
     request: Request, session: Annotated[Session, Depends(current_session)], csrf: Annotated[str, Form()] = ""
 ) -> Session:
-    """Return the login of a form that this site itself made.
+    """Return the session of a form, after checking that this site produced the form.
 
     Raises:
-        RefusedError: the form comes from elsewhere.
+        RefusedError: the form comes from another site or session.
     """
     _require_same_origin(request)
     if not is_csrf(session.token, csrf):
-        raise RefusedError(HTTPStatus.FORBIDDEN, "this form is not one of your login's: open the page again and repeat")
+        raise RefusedError(HTTPStatus.FORBIDDEN, "this form belongs to another session: reload the page and try again")
     return session
 
 
@@ -88,12 +89,12 @@ def log_in(
     csrf: Annotated[str, Form()] = "",
     next: Annotated[str, Form()] = "/",  # noqa: A002 - the field's name in the form
 ) -> Response:
-    """Log a reviewer in, in a session of its own."""
+    """Log a reviewer in with a new session."""
     desk = desk_of(request)
     _require_same_origin(request)
-    shown = request.cookies.get(cookie_name(desk, "login"), "")
-    if not shown or not is_csrf(shown, csrf):
-        raise RefusedError(HTTPStatus.FORBIDDEN, "this login form is too old or from elsewhere: open the page again")
+    token = request.cookies.get(cookie_name(desk, "login"), "")
+    if not token or not is_csrf(token, csrf):
+        raise RefusedError(HTTPStatus.FORBIDDEN, "this login form is too old or from another site: reload the page")
     account, address = name.strip().lower(), request.client.host if request.client else "unknown"
     wait_s = desk.throttle.wait_s(account, address)
     if wait_s > 0:
@@ -102,7 +103,7 @@ def log_in(
     user = desk.accounts.verify(account, password)
     if user is None:
         desk.throttle.failed(account, address)
-        return _login_page(request, next, problem="name or password is wrong", status_code=HTTPStatus.UNAUTHORIZED)
+        return _login_page(request, next, problem="wrong name or password", status_code=HTTPStatus.UNAUTHORIZED)
     desk.throttle.succeeded(account)
     session = desk.sessions.begin(user)
     response = RedirectResponse(_own_path(next), HTTPStatus.SEE_OTHER)
@@ -144,14 +145,14 @@ def _set_cookie(response: Response, desk: Desk, kind: str, value: str, lifetime_
 
 
 def _own_path(target: str) -> str:
-    """Return a path of this site, never an address elsewhere."""
+    """Return the target if it is a path of this site, otherwise `/`."""
     parts = urlsplit(target)
     is_own = not parts.scheme and not parts.netloc and target.startswith("/") and not target.startswith(("//", "/\\"))
     return target if is_own and "\\" not in target and target.isprintable() else "/"
 
 
 def _require_same_origin(request: Request) -> None:
-    """Refuse what a browser says another site sent; the form's own token is checked besides."""
+    """Refuse a form that the browser reports as sent by another site; the form's token is checked as well."""
     origin = request.headers.get("origin")
     if request.headers.get("sec-fetch-site") in {"cross-site", "same-site"} or (
         origin is not None and urlsplit(origin).netloc != request.headers.get("host")

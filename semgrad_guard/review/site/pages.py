@@ -33,7 +33,7 @@ router = APIRouter(include_in_schema=False)
 
 _PER_PAGE = 30
 LONGEST_EDITED = 200_000
-"""Characters of an answer that a browser's text field still handles well."""
+"""Longest answer, in characters, that a browser's text field handles well."""
 _MOST_EVENTS = 200
 
 
@@ -52,7 +52,7 @@ def queue_page(
     """Show the queue."""
     desk = desk_of(request)
     filters = Filters(
-        states=OPEN if state == "open" else frozenset(each for each in State if each == state),
+        states=OPEN if state == "open" else frozenset(known for known in State if known == state),
         tags=frozenset({tag} if tag else ()),
         assignee=session.user.name if mine else None,
         text=q,
@@ -84,7 +84,7 @@ def item_page(
     skipped: Annotated[str, Query(max_length=1000)] = "",
     done: Annotated[str, Query(max_length=32)] = "",
 ) -> Response:
-    """Show one answer with all that a reviewer needs to judge it, and put the reading on record."""
+    """Show one answer with everything needed to judge it; the audit trail records the view."""
     desk = desk_of(request)
     review_id = desk.queue.find_id(item_id)
     detail = desk.queue.get(review_id, viewer=session.user.name)
@@ -112,7 +112,7 @@ def item_page(
 
 @router.get("/items/{item_id}/answer.txt")
 def answer_text(request: Request, session: Reader, item_id: str) -> Response:
-    """Give the whole answer as a file; it is never shown by the browser as a page."""
+    """Return the whole answer as a download, so that the browser never shows it as a page."""
     desk = desk_of(request)
     review_id = desk.queue.find_id(item_id)
     document = desk.queue.get(review_id, viewer=session.user.name).document
@@ -124,7 +124,7 @@ def answer_text(request: Request, session: Reader, item_id: str) -> Response:
 
 @router.get("/dashboard")
 def dashboard_page(request: Request, session: Reader) -> Response:
-    """Show what waits, and how well the guard's confidence agrees with people."""
+    """Show what waits for review, and how well the guard's confidence agrees with the reviewers."""
     seen = desk_of(request).queue.insight()
     return render(
         request,
@@ -139,7 +139,7 @@ def dashboard_page(request: Request, session: Reader) -> Response:
 
 @router.get("/count")
 def count(request: Request, session: Reader) -> Response:
-    """Give the number of waiting items to the page's script."""
+    """Return the number of waiting items, for the page's script."""
     return JSONResponse({"waiting": waiting(request), "user": session.user.name})
 
 
@@ -149,7 +149,7 @@ def is_held_by_other(desk: Desk, item: Item, session: Session) -> bool:
 
 
 def undoable(desk: Desk, session: Session, item_id: str) -> Item | None:
-    """Return the item if the reviewer has just judged it and may still take that back."""
+    """Return the item if the reviewer judged it and may still undo the verdict."""
     if not item_id:
         return None
     try:

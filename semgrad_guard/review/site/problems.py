@@ -1,4 +1,4 @@
-"""Errors as answers: which status each has, and how it reads on a page and in JSON."""
+"""Turn errors into responses: the status of each error, its page and its JSON."""
 
 from __future__ import annotations
 
@@ -47,16 +47,16 @@ _STATUS: tuple[tuple[type[SemGradGuardError], HTTPStatus], ...] = (
 
 
 class RefusedError(ReviewError):
-    """A request that is not carried out."""
+    """A request was refused."""
 
     def __init__(self, status: HTTPStatus, message: str, headers: Mapping[str, str] | None = None) -> None:
-        """Keep the status and the headers that go with it."""
+        """Keep the status and headers of the response."""
         self.status, self.headers = status, dict(headers or {})
         super().__init__(message)
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class ErrorReport:
     """What a response says about an error."""
 
     status: HTTPStatus
@@ -66,33 +66,35 @@ class Told:
 
 
 def status_of(error: SemGradGuardError) -> HTTPStatus:
-    """Return the HTTP status that says what an error says."""
+    """Return the HTTP status of an error."""
     if isinstance(error, RefusedError):
         return error.status
     return next((status for kind, status in _STATUS if isinstance(error, kind)), HTTPStatus.BAD_REQUEST)
 
 
 def install(app: FastAPI) -> None:
-    """Turn every error into a response that says what was wrong and reveals nothing else."""
+    """Turn every error into a response that says what went wrong and reveals nothing else."""
 
     async def known(request: Request, error: Exception) -> Response:
         if not isinstance(error, SemGradGuardError):  # registered for this class only
             raise error
         headers = error.headers if isinstance(error, RefusedError) else {}
-        told = Told(status_of(error), type(error).__name__, str(error), _details(error))
-        return await _answer(request, told, headers)
+        report = ErrorReport(status_of(error), type(error).__name__, str(error), _details(error))
+        return await _response(request, report, headers)
 
     async def http(request: Request, error: Exception) -> Response:
         if not isinstance(error, HTTPException):
             raise error
         status = HTTPStatus(error.status_code)
-        return await _answer(request, Told(status, status.phrase.replace(" ", ""), str(error.detail)), error.headers)
+        report = ErrorReport(status, status.phrase.replace(" ", ""), str(error.detail))
+        return await _response(request, report, error.headers)
 
     async def invalid(request: Request, error: Exception) -> Response:
         if not isinstance(error, RequestValidationError):
             raise error
-        why = "; ".join(f"{'.'.join(str(part) for part in each['loc'])}: {each['msg']}" for each in error.errors())
-        return await _answer(request, Told(HTTPStatus.UNPROCESSABLE_ENTITY, "InvalidRequest", why), None)
+        mistakes = error.errors()
+        why = "; ".join(f"{'.'.join(str(part) for part in found['loc'])}: {found['msg']}" for found in mistakes)
+        return await _response(request, ErrorReport(HTTPStatus.UNPROCESSABLE_ENTITY, "InvalidRequest", why), None)
 
     app.add_exception_handler(SemGradGuardError, known)
     app.add_exception_handler(HTTPException, http)
@@ -100,26 +102,24 @@ def install(app: FastAPI) -> None:
 
 
 def _details(error: SemGradGuardError) -> dict[str, Any]:
-    """Return the data of an error, so that a client can make the same error of it."""
+    """Return the data of an error, so that a client can raise the same error."""
     if isinstance(error, RefusedError | QueueUnavailableError):
         return {}
-    return {key: each for key, each in vars(error).items() if isinstance(each, str | int | float | tuple)}
+    return {key: value for key, value in vars(error).items() if isinstance(value, str | int | float | tuple)}
 
 
-async def _answer(request: Request, told: Told, headers: Mapping[str, str] | None) -> Response:
+async def _response(request: Request, report: ErrorReport, headers: Mapping[str, str] | None) -> Response:
     if request.url.path.startswith(API_ROOT):
-        body = {"error": told.kind, "message": told.message, "details": told.details}
-        return JSONResponse(body, status_code=told.status, headers=headers)
-    typed = await _typed(request)
-    page = render(
-        request, "problem.html", status=told.status, message=told.message, typed=typed, status_code=told.status
-    )
+        body = {"error": report.kind, "message": report.message, "details": report.details}
+        return JSONResponse(body, status_code=report.status, headers=headers)
+    typed, status = await _typed(request), report.status
+    page = render(request, "problem.html", status=status, message=report.message, typed=typed, status_code=status)
     page.headers.update(headers or {})
     return page
 
 
 async def _typed(request: Request) -> str:
-    """Return the text that a reviewer had written, so that a refused form loses nothing."""
+    """Return the text that the reviewer typed, so that a refused form does not lose it."""
     if request.method != "POST" or not request.headers.get("content-type", "").startswith("application/x-www-form"):
         return ""
     try:

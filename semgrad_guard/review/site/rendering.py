@@ -1,4 +1,4 @@
-"""Pages as text: templates, ages, marked answers and the dashboard's points."""
+"""Render pages: templates, ages, marked answers and the dashboard's points."""
 
 from __future__ import annotations
 
@@ -24,28 +24,28 @@ if TYPE_CHECKING:
     from semgrad_guard.review.store.read import Band
 
 LONGEST_SHOWN = 50_000
-"""Characters of one text that a page shows; the rest is a download away."""
+"""How many characters of one text a page shows; the whole answer can be downloaded."""
 DOUBT_LEVELS = 4
-"""Strengths of marking: 4 is the most doubtful."""
+"""Number of levels of doubt; 4 is the most doubtful."""
 _WORD = re.compile(r"\w+")
 _COPIED_WORDS = 3
-"""A run of words this long in both texts counts as copied."""
+"""A sequence of this many words that is in both texts counts as copied."""
 
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """A part of a text that is marked."""
+    """A marked part of a text."""
 
     start: int
     end: int
     css: str
     label: str
-    """The same for those who hear the page or can't tell the colours."""
+    """Meaning of the mark in words, for screen readers and readers who cannot tell the colours apart."""
 
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A piece of a text; `css` is empty where nothing is marked, and `unseen` names a character that can't be seen."""
+    """A piece of a text; `css` is empty if it is not marked, and `unseen` names an invisible character."""
 
     text: str
     css: str = ""
@@ -54,11 +54,11 @@ class Segment:
 
 
 def segments(text: str, marks: Iterable[Mark] = ()) -> tuple[Segment, ...]:
-    """Return the start of a text in pieces; marks that overlap an earlier one are left out."""
+    """Split the start of a text into marked and unmarked pieces; marks that overlap an earlier one are left out."""
     shown = text[:LONGEST_SHOWN]
     pieces: list[Segment] = []
     end = 0
-    for mark in sorted(marks, key=lambda each: each.start):
+    for mark in sorted(marks, key=lambda mark: mark.start):
         start, stop = max(mark.start, 0), min(mark.end, len(shown))
         if start < end or start >= stop:
             continue
@@ -70,7 +70,7 @@ def segments(text: str, marks: Iterable[Mark] = ()) -> tuple[Segment, ...]:
 
 
 def doubt_marks(document: Document) -> tuple[Mark, ...]:
-    """Return the parts of the answer that have a confidence, marked by how doubtful they are."""
+    """Return a mark for each part of the answer that has a confidence; its level shows how doubtful the part is."""
     if document.score is None:
         return ()
     return tuple(
@@ -81,17 +81,17 @@ def doubt_marks(document: Document) -> tuple[Mark, ...]:
 
 
 def doubt_level(confidence: float) -> int:
-    """Return how strongly a confidence is marked: 0 not at all, 4 the most."""
+    """Return the level of doubt of a confidence: from 0, not marked, to 4, the most doubtful."""
     return min(DOUBT_LEVELS, int((1.0 - confidence) * (DOUBT_LEVELS + 1)))
 
 
 def copied_marks(passage: str, answer: str) -> tuple[Mark, ...]:
     """Return the parts of a passage that the answer repeats word for word."""
-    theirs = [word.group().casefold() for word in _WORD.finditer(answer[:LONGEST_SHOWN])]
-    length = min(_COPIED_WORDS, len(theirs))
+    answered = [word.group().casefold() for word in _WORD.finditer(answer[:LONGEST_SHOWN])]
+    length = min(_COPIED_WORDS, len(answered))
     if not length:
         return ()
-    runs = {tuple(theirs[n : n + length]) for n in range(len(theirs) - length + 1)}
+    runs = {tuple(answered[n : n + length]) for n in range(len(answered) - length + 1)}
     words = [(word.group().casefold(), word.start(), word.end()) for word in _WORD.finditer(passage[:LONGEST_SHOWN])]
     return tuple(Mark(start, end, "copied", "also in the answer") for start, end in _joined(words, runs, length))
 
@@ -99,7 +99,7 @@ def copied_marks(passage: str, answer: str) -> tuple[Mark, ...]:
 def _joined(
     words: Sequence[tuple[str, int, int]], runs: set[tuple[str, ...]], length: int
 ) -> Iterator[tuple[int, int]]:
-    """Give the stretches covered by runs, those that touch joined into one."""
+    """Yield start and end of each stretch of text that the runs cover."""
     start = end = -1
     for n in range(len(words) - length + 1):
         if tuple(word for word, _, _ in words[n : n + length]) not in runs:
@@ -127,13 +127,13 @@ def _reveal(text: str, mark: Mark | None) -> Iterator[Segment]:
 
 
 SIZE = 240
-"""Side of the square in which confidence and share correct run from 0 to 1."""
+"""Side of the plot in pixels; both axes go from 0 to 1."""
 _SMALLEST, _LARGEST = 4.0, 14.0
 
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One tenth of confidence: across is the guard's confidence, up is how often people agreed."""
+    """A tenth of the confidences: x is the guard's confidence, y the share that reviewers found right."""
 
     x: float
     y: float
@@ -157,7 +157,7 @@ def points(bands: Sequence[Band]) -> tuple[Point, ...]:
 
 _TEMPLATES = Path(__file__).parent / "templates"
 MOST_COUNTED = 1000
-"""The live count goes no further: its cost must not grow with the queue."""
+"""Upper limit of the live count, so that its cost does not grow with the queue."""
 _UNITS = ((86_400, "d"), (3_600, "h"), (60, "min"))
 
 
@@ -174,11 +174,11 @@ def waiting(request: Request) -> str:
 
 
 def render(request: Request, template: str, *, status_code: int = 200, **context: Any) -> HTMLResponse:
-    """Return a page."""
+    """Render a template as a page."""
     desk = desk_of(request)
     session = getattr(request.state, "session", None)
-    given = {"session": session, "now": desk.queue.database.clock(), "path": request.url.path, **context}
-    return HTMLResponse(_ENVIRONMENT.get_template(template).render(given), status_code=status_code)
+    variables = {"session": session, "now": desk.queue.database.clock(), "path": request.url.path, **context}
+    return HTMLResponse(_ENVIRONMENT.get_template(template).render(variables), status_code=status_code)
 
 
 def _moment(value: datetime) -> str:

@@ -1,4 +1,4 @@
-"""Serving the page: where it may listen, and the upkeep that goes on beside it."""
+"""Serve the review site: where it may listen, and the upkeep in the background."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 RETENTION = "retention"
-"""Who erased, in the audit trail, when an item's time was over."""
+"""Name in the audit trail for items erased because they are too old."""
 _UPKEEP_EVERY_S = 2.0
 _ERASE_EVERY_S = 3600.0
 _LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
@@ -35,62 +35,62 @@ _LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Binding:
-    """Where the site listens, and how its visitors reach it."""
+    """Where the site listens, and how browsers reach it."""
 
     host: str = "127.0.0.1"
     port: int = 8765
     certificate: Path | None = None
     key: Path | None = None
     is_behind_proxy: bool = False
-    """True when a proxy on this machine, or one named in FORWARDED_ALLOW_IPS, takes the https connections."""
+    """True if a proxy on this machine, or one named in FORWARDED_ALLOW_IPS, handles https."""
     allow_plain: bool = False
-    """Serve http beyond this machine, where anybody on the way can read passwords and answers."""
+    """Allow plain http from other machines; anyone on the network can then read passwords and answers."""
     names: frozenset[str] = frozenset()
-    """Host names under which visitors ask; needed only to refuse all others."""
+    """Host names to accept; needed only to refuse all others."""
 
     @property
     def is_encrypted(self) -> bool:
-        """True when visitors come by https."""
+        """True if browsers reach the site by https."""
         return self.certificate is not None or self.is_behind_proxy
 
     def check(self) -> None:
-        """Refuse to put passwords and answers on a network in the clear.
+        """Refuse to send passwords and answers over a network unencrypted.
 
         Raises:
-            ReviewError: neither this machine alone, nor encrypted, nor allowed.
+            ReviewError: other machines can connect without TLS, and this was not allowed.
         """
         if (self.certificate is None) != (self.key is None):
             msg = "TLS needs both a certificate and its key: give --tls-cert and --tls-key"
             raise ReviewError(msg)
         if not is_loopback(self.host) and not self.is_encrypted and not self.allow_plain:
             msg = (
-                f"{self.host} can be reached by others, and without TLS they could read passwords and answers: "
-                "give --tls-cert and --tls-key, or --behind-proxy, or say --allow-plain-http"
+                f"other machines can reach {self.host}, and without TLS they could read passwords and answers: "
+                "give --tls-cert and --tls-key, or --behind-proxy, or --allow-plain-http"
             )
             raise ReviewError(msg)
 
     @property
     def hosts(self) -> frozenset[str]:
-        """Host names that are answered; empty answers all."""
+        """Host names that are accepted; an empty set accepts all."""
         if self.names:
             return frozenset(name.lower() for name in self.names) | _LOOPBACK_NAMES
         return _LOOPBACK_NAMES if is_loopback(self.host) and not self.is_behind_proxy else frozenset()
 
 
 def serve(queue: SqlReviewQueue, binding: Binding, *works: Callable[[], object]) -> None:
-    """Serve the page until interrupted.
+    """Serve the site until interrupted.
 
     Args:
         queue: the queue.
         binding: where to listen.
-        works: what else to do again and again beside it.
+        works: further functions to call repeatedly in the background.
 
     Raises:
         ReviewError: it may not listen there, or there is no account to log in with.
     """
     binding.check()
     if not any(user.active for user in Accounts(queue.database).all()):
-        msg = "there is no account to log in with: make one with `semgrad-guard review user add NAME --role admin`"
+        msg = "there is no account to log in with: create one with `semgrad-guard review user add NAME --role admin`"
         raise ReviewError(msg)
     settings = WebSettings(is_encrypted=binding.is_encrypted, hosts=binding.hosts)
     config = uvicorn.Config(
@@ -101,7 +101,7 @@ def serve(queue: SqlReviewQueue, binding: Binding, *works: Callable[[], object])
         ssl_keyfile=binding.key,
         proxy_headers=binding.is_behind_proxy,
         server_header=False,
-        access_log=False,  # addresses of pages hold what reviewers search for
+        access_log=False,  # the pages' addresses contain what reviewers search for
         log_level="warning",
     )
     with upkeep(queue, *works):
@@ -121,7 +121,7 @@ def upkeep(queue: SqlReviewQueue, *works: Callable[[], object], every_s: float =
                 try:
                     work()
                 except Exception:
-                    logger.exception("upkeep of the review queue failed; it goes on")
+                    logger.exception("upkeep of the review queue failed; it will be tried again")
 
     thread = threading.Thread(target=run, name="semgrad-review-upkeep", daemon=True)
     thread.start()
@@ -134,7 +134,7 @@ def upkeep(queue: SqlReviewQueue, *works: Callable[[], object], every_s: float =
 
 
 def _eraser(queue: SqlReviewQueue) -> Callable[[], object]:
-    """Return what erases, once an hour, the texts that the queue's settings keep no longer."""
+    """Return a function that erases, at most once an hour, the texts older than the queue's settings allow."""
     due_s = time.monotonic()
 
     def erase() -> None:

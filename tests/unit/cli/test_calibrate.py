@@ -221,7 +221,7 @@ def test_verdicts_of_people_are_labels_too(data: Path, tmp_path: Path) -> None:
     judged(url, [{**row, "question": "other " + row["question"]} for row in scored(5, seed=4)], model="m2")
     printed = run("calibrate", data, "--from-review", url, "--out", tmp_path / "p.json")
     assert load_profile(tmp_path / "p.json").n_labels == 150
-    assert "30 verdicts of people" in printed
+    assert "30 labels are reviewers' verdicts" in printed
     assert "5 left out: scored by another model or setting" in printed
     run("calibrate", "--from-review", url, "--out", tmp_path / "q.json")
     assert load_profile(tmp_path / "q.json").n_labels == 30
@@ -235,7 +235,7 @@ def test_neither_file_nor_queue_is_an_error() -> None:
 def test_show_says_what_a_profile_is(made: Path) -> None:
     """Basis, fingerprint, signals with weights, evidence."""
     printed = run("profile", "show", made)
-    for word in ("fused", "platt curve", "120 labelled answers", "m1", "no expiry date", "Signals it reads", "AUROC"):
+    for word in ("fused", "platt curve", "120 labelled answers", "m1", "no expiry date", "Signals it uses", "AUROC"):
         assert word in printed
 
 

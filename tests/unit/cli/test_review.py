@@ -55,7 +55,7 @@ def test_list_as_json_can_be_paged_by_a_program(queue):
 
 def test_an_empty_list_says_so(url):
     """Silence would look like a failure."""
-    assert "no items here" in run("list", "--state", "rejected", "--search", "gold")
+    assert "no matching items" in run("list", "--state", "rejected", "--search", "gold")
 
 
 def test_show_prints_all_a_reviewer_needs_and_is_put_on_record(queue):
@@ -160,7 +160,7 @@ def test_claim_takes_the_riskiest_free_item(queue):
     first, second = submit(queue, 1, confidence=0.1), submit(queue, 2)
     assert first[:8] in run("claim")
     assert second[:8] in run("claim", second)
-    with pytest.raises(ReviewError, match="nothing is free for ann"):
+    with pytest.raises(ReviewError, match="no unclaimed item for ann"):
         run("claim")
     run("release", first)
     assert queue.get(first).item.state is State.PENDING

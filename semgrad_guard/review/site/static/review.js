@@ -1,4 +1,4 @@
-// Makes the pages quicker: keys, selecting all, a live count. Everything works without it.
+// Optional conveniences: keyboard shortcuts, "select all", a live count. The pages work without this script.
 "use strict";
 
 const isTyping = (element) =>
@@ -70,7 +70,7 @@ document.querySelector("[data-all]")?.addEventListener("change", (event) => {
   for (const row of rows()) row.querySelector("input[type=checkbox]").checked = event.target.checked;
 });
 
-// A form that is on its way must not be sent twice by an impatient finger.
+// A form must not be sent twice by a double click.
 document.addEventListener("submit", (event) => {
   if (event.target.dataset.sent) event.preventDefault();
   event.target.dataset.sent = "yes";

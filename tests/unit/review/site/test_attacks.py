@@ -271,7 +271,7 @@ def test_guessing_passwords_is_slowed_down_by_account(visit, clock):
         browser = visit(client=(f"10.0.0.{n}", 1))
         browser.log_in("ann", "wrong password")
         assert browser.status == 401
-        assert "name or password is wrong" in browser.page
+        assert "wrong name or password" in browser.page
     late = visit(client=("10.0.0.9", 1))
     late.log_in("ann")
     assert late.status == 429

@@ -43,7 +43,7 @@ def test_filters_and_pages_work_without_a_script(ann, memory_queue):
     assert len(re.findall("data-row", ann.get(following[1].replace("&amp;", "&")))) == 5
     assert len(re.findall("data-row", ann.get("/?tag=medical"))) == 1
     assert len(re.findall("data-row", ann.get("/?q=element+12"))) == 1
-    assert "Nothing here" in ann.get("/?state=approved")
+    assert "No items found" in ann.get("/?state=approved")
     for path, status in (("/?cursor=zzz", 400), ("/?sort=zzz", 422)):
         ann.get(path)
         assert ann.status == status
@@ -224,7 +224,7 @@ def test_only_administrators_erase(ann, visit, memory_queue):
 
 def test_the_dashboard_shows_agreement(ann, memory_queue):
     """Numbers and a plot, and the same as a table."""
-    assert "No answer with a confidence was judged yet" in ann.get("/dashboard")
+    assert "No answer with a confidence has been judged yet" in ann.get("/dashboard")
     memory_queue.approve(submit(memory_queue, 1, confidence=0.65), "ann")
     memory_queue.reject(submit(memory_queue, 2, confidence=0.25), "ann")
     page = ann.get("/dashboard")
