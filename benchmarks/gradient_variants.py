@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     asked = _parser().parse_args(arguments)
     console = Console(stderr=True)
     local = load_model(asked.model)
-    scored = (row for row in read_rows(asked.answers) if "answer_ids" in row.said and "error" not in row.said)
+    scored = (row for row in read_rows(asked.answers) if "answer_ids" in row.fields and "error" not in row.fields)
     rows = list(islice(scored, asked.limit))
     with bar(console) as progress:
         task = progress.add_task("gradients", total=len(rows))
@@ -161,7 +161,7 @@ def _norms(gradients: Sequence[torch.Tensor]) -> Iterator[list[list[float]]]:
 
 
 def _tokens(local: LocalModel, row: Row) -> Tokens:
-    return read_exchange(local, row.asked(chat=local.is_chat, on_policy=row.is_own))
+    return read_exchange(local, row.exchange_for(chat=local.is_chat, on_policy=row.is_own))
 
 
 def _table(report: dict[str, Any]) -> Table:

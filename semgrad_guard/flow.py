@@ -1,6 +1,6 @@
-"""The values that pass from stage to stage: Exchange -> Score -> Confidence -> Decision -> Outcome -> Record.
+"""The values passed from stage to stage: Exchange -> Score -> Confidence -> Decision -> Outcome -> Record.
 
-All are frozen and hold plain Python values, so they can be logged, compared and stored.
+All are frozen and contain plain Python values, so they can be logged, compared and stored.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ ExchangeId = NewType("ExchangeId", str)
 ReviewId = NewType("ReviewId", str)
 
 Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
-"""A value that JSON can hold."""
+"""A value that JSON can represent."""
 
 
 def new_exchange_id() -> ExchangeId:
@@ -51,21 +51,21 @@ class Passage:
     source: str | None = None
     """Where it came from: a title, path or URL."""
     score: float | None = None
-    """The retriever's own relevance score; unit and direction are the retriever's."""
+    """The retriever's relevance score, in the retriever's own unit and direction."""
 
 
 RUN_KEY = "run"
 """Reserved key of `Exchange.metadata`: the traced run that wrote the answer; see `semgrad_guard.wire.RunRef`."""
 
 Prompt = str | tuple[Message, ...]
-"""What the model read: plain text, or chat messages that the model's template turns into text."""
+"""The input of a model: plain text, or chat messages that the model's template turns into text."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Exchange:
     """One prompt and its answer: the unit that is judged.
 
-    Token ids, where known, take precedence over the texts: they are what the model really read and wrote.
+    Token ids, if given, take precedence over the texts, because they are what the model really read and wrote.
     """
 
     prompt: Prompt = ""
@@ -76,7 +76,7 @@ class Exchange:
     tags: frozenset[str] = frozenset()
     metadata: Mapping[str, Json] = field(default_factory=dict[str, "Json"])
     attempt: int = 1
-    """1 for the first answer to a question; a retry or fallback counts on."""
+    """1 for the first answer to a question; each retry or fallback adds 1."""
     prompt_ids: tuple[int, ...] | None = None
     answer_ids: tuple[int, ...] | None = None
     """Ids of the answer, ending with the end-of-turn token where the model produced it."""
@@ -111,12 +111,12 @@ class Exchange:
 # --- Score ------------------------------------------------------------------------------------------------------------
 
 ScorePath = Literal["cold", "reused", "full"]
-"""How it was computed: prefix prefilled without gradients, KV cache of the generation reused, or one full forward."""
+"""How a score was computed: after a prefix run without gradients, from the generation's KV cache, or in one pass."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fingerprint:
-    """What a score depends on beside the exchange; a calibrator fits only scores with an equal fingerprint."""
+    """What a score depends on apart from the exchange; a profile fits only scores with an equal fingerprint."""
 
     model: str
     """Digest of architecture and weights."""
@@ -136,10 +136,10 @@ class SpanScore:
     start: int
     """Offset of the first character in the answer."""
     end: int
-    """Offset behind the last character in the answer."""
+    """Offset after the last character in the answer."""
     signals: Mapping[str, float]
     confidence: float | None = None
-    """Calibrated P(this part is correct), in [0, 1]; `None` when nothing calibrated it."""
+    """Calibrated P(this part is correct), in [0, 1]; `None` when it is not calibrated."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,7 +147,7 @@ class Score:
     """Raw uncertainty of one answer: >= 0, unbounded, higher is less sure, comparable only within one profile."""
 
     method: str
-    """Name of the signal that `value` is, for example `hybridgrad`."""
+    """Name of the signal used as `value`, for example `hybridgrad`."""
     value: float
     signals: Mapping[str, float]
     """All raw signals by name; see `semgrad_guard.signals` for units and directions."""
@@ -176,9 +176,9 @@ class Contribution:
 
     signal: str
     weight: float
-    """Change of the log-odds of being correct against the average answer; below 0 lowers confidence."""
+    """Change of the log-odds of being correct, relative to the average answer; below 0 lowers confidence."""
     text: str
-    """The same in words, for example `answer words not in the passages`."""
+    """Explanation in words, for example `answer words not in the passages`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -186,7 +186,7 @@ class Confidence:
     """Calibrated P(answer is correct)."""
 
     value: float | None
-    """In [0, 1]; `None` when nothing calibrated the score."""
+    """In [0, 1]; `None` when the score is not calibrated."""
     why: str = ""
     """Where the value comes from, or why there is none."""
     profile: str | None = None
@@ -195,7 +195,7 @@ class Confidence:
     drifted: bool = False
     """True when recent scores no longer look like those that the profile was fitted on."""
     label_free: bool = False
-    """True when `value` is a percentile of recent scores, because there were no labels, and not a probability."""
+    """True when `value` is a percentile of recent scores and not a probability, because there were no labels."""
 
 
 UNCALIBRATED = Confidence(value=None, why="no profile")
@@ -205,7 +205,7 @@ UNCALIBRATED = Confidence(value=None, why="no profile")
 
 
 class Action(StrEnum):
-    """What the policy can choose, in the order of reports; the values are the words of the policy file."""
+    """The actions that a policy can choose, in the order of reports; the values are the names in the policy file."""
 
     ACCEPT = "accept"
     RETRY_RETRIEVAL = "retry_retrieval"
@@ -216,7 +216,7 @@ class Action(StrEnum):
 
 
 AUTHORS_TEXT: Mapping[str, bool] = MappingProxyType({"authors_text": True})
-"""Metadata of a step's parameters that hold text of the policy's author: logs without texts leave them out."""
+"""Marks parameters of a step that contain text by the policy's author; logs without texts leave them out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,18 +235,18 @@ class RetryRetrieval:
     """How many passages to ask for; `None` doubles the number of the first attempt."""
     rewrite_query: bool = False
     retriever: str | None = None
-    """Name of another retriever given to the guard; `None` is the chain's own."""
+    """Name of another retriever given to the guard; `None` is the chain's retriever."""
     drop_unused: bool = False
-    """Leave out passages of which nothing reached the answer."""
+    """Leave out earlier passages that share no word with the answer."""
     configurable: Mapping[str, Json] = field(default_factory=dict[str, "Json"], metadata=AUTHORS_TEXT)
-    """`configurable` fields for chains that own their retriever."""
+    """`configurable` fields for chains that have their own retriever."""
     timeout_s: float | None = None
     action = Action.RETRY_RETRIEVAL
     ends_question: ClassVar[Literal[False]] = False
 
     @property
     def route(self) -> str:
-        """What answers of this step are called in recorded data and reports."""
+        """Name of this step's answers in recorded data and reports."""
         return self.action.value
 
 
@@ -256,14 +256,14 @@ class FallbackModel:
 
     name: str
     unscored: bool = False
-    """Pass its answer without judging it."""
+    """Give its answer to the caller without judging it."""
     timeout_s: float | None = None
     action = Action.FALLBACK_MODEL
     ends_question: ClassVar[Literal[False]] = False
 
     @property
     def route(self) -> str:
-        """What answers of this step are called in recorded data and reports; each model has a name of its own."""
+        """Name of this step's answers in recorded data and reports, which includes the model."""
         return f"{self.action.value}:{self.name}"
 
 
@@ -272,7 +272,7 @@ class HumanReview:
     """Hand the answer to a person."""
 
     wait_s: float = 0.0
-    """How long the caller waits for the verdict; 0 answers at once with the pending message."""
+    """Seconds that the caller waits for the verdict; with 0 the caller gets the pending message at once."""
     message: str = field(default="", metadata=AUTHORS_TEXT)
     action = Action.HUMAN_REVIEW
     ends_question: ClassVar[Literal[True]] = True
@@ -298,7 +298,7 @@ class AnswerWithWarning:
 
 
 Step = Accept | RetryRetrieval | FallbackModel | HumanReview | Abstain | AnswerWithWarning
-"""What the policy chooses; `ends_question` tells whether another attempt follows."""
+"""A step that the policy chooses; `ends_question` is False if another attempt follows."""
 STEP_TYPES: Mapping[Action, type[Step]] = MappingProxyType({kind.action: kind for kind in get_args(Step)})
 """The step of each action."""
 NewAttempt = RetryRetrieval | FallbackModel
@@ -307,7 +307,7 @@ NewAttempt = RetryRetrieval | FallbackModel
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """An error as a value: the guard itself, or a step of the policy, failed."""
+    """A failure of the guard itself or of a step of the policy, as a value."""
 
     stage: str
     """`scoring`, `calibration`, `policy`, `retry_retrieval`, `fallback_model`, `human_review`."""
@@ -317,19 +317,19 @@ class Failure:
 
     @classmethod
     def of(cls, stage: str, error: BaseException) -> Failure:
-        """Return the failure that an exception means."""
+        """Return the failure for an exception."""
         return cls(stage, type(error).__name__, str(error))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
-    """What the policy chose for one attempt, and by which rule."""
+    """The step that the policy chose for one attempt, and the rule that chose it."""
 
     step: Step
     rule: str
     """The policy's key that decided, for example `accept`, `escalate[1].fallback_model`, `on_error`."""
     why: str
-    """The same in words, with the numbers compared."""
+    """The reason in words, with the numbers compared."""
     exchange_id: ExchangeId
     score: Score | None = None
     confidence: Confidence = UNCALIBRATED
@@ -344,38 +344,38 @@ class Decision:
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """One retrieve-answer-score round and what was decided after it."""
+    """One round of retrieving, answering and scoring, and the decision after it."""
 
     exchange: Exchange
     decision: Decision
     failure: Failure | None = None
-    """Why the step that was chosen after this attempt could not be carried out."""
+    """Why the step chosen after this attempt could not be carried out."""
     judged_at: datetime | None = None
     """When the decision was made."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
-    """What has happened to a question so far: all that the policy looks at beside the present attempt."""
+    """What has happened to a question so far; the policy decides by this and by the present attempt."""
 
     attempts: tuple[Attempt, ...] = ()
     """Earlier attempts, oldest first."""
     tried: Mapping[str, int] = field(default_factory=dict[str, int])
     """Rule -> how often its step was chosen."""
     exhausted: frozenset[str] = frozenset()
-    """Rules whose step failed or can't help any more."""
+    """Rules whose step failed or cannot help any more."""
     elapsed_s: float = 0.0
     cost: float = 0.0
     """Cost units spent on retries and fallbacks."""
     failures: tuple[Failure, ...] = ()
-    """What failed on the way."""
+    """Failures so far."""
 
 
 # --- Outcome ----------------------------------------------------------------------------------------------------------
 
 
 class Status(StrEnum):
-    """What kind of text the caller got."""
+    """The kind of text that the caller got."""
 
     ANSWERED = "answered"
     WARNED = "warned"
@@ -389,24 +389,24 @@ class Status(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What the caller gets."""
+    """The result for the caller."""
 
     text: str
     status: Status
     decision: Decision
     """The last decision."""
     exchange: Exchange
-    """The best attempt by confidence: the one that was returned, held back or handed on."""
+    """The attempt with the highest confidence: the one that was returned, held back or handed to a person."""
     attempts: tuple[Attempt, ...]
     """All attempts, oldest first."""
     record: Record
     review_id: ReviewId | None = None
     reused: bool = False
-    """True when a person gave this text earlier, the last time the question was asked; `review_id` is that item's."""
+    """True when the text comes from an earlier verdict on the question; `review_id` is that of the earlier item."""
 
     @property
     def confidence(self) -> float | None:
-        """Calibrated P(answer is correct) of the best attempt, in [0, 1]; `None` when nothing calibrated it."""
+        """Calibrated P(answer is correct) of the best attempt, in [0, 1]; `None` when it is not calibrated."""
         best = next((a for a in reversed(self.attempts) if a.exchange.id == self.exchange.id), None)
         return (best.decision if best else self.decision).confidence.value
 
@@ -436,7 +436,7 @@ class Ruling:
     review_id: ReviewId
     verdict: Verdict
     text: str
-    """The approved or edited answer; the reviewer's reason where rejected."""
+    """The approved or edited answer; after a rejection, the reviewer's reason."""
     by: str
     at: datetime
 
@@ -446,7 +446,7 @@ class Ruling:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """What is logged about one question: every attempt, every decision, what the caller got and how long it took."""
+    """The log of one question: all attempts and decisions, what the caller got, and how long it took."""
 
     id: ExchangeId
     """Id of the first attempt."""
@@ -455,17 +455,17 @@ class Record:
     text: str
     attempts: tuple[Attempt, ...]
     policy: str
-    """Where the policy came from, with its digest."""
+    """Origin and digest of the policy."""
     seconds: float
-    """From the first judgement to the outcome."""
+    """Time from the first judgement to the outcome."""
     scoring_s: float
     review_id: ReviewId | None = None
     reused: bool = False
     """True when an earlier verdict on the same question was given again."""
     failures: tuple[Failure, ...] = ()
     answer_id: ExchangeId | None = None
-    """Id of the attempt that was returned, held back or handed on."""
+    """Id of the attempt that was returned, held back or handed to a person."""
     follows: ExchangeId | None = None
-    """Id of the record that this one ends: it says what a person decided later, and holds no attempts of its own."""
+    """Id of an earlier record, in a record of the verdict that a person gave later; it has no attempts."""
     ruling: Ruling | None = None
     """The person's verdict, in a record that follows another."""

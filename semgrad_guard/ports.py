@@ -1,4 +1,4 @@
-"""The protocols by which the stages meet each other and the outside: scorer, retriever, queue, sink and so on."""
+"""The protocols between the stages and the outside: scorer, retriever, queue, sink and so on."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ if TYPE_CHECKING:
 
 @runtime_checkable
 class Scorer(Protocol):
-    """Turns exchanges into raw uncertainty scores; a remote scorer implements the same.
+    """Turns exchanges into raw uncertainty scores, in this process or remotely.
 
-    A scorer should stop with an error when `timeout_s` seconds have passed or `cancel` is set, and free what it holds.
-    The guard does not rely on it: where there is a limit, it calls the scorer in a thread of its own, stops waiting two
-    seconds after the limit, and drops what comes later. A score that comes after `cancel` was set is dropped too.
+    A scorer should stop with an error and free its resources when `timeout_s` seconds have passed or `cancel` is set.
+    The guard does not rely on this: with a time limit it calls the scorer in a separate thread, stops waiting two
+    seconds after the limit, and drops later results. A score that arrives after `cancel` was set is also dropped.
     """
 
     @property
@@ -43,7 +43,7 @@ class Scorer(Protocol):
         ...
 
     def fingerprint(self, *, proxy: bool = False) -> Fingerprint:
-        """Return what its scores depend on beside the exchange."""
+        """Return what the scores depend on apart from the exchange."""
         ...
 
     def score(
@@ -52,8 +52,8 @@ class Scorer(Protocol):
         """Return the score of one exchange.
 
         Args:
-            exchange: what to score.
-            timeout_s: how many seconds it may take, loading a model included; `None` sets no limit.
+            exchange: the exchange to score.
+            timeout_s: time limit in seconds, which includes loading a model; `None` sets no limit.
             cancel: set, from another thread, when the score is no longer needed.
 
         Raises:
@@ -72,13 +72,12 @@ class Scorer(Protocol):
         """Return one score or error for each exchange, in order; one bad exchange does not spoil the others.
 
         Args:
-            exchanges: what to score.
-            timeout_s: how many seconds the whole batch may take; `None` sets no limit.
+            exchanges: the exchanges to score.
+            timeout_s: time limit in seconds for the whole batch; `None` sets no limit.
             cancel: as for `score`.
 
         Raises:
-            TimeoutError: it took longer than `timeout_s`; a scorer may also put an error in the place of each score
-                that is missing.
+            TimeoutError: it took longer than `timeout_s`; a scorer may instead return an error for each missing score.
         """
         ...
 
@@ -88,17 +87,17 @@ class Calibrator(Protocol):
     """Turns a score into a confidence."""
 
     def confidence(self, exchange: Exchange, score: Score) -> Confidence:
-        """Return calibrated P(answer is correct), or a confidence of `None` that says why there is none."""
+        """Return calibrated P(answer is correct), or a confidence of `None` with the reason."""
         ...
 
     def with_span_confidences(self, score: Score) -> Score:
-        """Return the score with a confidence for each of its spans, where there can be one."""
+        """Return the score with a confidence for each span that can be calibrated."""
         ...
 
 
 @runtime_checkable
 class Decider(Protocol):
-    """Chooses the next step; pure."""
+    """Chooses the next step, without side effects."""
 
     def best(self, exchange: Exchange, decision: Decision, progress: Progress) -> Exchange:
         """Return the attempt with the highest confidence among the earlier ones and the present one."""
@@ -121,8 +120,8 @@ class Decider(Protocol):
 class Retriever(Protocol):
     """Finds passages for a question.
 
-    Those that are answered from reach `AnswerModel.answer` as they are returned here, so an adapter can find its own
-    documents by them (`semgrad_guard.routing.DocumentMap`).
+    `AnswerModel.answer` gets the chosen passages unchanged, so an adapter can find its own documents by them
+    (`semgrad_guard.routing.DocumentMap`).
     """
 
     def retrieve(self, query: str, top_k: int) -> Sequence[Passage]:
@@ -146,18 +145,18 @@ class AnswerModel(Protocol):
 
 @runtime_checkable
 class ConfigurableChain(Protocol):
-    """A chain of which `retry_retrieval` may change the fields that the policy names under `configurable`."""
+    """A chain whose fields `retry_retrieval` may change, as the policy says under `configurable`."""
 
     def with_configurable(self, fields: Mapping[str, Json]) -> AnswerModel:
-        """Return the same chain with these fields."""
+        """Return the chain with these fields set."""
         ...
 
 
 @runtime_checkable
 class RetrievingChain(Protocol):
-    """A chain that retrieves and answers again in one go, because the guard cannot reach its retriever.
+    """A chain that retrieves and answers again in one call, because the guard cannot reach its retriever.
 
-    A chain that is an `AnswerModel` too is asked in this way only where the guard has no retriever for the step.
+    If the chain is also an `AnswerModel`, this is used only where the guard has no retriever for the step.
     """
 
     def answer_again(self, exchange: Exchange, *, query: str, step: RetryRetrieval) -> Exchange:
@@ -169,7 +168,7 @@ class RetrievingChain(Protocol):
             step: how to retrieve this time.
 
         Raises:
-            PostponedError: (of `routing`) the new answer will come as another call of the guard.
+            PostponedError: (of `routing`) the new answer will come in another call of the guard.
         """
         ...
 
@@ -188,38 +187,38 @@ class ReviewQueue(Protocol):
     """Keeps answers for people to judge."""
 
     def submit(self, exchange: Exchange, decision: Decision, attempts: Sequence[Attempt] = ()) -> ReviewId:
-        """Store an answer for review, durably and idempotently by the exchange's id.
+        """Store an answer for review, durably and only once for each exchange id.
 
         Raises:
-            QueueUnavailableError: it could not be stored.
+            QueueUnavailableError: the answer could not be stored.
         """
         ...
 
     def wait(self, review_id: ReviewId, timeout_s: float) -> Ruling | None:
-        """Return the verdict, or `None` when there is none after `timeout_s` seconds."""
+        """Wait up to `timeout_s` seconds for the verdict and return it, or `None`."""
         ...
 
 
 @runtime_checkable
 class DecidableQueue(ReviewQueue, Protocol):
-    """A queue that takes verdicts, for verdicts that are given elsewhere.
+    """A queue that accepts verdicts which are given elsewhere.
 
-    `op` names a verdict, in at most 64 characters: the same name given twice is done once. Every method raises
-    `ItemNotFoundError` for an unknown item, `IllegalMoveError` where the item has its verdict, and
-    `AlreadyClaimedError` where somebody else holds it.
+    `op` identifies a verdict, in at most 64 characters: a second call with the same `op` changes nothing. Every method
+    raises `ItemNotFoundError` for an unknown item, `IllegalMoveError` for an item that already has a verdict, and
+    `AlreadyClaimedError` for an item that another reviewer has claimed.
 
-    `by` and `reviewer` name the person who decided (at most 200 characters). A queue that works on its own database
-    believes the name: that person acts, holds leases and is named by the verdict. A review site believes only the
-    token: its account acts (`account/token` holds leases and is named by the verdict), and the audit trail keeps the
-    person beside it, as `on_behalf_of`. Naming somebody therefore gives no right to what they hold.
+    `by` and `reviewer` name the person who decided (at most 200 characters). A queue on its own database trusts the
+    name: that person acts, holds leases and is named in the verdict. A review site trusts only the token: its account
+    acts (`account/token` holds leases and is named in the verdict), and the audit trail records the person as
+    `on_behalf_of`. Naming a person therefore gives no access to that person's items.
     """
 
     def approve(self, review_id: ReviewId, by: str, *, op: str | None = None) -> object:
-        """Let the answer out as it is."""
+        """Approve the answer as it is."""
         ...
 
     def edit(self, review_id: ReviewId, by: str, text: str, *, op: str | None = None) -> object:
-        """Let out a text in place of the answer.
+        """Approve a text in place of the answer.
 
         Raises:
             EmptyTextError: the text is blank.
@@ -231,24 +230,24 @@ class DecidableQueue(ReviewQueue, Protocol):
         ...
 
     def release(self, review_id: ReviewId, reviewer: str, *, force: bool = False) -> object:
-        """Put a claimed item back; `force` does so for somebody else's.
+        """Put a claimed item back; with `force`, also one that another reviewer has claimed.
 
         Raises:
-            ReviewError: a review site was told to `force`, and the token's account is not an administrator's.
+            ReviewError: `force` was used at a review site, and the token's account is not an administrator's.
         """
         ...
 
 
 @runtime_checkable
 class Sink(Protocol):
-    """Takes records to where people read them. It must not raise, block for long or change anything."""
+    """Sends records to where people read them. It must not raise, block for long or change anything."""
 
     def emit(self, record: Record) -> None:
         """Log one record."""
         ...
 
     def close(self) -> None:
-        """Write out what is still under way."""
+        """Write out pending records."""
         ...
 
 

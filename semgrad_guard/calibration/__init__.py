@@ -1,9 +1,9 @@
-"""Score -> Confidence: fits profiles on labelled answers, applies them, and says how far they can be trusted.
+"""Turns scores into confidences: fits profiles on labelled answers, applies them, and measures how reliable they are.
 
-- `fit_profile` turns labelled scores into a `Profile`, with out-of-sample evidence; `percentile_profile` goes without.
-- `ProfileCalibrator` applies one; a score that it does not fit stays uncalibrated.
-- `risk_threshold` finds the confidence from which accepted answers are rarely enough wrong.
-- `DriftMonitor` notices when recent scores no longer look like those the profile was fitted on.
+- `fit_profile` fits a `Profile` on labelled scores, with out-of-sample evidence; `percentile_profile` needs no labels.
+- `ProfileCalibrator` applies a profile; a score that does not fit it stays uncalibrated.
+- `risk_threshold` finds the lowest confidence at which accepted answers keep to an error rate.
+- `DriftMonitor` notices when recent scores no longer look like those that the profile was fitted on.
 """
 
 from semgrad_guard.calibration.calibrator import ProfileCalibrator

@@ -1,4 +1,4 @@
-"""Score -> Confidence by a profile; a score that does not fit the profile stays uncalibrated and says why."""
+"""Turns a score into a confidence by a profile; a score that does not fit it stays uncalibrated, with the reason."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from semgrad_guard.flow import Exchange, Score
 
 N_REASONS = 3
-"""Contributions named in a confidence's `why`."""
+"""Most contributions named in a confidence's `why`."""
 SMALL = 0.05
 """Contributions below this change of the log-odds are not named."""
 
@@ -32,19 +32,19 @@ class ProfileCalibrator:
     def __init__(
         self, profile: Profile, *, drift: DriftMonitor | None = None, clock: Callable[[], datetime] = utc_now
     ) -> None:
-        """Keep the profile.
+        """Create a calibrator.
 
         Args:
-            profile: what was fitted.
-            drift: window of recent scores that is compared with the profile's reference; `None` watches nothing.
-            clock: the present moment, for the expiry date.
+            profile: the fitted profile.
+            drift: monitor that compares recent scores with the profile's reference; `None` monitors nothing.
+            clock: returns the present moment, to check the expiry date.
         """
         self.profile = profile
         self.drift = drift
         self._clock = clock
 
     def confidence(self, exchange: Exchange, score: Score) -> Confidence:  # noqa: ARG002 - the protocol's argument
-        """Return the calibrated probability that the answer is correct, or `None` and why there is none."""
+        """Return the calibrated probability that the answer is correct, or `None` and the reason."""
         why_not = self._refusal(score)
         if why_not is not None:
             return Confidence(value=None, why=why_not, profile=self.profile.name)
@@ -64,20 +64,20 @@ class ProfileCalibrator:
         )
 
     def with_span_confidences(self, score: Score) -> Score:
-        """Return the score with the confidence of every span for which the profile's signals are there."""
+        """Return the score with a confidence for every span that has the profile's signals."""
         if self.profile.is_expired(self._clock()) or differences(self.profile.fingerprint, score.fingerprint):
             return score
         spans = tuple(replace(span, confidence=self._span_confidence(span.signals)) for span in score.spans)
         return replace(score, spans=spans)
 
     def _span_confidence(self, signals: Mapping[str, float]) -> float | None:
-        """Return the confidence of one span, `None` where a signal is missing."""
+        """Return the confidence of one span; `None` where a signal is missing."""
         if self.profile.model.missing(signals):
             return None
         return self.profile.confidence_of_margin(self.profile.margin(signals))
 
     def _refusal(self, score: Score) -> str | None:
-        """Return why the profile says nothing about this score, or `None` if it does."""
+        """Return why the profile cannot calibrate this score, or `None` if it can."""
         profile = self.profile
         if profile.expires_at is not None and profile.is_expired(self._clock()):
             return f"profile {profile.name} expired on {profile.expires_at:%Y-%m-%d}"
@@ -88,9 +88,9 @@ class ProfileCalibrator:
         return None
 
     def _contributions(self, signals: Mapping[str, float], margin: float) -> tuple[Contribution, ...]:
-        """Return how much each signal moved the log-odds against the average answer, the strongest first.
+        """Return how much each signal moved the log-odds relative to the average answer, the strongest first.
 
-        Calibration bends the margin, so the signals' shares are scaled to add up to the change after calibration.
+        Calibration is not linear in the margin, so the shares are scaled to add up to the change after calibration.
         """
         model = self.profile.model
         parts = model.parts(signals)
@@ -107,7 +107,7 @@ class ProfileCalibrator:
         return tuple(sorted(found, key=lambda c: -abs(c.weight)))
 
     def _why(self, value: float, contributions: tuple[Contribution, ...]) -> str:
-        """Return where the value comes from, in words."""
+        """Describe where the value comes from."""
         profile = self.profile
         if profile.label_free:
             return (
@@ -121,7 +121,7 @@ class ProfileCalibrator:
 
 
 def _signals(score: Score) -> dict[str, float]:
-    """Return all signals of a score, its own value among them."""
+    """Return all signals of a score, including its value."""
     return {score.method: score.value, **score.signals}
 
 

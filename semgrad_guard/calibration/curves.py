@@ -1,6 +1,6 @@
-"""Calibration curves: a margin (log-odds before calibration) becomes a probability. Applying one needs only numpy.
+"""Calibration curves, which turn a margin (log-odds before calibration) into a probability; applying needs only numpy.
 
-Each curve is a few plain numbers, rises nowhere-decreasingly with the margin, and is fitted by `curve_fitting`.
+Each curve consists of a few plain numbers and never decreases with the margin; `calibration.fit` fits them.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def fit_logistic(
 
 
 def smoothed(correct: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return Platt's targets: labels pulled inside (0, 1), so that separable data cannot give endless slopes.
+    """Return Platt's targets: labels moved inside (0, 1), so that separable data cannot give infinite slopes.
 
     Source: Platt, "Probabilistic outputs for support vector machines" (1999), section 2.2.
     """
@@ -136,7 +136,7 @@ class VennAbersCurve(Frozen):
     """p1 at the same places."""
 
     def bounds(self, margins: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Return p0 and p1 for each margin; the wider apart, the fewer labels speak about it."""
+        """Return p0 and p1 for each margin; the fewer labels are near it, the wider apart they are."""
         place = np.searchsorted(self.knots, margins, "left") + np.searchsorted(self.knots, margins, "right")
         return np.asarray(self.if_wrong)[place], np.asarray(self.if_right)[place]
 
@@ -147,7 +147,7 @@ class VennAbersCurve(Frozen):
 
 
 class PercentileCurve(Frozen):
-    """Share of reference answers that were less sure: no probability, for use without labels."""
+    """Share of reference answers that were less sure: not a probability, for use without labels."""
 
     kind: Literal["percentile"] = "percentile"
     margins: tuple[float, ...] = Field(min_length=1)

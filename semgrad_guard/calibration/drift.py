@@ -1,4 +1,4 @@
-"""Drift: whether recent scores and outcomes still look like those that the profile was fitted on."""
+"""Detects drift: recent scores or outcomes that no longer look like those that the profile was fitted on."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ if TYPE_CHECKING:
     from semgrad_guard.calibration.profile import Profile
 
 WINDOW = 200
-"""Recent scores that are compared with the reference."""
+"""How many recent scores are compared with the reference."""
 STEP = 50
 """New scores between two comparisons."""
 FALSE_ALARM = 0.01
-"""Probability that a monitor ever reports drift while there is none, over its whole life."""
+"""Probability that a monitor ever reports drift while there is none."""
 MIN_OUTCOMES = 30
-"""Outcomes needed before confidence is compared with what was true."""
+"""Outcomes needed before confidence is compared with the share of right answers."""
 
 
 @dataclass(frozen=True, slots=True)
 class Drift:
-    """What the last comparison found."""
+    """The result of the last comparison."""
 
     what: str
     """`margin`, a signal's name, or `outcomes`."""
     distance: float
-    """Kolmogorov-Smirnov distance, or the gap of confidence and share of right answers."""
+    """Kolmogorov-Smirnov distance, or the gap between confidence and the share of right answers."""
     limit: float
-    """Distance from which it counts as drift."""
+    """Distance above which it counts as drift."""
 
     @property
     def found(self) -> bool:
@@ -45,8 +45,8 @@ class Drift:
 
     @property
     def text(self) -> str:
-        """The same in words."""
-        name = "confidence against what was true" if self.what == "outcomes" else self.what
+        """The result in words."""
+        name = "confidence against the share of right answers" if self.what == "outcomes" else self.what
         return f"{name}: distance {self.distance:.2f}, drift above {self.limit:.2f}"
 
 
@@ -57,9 +57,9 @@ class DriftMonitor:
     window is full. Outcomes: Hoeffding bound on the mean of correct − confidence, which is 0 for an honest confidence
     whichever answers people look at. The k-th comparison may err with probability 6 / (π k)² of the monitor's
     `false_alarm`, shared by what it compares, so that all comparisons together stay within it (union bound).
-    The verdict is that of the latest comparison: it clears when recent scores look as before again.
+    Only the latest comparison counts, so drift ends when recent scores look as before again.
 
-    Safe to use from several threads.
+    It is safe to share between threads.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class DriftMonitor:
         """Start with an empty window.
 
         Args:
-            profile: whose reference distributions are compared with.
+            profile: gives the reference distributions.
             window: number of recent scores, and of recent outcomes, that are kept.
             step: new scores or outcomes between two comparisons.
             false_alarm: probability of ever reporting drift while there is none, in (0, 1).
@@ -86,7 +86,7 @@ class DriftMonitor:
         self._lock = threading.Lock()
 
     def observe(self, margin: float, signals: Mapping[str, float]) -> None:
-        """Take note of one new score."""
+        """Record one new score."""
         row = (margin, *(signals.get(name, math.nan) for name in self._names[1:]))
         with self._lock:
             self._scores.append(row)
@@ -97,7 +97,7 @@ class DriftMonitor:
                 self._score_drifts = self._compare_scores()
 
     def observe_outcome(self, confidence: float, *, correct: bool) -> None:
-        """Take note of one answer's confidence and of whether it turned out to be correct."""
+        """Record one answer's confidence and whether the answer was correct."""
         with self._lock:
             self._gaps.append(float(correct) - confidence)
             self._new_outcomes += 1
@@ -108,7 +108,7 @@ class DriftMonitor:
 
     @property
     def comparisons(self) -> tuple[Drift, ...]:
-        """What the latest comparisons found; empty until there are scores enough."""
+        """Results of the latest comparisons; empty until there are enough scores."""
         with self._lock:
             return self._score_drifts + self._outcome_drifts
 
@@ -119,7 +119,7 @@ class DriftMonitor:
 
     @property
     def why(self) -> str:
-        """What drifted, in words; empty when nothing did."""
+        """What drifted, in words; empty without drift."""
         return "; ".join(drift.text for drift in self.comparisons if drift.found)
 
     @property
@@ -142,7 +142,7 @@ class DriftMonitor:
         )
 
     def _compare_outcomes(self) -> Drift:
-        """Return the comparison of confidence with what was true."""
+        """Compare confidence with the share of right answers."""
         share = self._error_share(self._outcome_tests)
         limit = math.sqrt(math.log(2 / share) / (2 * len(self._gaps)))
         return Drift("outcomes", abs(sum(self._gaps) / len(self._gaps)), limit)
@@ -158,7 +158,7 @@ def ks_distance(
         recent: recent values; NaN is left out.
         reference: the reference's sorted values at evenly spaced shares.
         n: number of values that the reference was taken from.
-        error: probability of exceeding the limit when both have one distribution.
+        error: probability of exceeding the limit when both have the same distribution.
     """
     values = np.sort(recent[np.isfinite(recent)])
     base = np.asarray(reference, dtype=np.float64)

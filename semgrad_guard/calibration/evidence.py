@@ -1,4 +1,4 @@
-"""The figures printed beside a profile, each with its interval."""
+"""Measures the evidence of a profile: each metric with its interval."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def measure(
     draws: int = DRAWS,
     seed: int = 0,
 ) -> Evidence:
-    """Return the evidence for out-of-sample confidences, and the AUROC of every single signal beside it."""
+    """Return the evidence for out-of-sample confidences, including the AUROC of every single signal."""
 
     def interval(metric: metrics.Metric) -> Interval:
         return with_interval(metric, confidence, labels.correct, labels.groups, draws=draws, seed=seed)
@@ -67,7 +67,7 @@ def _signal(labels: Labels, column: int, direction: int, draws: int, seed: int) 
 
 
 def reference_of(model: FusedModel, labels: Labels) -> Reference:
-    """Return the distributions of margin and signals, to compare later scores with."""
+    """Return the distributions of margin and signals that later scores are compared with."""
     rows = labels.select(model.names)
     return Reference(
         n=len(rows),
@@ -77,7 +77,7 @@ def reference_of(model: FusedModel, labels: Labels) -> Reference:
 
 
 def _quantiles(values: NDArray[np.float64]) -> tuple[float, ...]:
-    """Return values at evenly spaced shares; all of them, sorted, where they are few."""
+    """Return the quantiles at evenly spaced shares, or all values, sorted, where there are few."""
     present = np.sort(values[np.isfinite(values)])
     if len(present) > N_QUANTILES:
         present = np.quantile(present, np.linspace(0, 1, N_QUANTILES))

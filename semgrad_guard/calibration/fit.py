@@ -57,7 +57,7 @@ def fit_beta(margins: Array, correct: Array) -> BetaCurve:
 
 
 def fit_isotonic(margins: Array, correct: Array) -> IsotonicCurve:
-    """Return the isotonic curve of the margins, its knots only where the line bends."""
+    """Return the isotonic curve of the margins, with knots only where the line bends."""
     regression = require("sklearn.isotonic", extra="evaluation").IsotonicRegression(y_min=0, y_max=1)
     regression.fit(margins, correct)
     return IsotonicCurve(
@@ -114,21 +114,21 @@ FITS: dict[str, Callable[[Array, Array], FittedCurve]] = {
     "venn_abers": fit_venn_abers,
 }
 AUTO: tuple[str, ...] = ("platt", "beta", "isotonic")
-"""What `auto` chooses from; the first is kept unless another is clearly better."""
+"""The curves that `auto` chooses from; the first is kept unless another is clearly better."""
 
 
 def edge(n: int) -> float:
-    """Return how far confidence stays from 0 and 1 when n labels speak: no finite data proves certainty."""
+    """Return how far confidence stays from 0 and 1 with n labels, because finite data never prove certainty."""
     return 1.0 / (n + 2)
 
 
 def fit_curve(
     margins: Array, correct: Array, groups: NDArray[np.int64], *, calibrator: CalibratorName, seed: int
 ) -> FittedCurve:
-    """Return the fitted curve; `auto` takes the one of lowest cross-validated log-loss.
+    """Return the fitted curve; `auto` takes the one with the lowest cross-validated log-loss.
 
-    Isotonic regression overfits few labels, so another curve replaces Platt's only where it is better by more
-    than one standard error of the paired difference.
+    Isotonic regression overfits when labels are few, so another curve replaces Platt's only where it is better by
+    more than one standard error of the paired difference.
     """
     name = _choose(margins, correct, groups, seed) if calibrator == "auto" else calibrator
     return FITS[name](margins, correct)
@@ -153,20 +153,20 @@ def _choose(margins: Array, correct: Array, groups: NDArray[np.int64], seed: int
 
 
 RIDGES = (1e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)
-"""Penalties tried for the fused model; the one of lowest cross-validated log-loss is kept."""
+"""Penalties tried for the fused model; the one with the lowest cross-validated log-loss is kept."""
 MIN_FUSED = 50
 """Below this many labels a fused model is not better than the best single score."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What to fit; the same plan is carried out on all rows and inside every fold."""
+    """The settings of a fit, the same on all rows and inside every fold."""
 
     method: str
     """`fused`, `best` (the best single score) or a signal's name."""
     calibrator: CalibratorName
     required: Mapping[str, bool]
-    """Usable signals, and whether each must be there when the profile is applied."""
+    """Usable signals, and whether each must be present when the profile is applied."""
     directions: Mapping[str, int] = field(default_factory=dict[str, int])
     seed: int = 0
 
@@ -177,7 +177,7 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Fitted:
-    """A fitted way from signals to confidence."""
+    """A fitted model and curve, which turn signals into a confidence."""
 
     model: FusedModel
     curve: FittedCurve
@@ -191,7 +191,7 @@ class Fitted:
 
 
 def fit(labels: Labels, plan: Plan) -> Fitted:
-    """Return what the plan gives on these rows."""
+    """Fit model and curve to these rows as the plan says."""
     names = _signals(labels, plan)
     rows = labels.select(names)
     ridge, margins = _tuned(rows, plan) if len(names) > 1 else (RIDGES[0], None)
@@ -203,7 +203,7 @@ def fit(labels: Labels, plan: Plan) -> Fitted:
 
 
 def out_of_fold(labels: Labels, plan: Plan) -> NDArray[np.float64]:
-    """Return for each row the confidence from a fit of the whole plan on other groups' rows."""
+    """Return the confidence of each row from a fit on the rows of other groups."""
     confidence = np.empty(len(labels))
     for test in grouped_folds(labels.correct, labels.groups, seed=plan.seed):
         confidence[test] = fit(labels.take(~test), plan).confidences(labels.take(test))
@@ -223,7 +223,7 @@ def _signals(labels: Labels, plan: Plan) -> tuple[str, ...]:
 
 
 def _ranking(values: NDArray[np.float64], correct: NDArray[np.float64], sign: int) -> float:
-    """Return how well a signal ranks right before wrong answers, rows without it left out."""
+    """Return how well a signal ranks right answers before wrong ones, without the rows that lack it."""
     present = np.isfinite(values)
     found = auroc((sign or 1) * values[present], correct[present])
     return found if sign else max(found, 1 - found)
@@ -240,7 +240,7 @@ def _fit_model(labels: Labels, plan: Plan, ridge: float) -> FusedModel:
 
 
 def _tuned(labels: Labels, plan: Plan) -> tuple[float, NDArray[np.float64]]:
-    """Return the penalty of lowest cross-validated log-loss, and the out-of-fold margins that it gives."""
+    """Return the penalty with the lowest cross-validated log-loss, and its out-of-fold margins."""
     folds = grouped_folds(labels.correct, labels.groups, seed=plan.seed + 1)
     margins = {ridge: np.empty(len(labels)) for ridge in RIDGES}
     for test in folds:
@@ -259,7 +259,7 @@ def _recalibrated_loss(margins: NDArray[np.float64], correct: NDArray[np.float64
 REQUIRED_SHARE = 0.95
 """A signal that at least this share of rows has is required, if it may be; rows without it are dropped."""
 USABLE_SHARE = 0.50
-"""A signal that fewer rows have is not used; between the two it is optional, its average standing in for it."""
+"""A signal that fewer rows have is not used; between the two it is optional, and missing values are averages."""
 
 
 def fit_profile(  # noqa: PLR0913 - the options of the command, each with a default
@@ -283,21 +283,21 @@ def fit_profile(  # noqa: PLR0913 - the options of the command, each with a defa
         name: name of the profile.
         method: `fused`, or the name of one signal. Below 50 labels `fused` becomes the best single score.
         calibrator: calibration curve; `auto` picks among Platt, beta and isotonic by cross-validated log-loss.
-        directions: signal -> 1, -1 or 0, over the built-in table: whether a higher value may only raise or only lower
-            confidence.
-        fingerprint: what the signals depend on, where the rows do not say it.
+        directions: signal -> 1 (a higher value may only raise confidence), -1 (only lower it) or 0; overrides the
+            built-in table.
+        fingerprint: what the signals depend on, for rows without a fingerprint.
         expires: moment from which the profile no longer calibrates.
-        held_out: share of groups kept from the fit, in [0, 0.5]: risk-controlled thresholds then rest on answers that
-            the very model in the profile never saw. With 0 they rest on out-of-fold confidences, which use every label
-            but stand for models fitted on four fifths of them.
+        held_out: share of groups kept from the fit, in [0, 0.5]. Risk-controlled thresholds are then computed from
+            answers that the profile's fit did not use. With 0 they are computed from out-of-fold confidences, which
+            use every label but come from models fitted on four fifths of them.
         draws: bootstrap resamples of the evidence.
         max_rows: rows kept of a longer stream.
         seed: seed of sample, folds and bootstrap; equal input and seed give an equal profile.
 
     Raises:
-        OneClassError: only right or only wrong answers.
+        OneClassError: there are only right or only wrong answers.
         TooFewLabelsError: fewer than 20 usable rows, or fewer than 4 questions with a right or with a wrong answer.
-        MixedScoresError: rows of different models or settings.
+        MixedScoresError: the rows come from different models or settings.
         SignalUnavailableError: the signal of `method` is not in the rows.
     """
     labels = collect(rows, fingerprint=fingerprint, max_rows=max_rows, seed=seed)
@@ -336,7 +336,7 @@ def fit_profile(  # noqa: PLR0913 - the options of the command, each with a defa
 
 
 def usable_signals(labels: Labels) -> dict[str, bool]:
-    """Return the signals that a fusion can use, and whether each is required."""
+    """Return the signals that a fused model can use, and whether each is required."""
     share = dict(zip(labels.names, np.isfinite(labels.signals).mean(axis=0), strict=True))
     spread = {n: len(np.unique(c[np.isfinite(c)])) > 1 for n, c in zip(labels.names, labels.signals.T, strict=True)}
     return {
@@ -361,7 +361,7 @@ def _usable(labels: Labels, method: str) -> dict[str, bool]:
 
 
 def _method(method: str, labels: Labels) -> str:
-    """Return the method that the number of labels allows."""
+    """Return the method to use: with few labels, the best single score instead of a fused model."""
     return "best" if method == "fused" and len(labels) < MIN_FUSED else method
 
 
@@ -381,7 +381,7 @@ def _carry_out(labels: Labels, plan: Plan, held_out: float, draws: int) -> tuple
 
 
 def _pairs(confidence: NDArray[np.float64], labels: Labels, *, held_out: bool) -> LabelPairs:
-    """Return confidences and labels as the profile keeps them."""
+    """Return confidences and labels in the form that the profile stores."""
     return LabelPairs(
         confidence=tuple(round(float(c), 9) for c in confidence),
         correct=tuple(bool(c) for c in labels.correct),
@@ -392,7 +392,7 @@ def _pairs(confidence: NDArray[np.float64], labels: Labels, *, held_out: bool) -
 
 
 def _notes(method: str, plan: Plan, labels: Labels, n_dropped: int) -> tuple[str, ...]:
-    """Return what was decided on the way, in words."""
+    """Describe the choices made while fitting."""
     notes: list[str] = []
     if plan.method == "best":
         notes.append(f"{len(labels)} labels are fewer than {MIN_FUSED}: the best single score instead of {method}")

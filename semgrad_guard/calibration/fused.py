@@ -22,23 +22,23 @@ if TYPE_CHECKING:
     from semgrad_guard.calibration.labels import Labels
 
 Z_LIMIT = 4.0
-"""Standardised values are cut off here, so that one outlier cannot decide alone."""
+"""Standardised values are clipped to this, so that one outlier cannot decide alone."""
 
 NEGLIGIBLE = 1e-4
-"""Weights up to this change of the log-odds per standard deviation count as none."""
+"""Weights up to this change of the log-odds per standard deviation count as zero."""
 
 
 class SignalColumn(Frozen):
-    """How one raw signal becomes a standardised column, and its coefficient."""
+    """One signal of a fused model: how its raw values are standardised, and its coefficient."""
 
     name: str
     transform: Literal["identity", "log"]
     floor: float = Field(default=0.0, ge=0)
-    """Smallest value for `log`; what is below it counts as it."""
+    """Smallest value for `log`; smaller values are raised to it."""
     mean: float
     scale: float = Field(gt=0)
     weight: float
-    """Change of the margin for one standard deviation; its sign is held to the signal's direction."""
+    """Change of the margin per standard deviation; its sign follows the signal's direction."""
     required: bool = True
     """False where training rows lacked the signal too: a missing value then counts as the average."""
     average: float
@@ -51,18 +51,18 @@ class SignalColumn(Frozen):
 
 
 class FusedModel(Frozen):
-    """Signals -> margin."""
+    """A linear model that turns signals into a margin."""
 
     columns: tuple[SignalColumn, ...] = Field(min_length=1)
     intercept: float
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names of the signals it reads."""
+        """Names of the signals that the model uses."""
         return tuple(column.name for column in self.columns)
 
     def pruned(self) -> FusedModel:
-        """Return the same model without the signals that have no weight, so that answers need not have them."""
+        """Return the model without signals of negligible weight, so that answers need not have them."""
         kept = tuple(column for column in self.columns if abs(column.weight) > NEGLIGIBLE)
         return FusedModel(columns=kept or self.columns[:1], intercept=self.intercept)
 
@@ -71,7 +71,7 @@ class FusedModel(Frozen):
         return tuple(c.name for c in self.columns if c.required and not math.isfinite(signals.get(c.name, math.nan)))
 
     def parts(self, signals: Mapping[str, float]) -> NDArray[np.float64]:
-        """Return each column's share of the margin against the average answer."""
+        """Return each column's share of the margin relative to the average answer."""
         return np.array(
             [c.weight * float(_filled(c, np.array([signals.get(c.name, np.nan)]))[0]) for c in self.columns]
         )
@@ -101,9 +101,9 @@ def _skew(shape: NDArray[np.float64]) -> float:
 
 
 def standardiser(name: str, raw: NDArray[np.float64], *, required: bool) -> SignalColumn:
-    """Return how to standardise a signal, from its values in the training rows; the weight is still 0.
+    """Return the column that standardises a signal, from its values in the training rows; its weight is still 0.
 
-    Positive signals are read on a log scale where that makes them more symmetric: gradient norms span decades.
+    Positive signals use a log scale where that makes them more symmetric: gradient norms span orders of magnitude.
     """
     present = raw[np.isfinite(raw)]
     shape = np.quantile(present, [0.05, 0.5, 0.95])
@@ -124,7 +124,7 @@ def standardiser(name: str, raw: NDArray[np.float64], *, required: bool) -> Sign
 
 
 def fit_fused(labels: Labels, *, signs: Sequence[int], required: Sequence[bool], ridge: float) -> FusedModel:
-    """Return the model of lowest ridge-penalised log-loss whose coefficients keep their signs.
+    """Return the model with the lowest ridge-penalised log-loss whose coefficients have the allowed signs.
 
     Args:
         labels: training rows.

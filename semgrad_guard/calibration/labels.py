@@ -1,4 +1,4 @@
-"""Labelled scores: what a profile is fitted on, streamed into bounded arrays."""
+"""Labelled scores: the data that a profile is fitted on, read from a stream into arrays of bounded size."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ MIN_PER_CLASS = 4
 
 
 def check_enough(correct: NDArray[np.float64], groups: NDArray[np.int64]) -> None:
-    """Check that there are labels enough to fit and to test.
+    """Check that there are enough labels to fit and to test.
 
     Raises:
-        OneClassError: only right or only wrong answers.
-        TooFewLabelsError: fewer than 20 rows, or too few of one kind.
+        OneClassError: there are only right or only wrong answers.
+        TooFewLabelsError: there are fewer than 20 rows, or too few of one kind.
     """
     n, right = len(correct), int(correct.sum())
     if n and right in {0, n}:
@@ -44,7 +44,7 @@ def check_enough(correct: NDArray[np.float64], groups: NDArray[np.int64]) -> Non
 def grouped_folds(
     correct: NDArray[np.float64], groups: NDArray[np.int64], *, seed: int, n_folds: int = N_FOLDS
 ) -> list[NDArray[np.bool_]]:
-    """Return for each fold which rows it tests; every row is tested once, and a group never in two folds.
+    """Return the test rows of each fold; every row is tested once, and no group is split between folds.
 
     Groups are dealt out in the order of their number of answers of the rarer kind, ties at random. scikit-learn's
     StratifiedGroupKFold does the same by a search that takes seconds for thousands of groups.
@@ -61,7 +61,7 @@ def grouped_folds(
 
 
 MAX_ROWS = 10_000
-"""Rows kept for fitting; of more, a uniform sample. Twenty coefficients need no more, and memory stays bounded."""
+"""Most rows kept for fitting, a uniform sample of more: enough for twenty coefficients, and memory stays bounded."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,14 +73,14 @@ class LabelledScore:
     fingerprint: Fingerprint | None = None
     """What the signals depend on; `None` only where the caller of `fit_profile` gives it for all rows."""
     group: str | None = None
-    """Question or page the answer belongs to; folds and bootstraps never split a group. `None`: a group of its own."""
+    """Question or page that the answer belongs to; folds and bootstraps never split a group. `None`: a separate one."""
     tags: frozenset[str] = frozenset()
 
     @classmethod
     def of(
         cls, score: Score, *, correct: bool, group: str | None = None, tags: frozenset[str] = frozenset()
     ) -> LabelledScore:
-        """Return a label for a score that a scorer gave."""
+        """Return a labelled score from a scorer's score."""
         return cls(
             signals={score.method: score.value, **score.signals},
             correct=correct,
@@ -145,14 +145,14 @@ def collect(
 
     Args:
         rows: labelled scores, any number.
-        fingerprint: what all the signals depend on, for rows that carry none.
+        fingerprint: what all the signals depend on, for rows without a fingerprint.
         max_rows: size of the uniform sample that is kept of a longer stream.
         seed: seed of that sample.
 
     Raises:
-        MixedScoresError: rows with different fingerprints.
-        TooFewLabelsError: no rows at all.
-        CalibrationError: rows without a fingerprint, and none given.
+        MixedScoresError: the rows have different fingerprints.
+        TooFewLabelsError: there are no rows.
+        CalibrationError: the rows have no fingerprint, and none was given.
     """
     kept, n_seen, fingerprint = _sample(rows, fingerprint, max_rows, seed)
     if not kept:
@@ -201,11 +201,11 @@ def _sample(
     return kept, n_seen, fingerprint
 
 
-def differences(wanted: Fingerprint, found: Fingerprint) -> tuple[str, ...]:
-    """Return in words every field in which two fingerprints differ."""
+def differences(expected: Fingerprint, found: Fingerprint) -> tuple[str, ...]:
+    """Describe every field in which two fingerprints differ."""
     fields = ("model", "dtype", "template", "settings", "proxy")
     return tuple(
-        f"{field} {getattr(found, field)!r} instead of {getattr(wanted, field)!r}"
+        f"{field} {getattr(found, field)!r} instead of {getattr(expected, field)!r}"
         for field in fields
-        if getattr(found, field) != getattr(wanted, field)
+        if getattr(found, field) != getattr(expected, field)
     )

@@ -1,9 +1,9 @@
-"""How well a confidence ranks and how honest it is: each metric for many weightings of the same answers at once.
+"""Metrics of a confidence, for ranking and calibration, each computed for many weightings of the same answers at once.
 
 Every metric takes `confidence` (higher is surer; any real number for the ranking metrics), `correct` (1 or 0) and
-optional `weights` ``(draw, row)``, whole numbers that say how often each row counts; it returns one value per draw,
-or one number without weights. Weights are what `bootstrap` resamples. A metric is NaN where it is not defined,
-for example AUROC with one class only.
+optional `weights` ``(draw, row)``, whole numbers that say how often each row counts. It returns one value per draw, or
+one number without weights. The bootstrap resamples the weights. A metric is NaN where it is not defined, for example
+AUROC with one class only.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ SMALLEST = 1e-12
 
 
 class Metric:
-    """A metric that can be taken once, or for many weightings at once."""
+    """A metric that can be computed once, or for many weightings at once."""
 
     def __init__(self, weighted: Callable[[Array, Array, Array], Array], *, biased: bool = False) -> None:
-        """Keep the weighted form, and whether noise alone raises the metric."""
+        """Store the weighted form, and whether noise alone raises the metric."""
         self._weighted = weighted
         self.biased = biased
         self.__name__ = weighted.__name__
@@ -51,7 +51,7 @@ class Metric:
 
 
 def _ratio(part: Array, whole: Array) -> Array:
-    """Return part / whole, NaN where the whole is 0."""
+    """Return part / whole; NaN where the whole is 0."""
     return np.divide(part, whole, out=np.full_like(whole, np.nan, dtype=np.float64), where=whole != 0)
 
 
@@ -66,7 +66,7 @@ def _tied(ordered: Array) -> NDArray[np.int64]:
 
 
 def _surest_first(confidence: Array, correct: Array, weights: Array) -> tuple[Array, Array]:
-    """Return cumulated weight and cumulated weight of wrong answers at each distinct confidence, surest first."""
+    """Return the cumulative weight of all and of wrong answers at each distinct confidence, surest first."""
     order = np.argsort(-confidence, kind="stable")
     starts = _tied(confidence[order])
     rows = weights[:, order]
@@ -125,9 +125,9 @@ def _best_aurc(correct: Array, weights: Array) -> Array:
 
 @Metric
 def prr(confidence: Array, correct: Array, weights: Array) -> Array:
-    """Return the prediction-rejection ratio: 1 for a perfect order of rejection, 0 for a random one, less for worse.
+    """Return the prediction-rejection ratio: 1 for a perfect order of rejection, 0 for a random one, below 0 for worse.
 
-    The share of the possible gain of AURC over random rejection that is reached.
+    It is the improvement of AURC over random rejection as a share of the largest possible improvement.
     Source: Malinin, Mlodozeniec and Gales, "Ensemble distribution distillation" (ICLR 2020), appendix B, on the mean
     error of the answers that are kept.
     """
@@ -138,7 +138,7 @@ def prr(confidence: Array, correct: Array, weights: Array) -> Array:
 def coverage_at_risk(max_error_rate: float) -> Metric:
     """Return the metric: largest share of answers that could be accepted with at most this error rate among them.
 
-    It looks at the labels to place the threshold, so it is a description, not a promise: see `risk_threshold`.
+    The threshold is chosen with the labels, so this describes the data and promises nothing: see `risk_threshold`.
     """
 
     def coverage(confidence: Array, correct: Array, weights: Array) -> Array:
@@ -158,7 +158,7 @@ def brier(confidence: Array, correct: Array, weights: Array) -> Array:
 
 @Metric
 def log_loss(confidence: Array, correct: Array, weights: Array) -> Array:
-    """Return the mean negative log-probability given to what was true, in nats; lower is better."""
+    """Return the mean negative log-probability of the true labels, in nats; lower is better."""
     p = np.clip(np.where(correct > 0, confidence, 1 - confidence), SMALLEST, 1.0)
     return _mean(-np.log(p), weights)
 
@@ -167,7 +167,7 @@ def expected_calibration_error(bins: Literal["mass", "width"] = "mass", n_bins: 
     """Return the metric: mean gap between confidence and share of right answers over bins of confidence.
 
     Args:
-        bins: `mass` makes bins of about equally many answers, `width` of equal length in [0, 1].
+        bins: `mass` makes bins with about equally many answers, `width` bins of equal length in [0, 1].
         n_bins: number of bins; equal values are never split, so `mass` may give fewer.
     """
 
@@ -225,7 +225,7 @@ def with_interval(
         metric: one of `metrics`.
         confidence: one number per answer, higher is surer.
         correct: 1 or 0 per answer.
-        groups: group of each answer; whole groups are resampled. `None` makes each answer its own.
+        groups: group of each answer; whole groups are resampled. `None` makes each answer a separate group.
         draws: number of resamples.
         seed: seed of the resampling; equal seeds and groups give the same resamples.
     """
@@ -265,10 +265,9 @@ def _weights(n: int, groups: NDArray[np.int64] | None, draws: int, seed: int) ->
 
 
 def _interval(value: float, resampled: Array, *, centred: bool) -> Interval:
-    """Return the percentile interval, resamples on which the metric is undefined left out.
+    """Return the percentile interval, without resamples on which the metric is undefined.
 
-    Resampling adds noise to a metric that noise can only raise (ECE), so its resamples are first shifted back to the
-    value that was measured.
+    Resampling noise can only raise some metrics (ECE), so their resamples are first shifted back to the measured value.
     """
     defined = resampled[np.isfinite(resampled)]
     if not np.isfinite(value):

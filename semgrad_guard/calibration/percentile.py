@@ -1,4 +1,4 @@
-"""Profiles without labels: thresholds as percentiles of recent scores, flagged as such everywhere."""
+"""Profiles without labels: their values are percentiles of recent scores and are marked as such."""
 
 from __future__ import annotations
 
@@ -34,21 +34,21 @@ def percentile_profile(  # noqa: PLR0913 - options with defaults
     max_rows: int = MAX_ROWS,
     seed: int = 0,
 ) -> Profile:
-    """Return a profile whose value is the share of these scores that were less sure; it promises nothing about truth.
+    """Return a profile whose value is the share of these scores that were less sure; it is no probability.
 
     Args:
         scores: recent scores of one model and setting.
         name: name of the profile.
         method: the signal to rank by; the scores' own method if not given.
-        directions: signal -> 1 where a higher value is surer, -1 where it is less sure; over the built-in table.
-        expires: moment from which the profile no longer counts.
+        directions: signal -> 1 where a higher value is surer, -1 where it is less sure; overrides the built-in table.
+        expires: moment from which the profile no longer calibrates.
         max_rows: scores kept of a longer stream.
         seed: seed of that sample.
 
     Raises:
-        TooFewLabelsError: fewer than 20 scores with that signal.
+        TooFewLabelsError: fewer than 20 scores have the signal.
         SignalUnavailableError: no score has the signal.
-        MixedScoresError: scores of different models or settings.
+        MixedScoresError: the scores come from different models or settings.
     """
     methods: list[str] = []
 
@@ -86,7 +86,7 @@ def percentile_profile(  # noqa: PLR0913 - options with defaults
 
 
 def _curve(margins: NDArray[np.float64]) -> PercentileCurve:
-    """Return the share of margins below each of some of them, equal ones counting half."""
+    """Return the share of margins below some of their values, with equal margins counting half."""
     ordered = np.sort(margins)
     values = np.unique(ordered)
     if len(values) > N_QUANTILES:

@@ -1,4 +1,4 @@
-"""The profile: one JSON file with everything that turns a score into a confidence, and the evidence for it."""
+"""The profile: a JSON file with all that is needed to turn a score into a confidence, and the evidence for it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _EMBEDDER = re.compile(r", embedder (.+)$")
 
 
 class Evidence(Frozen):
-    """What the confidence is worth, measured on answers that its fit did not see."""
+    """How good the confidence is, measured on answers that its fit did not see."""
 
     auroc: Interval
     auprc: Interval
@@ -50,7 +50,7 @@ class Reference(Frozen):
     """Distributions that recent scores are compared with: sorted values at evenly spaced shares."""
 
     n: int = Field(ge=2)
-    """Answers they were taken from."""
+    """Number of answers that the distributions were taken from."""
     margin: tuple[float, ...] = Field(min_length=2)
     signals: dict[str, tuple[float, ...]] = Field(default_factory=dict)
 
@@ -64,7 +64,7 @@ class LabelPairs(Frozen):
     tags: tuple[tuple[str, ...], ...] = ()
     """Tags of each answer; empty when no answer has any."""
     held_out: bool = False
-    """True when all of them were kept from the profile's own fit, False when they are out-of-fold."""
+    """True when all of them were kept out of the profile's fit; False when they are out-of-fold."""
 
     @model_validator(mode="after")
     def _same_length(self) -> LabelPairs:
@@ -87,7 +87,7 @@ class LabelPairs(Frozen):
         )
 
     def of_kind(self, any_of: frozenset[str], none_of: frozenset[str]) -> LabelPairs:
-        """Return the answers that have at least one of some tags (or none given) and none of others."""
+        """Return the answers with at least one tag of `any_of` (any answer if it is empty) and none of `none_of`."""
         listed = self.tags or ((),) * len(self.confidence)
         kept = [i for i, own in enumerate(listed) if (not any_of or any_of & set(own)) and not none_of & set(own)]
         return LabelPairs(
@@ -100,13 +100,13 @@ class LabelPairs(Frozen):
 
 
 class Profile(Frozen):
-    """What turns the scores of one model, template and setting into confidences."""
+    """A fitted calibration for the scores of one model, template and setting."""
 
     version: Literal[1] = VERSION
     name: str = Field(min_length=1)
     created_at: AwareDatetime = Field(default_factory=utc_now)
     expires_at: AwareDatetime | None = None
-    """After this moment nothing is calibrated any more."""
+    """From this moment on, the profile no longer calibrates."""
     fingerprint: Fingerprint
     method: str
     """`fused`, or the name of the one signal that is used."""
@@ -127,11 +127,11 @@ class Profile(Frozen):
     reference: Reference
     pairs: LabelPairs = LabelPairs(confidence=(), correct=(), group=())
     notes: tuple[str, ...] = ()
-    """What was decided while fitting, in words."""
+    """Choices made while fitting, in words."""
 
     @property
     def position(self) -> int | None:
-        """t* that the scores were taken at, counted from the prompt's end; `None` when the settings do not say it."""
+        """Token position t* of the scores, counted from the prompt's end; `None` when the settings do not say it."""
         found = _POSITION.search(self.fingerprint.settings)
         return int(found[1]) if found else None
 
@@ -143,12 +143,12 @@ class Profile(Frozen):
 
     @property
     def embedder(self) -> str | None:
-        """Name of the embedder behind its signals of meaning; `None` when it has none."""
+        """Name of the embedder used for signals that compare meanings; `None` when there is none."""
         found = _EMBEDDER.search(self.fingerprint.settings)
         return found[1] if found else None
 
     def margin(self, signals: Mapping[str, float]) -> float:
-        """Return the log-odds of one answer before calibration; every required signal must be there."""
+        """Return the log-odds of one answer before calibration; every required signal must be present."""
         return self.model.margin(signals)
 
     def confidence_of_margin(self, margin: float) -> float:
@@ -185,14 +185,14 @@ def shipped_profiles() -> tuple[str, ...]:
 
 
 def load_profile(name_or_path: str | Path, *, base: Path | None = None) -> Profile:
-    """Return a profile, checked.
+    """Load and check a profile.
 
     Args:
         name_or_path: a shipped profile's name, or the path of a JSON file.
-        base: folder that a relative path starts from; the current one if not given.
+        base: folder that a relative path starts from; by default the working directory.
 
     Raises:
-        ProfileFileError: no such profile, unreadable, not JSON, or not a profile of this version.
+        ProfileFileError: the profile is missing, unreadable, not JSON, or not of this version.
     """
     text = str(name_or_path)
     is_name = not text.endswith(".json") and not any(sep in text for sep in ("/", "\\"))
@@ -203,18 +203,18 @@ def load_profile(name_or_path: str | Path, *, base: Path | None = None) -> Profi
     try:
         content = path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
-        known = ", ".join(shipped_profiles()) or "none"
-        raise ProfileFileError(path, f"no such file (shipped profiles: {known})") from error
+        names = ", ".join(shipped_profiles()) or "none"
+        raise ProfileFileError(path, f"no such file (shipped profiles: {names})") from error
     except (OSError, UnicodeDecodeError) as error:
         raise ProfileFileError(path, f"cannot be read: {error}") from error
     return parse_profile(content, path)
 
 
 def parse_profile(content: str, where: str | Path) -> Profile:
-    """Return the profile that a JSON text holds.
+    """Return the profile in a JSON text.
 
     Raises:
-        ProfileFileError: not JSON, or not a profile of this version.
+        ProfileFileError: the text is not JSON, or not a profile of this version.
     """
     try:
         data = json.loads(content)

@@ -1,9 +1,9 @@
-"""Risk-controlled thresholds: the lowest confidence to accept so that accepted answers are rarely enough wrong.
+"""Risk-controlled thresholds: the lowest confidence at which accepted answers keep to an error rate.
 
 Source: Angelopoulos, Bates, Candès, Jordan and Lei, "Learn then Test" (2021): fixed-sequence testing with several
-starts (one that succeeds hands its share of the error on, which is the fallback procedure of Wiens 2003), with exact
-binomial p-values (Clopper-Pearson) as in Geifman and El-Yaniv, "Selective classification for deep neural networks"
-(NeurIPS 2017), whose thresholds are order statistics too.
+starts (a test that succeeds passes its share of the error on, which is the fallback procedure of Wiens 2003), with
+exact binomial p-values (Clopper-Pearson) as in Geifman and El-Yaniv, "Selective classification for deep neural
+networks" (NeurIPS 2017), whose thresholds are order statistics too.
 """
 
 from __future__ import annotations
@@ -54,12 +54,12 @@ def binomial_cdf(k: int, n: int, p: float) -> float:
 
 @cache
 def _log_factorials(end: int) -> NDArray[np.float64]:
-    """Return ln 0!, ln 1!, ... up to before `end`."""
+    """Return ln 0!, ln 1!, ... up to ln (end - 1)!."""
     return np.append(0.0, np.cumsum(np.log(np.arange(1, end))))
 
 
 def upper_bound(n_wrong: int, n: int, delta: float) -> float:
-    """Return the Clopper-Pearson bound: the error rate under which so few wrong answers have only chance delta."""
+    """Return the Clopper-Pearson bound: the error rate at which so few wrong answers have only probability delta."""
     if n_wrong >= n:
         return 1.0
     low, high = n_wrong / n, 1.0
@@ -75,7 +75,7 @@ def labels_needed(alpha: float, delta: float, *, error_rate: float = 0.0) -> int
     Args:
         alpha: the error rate to prove, in (0, 1).
         delta: allowed probability of being wrong about it, in (0, 1).
-        error_rate: share of them that is in truth wrong, below alpha; with 0 it is the least number for any proof.
+        error_rate: their true share of wrong answers, below alpha; with 0 the result is the smallest possible number.
     """
     check_target(alpha, delta)
     if error_rate <= 0:
@@ -101,7 +101,7 @@ def labels_needed(alpha: float, delta: float, *, error_rate: float = 0.0) -> int
 N_LEVELS = 20
 """Coverages tested: 1/20, 2/20, ... of the answers, fixed before any label is looked at."""
 FIRST_START = 0.5
-"""Share of delta spent on the first start; the rest is spread evenly over the later ones."""
+"""Share of delta for the first start; the rest is divided evenly among the later ones."""
 
 Test = Literal["fixed_sequence", "bonferroni"]
 
@@ -114,7 +114,7 @@ CAVEATS = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Threshold:
-    """A confidence from which answers may be accepted, and what is promised of them."""
+    """A confidence from which answers may be accepted, and the error rate promised for them."""
 
     value: float
     """Accept answers with at least this confidence."""
@@ -126,9 +126,9 @@ class Threshold:
     n_wrong: int
     """Those of them with a wrong answer."""
     n_labels: int
-    """Labelled questions that were looked at, one answer each."""
+    """Labelled questions used, with one answer each."""
     bound: float
-    """Upper confidence bound on the error rate of accepted answers, at the certainty its own test had."""
+    """Upper confidence bound on the error rate of accepted answers, at the certainty of the threshold's test."""
     method: str
     """Test and assumptions, in words."""
     tags: frozenset[str] = frozenset()
@@ -158,24 +158,25 @@ def risk_threshold(
     test: Test = "fixed_sequence",
     pairs: LabelPairs | None = None,
 ) -> Threshold:
-    """Return the lowest threshold whose accepted answers are wrong at most at this rate, with probability 1 − delta.
+    """Return the lowest threshold at which accepted answers keep to an error rate, with probability 1 − delta.
 
-    Questions with several labelled answers count once, with one of them drawn at random, because only independent
-    labels make a binomial count.
+    A question with several labelled answers counts once, with one of them drawn at random, because the binomial tests
+    need independent labels.
 
     Args:
-        profile: whose out-of-fold or held-out confidences are used.
+        profile: gives the out-of-fold or held-out confidences.
         max_error_rate: largest share of wrong answers among accepted ones, in (0, 1).
         delta: probability, over the draw of the labels, that the promise fails, in (0, 1).
-        tags: look only at labelled answers with all of these tags; for several rules divide delta by their number, as
+        tags: use only labelled answers with all of these tags; for several rules divide delta by their number, as
             `risk_thresholds_by_tag` does.
-        test: `fixed_sequence` starts with the surest answers and goes on while it succeeds; exact where a higher
-            confidence never means more errors. `bonferroni` needs no such assumption and accepts somewhat fewer.
+        test: `fixed_sequence` starts with the surest answers and continues while it succeeds; it is exact where a
+            higher confidence never means more errors. `bonferroni` needs no such assumption and accepts somewhat fewer.
         pairs: labelled confidences to use instead of the profile's, for example from later verdicts.
 
     Raises:
-        RiskNotControllableError: no threshold can be shown to meet the target; says what could be and what it takes.
-        TooFewLabelsError: no labelled answer with these tags.
+        RiskNotControllableError: no threshold can be shown to meet the target; the error says what can be shown, and
+            how many labels the target takes.
+        TooFewLabelsError: no labelled answer has these tags.
         CalibrationError: a target outside (0, 1), or a profile without labels.
     """
     check_target(max_error_rate, delta)
@@ -190,16 +191,16 @@ def risk_threshold(
 def threshold_on(
     source: LabelPairs, max_error_rate: float, delta: float, *, tags: Iterable[str] = (), test: Test = "fixed_sequence"
 ) -> Threshold:
-    """Return `risk_threshold` of labelled confidences.
+    """Return the threshold for labelled confidences; see `risk_threshold`.
 
     Raises:
         RiskNotControllableError: as `risk_threshold`.
         TooFewLabelsError: as `risk_threshold`.
     """
-    wanted = frozenset(tags)
-    confidence, correct = _one_per_group(*source.arrays(wanted))
+    required = frozenset(tags)
+    confidence, correct = _one_per_group(*source.arrays(required))
     if not len(confidence):
-        kind = f"labelled answers with tags {', '.join(sorted(wanted))}" if wanted else "labelled answers"
+        kind = f"labelled answers with tags {', '.join(sorted(required))}" if required else "labelled answers"
         raise TooFewLabelsError(0, labels_needed(max_error_rate, delta), kind)
     levels = _levels(confidence, correct)
     passed = _passed(levels, max_error_rate, delta, test)
@@ -215,19 +216,19 @@ def threshold_on(
         n_labels=len(confidence),
         bound=upper_bound(level.n_wrong, level.n, error),
         method=_words(test, held_out=source.held_out),
-        tags=wanted,
+        tags=required,
     )
 
 
 def risk_thresholds_by_tag(
     profile: Profile, max_error_rate: Mapping[str, float], delta: float = 0.05
 ) -> dict[str, Threshold | RiskNotControllableError | TooFewLabelsError]:
-    """Return one threshold per tag that all hold together with probability 1 − delta, or the error of that tag.
+    """Return a threshold, or an error, for each tag; all promises hold together with probability 1 − delta.
 
     Args:
-        profile: whose labelled answers carry the tags.
+        profile: gives the labelled answers with their tags.
         max_error_rate: tag -> largest share of wrong answers among accepted ones.
-        delta: probability that any of the promises fails; shared evenly (Bonferroni).
+        delta: probability that any of the promises fails; divided evenly (Bonferroni).
     """
     found: dict[str, Threshold | RiskNotControllableError | TooFewLabelsError] = {}
     for tag, alpha in max_error_rate.items():
@@ -274,7 +275,7 @@ def _levels(confidence: Array, correct: Array) -> list[_Level]:
 
 
 def _passed(levels: list[_Level], alpha: float, delta: float, test: Test) -> tuple[_Level, float] | None:
-    """Return the level of largest coverage that is shown to meet the target, and the error its test was allowed."""
+    """Return the level of largest coverage that is shown to meet the target, and the error allowed in its test."""
     enough = labels_needed(alpha, delta * FIRST_START)
     usable = [level for level in levels if level.n >= enough] or levels[-1:]
     later = delta * (1 - FIRST_START) / max(1, len(usable) - 1)
@@ -292,37 +293,37 @@ def _passed(levels: list[_Level], alpha: float, delta: float, test: Test) -> tup
 
 
 def _best(levels: list[_Level], n: int, alpha: float, delta: float) -> str:
-    """Return in words what could be shown instead, and how many labels the target would take."""
-    level = min(levels, key=lambda one: upper_bound(one.n_wrong, one.n, delta))
+    """Describe what can be shown instead, and how many labels the target would take."""
+    level = min(levels, key=lambda level: upper_bound(level.n_wrong, level.n, delta))
     bound = upper_bound(level.n_wrong, level.n, delta)
     reached = (
         f"the best that {n} labelled questions show is an error rate of at most {bound:.0%}, "
         f"accepting {level.n / n:.0%} ({level.n_wrong} of {level.n} wrong)"
     )
-    hopeful = [one for one in levels if one.n >= N_LEVELS and one.n_wrong / one.n < 0.9 * alpha]
+    hopeful = [level for level in levels if level.n >= N_LEVELS and level.n_wrong / level.n < 0.9 * alpha]
     if hopeful:
-        cheapest = max(hopeful, key=lambda one: one.n * _divergence(one.n_wrong / one.n, alpha))
+        cheapest = max(hopeful, key=lambda level: level.n * _divergence(level.n_wrong / level.n, alpha))
         accepted = labels_needed(alpha, delta * FIRST_START, error_rate=cheapest.n_wrong / cheapest.n)
         return f"{reached}; about {math.ceil(accepted * n / cheapest.n)} labelled questions would be needed"
     return f"{reached}, and not even the surest answers are wrong rarely enough, so more labels alone may not help"
 
 
 def _divergence(rate: float, alpha: float) -> float:
-    """Return how fast a proof of alpha grows with each label of this error rate (Kullback-Leibler, in nats)."""
+    """Return the evidence for alpha that each label of this error rate adds (Kullback-Leibler divergence, in nats)."""
     wrong = rate * math.log(rate / alpha) if rate > 0 else 0.0
     return wrong + (1 - rate) * math.log((1 - rate) / (1 - alpha))
 
 
 def _words(test: Test, *, held_out: bool) -> str:
-    """Return test and assumptions in words."""
+    """Describe the test and its assumptions."""
     how = {
         "fixed_sequence": "Learn-then-Test, fixed sequence over coverages with exact binomial tests; assumes that a "
         "higher confidence never means more errors",
         "bonferroni": "Learn-then-Test, Bonferroni over coverages with exact binomial tests",
     }[test]
     source = (
-        "on answers kept from the profile's fit"
+        "on answers kept out of the profile's fit"
         if held_out
-        else "on out-of-fold confidences, from fits that each saw four fifths of the labels: close for the profile"
+        else "on out-of-fold confidences, each from a fit on four fifths of the labels, close to the profile's own"
     )
     return f"{how}; {source}"

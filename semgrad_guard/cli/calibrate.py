@@ -49,7 +49,7 @@ class Sources:
         unscored = 0
         for row in read_rows(self._data) if self._data else ():
             self._n_rows += 1
-            unscored += not signals_of(row.said)
+            unscored += not signals_of(row.fields)
         if unscored and (model is not None or policy is not None):
             self._load(model, policy, console)
 

@@ -1,1 +1,1 @@
-"""Data -> answers -> graded scores -> tables and reports."""
+"""Evaluation: turns data files into answers, graded scores, tables and reports."""

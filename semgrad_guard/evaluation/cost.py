@@ -1,4 +1,4 @@
-"""What scoring costs, measured beside writing and beside the plain definition in one run."""
+"""Measures the cost of scoring against that of writing the answer and of the plain definition, in one run."""
 
 from __future__ import annotations
 
@@ -199,7 +199,7 @@ class _Bench:
         return [CostRow(len(case.prompt), n, way, s, s / whole, extra) for way, s, extra in timed]
 
     def together(self) -> BatchCost:
-        """Return what short exchanges cost one by one and in one batch."""
+        """Return the cost of short exchanges one by one and in one batch."""
         exchanges = [
             Exchange(prompt_ids=_ids(self.local, length, seed), answer_ids=_ids(self.local, 8, -seed), on_policy=True)
             for seed, length in enumerate(_SHORT, start=1)
@@ -241,7 +241,7 @@ def measure_cost(
     repeats: int = 3,
     advance: Callable[[str], None] = lambda _: None,
 ) -> CostReport:
-    """Return the cost of every way of scoring beside that of writing the answer.
+    """Return the cost of every way of scoring, and of writing the answer.
 
     Prompts are random tokens; answers are written to their full length.
 
@@ -250,7 +250,7 @@ def measure_cost(
         contexts: prompt lengths in tokens.
         answers: answer lengths in tokens.
         repeats: how often the short measurements are taken; the best counts.
-        advance: told what was measured, after each measurement.
+        advance: called after each measurement with its description.
     """
     bench = _Bench(model, repeats, advance)
     cases = [_Case(_ids(model, context, context), answer) for context in contexts for answer in answers]

@@ -1,4 +1,4 @@
-"""The cost of scoring as numbers: for a table, and for JSON."""
+"""The report on the cost of scoring, as a table and as JSON."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class BatchCost:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """One number that the cost of scoring is judged by; without `most` and `least` it only bounds another one."""
+    """One number that the cost of scoring is judged by; without `most` and `least` it is a bound for another one."""
 
     what: str
     value: float
@@ -69,14 +69,14 @@ class Target:
 
     @property
     def met(self) -> bool | None:
-        """True when the number keeps to what was aimed at, `None` when nothing was."""
+        """True when the number meets the target; `None` when there is no target."""
         if self.most is None and self.least is None:
             return None
         return (self.most is None or self.value <= self.most) and (self.least is None or self.value >= self.least)
 
     @property
     def limit(self) -> str:
-        """What was aimed at, in words."""
+        """The target in words."""
         at_most = "" if self.most is None else f"at most {self.most:g}"
         return at_most if self.least is None else f"at least {self.least:g}"
 
@@ -148,7 +148,7 @@ class CostReport:
         return table
 
     def targets_table(self) -> Table:
-        """Return what was aimed at, what came out, and the bounds, as a table."""
+        """Return targets, results and bounds as a table."""
         table = Table(title="Targets")
         for heading in ("what", "measured", "target", "met"):
             table.add_column(heading, justify="left" if heading == "what" else "right")
@@ -158,7 +158,7 @@ class CostReport:
 
 
 def _targets(lengths: str, by_way: dict[Way, CostRow]) -> list[Target]:
-    """Return what is aimed at for one length of prompt and answer, each followed by its bound."""
+    """Return the targets for one length of prompt and answer, each followed by its bound."""
     single, alone, cold, plain = (by_way[way] for way in _SCORING)
     forward = by_way["forward"].seconds
     found = [

@@ -29,7 +29,7 @@ DEMO_ELEMENTS = (
 
 @dataclass(frozen=True, slots=True)
 class Element:
-    """One element, as far as the tables know it; empty texts where they say nothing."""
+    """One element; texts are empty where the tables have no entry."""
 
     name: str
     symbol: str
@@ -53,12 +53,12 @@ class ElementQuestion:
     id: str
     question: str
     answers: tuple[str, ...]
-    """Accepted answers, any one is right; empty where the passages do not hold it."""
+    """Accepted answers, any of which is right; empty if the passages do not contain the answer."""
     element: str
 
 
 def passages() -> list[Passage]:
-    """Return the corpus: up to four short passages an element, each naming the element it is about."""
+    """Return the corpus: up to four short passages for each element, each with the element's name."""
     return [passage for element in elements() for passage in _passages_of(element)]
 
 
@@ -69,10 +69,10 @@ def questions(split: Split, *, seed: int = 0) -> list[ElementQuestion]:
         split: `demo` asks about `DEMO_ELEMENTS` only, `train` about all others.
         seed: of the order.
     """
-    wanted = [e for e in elements() if (e.name in DEMO_ELEMENTS) == (split == "demo")]
-    asked = [question for element in wanted for question in _questions_of(element)]
-    random.Random(seed).shuffle(asked)  # noqa: S311 - an order, not a secret
-    return asked
+    chosen = [e for e in elements() if (e.name in DEMO_ELEMENTS) == (split == "demo")]
+    selected = [question for element in chosen for question in _questions_of(element)]
+    random.Random(seed).shuffle(selected)  # noqa: S311 - an order, not a secret
+    return selected
 
 
 @cache

@@ -21,14 +21,14 @@ if TYPE_CHECKING:
     from semgrad_guard.models.embedding import Embedder
 
     Similarity = Callable[[Sequence[str]], NDArray[np.float64]]
-    """Texts -> how alike each two are, ``(text, text)``, 1 on the diagonal."""
+    """Texts -> similarity of each pair, ``(text, text)``, 1 on the diagonal."""
 
 _ARTICLES = frozenset({"a", "an", "the"})
 _WORD = re.compile(r"[^\W_]+(?:[.,]\d+)*")
 
 
 def words(text: str) -> list[str]:
-    """Return the words of a text as they are compared: lower case, without marks and articles."""
+    """Return the words of a text for comparing: lower case, without punctuation and articles."""
     return [word for word in _all_words(text) if word not in _ARTICLES]
 
 
@@ -39,23 +39,25 @@ def contains_answer(answer: str, references: Sequence[str]) -> bool:
 
     Source: the usual grading of open-domain question answering with generative models (Kandpal et al. 2023, section 2).
     """
-    said, everything = words(answer), _all_words(answer)
+    answer_words, everything = words(answer), _all_words(answer)
     return any(
-        _contains(said, wanted) if (wanted := words(reference)) else _contains(everything, _all_words(reference))
+        _contains(answer_words, accepted)
+        if (accepted := words(reference))
+        else _contains(everything, _all_words(reference))
         for reference in references
     )
 
 
 def exact_match(answer: str, references: Sequence[str]) -> bool:
     """Return whether the answer is an accepted answer, word by word (SQuAD, Rajpurkar et al. 2016, section 6.1)."""
-    said = words(answer)
-    return any(bool(said) and said == words(reference) for reference in references)
+    answer_words = words(answer)
+    return any(bool(answer_words) and answer_words == words(reference) for reference in references)
 
 
 def token_f1(answer: str, references: Sequence[str]) -> float:
     """Return the best F1 of shared words with an accepted answer, in [0, 1] (SQuAD, section 6.1)."""
-    said = words(answer)
-    return max((_f1(said, words(reference)) for reference in references), default=0.0)
+    answer_words = words(answer)
+    return max((_f1(answer_words, words(reference)) for reference in references), default=0.0)
 
 
 F1_RIGHT = 0.5
@@ -73,24 +75,24 @@ def _all_words(text: str) -> list[str]:
     return _WORD.findall(unicodedata.normalize("NFKC", text).casefold())
 
 
-def _contains(said: Sequence[str], wanted: Sequence[str]) -> bool:
-    n = len(wanted)
-    return bool(n) and any(said[i : i + n] == wanted for i in range(len(said) - n + 1))
+def _contains(answer: Sequence[str], reference: Sequence[str]) -> bool:
+    n = len(reference)
+    return bool(n) and any(answer[i : i + n] == reference for i in range(len(answer) - n + 1))
 
 
-def _f1(said: Sequence[str], wanted: Sequence[str]) -> float:
-    shared = sum((Counter(said) & Counter(wanted)).values())
-    return 2 * shared / (len(said) + len(wanted)) if shared else 0.0
+def _f1(answer: Sequence[str], reference: Sequence[str]) -> float:
+    shared = sum((Counter(answer) & Counter(reference)).values())
+    return 2 * shared / (len(answer) + len(reference)) if shared else 0.0
 
 
 SAME_WORDS = 0.5
-"""F1 of shared words from which two answers count as saying the same."""
+"""F1 of shared words from which two answers count as the same."""
 SAME_MEANING = 0.8
-"""Cosine of sentence embeddings from which two answers count as saying the same."""
+"""Cosine of sentence embeddings from which two answers count as the same."""
 
 
 def shared_words(texts: Sequence[str]) -> NDArray[np.float64]:
-    """Return the F1 of shared words of each two texts."""
+    """Return the F1 of shared words of each pair of texts."""
     alike = np.eye(len(texts))
     for i, left in enumerate(texts):
         for j in range(i):
@@ -99,7 +101,7 @@ def shared_words(texts: Sequence[str]) -> NDArray[np.float64]:
 
 
 def by_embedding(embedder: Embedder) -> Similarity:
-    """Return the likeness by sentence embeddings: the cosine, below 0 counted as 0."""
+    """Return a similarity by sentence embeddings: their cosine, with negative values counted as 0."""
     from semgrad_guard.models.embedding import UnitVectors  # loads torch
 
     unit = UnitVectors(embedder)
@@ -114,7 +116,7 @@ def by_embedding(embedder: Embedder) -> Similarity:
 
 
 def clusters(alike: NDArray[np.float64], same: float) -> list[int]:
-    """Return the cluster of each text: it joins the first one whose first text says the same.
+    """Return the cluster of each text: the first one whose first text is similar enough.
 
     Source: the greedy clustering of Kuhn, Gal and Farquhar, "Semantic uncertainty" (ICLR 2023), algorithm 1, with
     similarity in place of entailment.
@@ -131,10 +133,10 @@ def clusters(alike: NDArray[np.float64], same: float) -> list[int]:
 
 
 class Grader(Protocol):
-    """Says whether an answer is right."""
+    """Decides whether an answer is right."""
 
     def __call__(self, question: str, answer: str, references: Sequence[str], /) -> bool:
-        """Return whether the answer is right, given accepted answers; without any, every answer is wrong."""
+        """Return whether the answer matches an accepted one; without accepted answers, every answer is wrong."""
         ...
 
 
@@ -149,13 +151,13 @@ def by_words(name: str) -> Grader:
 
 
 def by_meaning(alike: Similarity, same: float = SAME_MEANING) -> Grader:
-    """Return a grader that takes an answer for right when its sentence embedding is like that of an accepted one.
+    """Return a grader that counts an answer as right if its sentence embedding is close to that of an accepted answer.
 
-    Embeddings hardly notice a negation: look at some grades before you trust them.
+    Embeddings hardly notice a negation: check some grades before you trust them.
 
     Args:
-        alike: likeness by sentence embeddings.
-        same: cosine from which two sentences say the same.
+        alike: similarity by sentence embeddings.
+        same: cosine from which two sentences count as the same.
     """
     return lambda _question, answer, references: (
         bool(references) and bool(alike([answer, *references])[0, 1:].max() >= same)
@@ -185,7 +187,7 @@ def by_judge(ask: Callable[[str], str]) -> Grader:
 
 
 def local_judge(model: LocalModel) -> Callable[[str], str]:
-    """Return a judge that a local model plays."""
+    """Return a judge that asks a local model."""
 
     def ask(text: str) -> str:
         prompt = (Message("user", text),) if model.is_chat else f"{text}\nReply:"
@@ -195,10 +197,10 @@ def local_judge(model: LocalModel) -> Callable[[str], str]:
 
 
 def remote_judge(name: str) -> Callable[[str], str]:
-    """Return a judge that a provider's model plays, through LangChain.
+    """Return a judge that asks a provider's model through LangChain.
 
     Args:
-        name: provider and model, for example `openai:gpt-4.1-mini`; keys come from the environment, as usual there.
+        name: provider and model, for example `openai:gpt-4.1-mini`; LangChain reads keys from the environment.
 
     Raises:
         MissingExtraError: langchain is not installed.

@@ -1,7 +1,7 @@
-"""Rows of a data file -> labelled scores.
+"""Turns rows of a data file into labelled scores.
 
-A row without a label is graded against its accepted answers, one without signals is scored, and one without an answer
-is answered by the model.
+A row without a label is graded against its accepted answers, a row without signals is scored, and a row without an
+answer is answered by the model.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ if TYPE_CHECKING:
 def write_answer(
     exchange: Exchange, model: LocalModel, *, max_new_tokens: int, states_of: Sequence[nn.Module]
 ) -> tuple[Exchange, Generated]:
-    """Return the exchange with the model's greedy answer, and what scoring takes it from.
+    """Return the exchange with the model's greedy answer, and the generation for scoring it.
 
     Args:
-        exchange: with a prompt, without an answer.
+        exchange: an exchange with a prompt and without an answer.
         model: the model.
-        max_new_tokens: length of the answer, at most.
+        max_new_tokens: largest length of the answer.
         states_of: blocks of the scorer's band; see `LocalModel.generate`.
     """
     written = model.generate(
@@ -54,12 +54,12 @@ def write_answer(
 
 
 MAX_NEW_TOKENS = 64
-"""Length of an answer that the model writes for a row without one."""
+"""Largest length of an answer that the model writes for a row without one."""
 
 
 @dataclass(slots=True)
 class Labeller:
-    """Turns rows into labelled scores, one by one; a row that cannot be scored is left out and counted."""
+    """Turns rows into labelled scores one by one; rows that cannot be scored are left out and counted."""
 
     path: Path | str
     """The data file, for messages."""
@@ -81,8 +81,8 @@ class Labeller:
             DataFileError: a row has neither label nor accepted answers, or no signals and there is no model.
         """
         for row in rows:
-            failed = str(row.said.get("error", ""))
-            if failed and self.model is None and not signals_of(row.said):
+            failed = str(row.fields.get("error", ""))
+            if failed and self.model is None and not signals_of(row.fields):
                 self.left_out[failed.split(":", 1)[0]] += 1
                 continue
             try:
@@ -91,7 +91,7 @@ class Labeller:
                 self.left_out[type(error).__name__] += 1
 
     def _label(self, row: Row) -> LabelledScore:
-        signals, fingerprint, exchange = signals_of(row.said), row.fingerprint, row.exchange
+        signals, fingerprint, exchange = signals_of(row.fields), row.fingerprint, row.exchange
         if not signals:
             exchange = self._exchange(row)
             score = self._scored(row, exchange)
@@ -105,7 +105,7 @@ class Labeller:
         )
 
     def _exchange(self, row: Row) -> Exchange:
-        """Return the exchange to score, with an answer of the model where the row has none."""
+        """Return the exchange to score; if the row has no answer, the model writes one."""
         if self.model is None:
             raise DataFileError(
                 self.path,
@@ -113,13 +113,13 @@ class Labeller:
                 "has no signals",
                 "name the model to score it with (--model or --policy), or run `semgrad-guard score` first",
             )
-        exchange = row.asked(chat=self.model.is_chat, on_policy=row.is_own)
+        exchange = row.exchange_for(chat=self.model.is_chat, on_policy=row.is_own)
         if exchange.answer or exchange.answer_ids is not None:
             return exchange
         return self._answered(exchange)
 
     def _answered(self, exchange: Exchange) -> Exchange:
-        """Return the exchange with an answer that the model writes, scored from the KV cache of the writing."""
+        """Let the model answer, score the answer from the KV cache of the generation, and return the exchange."""
         model, scorer = self.model, self.scorer
         if model is None or scorer is None:  # pragma: no cover - `_exchange` has checked
             raise AssertionError
@@ -127,7 +127,7 @@ class Labeller:
         return replace(own, score=scorer.score_generated(written, own))
 
     def _scored(self, row: Row, exchange: Exchange) -> Score:
-        """Return the score of an exchange; a row that names another position than the scorer's is refused."""
+        """Return the score of an exchange; a row with another position than the scorer's is refused."""
         if self.scorer is None:  # pragma: no cover - a model always comes with its scorer
             raise AssertionError
         score = self.scorer.score(exchange)
@@ -172,10 +172,10 @@ class Labeller:
         return right
 
 
-def signals_of(said: Mapping[str, Any]) -> dict[str, float]:
-    """Return the signals that a scored row holds: those of its `score`, under `signals`, or each under its own name."""
-    inside = scored_part(said).get("signals")
-    pairs = inside.items() if isinstance(inside, dict) else ((k, v) for k, v in said.items() if is_known(k))
+def signals_of(fields: Mapping[str, Any]) -> dict[str, float]:
+    """Return the signals of a scored row: those of its `score`, in `signals`, or each under its own name."""
+    inside = scored_part(fields).get("signals")
+    pairs = inside.items() if isinstance(inside, dict) else ((k, v) for k, v in fields.items() if is_known(k))
     return {name: float("nan") if value is None else float(value) for name, value in pairs if _is_number(value)}
 
 
@@ -184,7 +184,7 @@ def _is_number(value: object) -> bool:
 
 
 def group_of(exchange: Exchange, group: str | None = None) -> str | None:
-    """Return what must not be split between fitting and testing: a given group, else the question, else the prompt."""
+    """Return the group that fitting and testing must not split: the given one, else by question, else by prompt."""
     if group is not None:
         return f"group {group}"
     if exchange.question:
@@ -197,12 +197,12 @@ def group_of(exchange: Exchange, group: str | None = None) -> str | None:
 
 @dataclass(slots=True)
 class ReviewedAnswers:
-    """Turns people's verdicts into labelled scores of one model and setting; the others are left out and counted."""
+    """Turns people's verdicts into labelled scores of one model and setting; others are left out and counted."""
 
     fingerprint: Fingerprint | None = None
-    """What the scores must depend on; `None` takes that of the first."""
+    """The fingerprint that all scores must have; `None` takes that of the first."""
     left_out: Counter[str] = field(default_factory=Counter[str])
-    """Verdicts that teach nothing here, by reason."""
+    """Number of verdicts left out, by reason."""
 
     def label(self, verdicts: Iterable[tuple[Exchange, bool]]) -> Iterator[LabelledScore]:
         """Yield the labelled score of each judged answer."""

@@ -1,4 +1,4 @@
-"""The reliability plot: how often answers of each confidence are right."""
+"""The reliability plot: the share of right answers at each confidence."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def wilson(share: NDArray[np.float64], n: NDArray[np.float64]) -> tuple[NDArray[
 def save_reliability_plot(
     path: Path, confidence: NDArray[np.float64], correct: NDArray[np.float64], *, title: str
 ) -> None:
-    """Write the plot; the file's ending says the format (.png, .svg, .pdf).
+    """Write the plot in the format of the file's extension (.png, .svg, .pdf).
 
     Raises:
         MissingExtraError: matplotlib is not installed.

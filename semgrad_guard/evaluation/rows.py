@@ -1,4 +1,4 @@
-"""JSONL files of prompts and answers: one object a line, mistakes named by line, output that survives a cut-off run."""
+"""JSONL files of prompts and answers: one object per line, errors with line numbers, and runs that can be resumed."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 WITH_PASSAGES = "Answer the question with a short phrase, using the passages."
 CLOSED_BOOK = "Answer the question with a short phrase."
 BASE_MODEL_STOP = ("\n",)
-"""A base model has no end of turn: its answer is the rest of the line."""
+"""A base model does not end its turn, so its answer is the rest of the line."""
 
 
 def question_prompt(question: str, passages: Sequence[Passage] = (), *, chat: bool) -> Prompt:
@@ -33,8 +33,8 @@ def question_prompt(question: str, passages: Sequence[Passage] = (), *, chat: bo
 
     Args:
         question: the question alone.
-        passages: texts to answer from; none asks from memory.
-        chat: one user message for the model's template; otherwise plain text that ends with `Answer:`.
+        passages: texts to answer from; without any, the model answers from memory.
+        chat: return one user message for the model's template; otherwise plain text that ends with `Answer:`.
     """
     numbered = [f"Passage {i}: {passage.text}" for i, passage in enumerate(passages, 1)]
     parts = [WITH_PASSAGES if passages else CLOSED_BOOK, *numbered, f"Question: {question}"]
@@ -69,7 +69,7 @@ _Ids = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(strict=False)]
 
 
 class _Form(BaseModel):
-    """The fields that mean something to us; all others are carried along."""
+    """The fields that are used; all others are kept unchanged."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
@@ -91,10 +91,10 @@ class _Form(BaseModel):
     fingerprint: FingerprintForm | None = None
 
 
-def scored_part(said: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the object of a row that holds its signals, method and fingerprint: `score`, or else the row itself."""
-    score = said.get("score")
-    return score if isinstance(score, Mapping) and "signals" in score else said
+def scored_part(fields: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the object of a row with signals, method and fingerprint: its `score`, or else the row itself."""
+    score = fields.get("score")
+    return score if isinstance(score, Mapping) and "signals" in score else fields
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,26 +103,26 @@ class Row:
 
     line: int
     """1-based."""
-    said: Mapping[str, Any]
+    fields: Mapping[str, Any]
     """The whole object, for writing it out again."""
     exchange: Exchange
-    """Its prompt is empty when only a question is given: `asked` makes it for a model."""
+    """Its prompt is empty when only a question is given; `exchange_for` adds one for a model."""
     answers: tuple[str, ...] | None
     """Accepted answers; empty when the question cannot be answered, `None` when they are not known."""
     correct: bool | None
     group: str | None
     position: int | None
-    """t* of this row, where it names one."""
+    """Token position t* of this row, if it has its own."""
     is_own: bool
     """True when the row says that the scoring model wrote the answer, or gives the answer's token ids."""
     fingerprint: Fingerprint | None
-    """What the signals in `said` depend on, when the row was scored."""
+    """What the signals in `fields` depend on, when the row was scored."""
 
-    def asked(self, *, chat: bool, on_policy: bool = False) -> Exchange:
-        """Return the exchange as one model reads it.
+    def exchange_for(self, *, chat: bool, on_policy: bool = False) -> Exchange:
+        """Return the exchange with a prompt for one model.
 
         Args:
-            chat: whether the model has a chat template; matters when the prompt is made from question and passages.
+            chat: whether the model has a chat template; it matters when the prompt is made from question and passages.
             on_policy: whether the model wrote the answer.
         """
         prompt: Prompt = self.exchange.prompt
@@ -135,14 +135,14 @@ def read_rows(path: Path | str) -> Iterator[Row]:
     """Yield the rows of a JSONL file; blank lines are skipped.
 
     Raises:
-        DataFileError: the file cannot be read, or a line cannot be used; it names the line.
+        DataFileError: the file cannot be read, or a line cannot be used; the error names the line.
     """
     for _, row in read_placed_rows(path):
         yield row
 
 
 def read_placed_rows(path: Path | str) -> Iterator[tuple[int, Row]]:
-    """Yield the same rows, each with the byte offset at which its line begins.
+    """Yield the rows of a JSONL file, each with the byte offset of its line.
 
     Raises:
         DataFileError: as `read_rows`.
@@ -165,32 +165,32 @@ def parse_row(line: str | bytes, path: Path | str, number: int) -> Row:
         DataFileError: the line cannot be used.
     """
     try:
-        said = json.loads(line if isinstance(line, str) else line.decode("utf-8"))
+        fields = json.loads(line if isinstance(line, str) else line.decode("utf-8"))
     except UnicodeDecodeError as error:
         raise DataFileError(path, number, f"not UTF-8 text ({error.reason})", "save the file as UTF-8") from error
     except json.JSONDecodeError as error:
         raise DataFileError(path, number, f"not JSON: {error}", FORM) from error
-    if not isinstance(said, dict):
-        raise DataFileError(path, number, f"holds a {type(said).__name__}, not an object", FORM)
-    return row_of(said, path, number)
+    if not isinstance(fields, dict):
+        raise DataFileError(path, number, f"holds a {type(fields).__name__}, not an object", FORM)
+    return row_of(fields, path, number)
 
 
-def row_of(said: dict[str, Any], path: Path | str, number: int) -> Row:
+def row_of(fields: dict[str, Any], path: Path | str, number: int) -> Row:
     """Return the row of an object.
 
     Raises:
         DataFileError: the object cannot be used.
     """
     try:
-        form = _Form.model_validate({**said, "fingerprint": scored_part(said).get("fingerprint")})
+        form = _Form.model_validate({**fields, "fingerprint": scored_part(fields).get("fingerprint")})
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise DataFileError(path, number, f"`{where}`: {first['msg']}", FORM) from error
-    return _row(form, said, number)
+    return _row(form, fields, number)
 
 
-def _row(form: _Form, said: dict[str, Json], number: int) -> Row:
+def _row(form: _Form, fields: dict[str, Json], number: int) -> Row:
     passages = form.passages or form.contexts
     exchange = Exchange(
         prompt=tuple(Message(m.role, m.content) for m in form.messages) if form.messages else form.prompt or "",
@@ -203,7 +203,7 @@ def _row(form: _Form, said: dict[str, Json], number: int) -> Row:
     )
     return Row(
         line=number,
-        said=said,
+        fields=fields,
         exchange=exchange,
         answers=form.answers,
         correct=form.correct,
@@ -215,29 +215,29 @@ def _row(form: _Form, said: dict[str, Json], number: int) -> Row:
 
 
 ROW_KEY = "row_digest"
-"""Key under which an output line names the input line it came from."""
+"""Key in an output line for the digest of its input line."""
 ADVICE = "name another --out, or use --overwrite"
 
 
 def digest(row: Row) -> str:
-    """Return what tells an input line from all others."""
-    return hashlib.sha256(json.dumps(row.said, sort_keys=True).encode()).hexdigest()[:16]
+    """Return the digest of an input line, by which a resumed run recognises it."""
+    return hashlib.sha256(json.dumps(row.fields, sort_keys=True).encode()).hexdigest()[:16]
 
 
 class ResumableFile:
-    """Output lines, each for one input line; a run that was cut off goes on where it ended.
+    """A file with an output line for each input line; an interrupted run can be resumed.
 
-    While the object lives, or until its process ends, no other run can write to the file.
+    No other run can write to the file while the object exists.
     """
 
     def __init__(self, path: Path) -> None:
-        """Cut off the last line of an earlier run if it is not whole, and read which input lines are done.
+        """Remove an incomplete last line of an earlier run, and read which input lines are done.
 
         Args:
-            path: the file; it need not be there yet.
+            path: the file; it need not exist yet.
 
         Raises:
-            DataFileError: the file holds something else, or another run is writing to it.
+            DataFileError: the file has other content, or another run is writing to it.
         """
         self.path = path
         self._lock = FileLock(path.with_name(f".{path.name}.lock"), timeout=0)
@@ -253,24 +253,24 @@ class ResumableFile:
             self.done.add(line[ROW_KEY])
 
     def take(self, line: dict[str, Any], number: int) -> None:
-        """Look at a line of an earlier run; raises what makes going on with it wrong."""
+        """Check a line of an earlier run; subclasses raise an error if the run cannot be resumed."""
 
     def lines(self) -> Iterator[tuple[int, dict[str, Any]]]:
         """Yield the lines with their numbers, from 1.
 
         Raises:
-            DataFileError: a line that no run wrote.
+            DataFileError: a line was not written by such a run.
         """
         if not self.path.exists():
             return
         with self.path.open("rb") as file:
             for number, line in enumerate(file, 1):
                 try:
-                    said = json.loads(line)
-                    said[ROW_KEY]
+                    fields = json.loads(line)
+                    fields[ROW_KEY]
                 except (ValueError, KeyError, TypeError) as error:
                     raise DataFileError(self.path, number, "not a line that this command wrote", ADVICE) from error
-                yield number, said
+                yield number, fields
 
     def append(self, found: dict[str, Any]) -> None:
         """Write one object as one line, on disk before the call returns."""
@@ -283,7 +283,7 @@ class ResumableFile:
 
 
 def _drop_partial_line(path: Path) -> None:
-    """Truncate a file behind its last line end, reading only its tail."""
+    """Truncate a file after its last line end, reading only its tail."""
     if not path.exists():
         return
     with path.open("rb") as file:

@@ -1,4 +1,4 @@
-"""Scoring a file of prompts and answers, line by line, so that a run that was cut off goes on where it ended."""
+"""Scores a file of prompts and answers line by line, so that an interrupted run can be resumed."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ mark { color: inherit; background: rgb(var(--mark) / calc(var(--doubt) * 0.6)); 
 
 
 def write_answers(scored: Path, page: Path) -> None:
-    """Write the page of a file that `score` wrote.
+    """Write an HTML page of the scored answers in a file that `score` wrote.
 
-    A sentence's mark is one minus its confidence; without a profile, the share of all sentences that are surer.
+    The strength of a sentence's mark is one minus its confidence; without a profile, the share of surer sentences.
 
     Args:
         scored: the JSONL file.
-        page: the HTML file to write; it needs nothing beside itself.
+        page: the HTML file to write; it needs no other files.
     """
     rows = [_shown(json.loads(line)) for line in scored.read_text(encoding="utf-8").splitlines()]
     values = sorted(value for row in rows for value in _span_values(row))
@@ -66,15 +66,15 @@ def write_answers(scored: Path, page: Path) -> None:
 
 
 def _shown(row: dict[str, Any]) -> dict[str, Any]:
-    """Return a row with the parts of its score beside the answer, and the score's value as `score`."""
+    """Return a row with the parts of its score as keys of their own, and the score's value as `score`."""
     part = scored_part(row)
     return {**row, **part, "score": part["value"]} if part is not row else row
 
 
 def _article(row: dict[str, Any], values: Sequence[float]) -> str:
-    asked = escape(str(row.get("question") or row.get("id") or ""))
+    question = escape(str(row.get("question") or row.get("id") or ""))
     return (
-        f"<article><h2>{asked}</h2>\n"
+        f"<article><h2>{question}</h2>\n"
         f'<p class="answer">{"".join(_marked(row, values))}</p>\n'
         f'<p class="numbers">{escape(_numbers(row))}</p></article>'
     )
@@ -84,9 +84,9 @@ def _marked(row: dict[str, Any], values: Sequence[float]) -> Iterator[str]:
     answer, at = str(row.get("answer") or ""), 0
     for span in row.get("spans", []):
         start, end, doubt = span["start"], span["end"], _doubt(span, row, values)
-        told = _told(span, row)
+        title = _title(span, row)
         yield escape(answer[at:start])
-        yield f'<mark style="--doubt:{doubt:.2f}" title="{escape(told)}">{escape(answer[start:end])}</mark>'
+        yield f'<mark style="--doubt:{doubt:.2f}" title="{escape(title)}">{escape(answer[start:end])}</mark>'
         at = end
     yield escape(answer[at:])
 
@@ -97,7 +97,7 @@ def _doubt(span: dict[str, Any], row: dict[str, Any], values: Sequence[float]) -
     return bisect.bisect_left(values, span["signals"][row["method"]]) / max(1, len(values) - 1)
 
 
-def _told(span: dict[str, Any], row: dict[str, Any]) -> str:
+def _title(span: dict[str, Any], row: dict[str, Any]) -> str:
     score = f"{row['method']} {span['signals'][row['method']]:.3g}"
     return score if span.get("confidence") is None else f"confidence {span['confidence']:.2f}, {score}"
 
@@ -114,29 +114,29 @@ def _span_values(row: dict[str, Any]) -> list[float]:
 
 
 BATCH_ROWS = 16
-"""Rows scored together; written before the next ones start."""
+"""Number of rows scored together; they are written before the next ones start."""
 
 
 def score_rows(
     rows: Iterable[Row], scorer_at: ScorerAt, calibrator: Calibrator | None, *, chat: bool, own_answers: bool
 ) -> Iterator[dict[str, Any]]:
-    """Yield one output object a row, in order: what the row said, its `score`, and `confidence` where there is one.
+    """Yield one output object per row, in order: the row's fields, its `score`, and `confidence` if there is one.
 
     A row that cannot be scored gets `error` in place of a score; it does not end the run.
 
     Args:
-        rows: what to score.
-        scorer_at: gives the scorer for a position.
+        rows: the rows to score.
+        scorer_at: returns the scorer for a position.
         calibrator: turns scores into confidences; `None` for none.
         chat: whether the scoring model has a chat template.
-        own_answers: the scoring model wrote all answers; otherwise each row says so itself.
+        own_answers: whether the scoring model wrote all answers; otherwise each row says so.
     """
     for position, batch in _batches(rows):
         scorer = scorer_at(position)
-        exchanges = [row.asked(chat=chat, on_policy=own_answers or row.is_own) for row in batch]
+        exchanges = [row.exchange_for(chat=chat, on_policy=own_answers or row.is_own) for row in batch]
         scores = scorer.score_batch(exchanges)
         for row, exchange, score in zip(batch, exchanges, scores, strict=True):
-            yield {**row.said, **_found(exchange, score, calibrator), ROW_KEY: digest(row)}
+            yield {**row.fields, **_found(exchange, score, calibrator), ROW_KEY: digest(row)}
 
 
 def _found(exchange: Exchange, score: Score | ScoringError, calibrator: Calibrator | None) -> dict[str, Any]:
@@ -164,15 +164,15 @@ class ScoreFile(ResumableFile):
     """The output file of `score`."""
 
     def __init__(self, path: Path, fingerprint: dict[str, Any], method: str) -> None:
-        """Read what an earlier run left.
+        """Open the file and check the lines of an earlier run.
 
         Args:
-            path: the file; it need not be there yet.
-            fingerprint: what the scores of this run depend on.
-            method: the signal that is the score.
+            path: the file; it need not exist yet.
+            fingerprint: fingerprint of this run's scores.
+            method: the signal used as the score.
 
         Raises:
-            DataFileError: the file holds something else, or scores of another model or setting.
+            DataFileError: the file has other content, or scores of another model or setting.
         """
         self.n_errors = 0
         self._fingerprint, self._method = fingerprint, method
@@ -195,12 +195,12 @@ class ScoreFile(ResumableFile):
             raise DataFileError(self.path, number, "was scored by another model or setting", ADVICE)
 
 
-def _differs(said: dict[str, Any], fingerprint: dict[str, Any], method: str) -> bool:
-    """Return whether an earlier line cannot stand in one file with this run's; each row's own position may differ."""
-    part = scored_part(said)
+def _differs(line: dict[str, Any], fingerprint: dict[str, Any], method: str) -> bool:
+    """Return whether a line has scores of another model or setting than this run; a row's own position may differ."""
+    part = scored_part(line)
     there: dict[str, Any] = part.get("fingerprint") or {}
     shared = {"model", "dtype", "template"}
-    same_setting = said.get("position") is not None or there.get("settings") == fingerprint["settings"]
+    same_setting = line.get("position") is not None or there.get("settings") == fingerprint["settings"]
     return {k: there.get(k) for k in shared} != {k: fingerprint[k] for k in shared} or (
         not same_setting or part.get("method") != method
     )

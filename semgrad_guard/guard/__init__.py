@@ -1,4 +1,4 @@
-"""The flow itself: judge an exchange, carry out the policy, record what happened."""
+"""The guard: judges an exchange, carries out the policy and records what happened."""
 
 from semgrad_guard.guard.guard import Guard, in_thread
 from semgrad_guard.guard.question_run import Parts

@@ -1,4 +1,4 @@
-"""A policy becomes the stages of a guard."""
+"""Builds the stages of a guard from a policy."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ T = TypeVar("T")
 
 
 class Lazy(Generic[T]):
-    """A value made at first use; a failed attempt is made again at the next use."""
+    """A value created at first use; if that fails, the next use tries again. It is safe to share between threads."""
 
     def __init__(self, make: Callable[[], T]) -> None:
-        """Keep how to make it."""
+        """Store the function that creates the value."""
         self._make = make
         self._lock = threading.Lock()
         self._made: list[T] = []
@@ -56,14 +56,14 @@ class Lazy(Generic[T]):
 
     @property
     def is_made(self) -> bool:
-        """True once the value is there, so that `get` returns at once."""
+        """True once the value exists, so that `get` returns at once."""
         return bool(self._made)
 
 
 def band_blocks(scorer: Lazy[SemGradScorer]) -> tuple[nn.Module, ...]:
-    """Return the blocks whose states a model keeps while it writes, so that scoring its answer is cheap.
+    """Return the decoder blocks whose states a model should keep while it generates, so that scoring is cheap.
 
-    None where the scorer cannot be made: that costs no answer, and is reported when the answer is to be scored.
+    If the scorer cannot be loaded the result is empty; the error is reported when an answer is scored.
     """
     try:
         return scorer.get().band_blocks
@@ -74,26 +74,26 @@ def band_blocks(scorer: Lazy[SemGradScorer]) -> tuple[nn.Module, ...]:
 class LazyScorer:
     """A `Scorer` whose model is loaded when the first answer is scored.
 
-    A time limit includes the loading: when it is up first, the loading goes on for the answers that follow.
+    A time limit includes loading. If it ends before loading does, loading continues for later answers.
     """
 
     def __init__(self, name: str, make: Callable[[], Scorer]) -> None:
-        """Keep the model's name and how to load it."""
+        """Store the model's name and the function that loads the scorer."""
         self.name = name
         self._scorer = Lazy(make)
 
     def load(self) -> Scorer:
-        """Return the scorer itself, loaded."""
+        """Load the scorer, if necessary, and return it."""
         return self._scorer.get()
 
     def fingerprint(self, *, proxy: bool = False) -> Fingerprint:
-        """Same as the scorer's own."""
+        """Return the scorer's fingerprint; see `Scorer.fingerprint`."""
         return self.load().fingerprint(proxy=proxy)
 
     def score(
         self, exchange: Exchange, *, timeout_s: float | None = None, cancel: threading.Event | None = None
     ) -> Score:
-        """Same as the scorer's own.
+        """Score one answer; see `Scorer.score`.
 
         Raises:
             TimeoutError: loading took longer than `timeout_s` seconds.
@@ -109,7 +109,7 @@ class LazyScorer:
         timeout_s: float | None = None,
         cancel: threading.Event | None = None,
     ) -> list[Score | ScoringError]:
-        """Same as the scorer's own.
+        """Score several answers; see `Scorer.score_batch`.
 
         Raises:
             TimeoutError: loading took longer than `timeout_s` seconds.
@@ -128,10 +128,10 @@ _log = logging.getLogger("semgrad_guard")
 
 
 def queue_of(review: ReviewSettings) -> SqlReviewQueue | ReviewClient:
-    """Return the queue that a policy names; it is reached at the first use.
+    """Return the queue that a policy names; it connects at first use.
 
     Raises:
-        ReviewError: the URL does not name a queue.
+        ReviewError: the URL is not that of a queue.
         MissingExtraError: the database driver or the web client is not installed.
     """
     from semgrad_guard.review import open_queue  # loads the database library
@@ -143,7 +143,7 @@ def queue_of(review: ReviewSettings) -> SqlReviewQueue | ReviewClient:
 
 
 def queue_settings(review: ReviewSettings) -> QueueSettings:
-    """Return how the queue of a policy behaves."""
+    """Return the settings of a policy's queue."""
     from semgrad_guard.review import AtExpiry, QueueSettings  # loads the database library
 
     return QueueSettings(
@@ -156,20 +156,20 @@ def queue_settings(review: ReviewSettings) -> QueueSettings:
 
 
 SHOWN_BESIDE_FUSED = "hybridgrad"
-"""The raw score shown where the profile weighs all signals: the paper's mixture."""
+"""The raw score shown beside a fused confidence: the paper's mixture."""
 
 
 def assemble(
     source: PolicySource, *, model: object | None, scorer: Scorer | None, embedder: Embedder | None, reload: bool
 ) -> Parts | Callable[[], Parts]:
-    """Return the stages that a policy describes, or a function of the present ones when its file is followed.
+    """Return the stages that a policy describes, or with `reload` a function that returns the present ones.
 
     Args:
         source: policy file, its content, a policy, or `None` for the shipped one.
         model: scoring model in place of the policy's.
         scorer: a ready scorer in place of the policy's.
         embedder: sentence embeddings in place of the policy's.
-        reload: follow changes of the file.
+        reload: reload the file when it changes.
 
     Raises:
         PolicyFileError: the policy has a mistake.
@@ -182,7 +182,7 @@ def assemble(
 
 
 def parts_of(policy: Policy, scorer: Scorer) -> Parts:
-    """Return the stages of a policy around a scorer."""
+    """Return the stages of a policy with this scorer."""
     profile = profile_of(policy)
     calibrator = _calibrator(profile)
     queue = queue_of(policy.review)
@@ -212,7 +212,7 @@ def scorer_of(
     Args:
         settings: the policy's `scorer` section.
         model: scoring model in place of the policy's: anything that `load_model` takes.
-        profile: where position, band and embedding come from that the section leaves out, if it is this model's.
+        profile: gives position, band and embedding where the section leaves them out, if it was fitted for this model.
         embedder: sentence embeddings in place of the policy's, such as the retriever's.
     """
     source = settings.model if model is None else model
@@ -241,7 +241,7 @@ def scorer_of(
 
 
 class FollowedParts:
-    """The stages of a policy file that may change; the scorer is kept while the policy's `scorer` section is."""
+    """The stages of a policy file that may change; the scorer is rebuilt only if the `scorer` section changes."""
 
     def __init__(
         self,
@@ -259,7 +259,7 @@ class FollowedParts:
         self._parts = parts_of(self._policy, scorer or _scorer(self._policy, model, embedder))
 
     def current(self) -> Parts:
-        """Return the present stages; while the changed policy can't be built, the last good ones."""
+        """Return the present stages, or the last good ones if those of the changed policy cannot be built."""
         with self._lock:
             policy = self._watcher.current()
             if policy is not self._policy:
@@ -278,7 +278,7 @@ class FollowedParts:
             return
         replaced, self._parts = self._parts, parts
         for part in (replaced.sink, replaced.verdicts):
-            if part is not None:  # closing may wait for a slow server, and an answer waits for us
+            if part is not None:  # closing may wait for a slow server, and an answer must not wait for that
                 threading.Thread(target=part.close, name="semgrad-close", daemon=True).start()
 
 
@@ -287,14 +287,14 @@ def _scorer(policy: Policy, model: object | None, embedder: Embedder | None) -> 
 
 
 class NoCalibrator:
-    """Leaves every score uncalibrated: the policy names no profile."""
+    """Leaves every score uncalibrated, because the policy names no profile."""
 
     def confidence(self, exchange: Exchange, score: Score) -> Confidence:  # noqa: ARG002 - the protocol's arguments
         """Return no confidence."""
         return Confidence(value=None, why="the policy names no profile (`scorer: {profile: ...}`)")
 
     def with_span_confidences(self, score: Score) -> Score:
-        """Return the score as it is."""
+        """Return the score unchanged."""
         return score
 
 
@@ -302,7 +302,7 @@ def profile_of(policy: Policy) -> Profile | None:
     """Return the profile that a policy names; `None` when it names none.
 
     Raises:
-        CalibrationError: it cannot be read.
+        CalibrationError: the profile cannot be read.
     """
     if policy.profile is None:
         return None
@@ -312,7 +312,7 @@ def profile_of(policy: Policy) -> Profile | None:
 
 
 def decider_of(policy: Policy, profile: Profile | None) -> PolicyDecider:
-    """Return what decides by a policy, its thresholds computed.
+    """Return the decider of a policy, with its thresholds computed.
 
     Raises:
         CalibrationError: the profile cannot keep the error rate that `accept` asks for, or there is none.
@@ -331,15 +331,15 @@ def _calibrator(profile: Profile | None) -> Calibrator:
 
 
 def _sink(policy: Policy) -> Sink | None:
-    wanted = policy.telemetry
-    if not (wanted.langsmith or wanted.otel or wanted.jsonl):
+    telemetry = policy.telemetry
+    if not (telemetry.langsmith or telemetry.otel or telemetry.jsonl):
         return None
     from semgrad_guard.telemetry import TelemetrySettings, build_sinks  # loads the sinks' libraries
 
     settings = TelemetrySettings(
-        langsmith=wanted.langsmith,
-        otel=wanted.otel,
-        jsonl=Path(wanted.jsonl) if wanted.jsonl else None,
-        log_text=wanted.log_text,
+        langsmith=telemetry.langsmith,
+        otel=telemetry.otel,
+        jsonl=Path(telemetry.jsonl) if telemetry.jsonl else None,
+        log_text=telemetry.log_text,
     )
     return cast("Sink", build_sinks(settings))

@@ -34,9 +34,9 @@ async def in_thread(work: Callable[[*Ts, threading.Event], T], *args: *Ts) -> T:
     """Run work in a thread, so that the event loop is never blocked.
 
     Args:
-        work: called with `args` and, as its last argument, an event that is set when the task is cancelled. Handed on
-            to `Guard.run` and its like, the event ends the scoring at the next decoder block, and with it the whole
-            question: no step of the policy follows, and nothing is recorded.
+        work: called with `args` and, as its last argument, an event that is set when the task is cancelled. If `work`
+            passes the event to `Guard.run` or a similar method, scoring stops at the next decoder block and the
+            question ends: no step of the policy follows, and nothing is recorded.
         args: the first arguments of `work`.
 
     Example:
@@ -50,7 +50,7 @@ async def in_thread(work: Callable[[*Ts, threading.Event], T], *args: *Ts) -> T:
 
 
 class Guard:
-    """Judges answers and carries out the policy; one guard may be used from many threads at once.
+    """Judges answers and carries out the policy. It is safe to share between threads.
 
     Example:
         >>> from semgrad_guard import Exchange, Guard
@@ -60,11 +60,11 @@ class Guard:
     """
 
     def __init__(self, parts: Parts | Callable[[], Parts], *, clock: Callable[[], float] = time.monotonic) -> None:
-        """Make a guard of its stages.
+        """Create a guard from its stages.
 
         Args:
             parts: the stages, or a function that returns the present ones (for a policy file that may change).
-            clock: seconds, never going back.
+            clock: returns seconds that never go back.
         """
         self._current = parts if callable(parts) else lambda: parts
         self._clock = clock
@@ -86,11 +86,11 @@ class Guard:
             model: scoring model, in place of the policy's `scorer.model`: anything `load_model` takes.
             scorer: a ready scorer, in place of the policy's.
             embedder: sentence embeddings, such as the retriever's, in place of the policy's `scorer.embedding`; without
-                either, signals of meaning are left out.
-            reload: follow changes of the file; while it is broken the last good policy stays in force.
+                either, signals that compare meanings are left out.
+            reload: reload the file when it changes; while it has a mistake the last good policy stays in force.
 
         Raises:
-            PolicyFileError: the file has a mistake; it names file, line and key.
+            PolicyFileError: the file has a mistake; the error names file, line and key.
             CalibrationError: the profile cannot be read, or cannot keep the error rate that `accept` asks for.
         """
         from semgrad_guard.guard.assembly import assemble  # a guard of given parts needs no YAML
@@ -105,7 +105,7 @@ class Guard:
     def judge(
         self, exchange: Exchange, progress: Progress | None = None, *, cancel: threading.Event | None = None
     ) -> Decision:
-        """Return what the policy chooses for one answer; nothing is carried out or logged.
+        """Return the policy's decision about one answer, without carrying it out or logging it.
 
         Args:
             exchange: the answer.
@@ -130,17 +130,18 @@ class Guard:
         progress: Progress = NOT_BEGUN,
         cancel: threading.Event | None = None,
     ) -> Outcome:
-        """Return what the caller gets for an answer, after retries, fallbacks and review as the policy says.
+        """Judge an answer, carry out the policy's retries, fallbacks and review, and return what the caller gets.
 
         Args:
             exchange: the first answer.
-            resources: what retries and fallbacks act with; a step without its resource is skipped and recorded.
-            progress: where an earlier call stopped with a `PostponedError`, whose next attempt this answer is.
+            resources: retrievers and models for retries and fallbacks; a step without its resource is skipped and
+                recorded.
+            progress: progress of an earlier call that raised `PostponedError`; this answer is then its next attempt.
             cancel: set, from another thread, when the outcome is no longer needed.
 
         Raises:
             UncalibratedError: there is no confidence and the policy says `on_uncalibrated: error`.
-            PostponedError: the chain among the resources makes the next attempt elsewhere.
+            PostponedError: the chain in the resources makes the next attempt in another call.
             CancelledError: (of `asyncio`) `cancel` was set; nothing is recorded.
         """
         run = QuestionRun(self._current(), resources, clock=self._clock, progress=progress, cancel=cancel)
@@ -158,12 +159,12 @@ class Guard:
         *,
         cancel: threading.Event | None = None,
     ) -> Outcome:
-        """Return what the caller gets for an answer that cannot be judged: the policy's `on_error` decides.
+        """Apply the policy's `on_error` to an answer that cannot be judged, and return what the caller gets.
 
         Args:
             exchange: the answer, with whatever is known about it.
             error: why it cannot be judged.
-            resources: what a step of the policy acts with.
+            resources: retrievers and models for the policy's steps.
             cancel: as for `run`.
         """
         run = QuestionRun(self._current(), resources, clock=self._clock, cancel=cancel)
@@ -178,11 +179,11 @@ class Guard:
     ) -> list[Outcome]:
         """Return the outcomes of many answers, in order; the first attempts are scored in padded batches.
 
-        A batch may be scored for as long as the time budgets of its questions together.
+        The time limit for scoring the batch is the sum of its questions' time budgets.
 
         Args:
             exchanges: the first answers.
-            resources: what retries and fallbacks act with, for each answer.
+            resources: retrievers and models for retries and fallbacks, for each answer.
             cancel: as for `run`, for the whole batch.
         """
         parts = self._current()
@@ -196,7 +197,7 @@ class Guard:
             )
         except TimeoutError as error:
             scored = [error] * len(exchanges)
-        except Exception as error:  # noqa: BLE001 - one by one, each takes its own error
+        except Exception as error:  # noqa: BLE001 - scored one by one, each answer gets its own error
             _log.warning("batch scoring failed, scoring one by one: %s: %s", type(error).__name__, error)
             scored = [None] * len(exchanges)
         outcomes: list[Outcome] = []
@@ -206,7 +207,7 @@ class Guard:
         return outcomes
 
     def emit(self, record: Record) -> None:
-        """Log a record; what fails is logged itself and never reaches the caller."""
+        """Send a record to telemetry; a failure is logged and never reaches the caller."""
         sink = self._current().sink
         if sink is not None:
             try:
@@ -215,7 +216,7 @@ class Guard:
                 _log.exception("a record could not be logged")
 
     def close(self) -> None:
-        """Write out telemetry that is still under way."""
+        """Write out pending telemetry."""
         sink = self._current().sink
         if sink is not None:
             sink.close()

@@ -1,4 +1,4 @@
-"""One question from its first answer to its outcome: judged, answered again, settled."""
+"""Carries one question from its first answer to its outcome: judge, answer again, settle."""
 
 from __future__ import annotations
 
@@ -48,22 +48,22 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 SCORER_GRACE_S = 2.0
-"""Seconds that a scorer gets past its time limit, so that it can stop by itself and say why."""
+"""Extra seconds that a scorer gets after its time limit to stop by itself and say why."""
 
 
 def keep_time(score: Callable[[float | None], T], limit_s: float | None, cancel: threading.Event | None) -> T:
-    """Return what a scorer returns, unless its time is up or the question was cancelled.
+    """Run a scorer within a time limit and return its result.
 
-    With a time limit the scorer works in a thread of its own, so that one that ignores the limit is not waited for.
+    With a time limit the scorer runs in a separate thread, so a scorer that ignores the limit is not waited for.
 
     Args:
-        score: calls the scorer with the `timeout_s` that it gets.
-        limit_s: seconds left for it, below 0 when they are used up; `None` sets no limit.
+        score: calls the scorer with the given `timeout_s`.
+        limit_s: seconds left, below 0 when they are used up; `None` sets no limit.
         cancel: set when the question is cancelled.
 
     Raises:
-        TimeoutError: it took longer than the limit and `SCORER_GRACE_S`.
-        CancelledError: the question was cancelled; what the scorer returned or raised is dropped.
+        TimeoutError: the scorer took longer than the limit and `SCORER_GRACE_S`.
+        CancelledError: the question was cancelled; the scorer's result or error is dropped.
     """
     timeout_s = None if limit_s is None else max(0.0, limit_s)
     deadline = Deadline.after(None if timeout_s is None else timeout_s + SCORER_GRACE_S)
@@ -76,23 +76,23 @@ def keep_time(score: Callable[[float | None], T], limit_s: float | None, cancel:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parts:
-    """One of each stage; swap any by `dataclasses.replace`."""
+    """The stages of a guard; replace any of them with `dataclasses.replace`."""
 
     scorer: Scorer
     calibrator: Calibrator
     decider: Decider
     queue: ReviewQueue | None = None
     earlier: EarlierVerdicts | None = None
-    """Verdicts that answer the same question again; `None` asks a person each time."""
+    """Earlier verdicts to give again for the same question; with `None` a person is asked each time."""
     verdicts: VerdictLoop | None = None
     """Passes verdicts on while the program runs."""
     sink: Sink | None = None
     abstain_message: str
-    """What the caller gets when a person rejects the answer, or when nothing else could be done."""
+    """Message for the caller when a person rejects the answer, or when no step can be carried out."""
     budget_s: float | None = None
     """Seconds for all attempts at one question, scoring included; `None` sets no limit."""
     policy: str = "policy"
-    """Where the policy came from, with its digest: for records."""
+    """Origin and digest of the policy, for records."""
 
 
 _log = logging.getLogger("semgrad_guard")
@@ -105,13 +105,13 @@ def judge(
     scored: Score | Exception | None = None,
     cancel: threading.Event | None = None,
 ) -> Decision:
-    """Return what the policy chooses for one attempt.
+    """Score one attempt and return the policy's decision about it.
 
     Args:
         parts: the stages.
         exchange: the attempt.
         progress: what has happened to the question so far.
-        scored: the score, or the error that scoring ended with, when it was already taken in a batch.
+        scored: the score, or the error of scoring, if the attempt was already scored in a batch.
         cancel: set when the decision is no longer needed.
 
     Raises:
@@ -132,7 +132,7 @@ def judge(
 
 
 def decide(parts: Parts, exchange: Exchange, score: Score, confidence: Confidence, progress: Progress) -> Decision:
-    """Return what the policy chooses for a scored attempt.
+    """Return the policy's decision about a scored attempt.
 
     Raises:
         UncalibratedError: there is no confidence and the policy says that this is an error.
@@ -147,11 +147,11 @@ def decide(parts: Parts, exchange: Exchange, score: Score, confidence: Confidenc
 
 
 def on_error(parts: Parts, exchange: Exchange, failure: Failure, progress: Progress) -> Decision:
-    """Return what the policy wants done with an answer that could not be judged; abstain if even that fails."""
+    """Return the policy's decision about an answer that could not be judged; abstain if the policy fails too."""
     try:
         return parts.decider.decide_failure(exchange, failure, progress)
     except Exception as error:  # noqa: BLE001 - the last line of defence
-        _log.exception("the policy could not say what to do on an error: the answer is held back")
+        _log.exception("the policy failed to handle an error: the answer is held back")
         return Decision(
             step=Abstain(message=parts.abstain_message),
             rule="on_error",
@@ -181,13 +181,13 @@ def _score(
 
 
 MAX_STEPS = 100
-"""Steps after which a policy that never ends is cut off, whatever it says."""
+"""Number of steps after which a policy that does not end is stopped."""
 NOT_BEGUN = Progress()
-"""The progress of a question that nothing happened to yet."""
+"""The progress of a new question."""
 
 
 class QuestionRun:
-    """The state of one question while the policy is carried out; made for one call of `Guard.run`."""
+    """The state of one question while the policy is carried out; one object serves one call of `Guard.run`."""
 
     def __init__(
         self,
@@ -198,13 +198,13 @@ class QuestionRun:
         progress: Progress = NOT_BEGUN,
         cancel: threading.Event | None = None,
     ) -> None:
-        """Start the clock, or go on where an earlier call was postponed.
+        """Start the clock, or continue from an earlier call that was postponed.
 
         Args:
             parts: the stages.
-            resources: what retries and fallbacks act with.
-            clock: seconds, never going back.
-            progress: where an earlier call was postponed.
+            resources: retrievers and models for retries and fallbacks.
+            clock: returns seconds that never go back.
+            progress: progress of the postponed call.
             cancel: set when the outcome is no longer needed.
         """
         self._parts, self._resources, self._clock, self._cancel = parts, resources, clock, cancel
@@ -222,7 +222,7 @@ class QuestionRun:
 
         Raises:
             UncalibratedError: there is no confidence and the policy says that this is an error.
-            PostponedError: the next attempt comes as another call.
+            PostponedError: the next attempt will come in another call.
             CancelledError: (of `asyncio`) the question was cancelled.
         """
         decision = self._judge(exchange, scored)
@@ -249,7 +249,7 @@ class QuestionRun:
         )
 
     def _take_step(self, exchange: Exchange, decision: Decision, step: NewAttempt) -> tuple[Exchange, Decision]:
-        """Return the next attempt and its decision, or the same attempt with the next step when this one failed."""
+        """Return the next attempt and its decision; if the step fails, the same attempt and the next step."""
         self._tried[decision.rule] = self._tried.get(decision.rule, 0) + 1
         try:
             retried = next_attempt(step, exchange, self._resources, self._deadline)
@@ -295,7 +295,7 @@ class QuestionRun:
         )
 
     def _earlier_verdict(self, exchange: Exchange, decision: Decision) -> Ruling | None:
-        """Return what a person said when the question was asked before, if one is to be asked now."""
+        """Return a person's earlier verdict on the question, if the decision is to ask a person."""
         earlier = self._parts.earlier
         return earlier.find(exchange) if earlier is not None and isinstance(decision.step, HumanReview) else None
 
@@ -318,7 +318,9 @@ class QuestionRun:
                 return self._not_handed_over(exchange, decision, error)
             abstain = self._parts.abstain_message
             return settle_review(ruling, pending=step.message, abstain=abstain), review_id, decision
-        if step.ends_question is False:  # decided by `on_error` or a decider of the user's: can't be acted on any more
+        if (
+            step.ends_question is False
+        ):  # a retry chosen by `on_error` or a custom decider cannot be carried out any more
             step = Abstain(message=self._parts.abstain_message)
         return settle(step, exchange), None, decision
 

@@ -1,4 +1,4 @@
-"""Promised error rates -> confidences, from a profile's labelled answers."""
+"""Computes the confidence thresholds of promised error rates from a profile's labelled answers."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ if TYPE_CHECKING:
     from semgrad_guard.policy.promises import Promise
 
 BY_METADATA = (
-    "An override that matches metadata takes some answers out of these kinds: labels carry tags but no metadata, so it "
-    "is not known which."
+    "An override that matches metadata decides some of these answers. Labels have tags but no metadata, so it is not "
+    "known which."
 )
 
 
 def threshold_of(promise: Promise, profile: Profile | None) -> Threshold:
-    """Return the lowest confidence with which a promise is kept.
+    """Return the lowest confidence threshold that keeps a promise.
 
     Raises:
-        RiskNotControllableError: none can be shown to keep it.
-        TooFewLabelsError: no labelled answer is of its kind.
+        RiskNotControllableError: no threshold can be shown to keep it.
+        TooFewLabelsError: there are no labelled answers of its kind.
         CalibrationError: the profile has no labels, or there is no profile.
     """
     if profile is None:
@@ -37,22 +37,22 @@ def threshold_of(promise: Promise, profile: Profile | None) -> Threshold:
     try:
         return risk_threshold(profile, promise.max_error_rate, promise.delta, pairs=labels)
     except CalibrationError as error:
-        error.add_note(f"asked for by {promise.rule}, about {promise.answers}")
+        error.add_note(f"required by {promise.rule} for {promise.answers}")
         raise
 
 
 def resolver(profile: Profile | None) -> Callable[[Promise], float]:
-    """Return what computes the thresholds of a policy with this profile."""
+    """Return a function that computes the threshold of a promise with this profile."""
     return lambda promise: threshold_of(promise, profile).value
 
 
 def promised(policy: Policy, profile: Profile | None) -> tuple[list[str], CalibrationError | None]:
-    """Return in words what a policy promises and what breaks it, and the first error where it cannot be kept."""
+    """Describe the promises of a policy and what breaks them; also return the first error if one cannot be kept."""
     lines: list[str] = []
     caveats: list[str] = []
     broken: CalibrationError | None = None
-    asked = promises(policy)
-    for rule, promise in asked.items():
+    rates = promises(policy)
+    for rule, promise in rates.items():
         try:
             threshold = threshold_of(promise, profile)
         except CalibrationError as error:
@@ -65,6 +65,6 @@ def promised(policy: Policy, profile: Profile | None) -> tuple[list[str], Calibr
         return [], None
     if any(override.accept is not None and override.match.metadata is not None for override in policy.overrides):
         caveats.append(BY_METADATA)
-    together = 1 - sum(promise.delta for promise in asked.values())
+    together = 1 - sum(promise.delta for promise in rates.values())
     head = f"Promised error rates, which hold together with {together * 100:g} % certainty:"
     return [head, *lines, *(f"  {caveat}" for caveat in caveats)], broken

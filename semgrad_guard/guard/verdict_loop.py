@@ -1,4 +1,4 @@
-"""What a guard does with verdicts: it gives them again, posts them to LangSmith, and checks confidences by them."""
+"""Uses verdicts: gives them again for the same question, posts them to LangSmith, and checks confidences with them."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ _log = logging.getLogger("semgrad_guard")
 
 
 class EarlierVerdicts:
-    """The verdicts that people gave before, for questions that are asked again."""
+    """Finds earlier verdicts for questions that are asked again."""
 
     def __init__(self, queue: SqlReviewQueue | ReviewClient, reuse: ReuseVerdicts) -> None:
-        """Keep where verdicts are stored, and which of them count."""
+        """Store the queue that has the verdicts, and the rules for using them again."""
         self._queue, self._reuse = queue, reuse
 
     def find(self, exchange: Exchange) -> Ruling | None:
-        """Return the verdict that answers the exchange's question; `None` when a person must look again.
+        """Return an earlier verdict on the exchange's question; `None` when a person must judge it again.
 
-        The earlier item must carry all tags of the exchange. After a rejection a person must look again. A queue that
+        The earlier item must have all tags of the exchange. After a rejection a person must judge again. A queue that
         cannot be reached counts as one without verdicts.
         """
         reuse, question = self._reuse, exchange.question
@@ -46,7 +46,7 @@ class EarlierVerdicts:
                 similar=reuse.threshold if reuse.mode == "similar" else None,
                 max_age_s=None if reuse.expires_days is None else timedelta(days=reuse.expires_days).total_seconds(),
             )
-        except Exception as error:  # noqa: BLE001 - a person can still look
+        except Exception as error:  # noqa: BLE001 - a person can still judge
             _log.warning("could not look for an earlier verdict: %s: %s", type(error).__name__, error)
             return None
         given = found is not None and found.ruling.verdict in {Verdict.APPROVED, Verdict.EDITED}
@@ -58,13 +58,13 @@ LANGSMITH = "langsmith"
 
 
 class VerdictLoop:
-    """Looks for new verdicts in a thread of its own, from the first answer that this program hands to the queue.
+    """Looks for new verdicts in a separate thread, which starts when this program first hands an answer to the queue.
 
-    A verdict counts once it can't be undone any more.
+    A verdict is passed on once it can no longer be undone.
     """
 
     every_s = 5.0
-    """Seconds between two looks."""
+    """Seconds between two checks."""
 
     def __init__(
         self,
@@ -74,13 +74,13 @@ class VerdictLoop:
         log_text: bool = False,
         drift: DriftMonitor | None = None,
     ) -> None:
-        """Keep whom to tell.
+        """Store where verdicts come from and where they go.
 
         Args:
             queue: where verdicts are given.
-            langsmith: post each as feedback on the run that wrote the answer.
-            log_text: whether edited answers and reasons may be sent along.
-            drift: is told of each answer's confidence and whether it was right.
+            langsmith: post each verdict as feedback on the run that wrote the answer.
+            log_text: whether edited answers and reasons may be posted too.
+            drift: receives each answer's confidence and whether it was right.
         """
         self._queue, self._langsmith, self._log_text, self._drift = queue, langsmith, log_text, drift
         self._seen: int | None = None
@@ -88,7 +88,7 @@ class VerdictLoop:
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        """Start looking, once; a failure is logged and tried again at the next call."""
+        """Start the thread if it is not running; a failure is logged, and the next call tries again."""
         if self._thread is not None:
             return
         with self._lock:
@@ -102,20 +102,20 @@ class VerdictLoop:
                 self._thread.start()
 
     def close(self) -> None:
-        """Stop looking; the next program that looks does what is left."""
+        """Stop the thread; verdicts not passed on yet are left to the next program."""
         self._stop.set()
         if self._thread is not None:
             self._thread.join(timeout=10)
 
     def prepare(self) -> None:
-        """Note that verdicts are wanted from now on."""
+        """Register for verdicts from now on."""
         if self._langsmith:
             self._queue.subscribe(LANGSMITH)
         if self._drift is not None and self._seen is None:
             self._seen = self._queue.last_ruling()
 
     def look(self) -> int:
-        """Pass on what is new; return how many verdicts that were."""
+        """Pass on new verdicts and return their number."""
         from semgrad_guard.review.store.outbox import consume  # loads the database library
 
         posted = consume(self._queue, LANGSMITH, self._post) if self._langsmith else 0
@@ -149,17 +149,17 @@ class VerdictLoop:
         if self._drift is None or self._seen is None:
             return 0
         judged, self._seen = self._queue.judged_after(self._seen)
-        own = [each for each in judged if each.profile == self._drift.profile.name]
-        for each in own:
-            self._drift.observe_outcome(each.confidence, correct=each.correct)
+        own = [outcome for outcome in judged if outcome.profile == self._drift.profile.name]
+        for outcome in own:
+            self._drift.observe_outcome(outcome.confidence, correct=outcome.correct)
         return len(own)
 
 
 def pass_verdicts_on(queue: object, policy: Policy, calibrator: Calibrator) -> VerdictLoop | None:
-    """Pass verdicts on from the first answer that is handed to the queue.
+    """Start passing verdicts on when the first answer is handed to the queue.
 
     Returns:
-        The loop; `None` where nothing listens for verdicts, or where a review site passes them on itself.
+        The loop; `None` if verdicts are not used, or if a review site passes them on itself.
     """
     from semgrad_guard.review import SqlReviewQueue  # loads the database library
 

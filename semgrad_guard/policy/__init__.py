@@ -1,6 +1,6 @@
-"""The policy: a YAML file becomes frozen types, and these decide.
+"""The policy: it is read from a YAML file into frozen types and decides what happens to each answer.
 
-`decider` says precisely how a policy is read; `default.yaml` is the shipped one, with every key explained.
+`default.yaml` is the shipped policy and explains every key.
 """
 
 from semgrad_guard.policy.decide import PolicyDecider, best_attempt

@@ -1,4 +1,4 @@
-"""When a step is tried, and which exchanges an override is for."""
+"""Conditions: when a step is tried, and which exchanges an override applies to."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ if TYPE_CHECKING:
     from semgrad_guard.flow import Exchange, SpanScore
 
 Scalar = str | int | float | bool | None
-"""A value that exchange metadata is compared with."""
+"""A value to compare exchange metadata with."""
 
 
 def _scalars(value: object) -> object:
     """Return metadata conditions as lists of allowed values."""
     if not isinstance(value, dict):
         return value
-    wanted = {key: tuple(cast("list[object]", one_or_many(v))) for key, v in cast("dict[str, object]", value).items()}
-    for key, values in wanted.items():
+    allowed = {key: tuple(cast("list[object]", one_or_many(v))) for key, v in cast("dict[str, object]", value).items()}
+    for key, values in allowed.items():
         if not values or not all(v is None or isinstance(v, str | int | float) for v in values):
             raise PydanticCustomError(
                 "metadata",
                 "must be text, a number, true, false, null, or a list of such values to choose from",
                 {"path": (key,)},
             )
-    return wanted
+    return allowed
 
 
 Metadata = Annotated[
@@ -39,7 +39,7 @@ Metadata = Annotated[
     BeforeValidator(_scalars, json_schema_input_type=dict[str, Scalar | list[Scalar]]),
     AfterValidator(refuse),
 ]
-"""Metadata key -> the values that fit; one value may be written alone."""
+"""Metadata key -> allowed values; a single value needs no list."""
 
 AttemptNumber = Annotated[int, Field(ge=1)]
 AttemptNumbers = Annotated[
@@ -51,54 +51,54 @@ AttemptNumbers = Annotated[
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepContext:
-    """What the conditions of a step are checked against: the best attempt so far, and how many there were."""
+    """The state that a step's conditions are checked against: the best attempt so far and the number of attempts."""
 
     exchange: Exchange
     """The present attempt."""
     confidence: float
-    """The highest of all attempts so far, in [0, 1]."""
+    """Highest confidence of all attempts so far, in [0, 1]."""
     spans: tuple[SpanScore, ...] = ()
-    """Sentences of the attempt that has it."""
+    """Sentences of the attempt with the highest confidence."""
     n_attempts: int = 1
-    """Attempts so far, the present one included."""
+    """Attempts so far, including the present one."""
 
 
 class Match(Frozen):
-    """Which exchanges are meant; every condition given must hold."""
+    """Conditions on an exchange; all that are given must hold."""
 
     tags: Words | None = None
-    """The exchange carries at least one of these tags."""
+    """The exchange has at least one of these tags."""
     metadata: Metadata | None = None
-    """The exchange's metadata has each of these keys with (one of) the given values."""
+    """The exchange's metadata has each of these keys with one of the given values."""
 
     def fits(self, exchange: Exchange) -> bool:
-        """Return whether an exchange is meant."""
+        """Return whether an exchange meets the conditions."""
         return _tagged(self.tags, exchange) and _has_metadata(self.metadata, exchange)
 
 
 class Selector(Match):
-    """Which exchanges an override is for."""
+    """The exchanges that an override applies to."""
 
     @model_validator(mode="after")
     def _says_something(self) -> Self:
         if self.tags is None and self.metadata is None:
             raise PydanticCustomError(
-                "match", "must name `tags` or `metadata`: what is meant for every answer belongs to the top of the file"
+                "match", "must name `tags` or `metadata`: settings for every answer belong at the top of the file"
             )
         return self
 
 
 class When(Match):
-    """When a step is tried; every condition given must hold, none means always."""
+    """When a step is tried: all conditions given must hold; without any, always."""
 
     below: Probability | None = None
-    """Confidence (best attempt so far) is under this."""
+    """The confidence of the best attempt so far is below this."""
     above: Probability | None = None
-    """Confidence (best attempt so far) is at least this, so `below: x` and `above: x` leave no gap."""
+    """The confidence of the best attempt so far is at least this, so `below: x` and `above: x` leave no gap."""
     attempt: AttemptNumbers | None = None
-    """Number of the present attempt: 1 is the first answer; a list names several."""
+    """Number of the present attempt: 1 is the first answer; a list allows several."""
     any_sentence_below: Probability | None = None
-    """Some sentence of the best attempt has a confidence under this; needs `scorer.granularity: sentence`."""
+    """A sentence of the best attempt has a confidence below this; needs `scorer.granularity: sentence`."""
 
     @model_validator(mode="after")
     def _can_hold(self) -> Self:
@@ -124,24 +124,24 @@ class When(Match):
 ALWAYS = When()
 
 
-def _tagged(wanted: frozenset[str] | None, exchange: Exchange) -> bool:
-    return wanted is None or not wanted.isdisjoint(exchange.tags)
+def _tagged(tags: frozenset[str] | None, exchange: Exchange) -> bool:
+    return tags is None or not tags.isdisjoint(exchange.tags)
 
 
-def _has_metadata(wanted: Mapping[str, tuple[Scalar, ...]] | None, exchange: Exchange) -> bool:
-    if wanted is None:
+def _has_metadata(conditions: Mapping[str, tuple[Scalar, ...]] | None, exchange: Exchange) -> bool:
+    if conditions is None:
         return True
     return all(
         key in exchange.metadata and any(_same(exchange.metadata[key], value) for value in values)
-        for key, values in wanted.items()
+        for key, values in conditions.items()
     )
 
 
-def _same(seen: object, wanted: Scalar) -> bool:
-    """Return equality as people read it: `true` is not 1, but 1.0 is."""
-    return isinstance(seen, bool) == isinstance(wanted, bool) and seen == wanted
+def _same(actual: object, expected: Scalar) -> bool:
+    """Compare values as people read them: 1 equals 1.0 but not `true`."""
+    return isinstance(actual, bool) == isinstance(expected, bool) and actual == expected
 
 
 def _any_below(limit: float, spans: tuple[SpanScore, ...]) -> bool:
-    """Return whether a sentence is under the limit; a confidence that is no number counts as under it."""
+    """Return whether a sentence is below the limit; a confidence of NaN counts as below."""
     return any(span.confidence is not None and not span.confidence >= limit for span in spans)

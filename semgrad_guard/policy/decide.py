@@ -1,4 +1,4 @@
-"""Chooses the next step of a policy for one answer: which rules apply, which step comes next, which attempt is best."""
+"""Decides about one answer by the policy: which rules apply, which step comes next, which attempt is best."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ if TYPE_CHECKING:
     from semgrad_guard.policy.steps import EscalationStep
 
     Thresholds = Callable[[Promise], float]
-    """A promise -> the lowest confidence that keeps it; raises `CalibrationError` if none does."""
+    """Promise -> the lowest confidence that keeps it; raises `CalibrationError` if none does."""
 
 
 def known(confidence: Confidence) -> float | None:
-    """Return a confidence that can be compared; `None` when there is none, or none that lies in [0, 1]."""
+    """Return the confidence as a number in [0, 1]; `None` when there is none or it lies outside."""
     value = confidence.value
     return value if value is not None and math.isfinite(value) and 0 <= value <= 1 else None
 
@@ -45,7 +45,7 @@ def known(confidence: Confidence) -> float | None:
 def best_attempt(progress: Progress, present: Attempt) -> Attempt:
     """Return the attempt with the highest confidence, the earliest of equals.
 
-    An attempt without a usable confidence is never better than one with; if none has one, it is the present attempt.
+    Attempts without a usable confidence come last; if no attempt has one, the present attempt is returned.
     """
     return best_judged((*progress.attempts, present)) or present
 
@@ -93,7 +93,7 @@ def rules_for(policy: Policy, exchange: Exchange) -> Rules:
 
 
 def step_rule(place: str, entry: EscalationStep) -> str:
-    """Return the rule of a step: `escalate[0].retry_retrieval` for the step at `escalate[0]`."""
+    """Return the rule name of a step, such as `escalate[0].retry_retrieval` for the step at `escalate[0]`."""
     return f"{place}.{entry.name}"
 
 
@@ -134,20 +134,20 @@ class Skipped:
     rule: str
     why: str
     limit: str = ""
-    """The part of the budget that stops it, for example `budget.seconds`; empty for any other reason."""
+    """The budget limit that stops the step, for example `budget.seconds`; empty for any other reason."""
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The step to try, or none, and the steps before it that are not tried."""
+    """The step to try, if any, and the steps before it that were skipped."""
 
     entry: Ruled[EscalationStep] | None
     skipped: tuple[Skipped, ...] = ()
 
     @property
     def limit(self) -> str:
-        """The part of the budget that stopped a step first; empty where none did."""
-        return next((one.limit for one in self.skipped if one.limit), "")
+        """The first budget limit that stopped a step; empty where none did."""
+        return next((skipped.limit for skipped in self.skipped if skipped.limit), "")
 
 
 def next_step(
@@ -157,10 +157,10 @@ def next_step(
 
     Args:
         escalation: the steps, in the order of the file.
-        context: the best attempt so far, which the conditions look at.
-        progress: which steps were tried, and which can't help any more.
-        budget: the limits of new attempts.
-        spent: what was used of them.
+        context: the best attempt so far, which the conditions are checked against.
+        progress: which steps were tried, and which cannot help any more.
+        budget: limits on new attempts.
+        spent: how much of the budget is used.
     """
     skipped: list[Skipped] = []
     for entry in escalation:
@@ -177,7 +177,7 @@ def cost_of(escalation: Sequence[Ruled[EscalationStep]], tried: Mapping[str, int
 
 
 def tries_left(entry: Ruled[EscalationStep], progress: Progress) -> int:
-    """Return how often a step may still be tried; a step that ends the question has one try."""
+    """Return how often a step may still be tried; always 1 for a step that ends the question."""
     spec = entry.value.spec
     return spec.tries - progress.tried.get(entry.rule, 0) if spec.answers_again else 1
 
@@ -193,7 +193,7 @@ def _obstacle(entry: Ruled[EscalationStep], context: StepContext, progress: Prog
 
 
 def _over_budget(entry: Ruled[EscalationStep], budget: Budget, spent: Spent) -> Skipped | None:
-    """Return which limit stops a step; steps that end the question are never stopped."""
+    """Return the budget limit that stops a step, if any; steps that end the question are never stopped."""
     spec = entry.value.spec
     if not isinstance(spec, NewAttemptStep):
         return None
@@ -208,7 +208,7 @@ def _over_budget(entry: Ruled[EscalationStep], budget: Budget, spent: Spent) -> 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DecisionInput:
-    """What one decision is about."""
+    """Everything that one decision depends on."""
 
     rules: Rules
     exchange: Exchange
@@ -223,7 +223,7 @@ class DecisionInput:
         return best_judged(self.progress.attempts) is not None
 
     def context(self) -> StepContext:
-        """Return what the steps' conditions are checked against: the best attempt so far."""
+        """Return the best attempt so far, which the steps' conditions are checked against."""
         best, score = known(self.confidence), self.score
         before = best_judged(self.progress.attempts)
         earlier = known(before.decision.confidence) if before else None
@@ -244,8 +244,8 @@ class DecisionInput:
             return (
                 f"no calibrated confidence ({self.confidence.why}), best of the attempts {best:.2f} < {threshold:.2f}"
             )
-        said = f"confidence {versus(value, '<', threshold)}"
-        return f"{said} (best attempt {best:.2f})" if best > value else said
+        text = f"confidence {versus(value, '<', threshold)}"
+        return f"{text} (best attempt {best:.2f})" if best > value else text
 
     def decision(self, step: Step, rule: str, why: str, failure: Failure | None = None) -> Decision:
         """Return the decision for the present attempt."""
@@ -261,19 +261,19 @@ class DecisionInput:
 
 
 def no_thresholds(promise: Promise) -> float:  # noqa: ARG001 - the shape of a resolver
-    """Refuse to compute a threshold: there is nothing to compute it from."""
+    """Refuse to compute a threshold, because there is no profile to compute it from."""
     raise UncalibratedError("`accept` asks for an error rate, and no profile was given to compute its threshold from")
 
 
 class PolicyDecider:
-    """Decides as a policy says; pure, so one decider may be used from many threads at once."""
+    """Decides by a policy. It has no side effects, so many threads may share one decider."""
 
     def __init__(self, policy: Policy, thresholds: Thresholds = no_thresholds) -> None:
         """Make a decider.
 
         Args:
-            policy: what to do.
-            thresholds: computes the confidence that keeps an error rate; asked once for each `accept` that needs it.
+            policy: the rules to decide by.
+            thresholds: computes the confidence that keeps an error rate; called once for each `accept` that needs it.
         """
         self.policy = policy
         self._thresholds = thresholds
@@ -282,37 +282,41 @@ class PolicyDecider:
 
     @property
     def can_change_answers(self) -> bool:
-        """Whether the caller may get anything but the model's own words: a refusal, a person's words or a warning.
+        """Whether the caller may get anything but the model's own text: a refusal, a person's text or a warning.
 
-        Adapters may pass the tokens of an answer on before it is judged only where this is false.
+        Adapters may stream an answer before it is judged only where this is false.
         """
         policy = self.policy
-        said: list[Policy | Override] = [policy, *policy.overrides]
-        ends = {end for rules in said for end in (rules.otherwise, rules.on_error, rules.on_uncalibrated)} - {None}
+        sections: list[Policy | Override] = [policy, *policy.overrides]
+        ends = {
+            end for section in sections for end in (section.otherwise, section.on_error, section.on_uncalibrated)
+        } - {None}
         people = any(entry.human_review is not None for _, entry in policy.escalation_steps())
-        texts = [rules.messages for rules in said if rules.messages is not None]
+        texts = [section.messages for section in sections if section.messages is not None]
         warned = any(messages.warning or messages.unchecked for messages in texts)
         return bool(ends - {"answer_with_warning", "warn"}) or people or warned
 
     @property
     def can_answer_again(self) -> bool:
-        """Whether a step of the policy asks the chain, or a fallback model, for another answer."""
+        """Whether a step of the policy asks the chain or a fallback model for another answer."""
         return any(entry.spec.answers_again for _, entry in self.policy.escalation_steps())
 
     def compute_thresholds(self) -> dict[str, float]:
-        """Return the confidence that each `accept` needs, by rule; error rates are computed now, not at first use.
+        """Compute and return the confidence that each `accept` requires, by rule.
 
-        A rule that never decides, because earlier ones take all its answers, is left out where it asks for a rate.
+        A rule that asks for an error rate is left out if it never decides because earlier rules take all its answers.
 
         Raises:
             CalibrationError: an error rate cannot be kept, or there is no profile to compute its threshold from.
         """
         overrides = enumerate(self.policy.overrides)
-        wanted = {"accept": self.policy.accept, **{f"overrides[{i}].accept": o.accept for i, o in overrides}}
+        accepts = {"accept": self.policy.accept, **{f"overrides[{i}].accept": o.accept for i, o in overrides}}
         decided = {
-            rule: one for rule, one in wanted.items() if not isinstance(one, RiskTarget) or rule in self._promises
+            rule: accept
+            for rule, accept in accepts.items()
+            if not isinstance(accept, RiskTarget) or rule in self._promises
         }
-        return {rule: self._number(Ruled(one, rule)) for rule, one in decided.items() if one is not None}
+        return {rule: self._number(Ruled(accept, rule)) for rule, accept in decided.items() if accept is not None}
 
     def decide(self, exchange: Exchange, score: Score, confidence: Confidence, progress: Progress) -> Decision:
         """Return the step for a judged attempt.
@@ -353,7 +357,7 @@ class PolicyDecider:
         return self._computed[accept.rule]
 
     def _unjudged(self, question: DecisionInput, why: str, error: str) -> Decision:
-        """Decide when nothing can be compared."""
+        """Decide about an answer that has no confidence or no threshold to compare it with."""
         on_uncalibrated, messages = question.rules.on_uncalibrated, question.rules.messages
         match on_uncalibrated.value:
             case "error":
@@ -379,7 +383,8 @@ class PolicyDecider:
             why = f"{doubt}; {_how(choice, progress)}"
             step = choice.entry.value.spec.to_flow(rules.messages.pending)
             return question.decision(step, choice.entry.rule, why)
-        why = "; ".join([f"{doubt}, and no step is left", *(f"{one.rule}: {one.why}" for one in choice.skipped)])
+        skipped = (f"{step.rule}: {step.why}" for step in choice.skipped)
+        why = "; ".join([f"{doubt}, and no step is left", *skipped])
         return question.decision(_last_step(rules), choice.limit or rules.otherwise.rule, why)
 
     def _failed(self, question: DecisionInput, failure: Failure) -> Decision:
@@ -409,10 +414,10 @@ def _last_step(rules: Rules) -> Step:
 
 
 def _how(choice: Choice, progress: Progress) -> str:
-    """Return in words which step is taken, and which were passed over by the budget."""
+    """Describe the step taken and the steps skipped for the budget."""
     entry = choice.entry
     if entry is None:
         return ""
     spec = entry.value.spec
-    passed = [f"{one.rule} is over budget ({one.why})" for one in choice.skipped if one.limit]
+    passed = [f"{skipped.rule} is over budget ({skipped.why})" for skipped in choice.skipped if skipped.limit]
     return "; ".join([*passed, spec.try_in_words(spec.tries - tries_left(entry, progress) + 1)])

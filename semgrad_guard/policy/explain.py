@@ -1,4 +1,4 @@
-"""A policy in words: what it does with which answers, and what is odd about it."""
+"""Explains a policy in plain words: what it does with which answers, and what in it is probably a mistake."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def notes(policy: Policy) -> list[str]:
-    """Return what a reader of a policy should know before trusting it."""
+    """Return warnings about a policy: defaults that matter, extreme values, and steps that are never reached."""
     found = [*_defaults(policy), *_extremes(policy)]
     found += _unreachable(policy.escalate, "escalate", policy.accept)
     for number, override in enumerate(policy.overrides):
@@ -67,7 +67,7 @@ def _unreachable(steps: tuple[EscalationStep, ...], place: str, accept: object) 
         if not entry.spec.answers_again and entry.spec.when == ALWAYS:
             final = final or rule
         if isinstance(entry.spec, FallbackModelStep) and entry.spec.unscored:
-            yield f"{rule} gives an answer that nothing has judged"
+            yield f"{rule} gives an answer that was not judged"
 
 
 _OTHERWISE = {
@@ -76,7 +76,7 @@ _OTHERWISE = {
 }
 _ON_ERROR = {
     "abstain": "the answer is held back",
-    "human_review": "a person decides; if handing over is what failed, the answer is held back",
+    "human_review": "a person decides; if the answer cannot be handed to a person, it is held back",
     "answer_with_warning": "the answer is given, marked as unchecked; it is held back if it was already judged too "
     "doubtful or meant for a person",
 }
@@ -88,7 +88,7 @@ _ON_UNCALIBRATED = {
 
 
 def explain(policy: Policy) -> list[str]:
-    """Return what a policy does, line by line, each rule with the name that decisions carry; no passwords."""
+    """Return what a policy does, line by line; each line ends with its rule's name, and passwords are hidden."""
     lines = [
         f"{policy.source} (digest {policy.digest})",
         "",
@@ -102,7 +102,7 @@ def explain(policy: Policy) -> list[str]:
     for number, override in enumerate(policy.overrides):
         lines += ["", *_override(override, f"overrides[{number}]", policy.messages.abstain)]
     if len(policy.overrides) > 1:
-        lines += ["", "Of several overrides that match, the first that sets a key decides that key."]
+        lines += ["", "If several overrides match, the first one that sets a key is used for that key."]
     lines += ["", *_failures(policy), "", *_places(policy)]
     found = notes(policy)
     return [*lines, "", "Notes:", *(f"  - {note}" for note in found)] if found else lines
@@ -111,11 +111,11 @@ def explain(policy: Policy) -> list[str]:
 def _scoring(policy: Policy) -> list[str]:
     scorer = policy.scorer
     per = " and of each sentence" if scorer.granularity == "sentence" else ""
-    turned = f"Profile {policy.profile} turns it into" if scorer.profile else "No profile turns it into"
+    by_profile = f"Profile {policy.profile} turns it into" if scorer.profile else "No profile turns it into"
     signal = "all signals, weighed by the profile" if scorer.method == "fused" else f"signal {scorer.method}"
     return [
         f"Model {scorer.model} scores the uncertainty of each answer{per} ({signal}).",
-        f"{turned} a confidence: the probability that the answer is right.",
+        f"{by_profile} a confidence: the probability that the answer is right.",
     ]
 
 
@@ -142,17 +142,17 @@ def _step(entry: EscalationStep) -> str:
 
 
 def _when(when: When) -> str:
-    said = [f"its confidence is below {when.below:g}"] if when.below is not None else []
-    said += [f"its confidence is at least {when.above:g}"] if when.above is not None else []
-    said += [f"a sentence is below {when.any_sentence_below:g}"] if when.any_sentence_below is not None else []
-    said += [f"it is attempt {listed([str(n) for n in when.attempt], 'or')}"] if when.attempt else []
-    return listed([*said, *_matching(when)])
+    conditions = [f"its confidence is below {when.below:g}"] if when.below is not None else []
+    conditions += [f"its confidence is at least {when.above:g}"] if when.above is not None else []
+    conditions += [f"a sentence is below {when.any_sentence_below:g}"] if when.any_sentence_below is not None else []
+    conditions += [f"it is attempt {listed([str(n) for n in when.attempt], 'or')}"] if when.attempt else []
+    return listed([*conditions, *_matching(when)])
 
 
 def _matching(match: Match) -> list[str]:
-    said = [f"it is tagged {listed(sorted(match.tags), 'or')}"] if match.tags else []
-    wanted: Mapping[str, tuple[object, ...]] = match.metadata or {}
-    return [*said, *(f"{key} is {listed([str(v) for v in values], 'or')}" for key, values in wanted.items())]
+    conditions = [f"it is tagged {listed(sorted(match.tags), 'or')}"] if match.tags else []
+    metadata: Mapping[str, tuple[object, ...]] = match.metadata or {}
+    return [*conditions, *(f"{key} is {listed([str(v) for v in values], 'or')}" for key, values in metadata.items())]
 
 
 def _otherwise(otherwise: str, abstain: str) -> str:

@@ -1,4 +1,4 @@
-"""What the fields of a policy share: their types, `${ENV}` references, secrets in addresses, and lists in words."""
+"""Helpers for all fields of a policy: their types, `${ENV}` references, hidden passwords, and lists in words."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ _INSIDE = re.compile(r"(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?::-(?P<default>.*))?", 
 
 
 def has_reference(text: str) -> bool:
-    """Return whether a text asks for an environment value."""
+    """Return whether a text refers to an environment variable."""
     return "${" in text
 
 
 def expand(value: object, info: ValidationInfo) -> object:
-    """Return a text with its environment values filled in; anything else comes back as it is.
+    """Fill in the environment values of a text; any other value is returned unchanged.
 
-    The environment is the `env` of the validation context, else that of the process.
+    The environment is `env` in the validation context, by default that of the process.
     """
     if not isinstance(value, str) or not has_reference(value):
         return value
     context: object = info.context
     env: object = cast("Mapping[str, object]", context).get("env") if isinstance(context, Mapping) else None
-    known = cast("Mapping[str, str]", env) if isinstance(env, Mapping) else os.environ
-    return _REFERENCE.sub(lambda match: _value(match, known), value)
+    environment = cast("Mapping[str, str]", env) if isinstance(env, Mapping) else os.environ
+    return _REFERENCE.sub(lambda match: _value(match, environment), value)
 
 
 def _value(match: re.Match[str], env: Mapping[str, str]) -> str:
@@ -52,7 +52,7 @@ def _value(match: re.Match[str], env: Mapping[str, str]) -> str:
 
 
 def refuse(value: object) -> object:
-    """Return a value that asks for no environment value, looking into lists and mappings."""
+    """Return the value, or raise if it or a part of it refers to an environment variable."""
     if isinstance(value, str) and has_reference(value):
         raise PydanticCustomError("environment", "environment values are not allowed here: write the value itself")
     if isinstance(value, Mapping):
@@ -71,14 +71,14 @@ _HIDDEN = "***"
 
 
 def mask_url(text: str) -> str:
-    """Return a text with the password and the query values of a URL in it replaced by `***`."""
+    """Replace the password and the query values of a URL in a text by `***`."""
     if "://" not in text:
         return text
     return _PARAMETER.sub(rf"\g<key>={_HIDDEN}", _USERINFO.sub(rf"\g<scheme>\g<user>:{_HIDDEN}@", text))
 
 
 def versus(value: float, relation: str, limit: float) -> str:
-    """Return two numbers and how they compare, with as many digits as it takes to tell them apart.
+    """Return a comparison of two numbers with enough digits to tell them apart.
 
     Example:
         >>> versus(0.6999, "<", 0.7)
@@ -92,7 +92,7 @@ def versus(value: float, relation: str, limit: float) -> str:
 
 
 def listed(words: list[str], joint: str = "and") -> str:
-    """Return words as a sentence lists them.
+    """Join words as in a sentence.
 
     Example:
         >>> listed(["a", "b", "c"], "or")
@@ -102,7 +102,7 @@ def listed(words: list[str], joint: str = "and") -> str:
 
 
 class Frozen(BaseModel):
-    """Base of every part of a policy."""
+    """Base class of all parts of a policy."""
 
     model_config = ConfigDict(
         frozen=True,
@@ -115,7 +115,7 @@ class Frozen(BaseModel):
 
 
 def one_or_many(value: object) -> object:
-    """Return a list of what may be written alone: `tags: medical` means `tags: [medical]`."""
+    """Return a single value as a list of one: `tags: medical` means `tags: [medical]`."""
     return value if isinstance(value, list | tuple | set | frozenset) else [value]
 
 
@@ -123,13 +123,13 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 """A confidence, from 0 to 1."""
 
 Share = Annotated[float, Field(gt=0, lt=1)]
-"""A share strictly between nothing and all."""
+"""A share strictly between 0 and 1."""
 
 Seconds = Annotated[float, Field(gt=0)]
 """A span of time in seconds."""
 
 Text = Annotated[str, Field(min_length=1), BeforeValidator(expand)]
-"""A text that is not empty; `${NAME}` is filled in."""
+"""A non-empty text; `${NAME}` is filled in."""
 
 OptionalText = Annotated[str, BeforeValidator(expand)]
 """A text that may be empty; `${NAME}` is filled in."""

@@ -1,4 +1,4 @@
-"""Reads a policy from its file, and follows the file while it changes."""
+"""Reads a policy from its file, and reloads it when the file changes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SHIPPED = "the shipped policy"
 """`source` of the policy that comes with the package."""
 
 MAX_BYTES = 1_000_000
-"""Size above which a file is not taken for a policy."""
+"""Largest policy file that is read."""
 
 _WRITE_ONE = "`semgrad-guard policy init` writes one to start from"
 
@@ -38,7 +38,7 @@ def load_policy(path: Path | str | None = None, *, env: Mapping[str, str] | None
         env: where `${NAME}` values come from; `None` is the process's environment.
 
     Raises:
-        PolicyFileError: the file is not there or has a mistake; it names file, line and key.
+        PolicyFileError: the file is missing or has a mistake; the error names file, line and key.
     """
     if path is None:
         return parse_policy(default_text(), source=SHIPPED, env=env)
@@ -49,7 +49,7 @@ def read_file(path: Path | str) -> str:
     """Return the text of a policy file.
 
     Raises:
-        PolicyFileError: there is no such file, or it is not a text file of a policy's size.
+        PolicyFileError: the file is missing, unreadable, too large or not UTF-8 text.
     """
     try:
         content = Path(path).read_bytes()
@@ -73,12 +73,12 @@ def parse_policy(
 
     Args:
         text: the content of a policy file.
-        source: what to call it in errors and records.
+        source: name of the policy in errors and records.
         env: where `${NAME}` values come from; `None` is the process's environment.
         folder: where relative profile paths start; `None` is the working directory.
 
     Raises:
-        PolicyFileError: the text has a mistake; it names line and key.
+        PolicyFileError: the text has a mistake; the error names line and key.
     """
     return _validated(read_yaml(text, source), source, env, folder)
 
@@ -86,14 +86,14 @@ def parse_policy(
 def policy_from(
     given: Policy | Mapping[str, object] | Path | str | None, *, env: Mapping[str, str] | None = None
 ) -> Policy:
-    """Return the policy that a caller gave in one of the usual forms.
+    """Return the policy given as an object, a mapping or a file.
 
     Args:
         given: a policy, the content of a policy file as a mapping, the path of a file, or `None` for the shipped one.
         env: where `${NAME}` values come from; `None` is the process's environment.
 
     Raises:
-        PolicyFileError: it has a mistake.
+        PolicyFileError: the policy has a mistake.
     """
     if isinstance(given, Policy):
         return given
@@ -117,11 +117,11 @@ def _validated(document: Document, source: str, env: Mapping[str, str] | None, f
 _log = logging.getLogger("semgrad_guard")
 
 Stamp = tuple[int, ...] | None
-"""What tells that a file may have changed without reading it; `None` when it is not there."""
+"""Times, size and inode of a file, by which a change is noticed without reading it; `None` if the file is missing."""
 
 
 class PolicyWatcher:
-    """The policy of a file that may change while the program runs; many threads may share one watcher."""
+    """Keeps a policy up to date with its file while the program runs. It is safe to share between threads."""
 
     def __init__(self, path: Path | str, *, env: Mapping[str, str] | None = None) -> None:
         """Read the file for the first time.
@@ -131,7 +131,7 @@ class PolicyWatcher:
             env: where `${NAME}` values come from; `None` is the process's environment.
 
         Raises:
-            PolicyFileError: the file has a mistake, and there is no good policy to go on with yet.
+            PolicyFileError: the file has a mistake, and there is no earlier policy to fall back on.
         """
         self._path, self._env = Path(path), env
         self._lock = Lock()
@@ -142,13 +142,13 @@ class PolicyWatcher:
 
     @property
     def problem(self) -> PolicyFileError | None:
-        """What is wrong with the file now; `None` when the policy in force is the file's."""
+        """The file's present mistake; `None` when the file's policy is in force."""
         return self._problem
 
     def current(self) -> Policy:
-        """Return the policy in force: the file's, or its last good one while the file is broken or gone.
+        """Return the policy in force: the file's, or the last valid one while the file is broken or missing.
 
-        The same object comes back as long as the file says the same. A broken file is warned about once a change.
+        The same object is returned until the file's content changes. A broken file is logged once per change.
         """
         with self._lock:
             stamp = self._look()
@@ -172,7 +172,7 @@ class PolicyWatcher:
             policy = self._parsed(text)
         except PolicyFileError as error:
             if str(error) != str(self._problem):
-                _log.warning("the policy changed and is broken; the last good one stays in force: %s", error)
+                _log.warning("the changed policy has a mistake; the last good one stays in force: %s", error)
             self._problem = error
             return
         if self._problem is not None or policy != self._policy:

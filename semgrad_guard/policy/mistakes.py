@@ -1,4 +1,4 @@
-"""Mistakes in a policy file, explained: file, line, key, what is allowed there and the nearest valid word."""
+"""Explains mistakes in a policy file: file, line and key, what is allowed there, and the nearest valid word."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def policy_schema() -> Schema:
 
 @cache
 def _schema() -> Schema:
-    made = Policy.model_json_schema(mode="validation")
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **made, "title": "semgrad-guard policy"}
+    schema = Policy.model_json_schema(mode="validation")
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "semgrad-guard policy"}
 
 
 def keys_at(place: Place) -> tuple[str, ...]:
@@ -39,14 +39,14 @@ def keys_at(place: Place) -> tuple[str, ...]:
 
 
 def words_at(place: Place) -> tuple[str, ...]:
-    """Return the words that the value at a place may be, when it is one of a fixed list."""
+    """Return the words allowed for the value at a place, if it must be one of a fixed list."""
     nodes = _nodes_at(place)
     listed = [str(word) for node in nodes for word in node.get("enum", [])]
     return tuple(dict.fromkeys([*listed, *(str(node["const"]) for node in nodes if "const" in node)]))
 
 
 def homes_of(key: str) -> tuple[str, ...]:
-    """Return the sections where a key is valid, as people write them; the top of the file is `the top level`."""
+    """Return the dotted names of the sections where a key is valid; the top of the file is `the top level`."""
     return tuple(dict.fromkeys(home for home, name in _all_keys(_schema(), "") if name == key))
 
 
@@ -67,7 +67,7 @@ def _nodes_at(place: Place) -> list[Schema]:
 
 
 def _inner(node: Schema, part: str | int) -> list[Schema]:
-    """Return the schemas of one entry of what a schema describes."""
+    """Return the schemas of one entry of the mapping or list that a schema describes."""
     if isinstance(part, int):
         return [cast("Schema", node["items"])] if "items" in node else []
     if part in node.get("properties", {}):
@@ -77,7 +77,7 @@ def _inner(node: Schema, part: str | int) -> list[Schema]:
 
 
 def _branches(node: Schema) -> list[Schema]:
-    """Return the alternatives of a schema, references followed."""
+    """Return the alternatives of a schema, with references resolved."""
     if "$ref" in node:
         return _branches(_schema()["$defs"][node["$ref"].rpartition("/")[2]])
     kinds = [*node.get("anyOf", ()), *node.get("oneOf", ())]
@@ -85,7 +85,7 @@ def _branches(node: Schema) -> list[Schema]:
 
 
 SHOWN = 60
-"""Characters of a wrong value that are shown."""
+"""How many characters of a wrong value are shown."""
 
 _KINDS = {
     "bool_type": "must be true or false",
@@ -99,7 +99,7 @@ _KINDS = {
     "model_type": "must be a mapping (`key: value` lines)",
     "string_type": "must be text",
     "string_too_short": "must not be empty",
-    "string_unicode": "holds characters that are not valid Unicode text",
+    "string_unicode": "contains characters that are not valid Unicode text",
     "too_short": "must not be an empty list",
     "tuple_type": "must be a list (`- item` lines)",
 }
@@ -115,24 +115,24 @@ _LIMITS = {
 
 _NEEDED = {
     "accept": "the confidence that an answer needs, for example `accept: 0.7`",
-    "match": "which exchanges are meant, for example `match: {tags: [medical]}`",
+    "match": "the exchanges to apply it to, for example `match: {tags: [medical]}`",
     "max_error_rate": "the highest share of wrong answers among the accepted ones, for example 0.1",
     "name": "the model to ask, for example `fallback_model: {name: big}`",
 }
 
 
 def complain(error: ValidationError, document: Document, source: str) -> PolicyFileError:
-    """Return the first mistake of a file as an error that helps; it says how many more there are.
+    """Return an error that explains the first mistake in a file and gives the number of further ones.
 
     Args:
-        error: everything that pydantic found.
-        document: the data, with its lines.
-        source: the file.
+        error: all mistakes found by pydantic.
+        document: the data with its line numbers.
+        source: name of the file.
     """
     found: dict[Place, ErrorDetails] = {}
     for details in error.errors(include_url=False):
         found.setdefault(_place(details, document), details)
-    # a misspelt key is also a missing one: of two on one line, the misspelt one tells more
+    # a misspelt key also leaves a required one missing; on the same line the misspelt one is the better explanation
     place = min(found, key=lambda p: (document.line_of(p) or 0, found[p]["type"] != "extra_forbidden"))
     why, line = _why(found[place], place, document), document.line_of(place)
     more = len(found) - 1
@@ -147,7 +147,7 @@ def nearest(word: str, allowed: tuple[str, ...]) -> str | None:
 
 
 def _place(details: ErrorDetails, document: Document) -> Place:
-    """Return where an error is in the file: pydantic's own steps (union members and the like) are left out."""
+    """Return the place of an error in the file, without pydantic's own steps such as union members."""
     inner: Place = tuple(details.get("ctx", {}).get("path", ()))
     loc = (*details["loc"], *inner)
     if details["type"] in {"missing", "extra_forbidden"}:
@@ -182,8 +182,8 @@ def _why(details: ErrorDetails, place: Place, document: Document) -> str:
     if kind in _LIMITS:
         return _outside(details, seen)
     if kind in _KINDS:
-        wanted = _ACCEPT if kind == "float_type" and place[-1] == "accept" else _KINDS[kind]
-        return f"{wanted}, saw {show(seen)}{_advice(kind, seen)}"
+        expected = _ACCEPT if kind == "float_type" and place[-1] == "accept" else _KINDS[kind]
+        return f"{expected}, saw {show(seen)}{_advice(kind, seen)}"
     return details["msg"]
 
 
@@ -233,7 +233,7 @@ def _advice(kind: str, seen: object) -> str:
 
 
 def show(value: object) -> str:
-    """Return a value as the file would write it, shortened, passwords hidden."""
+    """Return a value as it is written in the file, shortened and with passwords hidden."""
     if value is None:
         return "nothing"
     if isinstance(value, bool):

@@ -1,4 +1,4 @@
-"""The policy as frozen types: what its file may say, section by section."""
+"""The policy as frozen types: the sections and keys of its file."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ from semgrad_guard.policy.steps import EscalationStep
 from semgrad_guard.signals import COSTLY, METHODS
 
 FUSED = "fused"
-"""Method by which the profile weighs all signals."""
+"""The method that combines all signals with the profile's weights."""
 if TYPE_CHECKING:
     Method = str
     CostlySignal = str
 else:
     Method = Literal[(*METHODS, FUSED)]
-    """The signal that a score's `value` is; `fused` lets the profile weigh all of them."""
+    """The signal used as a score's `value`; `fused` combines all signals with the profile's weights."""
     CostlySignal = Literal[COSTLY]
-    """A signal that takes another forward pass."""
+    """A signal that costs another forward pass."""
 
 
 class RiskTarget(Frozen):
-    """Accept as many answers as possible while few of the accepted ones are wrong."""
+    """The error rate allowed among accepted answers; as many answers as possible are accepted within it."""
 
     max_error_rate: Share
     """Highest share of wrong answers among the accepted ones."""
     delta: Share = 0.05
-    """Probability with which that may fail."""
+    """Probability with which the error rate may be higher."""
 
 
 def _band(value: tuple[int, int]) -> tuple[int, int]:
@@ -56,27 +56,27 @@ class ScorerSettings(Frozen):
     model: Text = "smollm2-135m"
     """The demo model's name, a Hugging Face id, a folder or a .gguf file."""
     method: Method = FUSED
-    """The signal that the score is."""
+    """The signal used as the score; `fused` combines all signals with the profile's weights."""
     granularity: Literal["answer", "sentence"] = "answer"
-    """`sentence` scores every sentence as well, at one more backward pass each."""
+    """`sentence` also scores every sentence, which takes one more backward pass for each."""
     profile: Text | None = None
     """Calibration: the name of a shipped profile, or a JSON file, relative to the folder of the policy file."""
     dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"] | None = None
-    """Number type of the weights; left out, what the loader finds best."""
+    """Number type of the weights; if left out, the loader chooses."""
     device: Text | None = None
-    """`cpu`, `cuda`, `cuda:1`, `mps`, ...; left out, what the loader finds best."""
+    """`cpu`, `cuda`, `cuda:1`, `mps`, ...; if left out, the loader chooses."""
     position: Annotated[int, Field(lt=0)] | None = None
-    """Token position t*, counted from the prompt's end: -1 is its last token; left out, the profile's."""
+    """Token position t*, counted from the prompt's end: -1 is its last token; if left out, the profile's."""
     band: Annotated[tuple[Block, Block], Field(strict=False), AfterValidator(_band)] | None = None
-    """Decoder blocks [first, last], both included, that SemGrad averages over; left out, the upper half."""
+    """Decoder blocks [first, last], both included, that SemGrad averages over; if left out, the upper half."""
     signals: Annotated[tuple[CostlySignal, ...], Field(strict=False)] = ()
-    """Signals to compute beside the free ones, at another forward pass each."""
+    """Signals to compute in addition to the free ones; each costs another forward pass."""
     embedding: Text | None = None
-    """Sentence-transformers model (`minilm-l6-v2`, a Hugging Face id or a folder) for the signals of meaning."""
+    """Sentence-transformers model (`minilm-l6-v2`, a Hugging Face id or a folder) for signals that compare meanings."""
 
 
 class Messages(Frozen):
-    """What callers read."""
+    """Messages for the caller."""
 
     abstain: Text = "I am not sure enough to answer that."
     """In place of an answer that is held back."""
@@ -108,14 +108,14 @@ class MessageChanges(Frozen):
 
 
 class Budget(Frozen):
-    """When to stop answering again; review and `otherwise` still happen."""
+    """When retries and fallbacks stop; review and `otherwise` still happen."""
 
     seconds: Seconds | None = None
     """Seconds since the question's first answer; an answer that is not scored by then goes to `on_error`."""
     attempts: Annotated[int, Field(ge=1, le=100)] | None = None
-    """Attempts, the first answer included."""
+    """Number of attempts, including the first answer."""
     cost: Annotated[float, Field(ge=0)] | None = None
-    """Cost units of all retries and fallbacks, each step's own `cost`."""
+    """Cost units of all retries and fallbacks together; each step sets its `cost`."""
 
 
 class TelemetrySection(Frozen):
@@ -126,7 +126,7 @@ class TelemetrySection(Frozen):
     otel: bool = False
     """Send OpenTelemetry events, spans and metrics."""
     jsonl: Text | None = None
-    """File to append one JSON line a question to."""
+    """File to which one JSON line is appended for each question."""
     log_text: bool = False
     """Log prompts, passages and answers as well, not only numbers and decisions."""
 
@@ -138,7 +138,7 @@ OnUncalibrated = Literal["warn", "abstain", "error"]
 
 
 MAX_LADDER = 50
-"""Tries of all steps of one `escalate` list together, so every question ends."""
+"""Most tries of all steps of one `escalate` list together, so that every question ends."""
 
 DEFAULT_PROFILE = "smollm2-135m-demo"
 """The shipped profile that fits the default scorer."""
@@ -146,7 +146,7 @@ DEFAULT_PROFILE = "smollm2-135m-demo"
 
 _NUMBER, _TARGET = "<number>", "<target>"
 ACCEPT_KINDS = (_NUMBER, _TARGET)
-"""Names of the two forms of `accept`, which pydantic puts among the keys that lead to an error."""
+"""Names of the two forms of `accept`, which pydantic adds to the keys that lead to an error."""
 
 
 def _accept_kind(value: object) -> str:
@@ -160,7 +160,7 @@ AcceptSetting = Annotated[
 
 
 def _number(value: object) -> object:
-    """Refuse `true`, which Python takes for 1."""
+    """Refuse `true`, which equals 1 in Python."""
     if isinstance(value, bool):
         raise PydanticCustomError("version", "must be the number 1")
     return value
@@ -171,10 +171,10 @@ Escalation = Annotated[tuple[EscalationStep, ...], Field(strict=False)]
 
 
 class Override(Frozen):
-    """Other settings for some exchanges; what it leaves out stays as it is."""
+    """Other settings for some exchanges; settings that are left out stay as they are."""
 
     match: Selector
-    """Which exchanges."""
+    """The exchanges that it applies to."""
     accept: AcceptSetting | None = None
     """Confidence that an answer needs."""
     escalate: Escalation | None = None
@@ -182,7 +182,7 @@ class Override(Frozen):
     otherwise: Otherwise | None = None
     """What happens when no step is left."""
     messages: MessageChanges | None = None
-    """Messages that are different."""
+    """Changed messages."""
     on_error: OnError | None = None
     """What happens to an answer when the guard itself fails."""
     on_uncalibrated: OnUncalibrated | None = None
@@ -197,7 +197,7 @@ class Override(Frozen):
         if isinstance(self.accept, RiskTarget) and self.match.metadata is not None:
             raise PydanticCustomError(
                 "promise",
-                "cannot be computed for a `match` by `metadata`: labelled answers carry tags only; match by `tags`, or "
+                "cannot be computed for a `match` by `metadata`: labelled answers have tags only; match by `tags`, or "
                 "give a number",
                 {"path": ("accept",)},
             )
@@ -206,7 +206,7 @@ class Override(Frozen):
 
 
 class Policy(Frozen):
-    """What happens to an answer, by its confidence."""
+    """The rules for what happens to an answer, depending on its confidence."""
 
     version: Annotated[Literal[1], BeforeValidator(_number)] = 1
     """Version of this file format."""
@@ -219,17 +219,17 @@ class Policy(Frozen):
     otherwise: Otherwise = "abstain"
     """What happens when no step is left."""
     messages: Messages = Messages()
-    """What callers read."""
+    """Messages for the caller."""
     overrides: Annotated[tuple[Override, ...], Field(strict=False)] = ()
-    """Other settings for some exchanges; of several that match, the first that sets a key decides that key."""
+    """Other settings for some exchanges; if several match, the first one that sets a key is used for that key."""
     budget: Budget = Budget()
-    """When to stop answering again."""
+    """When retries and fallbacks stop."""
     on_error: OnError = "abstain"
     """What happens to an answer when the guard itself fails."""
     on_uncalibrated: OnUncalibrated = "abstain"
     """What happens to an answer when no profile fits its score."""
     review: ReviewSettings = ReviewSettings()
-    """Where answers wait for people, and what their verdicts are good for."""
+    """The review queue: where answers wait for people, and when earlier verdicts are used again."""
     telemetry: TelemetrySection = TelemetrySection()
     """Where decisions are logged."""
 
@@ -244,23 +244,23 @@ class Policy(Frozen):
                 if entry.spec.when.any_sentence_below is not None:
                     raise PydanticCustomError(
                         "sentences",
-                        "needs `scorer: {granularity: sentence}`: only then sentences have a confidence",
+                        "needs `scorer: {granularity: sentence}`: only then do sentences have a confidence",
                         {"path": (*_path(rule), entry.name, "when", "any_sentence_below")},
                     )
         return self
 
     @property
     def source(self) -> str:
-        """Where the policy came from: a path, or words."""
+        """Where the policy came from: a path or a description."""
         return self._source
 
     @cached_property
     def digest(self) -> str:
-        """Digest of what the policy says, without passwords: equal digests decide equally."""
-        said = self.model_dump()
-        said["review"]["url"] = mask_url(self.review.url)
-        said["review"]["token"] = None
-        text = json.dumps(said, sort_keys=True, default=sorted)  # sorted: a set has another order in every process
+        """Digest of the policy's content without passwords; policies with equal digests decide equally."""
+        content = self.model_dump()
+        content["review"]["url"] = mask_url(self.review.url)
+        content["review"]["token"] = None
+        text = json.dumps(content, sort_keys=True, default=sorted)  # sorted: a set has another order in every process
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     @property
@@ -275,10 +275,10 @@ class Policy(Frozen):
         return str(self._folder / Path(named).expanduser())
 
     def from_source(self, source: str, folder: Path) -> Self:
-        """Return the same policy, with where it came from.
+        """Return the same policy with its origin noted.
 
         Args:
-            source: a path, or words.
+            source: a path or a description.
             folder: where relative profile paths start.
         """
         copy = self.model_copy()
@@ -308,6 +308,6 @@ def _check_length(steps: tuple[EscalationStep, ...]) -> None:
     if tries > MAX_LADDER:
         raise PydanticCustomError(
             "ladder",
-            "allows {tries} tries for one question, but at most {limit} are: remove steps or lower their `attempts`",
+            "allows {tries} tries for one question, but the limit is {limit}: remove steps or lower their `attempts`",
             {"tries": tries, "limit": MAX_LADDER, "path": ("escalate",)},
         )

@@ -1,11 +1,11 @@
-"""Error rates that a policy promises: for which answers, and with which share of the risk that a promise fails.
+"""The error rates that a policy promises: for which answers, and with what probability a promise may fail.
 
-A policy may ask for several error rates: at its top and in overrides. Each is a promise about the answers that it
-decides for, so each is computed from the labelled answers of that kind alone: those that carry at least one of the
-override's tags and none of an earlier override that sets `accept`. The top decides for what is left.
+A policy may set several error rates: at its top level and in overrides. Each is a promise about the answers that its
+rule decides, so it is computed only from labelled answers of that kind: those with at least one of the override's tags
+and no tag of an earlier override that sets `accept`. The top level decides the remaining answers.
 
-All promises of a policy are to hold together. So each is computed with its `delta` divided by their number
-(Bonferroni): that one of them fails has at most the probability `delta`, the largest where they differ.
+All promises of a policy must hold together, so each is computed with its `delta` divided by their number (Bonferroni).
+The probability that any of them fails is then at most `delta`, or the largest `delta` where they differ.
 """
 
 from __future__ import annotations
@@ -22,28 +22,28 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Promise:
-    """An error rate that accepted answers of one kind keep."""
+    """The highest error rate allowed among accepted answers of one kind."""
 
     rule: str
-    """`accept`, or `overrides[0].accept`."""
+    """`accept`, or for example `overrides[0].accept`."""
     max_error_rate: float
     delta: float
-    """Probability with which this promise may fail: its share."""
+    """Probability with which this promise may fail, already divided among all promises."""
     any_of: frozenset[str] = frozenset()
-    """The answers carry at least one of these tags; empty where any will do."""
+    """Only answers with at least one of these tags; empty for all answers."""
     none_of: frozenset[str] = frozenset()
-    """The answers carry none of these tags: an earlier rule decides for those."""
+    """Only answers without any of these tags, which an earlier rule decides."""
 
     @property
     def answers(self) -> str:
-        """Return in words which answers it is about."""
+        """Describe the answers that the promise covers."""
         kinds = [f"tagged {listed(sorted(self.any_of), 'or')}"] if self.any_of else []
         kinds += [f"not tagged {listed(sorted(self.none_of), 'or')}"] if self.none_of else []
         return " ".join(["answers", listed(kinds)]).strip()
 
 
 def promises(policy: Policy) -> dict[str, Promise]:
-    """Return the promises of a policy by rule; a rule for which no answer is left makes none."""
+    """Return the promises of a policy by rule; a rule left without any answers makes no promise."""
     kinds: list[tuple[str, RiskTarget, frozenset[str], frozenset[str]]] = []
     taken: frozenset[str] = frozenset()
     for number, override in enumerate(policy.overrides):

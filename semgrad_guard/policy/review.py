@@ -1,4 +1,4 @@
-"""The policy's section `review`: what it may say, and the same in words."""
+"""The policy's `review` section: its keys, and their explanation in plain words."""
 
 from __future__ import annotations
 
@@ -42,59 +42,58 @@ def _site(url: str, *, is_plain: bool) -> str:
         )
     if is_plain and host not in {"localhost", "127.0.0.1", "::1"}:
         raise PydanticCustomError(
-            "url", "must start with https: answers and the token would cross the network readably"
+            "url", "must start with https: otherwise answers and the token would cross the network unencrypted"
         )
     return url
 
 
 class ReuseVerdicts(Frozen):
-    """When a verdict answers the same question again."""
+    """When an earlier verdict is given again for the same question."""
 
     mode: Literal["exact", "similar"] = "exact"
-    """`exact`: the same question but for case and spacing; `similar`: also one that reads alike."""
+    """`exact`: the same question, ignoring case and spacing; `similar`: also a question with similar text."""
     threshold: Probability = 0.9
-    """How alike two questions must read under `similar`, from 0 to 1: the share of common groups of three letters."""
+    """Similarity that `similar` requires, from 0 to 1: the share of three-letter groups that both questions contain."""
     expires_days: Days | None = None
-    """Older verdicts don't count; left out, all count."""
+    """Older verdicts are not used; if left out, verdicts do not expire."""
     tags: Words | None = None
-    """Only for questions that carry one of these tags; left out, for all."""
+    """Only for questions with one of these tags; if left out, for all."""
 
     @model_validator(mode="after")
     def _means_something(self) -> Self:
         if "threshold" in self.model_fields_set and self.mode == "exact":
             raise PydanticCustomError(
-                "reuse", "needs `mode: similar`: the same question has nothing to measure", {"path": ("threshold",)}
+                "reuse", "needs `mode: similar`: `exact` measures no similarity", {"path": ("threshold",)}
             )
         return self
 
 
 class ReviewSettings(Frozen):
-    """Where answers wait for people, and what their verdicts are good for."""
+    """The review queue: where answers wait for people, and when earlier verdicts are used again."""
 
     url: Annotated[Text, AfterValidator(_place), Field(repr=False)] = "sqlite:///semgrad-review.db"
-    """Database URL, or the https address of a review site; a relative SQLite path starts at the folder the program
-    runs in."""
+    """Database URL, or the https address of a review site; a relative SQLite path starts at the working directory."""
     token: Annotated[Text | None, Field(repr=False)] = None
-    """API token for a review site, best as ${NAME}: `semgrad-guard review token add` makes one."""
+    """API token for a review site, best given as ${NAME}; `semgrad-guard review token add` creates one."""
     deadline_s: Seconds | None = None
-    """Seconds for a verdict; left out, an answer waits for ever."""
+    """Seconds until a verdict is due; if left out, answers wait without a limit."""
     at_deadline: Literal["expire", "approve", "reject"] = "expire"
-    """What becomes of an answer at its deadline: no verdict, given as it is, or held back for good."""
+    """What happens to an answer at its deadline: it gets no verdict, is given as it is, or is held back for good."""
     lease_s: Seconds = 900.0
-    """Seconds for which a reviewer who took an answer keeps it from others."""
+    """Seconds for which an answer stays reserved for the reviewer who claimed it."""
     tag_weights: dict[Word, Weight] = Field(default_factory=dict[Word, Weight])
-    """Tag -> factor by which doubtful answers with it are judged earlier; 1 where unnamed."""
+    """Tag -> factor by which doubtful answers with this tag are judged earlier; 1 for other tags."""
     retention_days: Days | None = None
-    """Days after which the texts of settled answers are erased by `review serve`; left out, never."""
+    """Days after which `review serve` erases the texts of settled answers; if left out, never."""
     reuse_verdicts: ReuseVerdicts | None = None
-    """When a verdict answers the same question again; left out, never."""
+    """When an earlier verdict is given again for the same question; if left out, never."""
 
     @model_validator(mode="after")
     def _hangs_together(self) -> Self:
         if self.is_site and self.token is None:
             raise PydanticCustomError(
                 "token",
-                "needs a token for that site: token: ${SEMGRAD_REVIEW_TOKEN}, made there by "
+                "needs a token for that site: token: ${SEMGRAD_REVIEW_TOKEN}, created there by "
                 "`semgrad-guard review token add`",
                 {"path": ("url",)},
             )
@@ -106,12 +105,10 @@ class ReviewSettings(Frozen):
             )
         for key in _SERVERS_OWN:
             if self.is_site and key in self.model_fields_set:
-                raise PydanticCustomError(
-                    "site", "is set where the review site runs, in the policy of its own", {"path": (key,)}
-                )
+                raise PydanticCustomError("site", "is set at the review site, in that site's policy", {"path": (key,)})
         if "at_deadline" in self.model_fields_set and self.deadline_s is None:
             raise PydanticCustomError(
-                "deadline", "needs `deadline_s`: without one nothing ends", {"path": ("at_deadline",)}
+                "deadline", "needs `deadline_s`: without it there is no deadline", {"path": ("at_deadline",)}
             )
         return self
 
@@ -129,10 +126,10 @@ _AT_DEADLINE = {
 
 
 def review_in_words(review: ReviewSettings) -> list[str]:
-    """Return where answers wait for people and what their verdicts are good for, line by line; no passwords."""
+    """Explain the review settings line by line, with passwords hidden."""
     lines = [f"Answers wait for people in {mask_url(review.url)}."]
     if review.is_site:
-        lines[0] = f"Answers wait for people at the review site {review.url}, which has leases and rules of its own."
+        lines[0] = f"Answers wait for people at the review site {review.url}, which sets its own leases and rules."
     if review.deadline_s is not None:
         if review.is_site:
             lines.append(f"Without a verdict after {_span(review.deadline_s)} that site decides. [review.deadline_s]")
@@ -140,10 +137,10 @@ def review_in_words(review: ReviewSettings) -> list[str]:
             end = _AT_DEADLINE[review.at_deadline]
             lines.append(f"Without a verdict after {_span(review.deadline_s)}, {end}. [review.deadline_s]")
     if review.lease_s != ReviewSettings().lease_s:
-        lines.append(f"Who takes an answer keeps it from others for {_span(review.lease_s)}. [review.lease_s]")
+        lines.append(f"A claimed answer is reserved for its reviewer for {_span(review.lease_s)}. [review.lease_s]")
     if review.tag_weights:
         weights = listed([f"{tag} {weight:g} times" for tag, weight in sorted(review.tag_weights.items())])
-        lines.append(f"How much doubt hurries an answer is multiplied by its tags: {weights}. [review.tag_weights]")
+        lines.append(f"Doubt counts more or less for answers with these tags: {weights}. [review.tag_weights]")
     if review.retention_days is not None:
         lines.append(
             f"Texts of settled answers are erased after {review.retention_days:g} days. [review.retention_days]"
@@ -156,10 +153,10 @@ def review_in_words(review: ReviewSettings) -> list[str]:
 def _reuse(reuse: ReuseVerdicts) -> str:
     question = "the same question"
     if reuse.mode == "similar":
-        question += f", or one that reads alike to at least {reuse.threshold:g},"
+        question += f", or one with a similarity of at least {reuse.threshold:g},"
     only = f", if it is tagged {listed(sorted(reuse.tags), 'or')}" if reuse.tags else ""
     until = f", for {reuse.expires_days:g} days" if reuse.expires_days is not None else ""
-    return f"What a person approved or wrote for {question} is given again in place of asking{only}{until}."
+    return f"An answer that a person approved or wrote for {question} is given again without asking{only}{until}."
 
 
 def _span(seconds: float) -> str:

@@ -1,4 +1,4 @@
-"""The steps of `escalate`, as the file writes them and as the flow carries them out."""
+"""The steps of `escalate`: their settings in the policy file, and their translation into steps of the flow."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ Cost = Annotated[float, Field(ge=0)]
 
 
 class StepSpec(Frozen):
-    """What all steps of `escalate` have in common: when they are tried, and what they are called in words."""
+    """Settings common to all steps of `escalate`."""
 
     when: When = ALWAYS
-    """When this step is tried; always, if left out."""
+    """When this step is tried; if left out, always."""
 
     @property
     def tries(self) -> int:
@@ -44,21 +44,21 @@ class StepSpec(Frozen):
         """Return the step that routing carries out.
 
         Args:
-            pending: what a caller reads who does not wait for a person.
+            pending: message for a caller who does not wait for a person.
         """
         raise NotImplementedError
 
     def words(self) -> str:
-        """Return what this step does, in words: "retrieve 8 passages and answer again"."""
+        """Return what this step does in words, such as "retrieve 8 passages and answer again"."""
         raise NotImplementedError
 
     def try_in_words(self, number: int) -> str:
-        """Return in words which try of this step is made; what the step does, where it has only one."""
+        """Return in words which try of this step comes next; a step with only one try says what it does."""
         raise NotImplementedError
 
 
 class NewAttemptStep(StepSpec):
-    """What all steps that answer again have in common."""
+    """Settings common to all steps that answer again."""
 
     attempts: Repeats = 1
     """How often this step may be tried for one question."""
@@ -90,15 +90,15 @@ class RetryRetrievalStep(NewAttemptStep):
     """Retrieve again and answer again."""
 
     top_k: Annotated[int, Field(ge=1, le=1000)] | None = None
-    """How many passages to ask for; left out, twice as many as before."""
+    """How many passages to ask for; if left out, twice as many as before."""
     rewrite_query: bool = False
-    """Let the model reword the question for retrieval; the original question is the one answered."""
+    """Let the model reword the question for retrieval; the answer is still to the original question."""
     retriever: Text | None = None
-    """Name of another retriever given to the guard; left out, the chain's own."""
+    """Name of another retriever given to the guard; if left out, the chain's retriever."""
     drop_unused: bool = False
-    """Leave out passages of which nothing reached the answer."""
+    """Leave out earlier passages that share no word with the answer."""
     configurable: Annotated[dict[str, JsonValue], AfterValidator(refuse)] = Field(default_factory=dict[str, JsonValue])
-    """`configurable` fields for chains that own their retriever."""
+    """`configurable` fields for chains that have their own retriever."""
 
     @override
     def words(self) -> str:
@@ -126,11 +126,11 @@ class FallbackModelStep(NewAttemptStep):
     name: Text
     """Name of a model given to the guard, or a provider string such as `openai:gpt-4o`."""
     unscored: bool = False
-    """Pass its answer without judging it."""
+    """Give its answer to the caller without judging it."""
 
     @override
     def words(self) -> str:
-        judged = ", whose answer is passed unjudged" if self.unscored else ""
+        judged = ", whose answer is given without being judged" if self.unscored else ""
         return f"ask model {self.name}{judged}{self._often}"
 
     @override
@@ -142,9 +142,9 @@ class HumanReviewStep(StepSpec):
     """Hand the answer to a person."""
 
     wait_s: Annotated[float, Field(ge=0)] = 0.0
-    """Seconds that the caller waits for the verdict; 0 answers at once with the pending message."""
+    """Seconds that the caller waits for the verdict; with 0 the caller gets the pending message at once."""
     message: Text | None = None
-    """Pending message of this step; left out, `messages.pending`."""
+    """Pending message of this step; if left out, `messages.pending`."""
 
     @override
     def try_in_words(self, number: int) -> str:
@@ -161,10 +161,10 @@ class HumanReviewStep(StepSpec):
 
 
 def _with_short_forms(schema: dict[str, Any]) -> None:
-    """Turn the JSON schema of a step spelled out into that of everything that may be written."""
+    """Extend the JSON schema of a step, in place, by the short forms that a policy file may use."""
     properties: dict[str, dict[str, Any]] = schema.pop("properties")
-    for one in properties.values():
-        del one["default"]
+    for schema_of_step in properties.values():
+        del schema_of_step["default"]
     named = properties[Action.FALLBACK_MODEL.value]
     named["anyOf"] = [*(k for k in named["anyOf"] if k != {"type": "null"}), {"type": "string", "minLength": 1}]
     spelled_out = {
@@ -183,11 +183,11 @@ SPECS: Mapping[str, type[StepSpec]] = {
     Action.FALLBACK_MODEL.value: FallbackModelStep,
     Action.HUMAN_REVIEW.value: HumanReviewStep,
 }
-"""The steps that `escalate` may list, by the word of the policy file; `EscalationStep` has a field for each."""
+"""The steps that `escalate` may list, by their name in the policy file; `EscalationStep` has a field for each."""
 
 
 class EscalationStep(Frozen):
-    """One step of `escalate`: exactly one of its fields; a step that needs no settings may be a bare word."""
+    """One step of `escalate`. Exactly one field is set; a step that needs no settings may be a single word."""
 
     model_config = ConfigDict(json_schema_extra=_with_short_forms)
 
@@ -217,7 +217,7 @@ class EscalationStep(Frozen):
 
     @property
     def name(self) -> str:
-        """The word of the policy file for what this step does."""
+        """The step's name in the policy file."""
         return next(iter(self._given()))
 
     @property

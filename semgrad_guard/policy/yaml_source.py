@@ -1,4 +1,4 @@
-"""YAML text -> plain data and the line of every value. Only plain YAML: what could surprise is refused by name."""
+"""Reads YAML text into plain data with the line of every value; tags and merge keys are refused with an explanation."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ Place = tuple[str | int, ...]
 """Keys and list indices that lead to a value."""
 
 MAX_VALUES = 20_000
-"""Values in one file, aliases counted as often as they are used: no policy needs more, a YAML bomb does."""
+"""Most values in one file, counting an alias at each use; this stops a YAML bomb."""
 
 _CORE = "tag:yaml.org,2002:"
 _SCALARS = {_CORE + name for name in ("str", "int", "float", "bool", "null")}
-_TEXT_TOO = {_CORE + "timestamp", _CORE + "value"}  # dates, and a bare `=`: a policy has neither, so they are text
+_TEXT_TOO = {_CORE + "timestamp", _CORE + "value"}  # dates and a bare `=` have no use in a policy, so they are text
 
 
 class _Loader(yaml.SafeLoader):
@@ -35,14 +35,14 @@ _Loader.add_implicit_resolver(
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """The data of a policy and where each part of it stands."""
+    """The data of a policy and the line of each value."""
 
     data: object
     lines: dict[Place, int] = field(default_factory=dict[Place, int])
-    """Place -> 1-based line; empty for data that came from no file."""
+    """Place -> 1-based line; empty for data that did not come from a file."""
 
     def line_of(self, place: Place) -> int | None:
-        """Return the line of a value, or of the nearest thing around it."""
+        """Return the line of a value, or of the nearest value that contains it."""
         return next((self.lines[place[:n]] for n in range(len(place), -1, -1) if place[:n] in self.lines), None)
 
 
@@ -60,7 +60,7 @@ def read_yaml(text: str, source: str) -> Document:
         source: the file, for errors.
 
     Raises:
-        PolicyFileError: it is empty or not plain YAML with text keys, each given once.
+        PolicyFileError: the text is empty or is not plain YAML with unique text keys.
     """
     try:
         loader = _Loader(text)
@@ -80,9 +80,11 @@ def _line(error: yaml.MarkedYAMLError) -> int | None:
 
 
 def _syntax(error: yaml.MarkedYAMLError) -> str:
-    said = ", ".join(part for part in (error.context, error.problem) if part)
-    advice = "indent with spaces, not tabs" if "\\t" in said else "check indentation, quotes and brackets at that line"
-    return f"not valid YAML: {said}; {advice}"
+    problem = ", ".join(part for part in (error.context, error.problem) if part)
+    advice = (
+        "indent with spaces, not tabs" if "\\t" in problem else "check indentation, quotes and brackets at that line"
+    )
+    return f"not valid YAML: {problem}; {advice}"
 
 
 class _Reading:
@@ -109,7 +111,7 @@ class _Reading:
         self._n_values += 1
         if self._n_values > MAX_VALUES:
             raise self._refuse(
-                place, node, f"holds more than {MAX_VALUES:,} values, aliases included: no policy needs that"
+                place, node, f"contains more than {MAX_VALUES:,} values, aliases included: too many for a policy"
             )
         if id(node) in self._open:
             raise self._refuse(place, node, "contains itself through an alias (*): write the value out")
@@ -144,7 +146,7 @@ class _Reading:
             inner = (*place, key)
             if key in data:
                 first = self._lines[inner]
-                raise self._refuse(inner, key_node, f"given twice, first in line {first}: keep one of them")
+                raise self._refuse(inner, key_node, f"given twice, first on line {first}: keep one of them")
             self._lines[inner] = key_node.start_mark.line + 1
             data[key] = self._value(value_node, inner)
         return data

@@ -1,4 +1,4 @@
-"""Decision -> Outcome: one handler per action."""
+"""Carries out decisions: one handler for each action."""
 
 from semgrad_guard.routing.deadline import Deadline
 from semgrad_guard.routing.steps import (

@@ -1,4 +1,4 @@
-"""Time limits for calls into code that is not ours."""
+"""Time limits for calls to code outside this package."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Deadline:
 
     @classmethod
     def after(cls, seconds: float | None, clock: Callable[[], float] = time.monotonic) -> Deadline:
-        """Return the deadline that many seconds from now; `None` never ends."""
+        """Return the deadline `seconds` from now; `None` never ends."""
         return cls(None if seconds is None else clock() + seconds, clock)
 
     def remaining_s(self) -> float | None:
@@ -33,7 +33,7 @@ class Deadline:
         return None if self.at_s is None else max(0.0, self.at_s - self.clock())
 
     def within(self, seconds: float | None) -> Deadline:
-        """Return the earlier of this deadline and one that many seconds from now."""
+        """Return the earlier of this deadline and one `seconds` from now."""
         remaining = self.remaining_s()
         if seconds is None or (remaining is not None and remaining <= seconds):
             return self
@@ -41,14 +41,14 @@ class Deadline:
 
 
 def call_before(deadline: Deadline, call: Callable[[], T], what: str) -> T:
-    """Return what a call returns, unless the deadline comes first.
+    """Make a call and return its result, unless the deadline comes first.
 
-    Python cannot stop a running thread: a call that is too slow goes on in a daemon thread and its result is dropped.
+    Python cannot stop a running thread: a call that is too slow continues in a daemon thread and its result is dropped.
 
     Args:
         deadline: when to stop waiting.
         call: the work; it runs with a copy of the caller's context variables, so tracing nests as usual.
-        what: the work in words, for the error.
+        what: description of the work, for the error.
 
     Raises:
         TimeoutError: the deadline came first.
@@ -62,7 +62,7 @@ def call_before(deadline: Deadline, call: Callable[[], T], what: str) -> T:
     def work() -> None:
         try:
             results.put((context.run(call), None))
-        except BaseException as error:  # noqa: BLE001 - carried to the caller, whatever it is
+        except BaseException as error:  # noqa: BLE001 - any error is passed to the caller
             results.put((None, error))
 
     threading.Thread(target=work, name=f"semgrad-guard {what}", daemon=True).start()

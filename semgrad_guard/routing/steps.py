@@ -1,10 +1,10 @@
 """Carries out one step of the policy: retrieve and answer again, ask another model, ask a person, or settle.
 
-An adapter gives its framework's part in `Resources`. For `retry_retrieval` that is a `Retriever`, whose
+An adapter provides its framework's part in `Resources`. For `retry_retrieval` this is a `Retriever`, whose
 `retrieve(query, top_k)` calls the framework's retriever and turns documents into passages, and an `AnswerModel`, whose
-`answer(exchange, passages)` asks the chain again; `DocumentMap` leads from the passages back to the documents. All else
-is done here: rewriting the query, the number of passages, leaving out unused ones, refusing those that failed before,
-time limits, and trying again after passing faults.
+`answer(exchange, passages)` asks the chain again; `DocumentMap` finds the documents of passages. The rest is done here:
+rewriting the query, the number of passages, leaving out unused ones, refusing those that failed before, time limits,
+and trying again after temporary faults.
 """
 
 from __future__ import annotations
@@ -44,31 +44,32 @@ if TYPE_CHECKING:
 
 
 class PostponedError(Exception):
-    """Raised by `RetrievingChain.answer_again` when the new answer will come as another call.
+    """Raised by `RetrievingChain.answer_again` when the new answer will come in another call.
 
-    An agent searches again by going on with its graph: the guard's run ends here without a record, and the agent's next
+    An agent searches again by continuing its graph. The guard's run ends here without a record, and the agent's next
     final answer is judged by `Guard.run(exchange, resources, progress=error.progress)`.
     """
 
     def __init__(self) -> None:
-        """Begin without a progress; the guard fills it in."""
+        """Create the error with empty progress, which the guard replaces."""
         self.progress = Progress()
         super().__init__("the new answer comes in another call")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resources:
-    """Retrievers, models and chains by which the policy's steps act; a step without its resource is skipped."""
+    """Retrievers, models and chains that the policy's steps use; a step without its resource is skipped."""
 
     chain: AnswerModel | RetrievingChain | None = None
-    """Answers the question again: from the passages that a retriever below finds (`AnswerModel`), or with a retriever
-    of its own (`RetrievingChain`). One that is both retrieves by itself only where no retriever is given and the step
+    """Answers the question again: from the passages that a retriever below finds (`AnswerModel`), or with its own
+    retriever (`RetrievingChain`). A chain that is both uses its own only where no retriever is given and the step
     names none. An `AnswerModel` that is a `ConfigurableChain` gets the step's `configurable` fields."""
     retriever: Retriever | None = None
     """The chain's own retriever."""
     chain_query: Callable[[Exchange], str] | None = None
-    """Returns what the chain itself asked its retriever in an attempt, for a chain that rewords the question, such as
-    one that makes it independent of a chat; a retry without `rewrite_query` asks the same. Left out, the question."""
+    """Returns the query that the chain sent to its retriever in an attempt, for a chain that rewords the question, for
+    example to make it independent of a chat. A retry without `rewrite_query` sends the same query. If left out, the
+    question is sent."""
     retrievers: Mapping[str, Retriever] = field(default_factory=dict[str, "Retriever"])
     """Other retrievers by the name that the policy uses."""
     rewriter: QueryRewriter | None = None
@@ -82,7 +83,7 @@ T = TypeVar("T")
 
 
 class DocumentMap(Generic[T]):
-    """Remembers which document of a framework each passage was made of, for one question.
+    """Remembers the framework's document of each passage, for one question.
 
     Example:
         >>> documents = DocumentMap(lambda text: Passage(text.strip()))
@@ -91,7 +92,7 @@ class DocumentMap(Generic[T]):
     """
 
     def __init__(self, to_passage: Callable[[T], Passage]) -> None:
-        """Begin empty.
+        """Create an empty map.
 
         Args:
             to_passage: turns a document into a passage.
@@ -100,36 +101,36 @@ class DocumentMap(Generic[T]):
         self._documents: dict[Passage, T] = {}
 
     def passages_of(self, documents: Iterable[T]) -> list[Passage]:
-        """Return documents as passages, in order; equal ones once."""
+        """Return the documents as passages, in order and without duplicates."""
         by_passage = {self._to_passage(document): document for document in documents}
         self._documents |= by_passage
         return list(by_passage)
 
     def documents_of(self, passages: Iterable[Passage]) -> list[T]:
-        """Return the documents that passages were made of; passages that came from elsewhere are left out."""
+        """Return the documents of these passages; passages from elsewhere are left out."""
         return [self._documents[passage] for passage in passages if passage in self._documents]
 
 
 TRANSIENT_TRIES = 3
-"""How often a call that fails for a passing reason is made before the step counts as failed."""
+"""How often a call with temporary faults is made before the step counts as failed."""
 DEFAULT_TOP_K = 4
-"""Passages of a first attempt whose number is unknown: LangChain's and LlamaIndex' retrievers return 4 and 2."""
+"""Assumed number of passages where it is unknown: LangChain's and LlamaIndex's retrievers return 4 and 2."""
 
 
 def next_attempt(step: NewAttempt, exchange: Exchange, resources: Resources, deadline: Deadline) -> Exchange:
-    """Return the exchange of a new attempt at the same question.
+    """Make a new attempt at the same question and return its exchange.
 
-    Nothing of the earlier answer goes into the new prompt.
+    The new prompt contains nothing of the earlier answer.
 
     Args:
-        step: what the policy chose.
+        step: the step that the policy chose.
         exchange: the attempt that was not good enough.
-        resources: what can be acted with.
-        deadline: end of the policy's time budget; the step's own `timeout_s` ends it earlier.
+        resources: the retrievers, models and chains to use.
+        deadline: end of the policy's time budget; the step's `timeout_s` may end it earlier.
 
     Raises:
         RoutingError: the step could not be carried out; the cause is kept.
-        PostponedError: the new attempt will come as another call.
+        PostponedError: the new attempt will come in another call.
     """
     deadline = deadline.within(step.timeout_s)
     match step:
@@ -144,9 +145,9 @@ def next_attempt(step: NewAttempt, exchange: Exchange, resources: Resources, dea
 def _ask_fallback(step: FallbackModel, exchange: Exchange, resources: Resources, deadline: Deadline) -> Exchange:
     model = resources.fallbacks.get(step.name)
     if model is None:
-        known = ", ".join(sorted(resources.fallbacks)) or "none"
+        given = ", ".join(sorted(resources.fallbacks)) or "none"
         advice = f"pass fallbacks={{{step.name!r}: llm}}"
-        msg = f"no fallback model {step.name!r} was given to this guard (given: {known}): {advice}"
+        msg = f"no fallback model {step.name!r} was given to this guard (given: {given}): {advice}"
         raise StepUnavailableError(msg)
     try:
         return _with_retries(lambda: model.answer(exchange, None), deadline, f"fallback model {step.name!r}")
@@ -197,9 +198,9 @@ def _retriever(step: RetryRetrieval, resources: Resources) -> Retriever:
         return resources.retriever
     named = resources.retrievers.get(step.retriever)
     if named is None:
-        known = ", ".join(sorted(resources.retrievers)) or "none"
+        given = ", ".join(sorted(resources.retrievers)) or "none"
         advice = f"pass retrievers={{{step.retriever!r}: retriever}}"
-        msg = f"no retriever {step.retriever!r} was given to this guard (given: {known}): {advice}"
+        msg = f"no retriever {step.retriever!r} was given to this guard (given: {given}): {advice}"
         raise StepUnavailableError(msg)
     return named
 
@@ -229,12 +230,12 @@ def worth_reading(step: RetryRetrieval, exchange: Exchange, found: Sequence[Pass
     """Return the passages to answer from.
 
     Args:
-        step: with `drop_unused`, passages of the failed attempt of which no word reached its answer are left out.
+        step: with `drop_unused`, passages of the failed attempt that share no word with its answer are left out.
         exchange: the attempt that was not good enough.
-        found: what the retriever returned; what is kept of it stays in order.
+        found: the passages that the retriever returned; their order is kept.
 
     Raises:
-        RetrievalFailedError: nothing was found, or the very passages that already failed, so asking again can't help.
+        RetrievalFailedError: no passages were found, or the same ones as before, so asking again cannot help.
     """
     before = {passage.text for passage in exchange.passages}
     kept = list(found)
@@ -251,7 +252,7 @@ def worth_reading(step: RetryRetrieval, exchange: Exchange, found: Sequence[Pass
 
 
 def answer_words(exchange: Exchange) -> frozenset[str]:
-    """Return the lower-case words of the answer that carry content and are not the question's own."""
+    """Return the lower-case content words of the answer that are not in the question."""
     return frozenset(w for w in _words(exchange.answer) if len(w) > 3 or w.isdigit()) - _words(exchange.question or "")
 
 
@@ -260,7 +261,7 @@ def _words(text: str) -> frozenset[str]:
 
 
 def _with_retries(call: Callable[[], T], deadline: Deadline, what: str) -> T:
-    """Return what a call returns; passing faults are tried again with jittered backoff while time is left."""
+    """Make a call and return its result; after temporary faults it is tried again with jittered backoff."""
     remaining = deadline.remaining_s()
     stop = stop_after_attempt(TRANSIENT_TRIES)
     retrying = Retrying(
@@ -274,7 +275,7 @@ def _with_retries(call: Callable[[], T], deadline: Deadline, what: str) -> T:
 
 
 def is_transient(error: BaseException) -> bool:
-    """Return whether trying again may help: connection faults and the service saying so (429, 5xx), not a time-out."""
+    """Return whether trying again may help: after connection faults and statuses 429 and 5xx, not after a time-out."""
     if isinstance(error, TimeoutError):
         return False
     status = getattr(error, "status_code", None) or getattr(getattr(error, "response", None), "status_code", None)
@@ -290,17 +291,17 @@ def is_transient(error: BaseException) -> bool:
 def hand_over(
     step: HumanReview, exchange: Exchange, decision: Decision, attempts: Sequence[Attempt], queue: ReviewQueue | None
 ) -> tuple[ReviewId, Ruling | None]:
-    """Return the id of the stored review item and, where the policy waits and a person was quick, the verdict.
+    """Store an answer for review and return the item's id, and the verdict if it comes within the step's `wait_s`.
 
     Args:
-        step: what the policy chose.
+        step: the step that the policy chose.
         exchange: the best attempt, which the person reads.
-        decision: why it is handed over.
+        decision: why the answer needs review.
         attempts: all attempts, oldest first.
-        queue: where it is stored.
+        queue: the review queue.
 
     Raises:
-        ReviewError: it could not be stored; the cause is kept.
+        ReviewError: the answer could not be stored; the cause is kept.
         StepUnavailableError: there is no queue.
     """
     if queue is None:
@@ -317,7 +318,7 @@ def hand_over(
         return review_id, None
     try:
         return review_id, queue.wait(review_id, step.wait_s)
-    except Exception:  # noqa: BLE001 - the item is stored: not seeing the verdict now only means that it is pending
+    except Exception:  # noqa: BLE001 - the item is stored, so a verdict that cannot be read now is only pending
         return review_id, None
 
 
@@ -348,7 +349,7 @@ def settle_review(ruling: Ruling | None, *, pending: str, abstain: str) -> Settl
 
     Args:
         ruling: the verdict; `None` while there is none.
-        pending: message for a caller who does not wait any longer.
+        pending: message for a caller who no longer waits.
         abstain: message for a rejected or expired answer.
     """
     if ruling is None:

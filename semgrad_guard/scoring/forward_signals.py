@@ -1,4 +1,4 @@
-"""Signals that cost forward passes of their own: what the passages add, and whether the model says that it is true."""
+"""Signals that cost extra forward passes: how much the passages help, and whether the model calls an answer right."""
 
 from __future__ import annotations
 
@@ -46,14 +46,14 @@ def _head_inputs(model: PreTrainedModel, tokens: Tokens) -> Tensor:
 
 
 def context_gain(model: LocalModel, exchange: Exchange, tokens: Tokens, mean_nll: float) -> float | None:
-    """Return the mean log-likelihood of the answer with the passages minus without, in nats a token.
+    """Return how much the passages raise the mean log-likelihood of the answer, in nats per token.
 
-    `None` when the prompt does not hold the passages word for word, so that they can't be left out.
+    The result is `None` when the prompt does not contain the passages word for word, so they cannot be left out.
 
     Args:
         model: the scoring model.
-        exchange: with its passages.
-        tokens: of the exchange.
+        exchange: the exchange, with its passages.
+        tokens: tokens of the exchange.
         mean_nll: mean negative log-likelihood of the answer with the passages.
     """
     shorter = _ids_without(model, exchange, tokens)
@@ -65,7 +65,7 @@ def context_gain(model: LocalModel, exchange: Exchange, tokens: Tokens, mean_nll
 
 
 def without_passages(prompt: Prompt, passages: Sequence[Passage]) -> Prompt:
-    """Return a prompt with the passages' texts left out."""
+    """Return the prompt without the passages' texts."""
     if isinstance(prompt, str):
         for passage in sorted(passages, key=lambda passage: len(passage.text), reverse=True):
             if passage.text.strip():
@@ -88,7 +88,7 @@ _ASK = "Is the proposed answer correct? Reply with Yes or No."
 
 
 def p_true(model: LocalModel, exchange: Exchange) -> float | None:
-    """Return the probability of yes against no, in [0, 1]; `None` when the exchange has no question or answer as text.
+    """Return the probability, in [0, 1], that the model calls the answer correct; `None` without question or answer.
 
     Source: P(True), Kadavath et al. 2022 (arXiv 2207.05221); here with passages, and yes or no instead of letters.
     """

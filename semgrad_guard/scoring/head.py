@@ -1,4 +1,4 @@
-"""The output head: where its weight is, how logits are made of it, and one pass over the vocabulary by blocks."""
+"""The output head: how it makes logits, and a pass over the vocabulary in blocks for likelihoods and gradients."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 PROBE_PEAK = 60.0
-"""Largest value of the probe: wide enough that a soft cap (30 to 50 in published models) shows."""
+"""Largest value of the probe: large enough to reveal a soft cap (30 to 50 in published models)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,17 +41,17 @@ class LogitMap:
 
 
 def probe_values(n: int, dtype: torch.dtype) -> Tensor:
-    """Return `n` head outputs for the model to turn into logits; the last is the peak, the one before half of it."""
+    """Return `n` head outputs for a model to turn into logits; the last is the peak, and the one before half of it."""
     values = torch.linspace(-PROBE_PEAK, PROBE_PEAK, n, dtype=torch.float64)
     values[-2] = PROBE_PEAK / 2
     return values.to(dtype)
 
 
 def fit_logit_map(raw: Tensor, logits: Tensor) -> LogitMap | None:
-    """Return the map by which a model made its logits, found from probe values; `None` for any but scale and soft cap.
+    """Find from probe values how a model makes its logits; `None` if it is neither a scale nor a soft cap.
 
     Args:
-        raw: what `probe_values` gave, shape ``(vocabulary,)``.
+        raw: values from `probe_values`, ``(vocabulary,)``.
         logits: the model's logits for them, same shape.
     """
     tolerance = 1e-5 if torch.finfo(logits.dtype).bits > 16 else 1e-2
@@ -60,14 +60,14 @@ def fit_logit_map(raw: Tensor, logits: Tensor) -> LogitMap | None:
     for candidate in (linear, _soft_cap(logits, tolerance)):
         if candidate is None:
             continue
-        made = candidate.apply_(raw.clone())
-        if bool((made - logits).abs().max() <= tolerance * logits.abs().max()):
+        predicted = candidate.apply_(raw.clone())
+        if bool((predicted - logits).abs().max() <= tolerance * logits.abs().max()):
             return candidate
     return None
 
 
 def _soft_cap(logits: Tensor, tolerance: float) -> LogitMap | None:
-    """Return the soft cap that sends the probe's peak and half of it where they went.
+    """Return the soft cap that explains the logits of the probe's peak and of half of it.
 
     With `t = tanh(scale * half / cap)`: half becomes `cap * t`, and the peak `cap * 2t / (1 + t²)`.
     """
@@ -81,32 +81,32 @@ def _soft_cap(logits: Tensor, tolerance: float) -> LogitMap | None:
 
 
 def _rounded(value: float, tolerance: float) -> float:
-    """Return a round number, as configs have them, if there is one within the tolerance."""
+    """Return a round number, as in model configs, if there is one within the tolerance."""
     rounded = float(f"{value:.3g}")
     return rounded if abs(rounded - value) <= tolerance * abs(value) else value
 
 
 class HeadSource(Protocol):
-    """Computes the head's raw output for some tokens, and sends gradients back through it."""
+    """Computes the head's raw output for some tokens and passes gradients back through it."""
 
     inputs: Tensor
     """The head inputs in the number format of the computation, ``(token, hidden)``."""
 
     def raw(self, block: slice) -> Tensor:
-        """Return the raw output for a block of the vocabulary, fresh, ``(token, vocabulary of the block)``."""
+        """Return the raw output for a block of the vocabulary as a new tensor, ``(token, vocabulary of the block)``."""
         ...
 
     def push(self, block: slice, errors: Tensor) -> None:
-        """Take the gradient by the raw output of a block."""
+        """Add the gradient by the raw output of a block."""
         ...
 
     def pull(self) -> Tensor:
-        """Return the gradient by the head inputs, ``(token, hidden)``, of all that was pushed."""
+        """Return the gradient by the head inputs, ``(token, hidden)``, from all pushed blocks."""
         ...
 
 
 def head_source(module: nn.Module, z: Tensor) -> HeadSource:
-    """Return the source for a head: by its weight where that is an ordinary one.
+    """Return the source for a head: it uses the weight directly where that is an ordinary matrix, else calls the head.
 
     Args:
         module: the output head.
@@ -122,7 +122,7 @@ def _at_least_float32(z: Tensor) -> Tensor:
 
 
 class _OpenWeight:
-    """Works with slices of the weight, at least in float32, so that nothing as large as the vocabulary is needed."""
+    """Uses slices of the weight, at least in float32, so that no tensor as large as the vocabulary is needed."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None, z: Tensor) -> None:
         self._weight, self._bias = weight, bias
@@ -144,7 +144,7 @@ class _OpenWeight:
 
 
 class _Module:
-    """Runs the head itself: quantised, offloaded, adapted or otherwise not a plain matrix."""
+    """Calls the head itself, because it is quantised, offloaded, adapted or otherwise not a plain matrix."""
 
     def __init__(self, module: nn.Module, z: Tensor) -> None:
         self.inputs = _at_least_float32(z)
@@ -166,14 +166,14 @@ class _Module:
 
 
 BLOCK_ENTRIES = 2**21
-"""Entries of the weight's gradient held at a time (8 MB in float32): more falls out of the processor's caches."""
+"""Entries of the weight's gradient held at a time (8 MB in float32): more would not fit the processor's caches."""
 STORED_ENTRIES = 2**26
-"""Logits kept between the two passes over the vocabulary (256 MB in float32); more are computed twice instead."""
+"""Most logits kept between the two passes over the vocabulary (256 MB in float32); more are computed twice."""
 
 
 @dataclass(frozen=True, slots=True)
 class OutputHead:
-    """A model's output head and what becomes of its output."""
+    """A model's output head, and how its output becomes logits."""
 
     module: nn.Module
     logit_map: LogitMap
@@ -181,7 +181,7 @@ class OutputHead:
 
 
 class WeightNorms(NamedTuple):
-    """Mean absolute gradient by the head's weight, of the objective over a run of answer tokens; `None`: not wanted."""
+    """Mean absolute gradient of the objective by the head's weight, for a run of answer tokens; else `None`."""
 
     paragrad: float | None = None
     """Each token weighted by its entropy."""
@@ -191,16 +191,16 @@ class WeightNorms(NamedTuple):
 
 WeightNorm = Literal["paragrad", "exgrad"]
 WEIGHT_NORMS: tuple[WeightNorm, WeightNorm] = ("paragrad", "exgrad")
-"""Each costs as much as a pass over the vocabulary of its own."""
+"""Each costs as much as an extra pass over the vocabulary."""
 
 
 class HeadPass(NamedTuple):
-    """What the head says about some answer tokens; the first axis is the token."""
+    """Results of the head for some answer tokens; the first axis is the token."""
 
     nll: Tensor
     """Negative log-likelihood in nats, ``(token,)``, float64."""
     entropy: Tensor
-    """Of the softmax, in nats, ``(token,)``, float64."""
+    """Entropy of the softmax, in nats, ``(token,)``, float64."""
     top: Tensor
     """Largest probability, ``(token,)``, float64."""
     is_top: Tensor
@@ -208,11 +208,11 @@ class HeadPass(NamedTuple):
     pull: Tensor
     """Gradient of each token's NLL by its own head input, ``(token, hidden)``."""
     norms: tuple[WeightNorms, ...]
-    """One for each run of tokens asked for."""
+    """One for each requested run of tokens."""
 
 
 class _Softmax(NamedTuple):
-    """The sums of one softmax a token, over the whole vocabulary."""
+    """Sums over the whole vocabulary for each token's softmax."""
 
     peak: Tensor
     log_total: Tensor
@@ -238,9 +238,9 @@ def run_head(
         head: the output head.
         z: head inputs, ``(token, hidden)``.
         targets: the answer's token ids, ``(token,)``.
-        parts: runs of tokens for which the gradient by the weight is wanted.
-        known: the head's own output for these inputs, where there is one already, ``(token, vocabulary)``.
-        norms: which gradients by the weight are wanted.
+        parts: runs of tokens for which to compute the gradient by the weight.
+        known: the head's output for these inputs, if it is already known, ``(token, vocabulary)``.
+        norms: which gradients by the weight to compute.
 
     Raises:
         NonFiniteScoreError: hidden states or logits are NaN or infinite.
@@ -284,9 +284,9 @@ class _Logits:
 
 
 def _first_pass(blocks: _Logits, targets: Tensor) -> _Softmax:
-    """Return the softmax sums, relative to the peak: a sure token's tiny entropy is exact too.
+    """Return the softmax sums relative to the peak, so that the tiny entropy of a sure token is exact too.
 
-    The peak's own 1 is added in float64, so that it does not swallow what little the others have.
+    The peak's own 1 is added in float64, so that the small terms of the others are not rounded away.
     """
     own = torch.zeros(len(targets), dtype=torch.float64, device=targets.device)
     peaks, totals, moments = list[torch.Tensor](), list[torch.Tensor](), list[torch.Tensor]()
@@ -311,7 +311,7 @@ def _first_pass(blocks: _Logits, targets: Tensor) -> _Softmax:
 def _second_pass(
     blocks: _Logits, targets: Tensor, softmax: _Softmax, weights: Mapping[WeightNorm, Tensor], parts: Sequence[slice]
 ) -> tuple[WeightNorms, ...]:
-    """Send every token's error to its head input, and sum the absolute gradient by the weight over the vocabulary."""
+    """Pass every token's error back to its head input, and sum the absolute gradient by the weight."""
     inputs = blocks.source.inputs
     weighted = [inputs * weight.to(inputs.dtype)[:, None] for weight in weights.values()]
     side_by_side = torch.cat([inputs[:, :0], *weighted], dim=1)
@@ -336,7 +336,7 @@ def _second_pass(
 
 
 def _targets_in(block: slice, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the tokens whose target lies in a block, and its place there."""
+    """Return the tokens whose target is in a block, and its index there."""
     rows = ((targets >= block.start) & (targets < block.stop)).nonzero(as_tuple=True)[0]
     return rows, targets[rows] - block.start
 

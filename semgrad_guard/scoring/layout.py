@@ -1,4 +1,4 @@
-"""Where prompt, answer and position t* lie in the tokens of an exchange."""
+"""The places of prompt, answer and position t* in the tokens of an exchange."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ LAST_TOKEN = -1
 
 @dataclass(frozen=True, slots=True)
 class KnownPosition:
-    """t* of a family of templates."""
+    """The position t* of a family of chat templates."""
 
     family: str
     markers: tuple[str, ...]
-    """Texts that all stand in the family's chat template."""
+    """Texts that the family's chat template contains."""
     position: int
     source: str
 
@@ -38,11 +38,11 @@ KNOWN_POSITIONS = (
     ),
     KnownPosition("Mistral", ("[INST]", "[/INST]"), -2, PAPER),
 )
-"""Families by what their templates hold; the first that fits counts."""
+"""Families of templates; the first whose markers are all in the template is used."""
 
 
 def known_position(tokenizer: PreTrainedTokenizerBase) -> KnownPosition | None:
-    """Return the family that a tokenizer's chat template belongs to, `None` for an unknown template."""
+    """Return the family of a tokenizer's chat template; `None` for an unknown template."""
     template = str(tokenizer.chat_template or "")
     return next((known for known in KNOWN_POSITIONS if all(marker in template for marker in known.markers)), None)
 
@@ -54,11 +54,11 @@ def default_position(tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 SHORTEST_SHARED = 16
-"""Fewer common tokens are not worth a pass of their own."""
+"""Fewer common tokens are not worth a separate pass."""
 SHARED_SLACK = 64
-"""Most prefix tokens, beside the common ones, that are recorded with the rest so that the common ones are run once."""
+"""Most prefix tokens after the common ones; they are recorded with the rest so that the common ones are run once."""
 PAD = 0
-"""Id put where there is no token; it is masked, so any id does."""
+"""Id of padding; it is masked, so any id will do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,32 +69,32 @@ class Tokens:
     answer: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be scored."""
+        """Refuse an empty answer or prompt."""
         if not self.answer:
             raise EmptyAnswerError
         if not self.prompt:
             raise EmptyPromptError
 
     def __len__(self) -> int:
-        """Return the number of tokens that the model has to read: the answer's last one predicts nothing."""
+        """Return the number of tokens that the model must read, which excludes the answer's last token."""
         return len(self.prompt) + len(self.answer) - 1
 
     @property
     def read(self) -> tuple[int, ...]:
-        """The ids that the model has to read."""
+        """The ids that the model must read."""
         return self.prompt + self.answer[:-1]
 
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """Equally long stretches of several exchanges, padded: what one forward pass reads."""
+    """The input of one forward pass: equally long, padded pieces of several exchanges."""
 
     ids: Tensor
     """``(exchange, token)``"""
     positions: Tensor
     """Position of each token in its exchange, ``(exchange, token)``."""
     mask: Tensor | None
-    """1 for every token up to and in this stretch, 0 for padding, ``(exchange, earlier and present token)``.
+    """1 for every token up to and including this piece, 0 for padding, ``(exchange, earlier and present token)``.
 
     `None` where there is no padding.
     """
@@ -102,13 +102,13 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Where everything lies: prefixes are padded on the left and rests on the right, so all rests begin together."""
+    """A batch as tensors: prefixes are padded on the left and rests on the right, so all rests begin together."""
 
     prefix: Segment | None
-    """The tokens before the earliest recorded position; `None` where there are none; one row where all are the same."""
+    """Tokens before the earliest recorded position; `None` if there are none; a single row if all rows are equal."""
     rest: Segment
     starts: tuple[int, ...]
-    """Length of each exchange's prefix: position in the exchange of the first token of its rest."""
+    """Length of each exchange's prefix, which is the position of the first token of its rest."""
     recorded: Tensor
     """Places in the rest of the last prompt tokens, ``(exchange, n)``: the last column is the last prompt token.
 
@@ -122,7 +122,7 @@ def lay_out(batch: Sequence[Tokens], n_recorded: int, device: torch.device, *, s
     Args:
         batch: the exchanges.
         n_recorded: how many of the last prompt tokens belong to the differentiated rest.
-        device: where the model takes its ids.
+        device: device of the model's input ids.
         split: False puts everything in the rest, for models without a KV cache.
     """
     starts = _starts(batch, n_recorded) if split else (0,) * len(batch)
@@ -148,10 +148,10 @@ def lay_out(batch: Sequence[Tokens], n_recorded: int, device: torch.device, *, s
 
 
 def shared_start(batch: Sequence[Tokens], n_recorded: int) -> int:
-    """Return how many leading tokens of all exchanges are the same, if it pays to run them once, else 0.
+    """Return the number of leading tokens common to all exchanges if running them once saves time, else 0.
 
-    It pays when few tokens before the recorded positions differ: those are recorded with the rest, because padding
-    between the common part and them would shift sliding windows.
+    It saves time when few tokens before the recorded positions differ. These are recorded with the rest, because
+    padding between them and the common part would shift sliding windows.
     """
     ends = [len(tokens.prompt) - n_recorded for tokens in batch]
     columns = zip(*(tokens.prompt[: max(0, min(ends))] for tokens in batch), strict=True)

@@ -36,13 +36,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class GradientSpec:
-    """What to differentiate."""
+    """Which gradients to compute."""
 
     band: Band
     n_recorded: int
     """How many of the last prompt tokens are recorded: -t* or more."""
     norms: tuple[WeightNorm, ...] = WEIGHT_NORMS
-    """Which gradients by the head's weight are wanted beside those by the states."""
+    """Gradients by the head's weight to compute in addition to those by the states."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ class PartMeasure:
 
 @dataclass(frozen=True, slots=True)
 class Measure:
-    """What one backward pass says about an answer; tensors are float64, ``(answer token,)``."""
+    """Results of one measurement of an answer; tensors are float64, ``(answer token,)``."""
 
     nll: Tensor
     """Negative log-likelihoods, in nats."""
@@ -68,7 +68,7 @@ class Measure:
     is_top: Tensor
     """True where the answer's token was the likeliest."""
     parts: tuple[PartMeasure, ...]
-    """The whole answer first, then the parts asked for."""
+    """The whole answer first, then the requested parts."""
     path: ScorePath
 
 
@@ -85,8 +85,8 @@ def measure(
     Args:
         model: any causal language model of transformers.
         batch: the exchanges, run together.
-        spec: what to differentiate.
-        parts: for each exchange, runs of answer tokens to measure beside the whole answer.
+        spec: which gradients to compute.
+        parts: for each exchange, runs of answer tokens to measure in addition to the whole answer.
         kept: KV cache of the generation of the answer, for a single exchange.
 
     Raises:
@@ -94,27 +94,27 @@ def measure(
         GradientsUnavailableError: no gradients can be taken through this model.
     """
     anatomy = model_parts_of(model)
-    wanted = [[slice(0, len(t.answer)), *own] for t, own in zip(batch, parts or [()] * len(batch), strict=True)]
+    runs = [[slice(0, len(t.answer)), *own] for t, own in zip(batch, parts or [()] * len(batch), strict=True)]
     with borrowed(model):
         layout = lay_out(batch, spec.n_recorded, anatomy.device, split=anatomy.has_cache)
         reused = None
         if kept is not None:
-            once = len(wanted[0]) == 1
+            once = len(runs[0]) == 1
             reused = record_from_cache(model, layout, batch[0].read, spec.band, kept, once=once)
         recording = reused or _record_cold(model, anatomy, layout, spec.band)
         known = known_outputs(kept, batch[0]) if kept and reused else None
         run = partial(run_head, anatomy.head, known=known, norms=spec.norms)
-        heads = list(_heads(run, anatomy.head.n_vocabulary, recording.z, batch, layout, wanted))
-        norms = _state_norms(recording, layout, heads, batch, wanted)
+        heads = list(_heads(run, anatomy.head.n_vocabulary, recording.z, batch, layout, runs))
+        norms = _state_norms(recording, layout, heads, batch, runs)
     path: ScorePath = "reused" if reused else "cold" if anatomy.has_cache else "full"
     return [
         _measure(head, own, by_part, n_prompt=len(tokens.prompt), path=path)
-        for tokens, head, own, by_part in zip(batch, heads, wanted, norms, strict=True)
+        for tokens, head, own, by_part in zip(batch, heads, runs, norms, strict=True)
     ]
 
 
 def _record_cold(model: PreTrainedModel, anatomy: ModelParts, layout: Layout, band: Band) -> Recording:
-    """Run the prefix without gradients, and record the rest behind it."""
+    """Run the prefix without gradients, then record the rest."""
     cache = full_cache(model) if layout.prefix else None
     if layout.prefix:
         forward_no_grad(model, anatomy, layout.prefix, cache)
@@ -131,9 +131,9 @@ def _heads(
     layout: Layout,
     parts: Sequence[Sequence[slice]],
 ) -> Iterator[HeadPass]:
-    """Yield what the head says about each answer; several answers share a pass while their logits fit in memory.
+    """Yield the head's results for each answer; several answers share a pass while their logits fit in memory.
 
-    `run` is `run_head`, for one model and what is wanted of it.
+    `run` is `run_head` with the model's head and settings filled in.
     """
     room = max(1, STORED_ENTRIES // n_vocabulary)
     for group in _groups([len(tokens.answer) for tokens in batch], room):
@@ -164,7 +164,7 @@ def _state_norms(
     batch: Sequence[Tokens],
     parts: Sequence[Sequence[slice]],
 ) -> list[list[Tensor]]:
-    """Return the mean absolute gradients by the band's states, for each exchange and part; one backward pass a part."""
+    """Return the mean absolute gradients by the band's states; each part of the answers takes one backward pass."""
     found: list[list[Tensor]] = [[] for _ in batch]
     n_rounds = max(len(own) for own in parts)
     for number in range(n_rounds):
@@ -193,7 +193,7 @@ def _measure(
 
 
 def _predicting(tokens: Tokens, start: int) -> slice:
-    """Return the places in the rest at which the answer's tokens are predicted."""
+    """Return the places in the rest that predict the answer's tokens."""
     first = len(tokens.prompt) - start - 1
     return slice(first, first + len(tokens.answer))
 
@@ -218,11 +218,11 @@ _NORM_OF: Mapping[str, WeightNorm] = {"paragrad": "paragrad", "hybridgrad": "par
 
 
 def gradient_signals(measure: Measure, part: PartMeasure, position: int) -> dict[str, float]:
-    """Return the gradient scores of a run of tokens, as far as they were measured.
+    """Return the measured gradient scores of a run of tokens.
 
     Args:
-        measure: of the whole answer.
-        part: of the run.
+        measure: measure of the whole answer.
+        part: measure of the run.
         position: t*, inside the prompt.
     """
     semgrad = part.semgrad[-position - 1]
@@ -265,7 +265,7 @@ def likelihood_signals(measure: Measure, part: PartMeasure) -> dict[str, float]:
 
 
 MAX_BATCH_TOKENS = 8192
-"""Padded tokens that one batch may hold: about 0.4 GB of KV cache for the demo model, 1 GB for a model of 8 billion."""
+"""Most padded tokens in a batch: about 0.4 GB of KV cache for the demo model, 1 GB for a model of 8 billion."""
 
 
 def measure_many(
@@ -279,18 +279,18 @@ def measure_many(
 ) -> list[Measure | ScoringError]:
     """Return one measure or error for each exchange, in order.
 
-    The lock is held batch by batch, so that others get their turn. Exchanges whose prompts begin alike (the same
-    passages, several answers or questions) come into one batch, where the common part is run once.
+    The lock is released between batches, so that other threads get their turn. Exchanges whose prompts begin alike (the
+    same passages, several answers or questions) are batched together, and the common part is run once.
 
     Args:
         lease: the model, and how to wait for it.
         exchanges: the exchanges.
-        spec: what to differentiate.
-        parts: for each exchange, runs of answer tokens to measure beside the whole answer.
-        max_batch_tokens: padded tokens that one batch may hold.
+        spec: which gradients to compute.
+        parts: for each exchange, runs of answer tokens to measure in addition to the whole answer.
+        max_batch_tokens: most padded tokens in a batch.
         kept: KV cache of the generation of the answer, for a single exchange.
     """
-    wanted = parts or [()] * len(exchanges)
+    runs = parts or [()] * len(exchanges)
     found: dict[int, Measure | ScoringError] = {}
 
     def run(group: Sequence[int]) -> None:
@@ -298,7 +298,7 @@ def measure_many(
         try:
             with lease.hold():
                 batch = [exchanges[i] for i in group]
-                measured = measure(lease.model, batch, spec, parts=[wanted[i] for i in group], kept=kept)
+                measured = measure(lease.model, batch, spec, parts=[runs[i] for i in group], kept=kept)
             found.update(zip(group, measured, strict=True))
         except ScoringError as error:
             failure = error
@@ -306,7 +306,7 @@ def measure_many(
             if not _is_memory(error):
                 raise
             failure = OutOfMemoryError(max(len(exchanges[i]) for i in group))
-        # outside of `except`, where the traceback would still hold the tensors that did not fit
+        # outside `except`, where the traceback would still hold the tensors that did not fit
         if failure is not None and len(group) == 1:
             found[group[0]] = failure.with_traceback(None)
         elif failure is not None:
@@ -320,7 +320,7 @@ def measure_many(
 
 
 def batches(exchanges: Sequence[Tokens], n_recorded: int, max_tokens: int) -> Iterator[list[int]]:
-    """Yield the indices of each batch: families of like beginnings first, then the others by length."""
+    """Yield the indices of each batch: families with a common beginning first, then the others by length."""
     families = list(_families(exchanges, n_recorded))
     for family in families:
         if len(family) > 1:
@@ -342,7 +342,7 @@ def _families(exchanges: Sequence[Tokens], n_recorded: int) -> Iterator[list[int
 
 
 def _filled(exchanges: Sequence[Tokens], order: Sequence[int], max_tokens: int) -> Iterator[list[int]]:
-    """Yield runs of an order whose padded size keeps to the budget, or single exchanges beyond it."""
+    """Yield runs of exchanges whose padded size is within the budget; a larger exchange gets its own run."""
     group, longest = list[int](), 0
     for i in order:
         wider = max(longest, len(exchanges[i]))

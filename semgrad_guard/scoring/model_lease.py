@@ -1,4 +1,4 @@
-"""How a model is used for scoring and given back as it was: its turn, the hooks and the wider number type."""
+"""Uses a model for scoring and restores it afterwards: waiting for it, hooks, and the wider number type."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 @contextmanager
 def borrowed(model: PreTrainedModel) -> Generator[None]:
-    """Lend the model in evaluation mode, its weights without gradients, outside any inference mode of the caller.
+    """Put the model into evaluation mode, without gradients of its weights and outside the caller's inference mode.
 
-    Gradients are not recorded inside; the one part of the scoring that needs them switches them on for itself.
+    Gradients are not recorded inside; the part of scoring that needs them switches them on.
     """
     recording = [parameter for parameter in model.parameters() if parameter.requires_grad]
     with plain_tensors(), evaluating(model), ExitStack() as undo:
@@ -36,7 +36,7 @@ def borrowed(model: PreTrainedModel) -> Generator[None]:
 
 @contextmanager
 def passed_over(blocks: Iterable[nn.Module]) -> Generator[None]:
-    """Skip decoder blocks in this thread while the context lasts: they return the states that they receive."""
+    """Skip decoder blocks in this thread within the context: they return the states that they receive."""
     mine = threading.get_ident()
     with ExitStack() as undo:
         for block in blocks:
@@ -54,7 +54,7 @@ def _handing_on(forward: Callable[..., Any], thread: int) -> Callable[..., Any]:
 
 @contextmanager
 def hooked(hooks: Iterable[tuple[nn.Module, Callable[..., object]]]) -> Generator[None]:
-    """Call each function before its module runs in this thread, with `(module, args, kwargs)`, in this context."""
+    """Call each function with `(module, args, kwargs)` before its module runs, in this thread and context."""
     with ExitStack() as undo:
         for module, function in hooks:
             undo.callback(module.register_forward_pre_hook(in_this_thread(function), with_kwargs=True).remove)
@@ -66,11 +66,11 @@ _known: WeakKeyDictionary[PreTrainedModel, bool] = WeakKeyDictionary()
 
 @contextmanager
 def wide_states(model: PreTrainedModel) -> Generator[None]:
-    """Let the states of a bfloat16 model be float32, in this thread; any other model runs as it is.
+    """Use float32 for the states of a bfloat16 model, in this thread; other models run unchanged.
 
-    Each block adds to the state, and in bfloat16 every sum is rounded to 8 bits: that moves scores by up to 16 % and
-    so changes their order, where rounded weights alone move them by 2 %. Products with the weights stay in bfloat16:
-    no weight is ever converted. A model with an operation that refuses the mixture runs as it is too.
+    Each block adds to the state, and bfloat16 rounds every sum to 8 bits. That moves scores by up to 16 % and so
+    changes their order; rounded weights alone move them by 2 %. Products with the weights stay in bfloat16, and no
+    weight is converted. A model with an operation that refuses mixed types also runs unchanged.
     """
     if not _can_widen(model):
         yield
@@ -114,20 +114,20 @@ def _widened(_embeddings: nn.Module, _args: object, output: Tensor) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class ModelLease:
-    """How to wait for the model, and when to give up: while waiting, and between two decoder blocks."""
+    """Access to a model that other threads use too; waiting and running can be stopped, the latter between blocks."""
 
     model: PreTrainedModel
     lock: threading.RLock
     blocks: Sequence[nn.Module] = ()
     should_end: Callable[[], bool] | None = None
-    """`None` never gives up."""
+    """Returns whether to stop; `None` never stops."""
 
     @contextmanager
     def hold(self) -> Generator[None]:
-        """Hold the model for the time of the context; it may be entered several times.
+        """Hold the model within the context, which may be entered several times.
 
         Raises:
-            ScoringEndedError: the work is no longer wanted.
+            ScoringEndedError: scoring was stopped.
         """
         if self.should_end is None:
             with self.lock:

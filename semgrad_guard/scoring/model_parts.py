@@ -1,4 +1,4 @@
-"""Which parts of a model scoring needs: its blocks, norm and head, and whether gradients pass through them."""
+"""Finds the parts of a model that scoring uses, its blocks and head, and checks that gradients pass through them."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ if TYPE_CHECKING:
 
 
 def require_gradients(model: str, block: nn.Module) -> None:
-    """Look whether the quantised linear layers of a decoder block pass gradients on.
+    """Check that the quantised linear layers of a decoder block pass gradients on.
 
-    One that quantises its inputs on the way rounds them, and rounding has no gradient: its zeros would look like a
-    sure answer.
+    A layer that also quantises its inputs rounds them, and rounding has no gradient: the zeros would look like a sure
+    answer.
 
     Args:
         model: the model's name, for the error.
         block: one of its blocks.
 
     Raises:
-        GradientsUnavailableError: a layer's gradient by its inputs is zero, or it has none.
+        GradientsUnavailableError: a layer's gradient by its inputs is zero or missing.
     """
     for name, layer in block.named_modules():
         if isinstance(layer, nn.Linear) and type(layer.weight) is not nn.Parameter and not _passes(layer):
@@ -62,7 +62,7 @@ _PROBE_TOKENS = 2
 
 @dataclass(frozen=True, slots=True)
 class ModelParts:
-    """The parts of a model that the scoring touches."""
+    """The parts of a model that scoring uses."""
 
     blocks: tuple[nn.Module, ...]
     """The decoder blocks, first to last."""
@@ -70,18 +70,18 @@ class ModelParts:
     has_cache: bool
     """True when the tokens before t* can be run once into a KV cache."""
     plain_blocks: bool
-    """True when each block takes a state and gives a state, so that one can be passed over."""
+    """True when each block takes a state and returns a state, so that blocks can be skipped."""
     takes: frozenset[str]
-    """Names of the arguments that the model's forward takes."""
+    """Names of the arguments of the model's forward."""
     device: torch.device
-    """Where the model takes its token ids."""
+    """Device of the model's input ids."""
 
 
 _known: WeakKeyDictionary[PreTrainedModel, ModelParts] = WeakKeyDictionary()
 
 
 def model_parts_of(model: PreTrainedModel) -> ModelParts:
-    """Return the parts of a model; the first look costs a forward pass of two tokens. Hold the model's lock.
+    """Return the parts of a model. The caller holds the model's lock; the first call costs a pass of two tokens.
 
     Raises:
         GradientsUnavailableError: the model has no decoder blocks, or no output head whose output becomes the logits.
@@ -115,7 +115,7 @@ def _look(model: PreTrainedModel) -> ModelParts:
 
 
 def _blocks(model: PreTrainedModel) -> tuple[nn.Module, ...]:
-    """Return the largest list of modules that has as many members as the config says there are layers."""
+    """Return the largest list of modules with as many members as the config has layers."""
     n = model.config.get_text_config(decoder=True).num_hidden_layers
     modules = list(model.modules())
     lists: list[list[nn.Module]] = [list(m) for m in modules if isinstance(m, nn.ModuleList) and len(m) == n]

@@ -1,4 +1,4 @@
-"""Recorded forward passes and their gradients by the band's hidden states: in one piece, by blocks, or from a cache.
+"""Recorded forward passes and their gradients by the band's hidden states: as a whole, by blocks, or from a cache.
 
 Shapes, for the whole package: `h[l]` is the state entering decoder block `l` (`hidden_states[l]` of transformers),
 ``(exchange, token, hidden)``; `z` is the input of the output head, same shape. Only the tokens from the earliest
@@ -32,14 +32,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Band:
-    """A run of decoder blocks whose entering states are differentiated."""
+    """A run of decoder blocks; gradients are taken by the states that enter them."""
 
     first: int
     last: int
     """Included."""
 
     def __len__(self) -> int:
-        """Return how many blocks it holds."""
+        """Return the number of blocks."""
         return self.last - self.first + 1
 
 
@@ -52,7 +52,7 @@ def upper_half(n_blocks: int) -> Band:
 
 
 class Recorded(Protocol):
-    """What a recorded forward pass leaves: enough for the gradients by the band's states."""
+    """A recorded forward pass, from which the gradients by the band's states can be computed."""
 
     @property
     def z(self) -> Tensor:
@@ -64,7 +64,7 @@ class Recorded(Protocol):
 
         Args:
             at_head: gradient by `z`.
-            keep: leave it usable for another call.
+            keep: allow another call.
         """
         ...
 
@@ -83,7 +83,7 @@ class Recording:
 
 
 def forward_no_grad(model: PreTrainedModel, anatomy: ModelParts, segment: Segment, cache: Cache | None) -> Tensor:
-    """Run tokens, into the cache where there is one, and return `z`: no gradients, no logits."""
+    """Run tokens, adding them to the cache if there is one, and return `z`; no gradients or logits are computed."""
     watch = _Watch()
     with wide_states(model), hooked([(anatomy.head.module, watch.at_head)]):
         model(**_arguments(anatomy, segment, cache))
@@ -101,15 +101,15 @@ def record(
     band: Band,
     entering: Tensor | None = None,
 ) -> Recording:
-    """Run tokens behind a cache and record the band.
+    """Run the tokens that follow a cache and record the band.
 
     Args:
         model: the model.
         anatomy: its parts.
         segment: the tokens.
-        cache: of the tokens before them.
-        band: what to record.
-        entering: the states of the tokens that enter the band, where they are known: no block below it runs then.
+        cache: cache of the earlier tokens.
+        band: blocks to record.
+        entering: the states that enter the band, if they are known; the blocks below it are then skipped.
 
     Raises:
         GradientsUnavailableError: no gradient can flow from the head's input to the band.
@@ -131,10 +131,10 @@ def state_norms(recording: Recorded, at_head: Tensor, places: Tensor, *, keep: b
     """Return mean absolute gradients by the band's states, ``(exchange, place)``, float64.
 
     Args:
-        recording: of the forward pass.
+        recording: the recorded forward pass.
         at_head: gradient of each exchange's objective by `z`.
-        places: which tokens of the recording to look at, ``(exchange, place)``.
-        keep: leave the recording usable for another call.
+        places: places in the recording of the tokens to use, ``(exchange, place)``.
+        keep: allow another call with this recording.
 
     Raises:
         NonFiniteScoreError: a gradient is NaN or infinite.
@@ -170,14 +170,14 @@ def _arguments(anatomy: ModelParts, segment: Segment, cache: Cache | None) -> di
 
 @dataclass(slots=True)
 class _Watch:
-    """Catches states on their way through a model."""
+    """Captures states on their way through a model."""
 
     entering: Tensor | None = None
     states: list[Tensor] = field(default_factory=list[torch.Tensor])
     z: Tensor | None = None
 
     def at_block(self, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any] | None:
-        """Keep the state that enters a block; the first one is cut from what was before, and recording begins there."""
+        """Keep the state that enters a block; recording begins at the first, which is detached from earlier blocks."""
         state: Tensor = args[0] if args else kwargs["hidden_states"]
         if state.dim() != 3:
             why = f"its blocks pass on states of {state.dim()} axes, not (exchange, token, hidden)"
@@ -190,7 +190,7 @@ class _Watch:
         return ((leaf, *args[1:]), kwargs) if args else ((), {**kwargs, "hidden_states": leaf})
 
     def at_head(self, _head: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
-        """Keep the head's input, and give the head no tokens to work on: its part is done in closed form."""
+        """Keep the head's input, and give the head no tokens: its part is computed in closed form."""
         z: Tensor = args[0] if args else next(iter(kwargs.values()))
         self.z = z
         nothing = z[..., :0, :]
@@ -203,20 +203,20 @@ class _Call:
 
     block: nn.Module
     args: tuple[Any, ...]
-    """What follows the state."""
+    """Positional arguments after the state."""
     kwargs: dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class BlockwiseRecording:
-    """A recording of the last block, and how to run those below it; good for one backward pass."""
+    """A recording of the last block, and how to run the blocks below it; it allows one backward pass."""
 
     model: PreTrainedModel
     top: Recording
     calls: tuple[_Call, ...]
-    """Of the other blocks of the band, first to last."""
+    """Calls of the other blocks of the band, first to last."""
     states: Tensor
-    """What entered the blocks of the band, ``(block, token, hidden)``."""
+    """States that entered the blocks of the band, ``(block, token, hidden)``."""
     cache: Cache
 
     @property
@@ -241,15 +241,15 @@ class BlockwiseRecording:
 def record_blockwise(
     model: PreTrainedModel, anatomy: ModelParts, segment: Segment, cache: Cache, band: Band, states: Tensor
 ) -> BlockwiseRecording:
-    """Run the last block on tokens behind a cache, and note how the others are called.
+    """Run the last block on the tokens that follow a cache, and note how the other blocks are called.
 
     Args:
         model: a model for which `can_record_blockwise` is true.
         anatomy: its parts.
         segment: the tokens.
-        cache: of the tokens before them.
-        band: what to differentiate.
-        states: what entered its blocks, ``(block, token, hidden)``.
+        cache: cache of the earlier tokens.
+        band: blocks to differentiate.
+        states: states that entered its blocks, ``(block, token, hidden)``.
     """
     notes = _Notes()
     below = anatomy.blocks[band.first : band.last]
@@ -263,7 +263,7 @@ class _Notes:
     calls: list[_Call] = field(default_factory=list[_Call])
 
     def at_block(self, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Note how a block is called, whether its state comes by place or by name."""
+        """Note how a block is called, with its state as a positional or as a keyword argument."""
         named = {name: value for name, value in kwargs.items() if name != "hidden_states"}
         self.calls.append(_Call(block, args[1:], named))
 
@@ -274,10 +274,10 @@ _N_RECORDED = 4
 
 
 def can_record_blockwise(model: PreTrainedModel, anatomy: ModelParts) -> bool:
-    """Tell whether a model's blocks depend on each other only through their states.
+    """Return whether a model's blocks depend on each other only through their states.
 
-    Some architectures share keys and values between blocks; a walk would miss those gradients. The first question
-    costs two short passes, inside `borrowed`.
+    Some architectures share keys and values between blocks, and going block by block would miss those gradients. The
+    first call for a model costs two short passes, inside `borrowed`.
     """
     if model not in _known:
         _known[model] = anatomy.plain_blocks and anatomy.has_cache and _agrees(model, anatomy)
@@ -285,7 +285,7 @@ def can_record_blockwise(model: PreTrainedModel, anatomy: ModelParts) -> bool:
 
 
 def _agrees(model: PreTrainedModel, anatomy: ModelParts) -> bool:
-    """Compare a walk with a recording on a few tokens."""
+    """Compare the blockwise recording with the whole one on a few tokens."""
     band = upper_half(len(anatomy.blocks))
     layout = lay_out([_PROBE], _N_RECORDED, anatomy.device)
     cache = full_cache(model)
@@ -313,21 +313,21 @@ def record_from_cache(
     *,
     once: bool,
 ) -> Recorded | None:
-    """Record the rest of one exchange behind a kept cache, by the cheapest way that what was kept allows.
+    """Record the rest of one exchange after a kept cache, in the cheapest way that the kept states allow.
 
-    With the states of the whole band: block by block. With those that entered it: without the blocks below. With none:
-    all blocks, on the answer alone.
+    If the states of the whole band were kept, it goes block by block. If only those that entered the band were kept,
+    the blocks below it are skipped. If none were kept, all blocks run, but only on the rest.
 
     Args:
         model: the model that wrote the answer.
-        layout: of the exchange.
+        layout: layout of the exchange.
         read: its token ids.
-        band: what to differentiate.
-        kept: what the writing left.
-        once: a single backward pass is wanted.
+        band: blocks to differentiate.
+        kept: cache and states kept from the generation.
+        once: whether there is only one backward pass.
 
     Returns:
-        `None` when the cache is of other tokens or cannot be cropped.
+        The recording; `None` when the cache is of other tokens or cannot be cropped.
     """
     anatomy, start = model_parts_of(model), layout.starts[0]
     if not (anatomy.has_cache and kept.supports_crop and kept.ids[:start] == read[:start]):
@@ -340,18 +340,18 @@ def record_from_cache(
 
 
 def known_outputs(kept: KeptCache, tokens: Tokens) -> Tensor | None:
-    """Return what the head gave for each token of the answer when it was written, ``(token, vocabulary)``, if kept."""
+    """Return the head's outputs kept from the generation of the answer, ``(token, vocabulary)``, or `None`."""
     if kept.ids[: len(tokens)] != tokens.read:
         return None
     return kept.crop(len(tokens)).outputs_from(len(tokens.prompt) - 1)
 
 
 def _states(anatomy: ModelParts, kept: KeptCache, read: tuple[int, ...], start: int, band: Band) -> Tensor | None:
-    """Return the kept states of the rest that entered the blocks of the band, or its first one, or nothing."""
-    wanted = anatomy.blocks[band.first : band.last + 1]
-    if not anatomy.plain_blocks or kept.ids[: len(read)] != read or wanted[0] not in kept.states_of:
+    """Return the kept states that entered the band's blocks, or only its first block, or `None`."""
+    blocks = anatomy.blocks[band.first : band.last + 1]
+    if not anatomy.plain_blocks or kept.ids[: len(read)] != read or blocks[0] not in kept.states_of:
         return None
     states = kept.crop(len(read)).states_from(start)
-    at = kept.states_of.index(wanted[0])
-    n = len(wanted) if kept.states_of[at : at + len(wanted)] == wanted else 1
+    at = kept.states_of.index(blocks[0])
+    n = len(blocks) if kept.states_of[at : at + len(blocks)] == blocks else 1
     return None if states is None else states[at : at + n]

@@ -1,4 +1,4 @@
-"""The scorer: exchanges -> scores, with a model in this process."""
+"""The scorer: scores exchanges with a model in this process."""
 
 from __future__ import annotations
 
@@ -47,16 +47,16 @@ if TYPE_CHECKING:
     from semgrad_guard.scoring.spans import PlacedSpan
 
 CUT_OFF = frozenset({"length", "max_tokens", "stop_sequence", "cancelled", "content_filter"})
-"""Values of the metadata key `finish_reason` that say that the model did not end its turn by itself."""
+"""Values of the metadata key `finish_reason` for answers that the model did not end by itself."""
 
 
 def read_exchange(model: LocalModel, exchange: Exchange) -> Tokens:
-    """Return the ids of an exchange: the given ones, else those of its texts.
+    """Return the token ids of an exchange: the given ones, or those of its texts.
 
-    A re-tokenised answer of a chat model ends with the end-of-turn token, because that is how answers that reached a
-    caller usually ended, unless the exchange's metadata has a `finish_reason` that says otherwise. A base model's
-    answer gets none: it was cut by a stop text or a limit. Text that another model was asked is put into the scoring
-    model's own chat template; text that this model read stands as it is.
+    A re-tokenised answer of a chat model gets the end-of-turn token, because complete answers end with it, unless the
+    exchange's metadata has a `finish_reason` that says otherwise. A base model's answer gets none: it was cut by a stop
+    text or a limit. A prompt for another model is put into the scoring model's chat template; a prompt that this model
+    read is used unchanged.
 
     Raises:
         EmptyAnswerError, EmptyPromptError, ContextTooLongError, ForeignTokensError: the exchange cannot be scored.
@@ -89,7 +89,7 @@ def _require_known(model: LocalModel, ids: Sequence[int]) -> None:
 
 
 class Readout:
-    """Reads the wanted signals."""
+    """Computes the requested signals from a measure and the texts."""
 
     def __init__(
         self,
@@ -100,7 +100,7 @@ class Readout:
         embedder: Embedder | None = None,
         language: str = "en",
     ) -> None:
-        """Take the scoring model (for signals that run it again), t*, the names wanted and what they need."""
+        """Store the scoring model (for signals that run it again), t*, the names of the signals and their tools."""
         self._model, self._position, self._wanted = model, position, wanted
         self._embedder, self._language = embedder, language
 
@@ -149,7 +149,7 @@ _GRANULARITIES = ("answer", "sentence")
 
 @dataclass(frozen=True, slots=True)
 class _Task:
-    """An exchange made ready for the model."""
+    """An exchange prepared for the model."""
 
     exchange: Exchange
     tokens: Tokens
@@ -176,22 +176,22 @@ class SemGradScorer:
         embedder: Embedder | None = None,
         max_batch_tokens: int = MAX_BATCH_TOKENS,
     ) -> None:
-        """Take the model and what to read from it.
+        """Create a scorer for a model.
 
         Args:
             model: the scoring model.
-            method: signal that is the score's value; one of `signals.METHODS`.
+            method: signal used as the score's value; one of `signals.METHODS`.
             position: t*, counted from the prompt's end (-1 is its last token); `None` takes the one known for the
-                model's template, else the last token (see `positions`).
+                model's template, else the last token (see `layout.KNOWN_POSITIONS`).
             band: decoder blocks `(first, end)`, `end` not included, that SemGrad averages over; `None` is the
                 upper half.
-            granularity: `sentence` scores every sentence too, at one more backward pass each.
-            signals: names of the signals to report beside the method; `None` is all that need no further forward pass.
+            granularity: `sentence` also scores every sentence, which takes one more backward pass for each.
+            signals: signals to report in addition to the method; `None` is all that need no further forward pass.
                 Without ParaGrad, HybridGrad and ExGrad the gradients by the head's weight are not computed.
             language: two-letter code of the answers, for finding sentences.
-            embedder: sentence embeddings, such as the retriever's, for the signals of meaning
+            embedder: sentence embeddings, such as the retriever's, for signals that compare meanings
                 (`signals.MEANING`); `None` leaves those out.
-            max_batch_tokens: padded tokens that one batch may hold.
+            max_batch_tokens: most padded tokens in a batch.
 
         Raises:
             ScoringSettingError: a setting is out of range.
@@ -237,7 +237,7 @@ class SemGradScorer:
         return self._blocks[band.first : band.last + 1]
 
     def fingerprint(self, *, proxy: bool = False) -> Fingerprint:
-        """Return what its scores depend on beside the exchange."""
+        """Return what the scores depend on apart from the exchange."""
         band = self._reading.band
         return Fingerprint(
             model=self._model.weights_digest,
@@ -251,15 +251,15 @@ class SemGradScorer:
     def score(
         self, exchange: Exchange, *, timeout_s: float | None = None, cancel: threading.Event | None = None
     ) -> Score:
-        """Return the score of one exchange; one that was taken while its answer was written is completed, not redone.
+        """Return the score of one exchange; a score taken during generation is completed, not computed again.
 
         Args:
-            exchange: what to score.
-            timeout_s: give up after this many seconds, waiting for the model included.
-            cancel: give up when this event is set.
+            exchange: the exchange to score.
+            timeout_s: stop after this many seconds, including the wait for the model.
+            cancel: stop when this event is set.
 
         Raises:
-            ScoringEndedError: it gave up; what it held in memory is free again.
+            ScoringEndedError: scoring was stopped; its memory is freed.
             ScoringError: the exchange cannot be scored.
         """
         earlier = self._earlier(exchange)
@@ -276,11 +276,11 @@ class SemGradScorer:
             cancel.set()
 
     def score_spans(self, exchange: Exchange, spans: Sequence[tuple[int, int]]) -> Score:
-        """Return the score of an exchange and of stretches of its answer: one forward pass, one backward pass each.
+        """Return the score of an exchange and of spans of its answer; each span takes one more backward pass.
 
         Args:
             exchange: as for `score`.
-            spans: offsets in the answer's text: first character, behind the last.
+            spans: offsets in the answer's text: start and end, which is not included.
 
         Raises:
             ScoringError: the exchange or a span cannot be scored.
@@ -296,27 +296,27 @@ class SemGradScorer:
         timeout_s: float | None = None,
         cancel: threading.Event | None = None,
     ) -> Score:
-        """Return the score of an answer that this model has just written, from the KV cache of the writing.
+        """Return the score of an answer that this model has just generated, using the KV cache of the generation.
 
         Args:
-            generated: what the model wrote.
-            exchange: the same with question and passages, for the signals that need them.
+            generated: the model's output.
+            exchange: the exchange with question and passages, for the signals that need them.
             timeout_s: as for `score`.
             cancel: as for `score`.
 
         Raises:
-            ScoringEndedError: it gave up.
+            ScoringEndedError: scoring was stopped.
             ScoringError: the answer cannot be scored.
         """
-        known = exchange or Exchange()
-        known = replace(
-            known,
-            answer=known.answer or generated.text,
+        written_exchange = exchange or Exchange()
+        written_exchange = replace(
+            written_exchange,
+            answer=written_exchange.answer or generated.text,
             prompt_ids=generated.prompt_ids,
             answer_ids=generated.answer_ids,
             on_policy=True,
         )
-        return self._score(self._prepared(known), generated.kept, self._lease(cancel, timeout_s))
+        return self._score(self._prepared(written_exchange), generated.kept, self._lease(cancel, timeout_s))
 
     def score_batch(
         self,
@@ -328,9 +328,9 @@ class SemGradScorer:
         """Return one score or error for each exchange, in order; one bad exchange does not spoil the others.
 
         Args:
-            exchanges: what to score.
-            timeout_s: give up after this many seconds on what has no score by then.
-            cancel: give up when this event is set.
+            exchanges: the exchanges to score.
+            timeout_s: stop after this many seconds; exchanges without a score get an error.
+            cancel: stop when this event is set.
         """
         lease = self._lease(cancel, timeout_s)
         found: dict[int, Score | ScoringError] = {}
@@ -401,7 +401,7 @@ class SemGradScorer:
         )
 
     def _earlier(self, exchange: Exchange) -> Score | None:
-        """Return the score that the exchange brings along, completed by what its texts say, if it fits this scorer."""
+        """Return the exchange's own score, completed by the text signals, if it fits this scorer."""
         score = exchange.score
         if score is None or score.fingerprint != self.fingerprint() or self._method not in score.signals:
             return None

@@ -1,4 +1,4 @@
-"""The parts of an answer that are scored: its sentences, or spans that the caller names."""
+"""The parts of an answer that are scored: its sentences, or spans that the caller gives."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ if TYPE_CHECKING:
     from semgrad_guard.scoring.layout import Tokens
 
 UNFINISHED = "\ufffd"
-"""What a tokenizer shows for a character of which only some bytes have been decoded."""
+"""Character that a tokenizer shows where only some bytes of a character have been decoded."""
 
 
 def sentence_spans(text: str, language: str = "en") -> list[tuple[int, int]]:
-    """Return the offsets (first character, behind the last) of the sentences of a text, without outer white space.
+    """Return the offsets (start, end) of the sentences of a text, without outer white space; `end` is not included.
 
-    A list number goes with the sentence behind it; what holds no letter or digit (a list mark, a lone quotation mark)
-    with the one before, if there is one.
+    A list number belongs to the sentence after it. A piece without letters or digits (a list mark, a lone quotation
+    mark) belongs to the sentence before it, if there is one.
 
     Args:
-        text: in any language.
-        language: two-letter code; it decides which abbreviations end no sentence.
+        text: a text in any language.
+        language: two-letter code; it decides which abbreviations do not end a sentence.
     """
     found = list[tuple[int, int]]()
     # the segmenter is written in Rust, which has no lone surrogates
@@ -52,11 +52,11 @@ def sentence_spans(text: str, language: str = "en") -> list[tuple[int, int]]:
 
 
 def token_span(decode: Callable[[Sequence[int]], str], ids: Sequence[int], start: int, end: int) -> slice:
-    """Return which tokens of an answer hold the characters from `start` to before `end`.
+    """Return the tokens of an answer that contain the characters from `start` up to but not including `end`.
 
     Args:
         decode: leading ids of the answer -> their text.
-        ids: the answer's.
+        ids: the answer's token ids.
         start: offset in the answer's whole text.
         end: offset, more than `start`.
     """
@@ -71,7 +71,7 @@ def token_span(decode: Callable[[Sequence[int]], str], ids: Sequence[int], start
 
 
 def _stripped(text: str, start: int, end: int) -> tuple[int, int]:
-    """Return the offsets without outer white space; of white space alone, an empty stretch."""
+    """Return the offsets without outer white space; for white space alone, an empty span."""
     piece = text[start:end]
     begin = end - len(piece.lstrip())
     return begin, max(begin, start + len(piece.rstrip()))
@@ -79,7 +79,7 @@ def _stripped(text: str, start: int, end: int) -> tuple[int, int]:
 
 @dataclass(frozen=True, slots=True)
 class PlacedSpan:
-    """A stretch of an answer, in characters and in tokens."""
+    """A span of an answer, in characters and in tokens."""
 
     start: int
     end: int
@@ -95,33 +95,33 @@ def place_spans(
     *,
     language: str = "en",
 ) -> tuple[PlacedSpan, ...]:
-    """Return the tokens of stretches of an answer.
+    """Return spans of an answer with their tokens.
 
     Args:
-        model: whose tokenizer made the tokens.
-        exchange: whose answer the offsets count in; where it has no text, the text of its ids.
-        tokens: of the exchange.
-        spans: first character and behind the last of each stretch; `None` takes the answer's sentences, or nothing
-            where the answer's text is not what its ids say.
-        language: for finding sentences.
+        model: the model whose tokenizer made the tokens.
+        exchange: the exchange; offsets count in its answer, or in the text of its ids if the answer has no text.
+        tokens: tokens of the exchange.
+        spans: start and end (not included) of each span; `None` takes the answer's sentences, or no spans where the
+            answer's text does not match its ids.
+        language: two-letter code, for finding sentences.
 
     Raises:
-        ScoringSettingError: a span is empty or not inside the answer, or the answer's text is not what its ids say.
+        ScoringSettingError: a span is empty or not inside the answer, or the answer's text does not match its ids.
     """
     written = model.decode(tokens.answer)
     text = clean_text(exchange.answer) or written
     shift = written.find(text)
     if shift < 0 and spans is None:
         return ()
-    wanted = sentence_spans(text, language) if spans is None else spans
-    for start, end in wanted:
+    requested = sentence_spans(text, language) if spans is None else spans
+    for start, end in requested:
         if not 0 <= start < end <= len(text):
             allowed = f"(first character, behind the last) inside an answer of {len(text)} characters"
             raise ScoringSettingError("spans", (start, end), allowed)
     if shift < 0:
         raise ScoringSettingError("answer", text, "a text that the answer's token ids spell, or no token ids")
     placed = list[PlacedSpan]()
-    for start, end in wanted:
+    for start, end in requested:
         run = token_span(model.decode, tokens.answer, shift + start, shift + end)
         # the end of the turn is part of how the last sentence ends
         run = slice(run.start, len(tokens.answer)) if end == len(text.rstrip()) else run

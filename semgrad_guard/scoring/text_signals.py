@@ -1,4 +1,4 @@
-"""Signals read from the texts alone: words of the answer in the passages and the question, and their meaning."""
+"""Signals from the texts alone: how the answer's words and meaning compare with passages and question."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def _pattern() -> re.Pattern[str]:
 
 
 def words(text: str) -> list[str]:
-    """Return the words of a text in order, in one form: compatibility-normalised, case-folded, digits ungrouped.
+    """Return the words of a text in order and normalised: NFKC, case-folded, numbers without thousands separators.
 
     `1,000.5` is one word `1000.5`; the parts on both sides of an apostrophe or hyphen are two.
     """
@@ -62,13 +62,13 @@ def words(text: str) -> list[str]:
 
 
 def content_words(text: str) -> set[str]:
-    """Return the words of a text that can be right or wrong: no function words, no single letters."""
+    """Return the content words of a text: no function words, no single letters."""
     return content_of(words(text))
 
 
-def content_of(said: Sequence[str]) -> set[str]:
-    """Return those among the words of a text that can be right or wrong."""
-    return {sys.intern(word) for word in said if _has_content(word)}
+def content_of(text_words: Sequence[str]) -> set[str]:
+    """Return the content words among the words of a text."""
+    return {sys.intern(word) for word in text_words if _has_content(word)}
 
 
 def _has_content(word: str) -> bool:
@@ -86,69 +86,71 @@ def _number(word: str) -> str:
 
 
 NEARBY = 40
-"""Words before and behind an answer word that count as near it: two or three sentences."""
+"""How many words before and after an answer word count as near it: two or three sentences."""
 
 
 def grounding_signals(exchange: Exchange, answer: str | None = None) -> dict[str, float]:
-    """Return how the answer's words relate to the passages and the question, under the names of `signals`.
+    """Return the signals that compare the answer's words with passages and question, by their names in `signals`.
 
     Args:
-        exchange: with the passages that the prompt held; without any, only the echo of the question is counted.
+        exchange: the exchange with the prompt's passages; without any, only the echo of the question is counted.
         answer: a part of the answer; `None` is the whole.
     """
     text = exchange.answer if answer is None else answer
-    asked = content_words(exchange.question or "")
-    said = content_words(text)
-    found = {"answer_echo": len(said & asked) / len(said)} if said and asked else {}
+    question_words = content_words(exchange.question or "")
+    answer_words = content_words(text)
+    found: dict[str, float] = {}
+    if answer_words and question_words:
+        found["answer_echo"] = len(answer_words & question_words) / len(answer_words)
     if not exchange.passages:
         return found
     passages = [words(passage.text) for passage in exchange.passages]
     vocabularies = [content_of(passage) for passage in passages]
     found["copied_span"] = _copied_span(words(text), passages)
-    new = said - asked
+    new = answer_words - question_words
     claimed = claimed_words(text, exchange.question or "")
     if claimed:
-        held = vocabularies if new else [set(passage) for passage in passages]
-        found["grounding"] = len(claimed & set[str]().union(*held)) / len(claimed)
-        found["passage_support"] = sum(claimed <= vocabulary for vocabulary in held) / len(held)
-    if asked:
-        fullest = max(vocabularies, key=lambda vocabulary: (len(new & vocabulary), len(asked & vocabulary)))
-        found["question_overlap"] = len(asked & fullest) / len(asked)
+        texts = vocabularies if new else [set(passage) for passage in passages]
+        found["grounding"] = len(claimed & set[str]().union(*texts)) / len(claimed)
+        found["passage_support"] = sum(claimed <= vocabulary for vocabulary in texts) / len(texts)
+    if question_words:
+        fullest = max(vocabularies, key=lambda vocabulary: (len(new & vocabulary), len(question_words & vocabulary)))
+        found["question_overlap"] = len(question_words & fullest) / len(question_words)
         if claimed:
-            found["question_nearby"] = _question_nearby(asked, claimed, passages)
+            found["question_nearby"] = _question_nearby(question_words, claimed, passages)
     return found
 
 
 def claimed_words(answer: str, question: str) -> set[str]:
-    """Return the words by which an answer can be right or wrong: its content words that the question does not have.
+    """Return the words that make an answer right or wrong: its content words that are not in the question.
 
-    An answer without any says something by its other new words, as in "the symbol is P", or only repeats.
+    If there are none, they are its other new words, as in "the symbol is P", or else all its words.
     """
     new = content_words(answer) - content_words(question)
-    said = set(words(answer))
-    return new or said - set(words(question)) or said
+    answer_words = set(words(answer))
+    return new or answer_words - set(words(question)) or answer_words
 
 
-def _question_nearby(asked: set[str], claimed: set[str], passages: Sequence[Sequence[str]]) -> float:
-    """Return how much of the question stands around the answer's words in the best place of a passage.
+def _question_nearby(question: set[str], claimed: set[str], passages: Sequence[Sequence[str]]) -> float:
+    """Return how much of the question is near the answer's words, at the best place in the passages.
 
-    A question word counts more the fewer passages have it: ln(1 + passages / passages with it).
+    A question word counts more the fewer passages contain it: ln(1 + passages / passages with it).
     """
     vocabularies = [set(passage) for passage in passages]
-    n_with = {word: sum(word in vocabulary for vocabulary in vocabularies) for word in asked}
+    n_with = {word: sum(word in vocabulary for vocabulary in vocabularies) for word in question}
     weight = {word: math.log1p(len(passages) / max(n, 0.5)) for word, n in n_with.items()}
     total = sum(weight.values())
     best = 0.0
     for passage in passages:
         for place in (i for i, word in enumerate(passage) if word in claimed):
             around = set(passage[max(0, place - NEARBY) : place + NEARBY + 1])
-            of_question = sum(weight[word] for word in (asked & around) - claimed) / total
+            of_question = sum(weight[word] for word in (question & around) - claimed) / total
             best = max(best, of_question * len(claimed & around) / len(claimed))
     return best
 
 
 def _copied_span(answer: Sequence[str], passages: Sequence[Sequence[str]]) -> float:
-    """Return the longest run of answer words that a passage holds in order, as a share of the answer's words."""
+    """Return the longest run of answer words found in a passage, as a share of the answer's words."""
     if not answer:
         return 0.0
     longest = max(_longest_common_run(answer, passage) for passage in passages)
@@ -156,7 +158,7 @@ def _copied_span(answer: Sequence[str], passages: Sequence[Sequence[str]]) -> fl
 
 
 def _longest_common_run(left: Sequence[str], right: Sequence[str]) -> int:
-    """Return the length of the longest run of words that both hold; `runs[j]` ends at the word and at `right[j]`."""
+    """Return the length of the longest common run of words; `runs[j]` ends at the present word and at `right[j]`."""
     places: dict[str, list[int]] = {}
     for j, word in enumerate(right):
         places.setdefault(word, []).append(j)
@@ -172,9 +174,9 @@ _COMPARED = 10
 
 
 def retrieval_signals(passages: Sequence[Passage]) -> dict[str, float]:
-    """Return the signals of the passages and their retriever scores, under the names of `signals`.
+    """Return the signals of the passages and their retriever scores, by their names in `signals`.
 
-    Scores that are not there, or not finite, are left out of the count.
+    Missing and non-finite scores are ignored.
     """
     if not passages:
         return {}
@@ -195,34 +197,34 @@ def retrieval_signals(passages: Sequence[Passage]) -> dict[str, float]:
 def closeness_signals(
     exchange: Exchange, embedder: Embedder, language: str = "en", answer: str | None = None
 ) -> dict[str, float]:
-    """Return the signals of meaning, under the names of `signals`; none without question, answer or passages.
+    """Return the signals that compare meanings, by their names in `signals`; none without question, answer or passages.
 
     Args:
-        exchange: with question and passages.
-        embedder: gives vectors of length 1.
+        exchange: the exchange with question and passages.
+        embedder: returns vectors of length 1.
         language: two-letter code, for finding sentences.
         answer: a part of the answer; `None` is the whole.
 
     Raises:
-        EmbeddingFailedError: the embedder raised, or gave something else than vectors.
+        EmbeddingFailedError: the embedder raised an error, or did not return vectors.
     """
     text = (exchange.answer if answer is None else answer).strip()
     question = (exchange.question or "").strip()
     passages = [passage.text for passage in exchange.passages if passage.text.strip()]
     if not (text and question and passages):
         return {}
-    said = [f"{question} {part}" for part in _sentences(text, language)]
-    read = [sentence for passage in passages for sentence in _sentences(passage, language)]
+    answer_sentences = [f"{question} {part}" for part in _sentences(text, language)]
+    passage_sentences = [sentence for passage in passages for sentence in _sentences(passage, language)]
     claimed = claimed_words(text, question)
-    parts = _vectors(embedder, [question], said, read, passages)
-    asked, said_v, read_v, passage_v = parts[0][0], *parts[1:]
-    near = passage_v @ asked
-    held = _share(claimed, passages)
-    best = int(np.lexsort((near, held))[-1])
+    parts = _vectors(embedder, [question], answer_sentences, passage_sentences, passages)
+    question_v, answer_v, read_v, passage_v = parts[0][0], *parts[1:]
+    near = passage_v @ question_v
+    shares = _share(claimed, passages)
+    best = int(np.lexsort((near, shares))[-1])
     found = {
-        "support_similarity": float((_share(claimed, read) * (read_v @ asked)).max()),
-        "passage_similarity": float((held * near).max()),
-        "answer_similarity": float((said_v @ read_v.T).max(axis=1).min()),
+        "support_similarity": float((_share(claimed, passage_sentences) * (read_v @ question_v)).max()),
+        "passage_similarity": float((shares * near).max()),
+        "answer_similarity": float((answer_v @ read_v.T).max(axis=1).min()),
     }
     if len(passages) > 1:
         found["support_margin"] = float(near[best] - np.delete(near, best).max())
@@ -234,12 +236,12 @@ def _sentences(text: str, language: str) -> list[str]:
 
 
 def _share(claimed: set[str], texts: Sequence[str]) -> Array:
-    """Return the share of the claimed words that each text holds."""
+    """Return the share of the claimed words found in each text."""
     return np.array([len(claimed.intersection(words(text))) / max(1, len(claimed)) for text in texts])
 
 
 def _vectors(embedder: Embedder, *groups: Sequence[str]) -> list[Array]:
-    """Return the vectors of each group of texts, embedded in one go."""
+    """Return the vectors of each group of texts, embedded in one call."""
     texts = [text for group in groups for text in group]
     try:
         vectors = np.asarray(embedder(texts), dtype=np.float64)

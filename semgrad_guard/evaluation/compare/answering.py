@@ -85,7 +85,7 @@ def answer_rows(rows: Iterable[Row], scorer: SemGradScorer, asked: Asked) -> Ite
     """
     for row in rows:
         found = _Answerer(scorer, asked).answered(row)
-        yield {**row.said, **found, ROW_KEY: digest(row)}
+        yield {**row.fields, **found, ROW_KEY: digest(row)}
 
 
 class _Answerer:
@@ -97,7 +97,7 @@ class _Answerer:
 
     def answered(self, row: Row) -> dict[str, Any]:
         """Return answer, signals and costs of one row."""
-        exchange = row.asked(chat=self._model.is_chat, on_policy=row.is_own)
+        exchange = row.exchange_for(chat=self._model.is_chat, on_policy=row.is_own)
         generated = None
         if not exchange.answer and exchange.answer_ids is None:
             with self._timed("answer"):

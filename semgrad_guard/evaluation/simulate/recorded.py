@@ -92,11 +92,11 @@ def read_labels(path: Path, *, grader: str = "contains") -> dict[str, bool]:
     labeller = Labeller(path=path, grader=grader)
     labels: dict[str, bool] = {}
     for row in read_rows(path):
-        name = row.said.get("id")
+        name = row.fields.get("id")
         if name is None:
             advice = 'a label is such as {"id": "...", "correct": true}, with the id of an attempt in the log'
             raise DataFileError(path, row.line, "has no `id`", advice)
-        if row.correct is None and row.answers is None and "correct" in row.said:
+        if row.correct is None and row.answers is None and "correct" in row.fields:
             continue
         right = labeller.correct(row, row.exchange)
         if labels.setdefault(str(name), right) != right:
@@ -289,9 +289,9 @@ class RecordedRows:
 
     def _form(self, row: Row) -> _AnswerForm:
         try:
-            left_out = frozenset[str]() if scored_part(row.said) is row.said else _OF_A_SCORE
+            left_out = frozenset[str]() if scored_part(row.fields) is row.fields else _OF_A_SCORE
             form = _AnswerForm.model_validate(
-                {k: v for k, v in row.said.items() if v is not None and k not in left_out}
+                {k: v for k, v in row.fields.items() if v is not None and k not in left_out}
             )
         except ValidationError as error:
             first = error.errors()[0]
@@ -328,8 +328,8 @@ class RecordedRows:
 
     def _score(self, row: Row, form: _AnswerForm) -> tuple[Score | None, float | None]:
         """Return the score of a row and the seconds that it took, each where it is known."""
-        part = scored_part(row.said)
-        if part is row.said:
+        part = scored_part(row.fields)
+        if part is row.fields:
             return _flat_score(row, form), form.seconds
         try:
             score = score_from_fields(part)
@@ -347,7 +347,7 @@ def _key(row: Row) -> str | None:
 
 def _flat_score(row: Row, form: _AnswerForm) -> Score | None:
     """Return the score of a row that holds its signals itself, or only a confidence."""
-    signals = signals_of(row.said)
+    signals = signals_of(row.fields)
     if not signals and form.confidence is None:
         return None
     return Score(

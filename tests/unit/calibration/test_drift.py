@@ -90,7 +90,7 @@ def test_outcomes_that_belie_the_confidence_are_drift(profile: Profile) -> None:
     for i in range(120):
         monitor.observe_outcome(0.9, correct=i % 2 == 0)
     assert monitor.drifted
-    assert "what was true" in monitor.why
+    assert "share of right answers" in monitor.why
 
 
 def test_honest_outcomes_are_no_drift(profile: Profile) -> None:

@@ -29,14 +29,14 @@ def _row(**said: object) -> object:
 )
 def test_a_prompt_may_be_text_messages_or_ids(said: dict, prompt: object, ids: object) -> None:
     """Whatever the user has."""
-    exchange = _row(answer="a", **said).asked(chat=True)
+    exchange = _row(answer="a", **said).exchange_for(chat=True)
     assert (exchange.prompt, exchange.prompt_ids) == (prompt, ids)
 
 
 def test_a_question_with_passages_becomes_a_prompt_of_the_model_s_kind() -> None:
     """A base model gets text that ends with `Answer:`, a chat model a message."""
     row = _row(question="Who?", passages=["One.", {"text": "Two.", "title": "t"}], answer="a")
-    base, chat = row.asked(chat=False), row.asked(chat=True)
+    base, chat = row.exchange_for(chat=False), row.exchange_for(chat=True)
     assert str(base.prompt).endswith("Question: Who?\nAnswer:")
     assert isinstance(chat.prompt, tuple)
     assert [p.text for p in base.passages] == ["One.", "Two."]

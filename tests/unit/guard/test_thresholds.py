@@ -119,7 +119,7 @@ def test_a_kind_without_labels_says_which_rule_asked(profile: Profile) -> None:
     """The message alone could be about any of them."""
     with pytest.raises(TooFewLabelsError) as caught:
         decider_of(policy(rate("news")), profile)
-    assert caught.value.__notes__ == ["asked for by overrides[0].accept, about answers tagged news"]
+    assert caught.value.__notes__ == ["required by overrides[0].accept for answers tagged news"]
 
 
 def test_without_a_profile_nothing_can_be_promised() -> None:

@@ -124,7 +124,7 @@ MISTAKES = [
         "accept: 0.7\nescalate:\n" + "- retry_retrieval: {attempts: 20}\n" * 3,
         2,
         "escalate",
-        "60 tries for one question, but at most 50",
+        "60 tries for one question, but the limit is 50",
         id="endless ladder",
     ),
     pytest.param(

@@ -63,7 +63,7 @@ def test_an_override_by_metadata_takes_no_tags() -> None:
 
 def test_a_rate_for_a_match_by_metadata_is_refused_where_it_stands() -> None:
     """Labels carry no metadata, so it would be computed from other answers than it is used for."""
-    with pytest.raises(PolicyFileError, match="labelled answers carry tags only") as caught:
+    with pytest.raises(PolicyFileError, match="labelled answers have tags only") as caught:
         promised(f"accept: 0.5\noverrides:\n- match: {{metadata: {{x: 1}}}}\n  {RATE}")
     assert (caught.value.line, caught.value.key) == (4, "overrides[0].accept")
 

@@ -43,11 +43,11 @@ def test_every_key_is_said_in_words() -> None:
     for expected in (
         "Answers wait for people in sqlite:///r.db.",
         "Without a verdict after 60 minutes, the answer is held back for good. [review.deadline_s]",
-        "keeps it from others for 10 minutes. [review.lease_s]",
-        "multiplied by its tags: chat 0.5 times and medical 3 times. [review.tag_weights]",
+        "is reserved for its reviewer for 10 minutes. [review.lease_s]",
+        "answers with these tags: chat 0.5 times and medical 3 times. [review.tag_weights]",
         "Texts of settled answers are erased after 90 days. [review.retention_days]",
         (
-            "for the same question, or one that reads alike to at least 0.8, is given again in place of asking, "
+            "for the same question, or one with a similarity of at least 0.8, is given again without asking, "
             "if it is tagged faq, for 30 days. [review.reuse_verdicts]"
         ),
     ):
@@ -85,7 +85,7 @@ def test_a_review_site_is_reached_with_a_token_from_the_environment() -> None:
         ("{url: 'http://r.example.com', token: t}", "review.url", "must start with https"),
         ("{url: 'https://u:p@r.example.com', token: t}", "review.url", "plain address"),
         ("{url: 'sqlite:///r.db', token: t}", "review.token", "is for a review site"),
-        ("{url: 'https://r.example.com', token: t, lease_s: 5}", "review.lease_s", "where the review site runs"),
+        ("{url: 'https://r.example.com', token: t, lease_s: 5}", "review.lease_s", "is set at the review site"),
         ("{url: 'https://r.example.com', token: '${NOWHERE}'}", "review.token", "NOWHERE is not set"),
     ],
 )

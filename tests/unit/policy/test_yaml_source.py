@@ -27,7 +27,7 @@ REFUSED = [
     pytest.param("null", None, "the file is empty", id="null"),
     pytest.param("- accept", 1, "must be `key: value` lines", id="a list"),
     pytest.param("accept", 1, "must be `key: value` lines", id="a word"),
-    pytest.param("accept: 0.7\n\nbudget: {}\naccept: 0.8", 4, "given twice, first in line 1", id="duplicate key"),
+    pytest.param("accept: 0.7\n\nbudget: {}\naccept: 0.8", 4, "given twice, first on line 1", id="duplicate key"),
     pytest.param("accept: !!python/object/apply:os.system [ls]", 1, "is not allowed", id="python object"),
     pytest.param("accept: !percent 70", 1, "the tag '!percent' is not allowed", id="own tag"),
     pytest.param("accept: !!binary aGk=", 1, "is not allowed", id="bytes"),
