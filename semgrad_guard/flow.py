@@ -303,6 +303,8 @@ STEP_TYPES: Mapping[Action, type[Step]] = MappingProxyType({kind.action: kind fo
 """The step of each action."""
 NewAttempt = RetryRetrieval | FallbackModel
 """The steps that do not end the question."""
+Settling = Accept | AnswerWithWarning | Abstain
+"""The steps that end the question without anyone else: `routing.settle` says what the caller gets."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -413,7 +415,7 @@ class Outcome:
     @property
     def withheld(self) -> bool:
         """True when the caller did not get a model's answer."""
-        return self.status in {Status.ABSTAINED, Status.PENDING}
+        return self.status not in {Status.ANSWERED, Status.WARNED, Status.REVIEWED}
 
 
 # --- Review -----------------------------------------------------------------------------------------------------------

@@ -108,7 +108,7 @@ def _table(rows: Sequence[Any]) -> Table:
             shorten(outcome.exchange.answer, MAX_SHOWN, placeholder=" ..."),
             "yes" if row.best_is_right else "no",
             "-" if value is None else f"{value:.2f}",
-            f"[{_STYLES[status]}]{status}[/]{tries}",
+            f"[{_STYLES.get(status, 'white')}]{status}[/]{tries}",
             outcome.decision.rule,
             f"{row.generation_s * 1000:,.0f}",
             f"{row.scoring_s * 1000:,.0f}",

@@ -330,7 +330,7 @@ class Settled:
     status: Status
 
 
-def settle(step: Accept | AnswerWithWarning | Abstain, exchange: Exchange) -> Settled:
+def settle(step: Settling, exchange: Exchange) -> Settled:
     """Return what the caller gets for a step that ends the question without a person."""
     match step:
         case Accept():

@@ -7,7 +7,7 @@ from typing import get_args
 import pytest
 
 from semgrad_guard.flow import STEP_TYPES, Action, FallbackModel, HumanReview, NewAttempt, RetryRetrieval, Step
-from semgrad_guard.policy import policy_from
+from semgrad_guard.policy import default_text, policy_from
 from semgrad_guard.policy.steps import SPECS, EscalationStep, NewAttemptStep
 
 
@@ -100,3 +100,8 @@ def test_every_step_of_the_policy_has_its_field_its_action_and_its_words() -> No
 def test_every_action_has_its_step() -> None:
     """An action without a step could be written into a log and never be read again."""
     assert set(STEP_TYPES) == set(Action)
+
+
+def test_the_shipped_policy_shows_every_step() -> None:
+    """It is where people look first."""
+    assert [name for name in SPECS if name not in default_text()] == []
