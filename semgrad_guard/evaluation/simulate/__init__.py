@@ -1,4 +1,4 @@
-"""A policy tried on answers that were given before and labelled: what it lets through, holds back, and costs.
+"""Simulates a policy on recorded, labelled answers: what it lets through, holds back, and costs.
 
 The flow of the guard itself is run over every question; its scores, retries and fallbacks are the recorded ones.
 """

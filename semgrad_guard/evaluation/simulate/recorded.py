@@ -1,4 +1,4 @@
-"""Questions that were answered before, from a guard's log or from labelled rows."""
+"""Recorded questions and their answers, from a guard's log or from labelled rows."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ UNKNOWN = Fingerprint(model="unknown", dtype="unknown", template="unknown", sett
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecordedAnswer:
-    """One answer that was really given, with what is known of it."""
+    """One recorded answer and what is known about it."""
 
     exchange: Exchange
     """Its `score` is the recorded one; `None` when there is none."""
     route: str = FIRST
-    """How it came about: `first`, `retry_retrieval`, or `fallback_model:` and the model's name."""
+    """How the answer was made: `first`, `retry_retrieval`, or `fallback_model:` and the model's name."""
     correct: bool | None
     """`None` when it is not known."""
     confidence: float | None = None
-    """Recorded confidence, in [0, 1]; it counts where the policy's profile gives none."""
+    """Recorded confidence, in [0, 1]; used where the policy's profile gives none."""
     error: str | None = None
     """Why there is no score, when scoring failed."""
     cost: float | None = None
@@ -54,22 +54,22 @@ class RecordedAnswer:
 
     @property
     def is_timed(self) -> bool:
-        """True when some time of it is known."""
+        """True when some of its times are known."""
         return self.scoring_s is not None or self.answer_s is not None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecordedQuestion:
-    """A question with its first answer and the later ones, in the order in which they were given."""
+    """A question with its first answer and later ones, in order."""
 
     first: RecordedAnswer
     later: tuple[RecordedAnswer, ...] = ()
     group: str | None = None
-    """What this question shares with others that are not independent of it; `None` for a group of its own."""
+    """Group of questions that are not independent of each other; `None` for a separate group."""
 
 
 def is_log(path: Path) -> bool:
-    """Return whether a file holds a guard's records: whether its first line is one."""
+    """Return whether a file contains a guard's records, judged by its first line."""
     try:
         with path.open("rb") as lines:
             said = json.loads(next((line for line in lines if line.strip()), b""))
@@ -156,7 +156,7 @@ class RecordedLog:
 
 
 def _route(before: Attempt | None) -> str:
-    """Return by which route an attempt came, from the one before it."""
+    """Return the route of an attempt, from the attempt before it."""
     if before is None:
         return FIRST
     step = before.decision.step
@@ -164,7 +164,7 @@ def _route(before: Attempt | None) -> str:
 
 
 def _between(before: Attempt | None, attempt: Attempt, scoring_s: float) -> float | None:
-    """Return the seconds from the decision before an attempt to its own, without those of scoring."""
+    """Return the seconds between the decisions on two attempts in a row, without scoring."""
     if before is None or before.judged_at is None or attempt.judged_at is None:
         return None
     return max(0.0, (attempt.judged_at - before.judged_at).total_seconds() - scoring_s)
@@ -186,7 +186,7 @@ class _RowSpan(SpanForm):
 
 
 class _AnswerForm(BaseModel):
-    """The fields of a row that matter here."""
+    """The fields of a row that are used."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
@@ -340,7 +340,7 @@ class RecordedRows:
 
 
 def _key(row: Row) -> str | None:
-    """Return what the answers to one question share; `None` when the row says nothing of it."""
+    """Return the group of the answers to one question; `None` when the row does not give it."""
     question = " ".join(words(row.exchange.question or ""))
     return f"{row.group or ''}\n{question}" if question or row.group is not None else None
 

@@ -44,7 +44,7 @@ UNNAMED = "the question"
 
 
 class Playback:
-    """Hands out the recorded answers to one question, each once, on a clock of its own."""
+    """Returns the recorded answers to one question, each once, and keeps a simulated clock."""
 
     def __init__(self, question: RecordedQuestion, budget_s: float | None) -> None:
         """Start the clock.
@@ -111,7 +111,7 @@ class Playback:
 
 
 class RecordedScores:
-    """Scores an answer by what was recorded."""
+    """Returns the recorded score of an answer."""
 
     name = "recorded"
 
@@ -220,7 +220,7 @@ class _RecordedModel:
 
 
 def resources_of(playback: Playback, fallbacks: Iterable[str]) -> Resources:
-    """Return what the steps of a policy act with.
+    """Return the resources for the steps of a policy.
 
     Args:
         playback: the recorded answers.
@@ -231,7 +231,7 @@ def resources_of(playback: Playback, fallbacks: Iterable[str]) -> Resources:
 
 
 class Inbox:
-    """A review queue that accepts every answer and stores none; no verdict is waited for."""
+    """A review queue that accepts every answer, stores none, and gives no verdicts."""
 
     def submit(self, exchange: Exchange, decision: Decision, attempts: Sequence[Attempt] = ()) -> ReviewId:  # noqa: ARG002
         """Return the answer's id."""
@@ -255,7 +255,7 @@ class Replay:
     is_answered: bool
     """True when the caller got a model's answer, with or without a warning."""
     answer: RecordedAnswer
-    """The answer that was given, held back or handed on."""
+    """The answer that was given, held back or handed to a person."""
     first: RecordedAnswer
     first_confidence: float | None
     """Confidence of the first answer; `None` when there was none."""

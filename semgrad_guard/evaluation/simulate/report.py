@@ -32,7 +32,7 @@ def percent(found: Interval) -> str:
 
 
 def summary(simulation: Simulation) -> list[str]:
-    """Return the main findings, one a line."""
+    """Return the main findings, one per line."""
     total = simulation.total
     n_people = simulation.n_ended(Action.HUMAN_REVIEW.value)
     n_withheld = total.n - total.n_answered
@@ -45,7 +45,7 @@ def summary(simulation: Simulation) -> list[str]:
 
 
 def cautions(simulation: Simulation, policy: Policy) -> list[str]:
-    """Return what is odd about this simulation, one a line."""
+    """Return warnings about this simulation, one per line."""
     total = simulation.total
     found = [_promise(simulation, policy), _borrowed(simulation, policy)]
     for route, n in simulation.missing.items():
@@ -105,7 +105,7 @@ _COLOURS = {
 
 
 def save_simulation_plot(path: Path, simulation: Simulation) -> None:
-    """Write the plot; the file's ending says the format (.png, .svg, .pdf).
+    """Write the plot in the format of the file's extension (.png, .svg, .pdf).
 
     Raises:
         MissingExtraError: matplotlib is not installed.

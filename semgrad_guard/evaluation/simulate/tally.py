@@ -1,4 +1,4 @@
-"""What a simulation comes to: answers, errors and cost by route."""
+"""Sums up a simulation: answers, errors and cost by route."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ class RouteFigures:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Curve:
-    """What accepting first answers alone would do: every threshold at which something changes, the highest first."""
+    """Effect of accepting first answers alone, at every threshold that makes a difference, the highest first."""
 
     accept: NDArray[np.float64]
     """Confidence from which answers are accepted."""
@@ -142,7 +142,7 @@ class Simulation:
     """A policy's figures on labelled answers."""
 
     policy: str
-    """Where the policy came from."""
+    """Origin of the policy."""
     thresholds: Mapping[str, float]
     """Confidence that each `accept` of the policy needs, by rule."""
     total: RouteFigures
