@@ -39,7 +39,7 @@ from semgrad_guard.routing.deadline import Deadline, call_before
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from semgrad_guard.flow import Attempt, Decision, Exchange, HumanReview, NewAttempt, ReviewId, Ruling
+    from semgrad_guard.flow import Attempt, Decision, Exchange, HumanReview, NewAttempt, ReviewId, Ruling, Settling
     from semgrad_guard.ports import QueryRewriter, Retriever, ReviewQueue
 
 
