@@ -3,8 +3,7 @@
 from semgrad_guard.telemetry.feedback import post_verdict_feedback
 from semgrad_guard.telemetry.jsonl import JsonlSink, read_records
 from semgrad_guard.telemetry.langsmith import LangSmithSink, annotate_current_run, judged_within
-from semgrad_guard.telemetry.otel import OtelSink
-from semgrad_guard.telemetry.otel_providers import Providers
+from semgrad_guard.telemetry.otel import OtelSink, Providers
 from semgrad_guard.telemetry.sinks import Sinks, TelemetrySettings, build_sinks
 from semgrad_guard.wire import (
     RecordFieldsError,
