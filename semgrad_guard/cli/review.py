@@ -9,7 +9,7 @@ import click
 import typer
 
 from semgrad_guard.cli import review_access, review_upkeep
-from semgrad_guard.cli.review_views import AsJson, By, ItemId, ItemIds, PolicyFile, Url, queue_at, reviewer
+from semgrad_guard.cli.review_options import AsJson, By, ItemId, ItemIds, PolicyFile, Url, queue_at, reviewer
 from semgrad_guard.errors import ReviewError, SemGradGuardError
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from semgrad_guard.cli.review_views import AsJson, By, PolicyFile, Url, policy_at, queue_at, reviewer
+from semgrad_guard.cli.review_options import AsJson, By, PolicyFile, Url, policy_at, queue_at, reviewer
 from semgrad_guard.errors import ReviewError
 
 if TYPE_CHECKING:

@@ -1,22 +1,17 @@
-"""What the review commands share: their options, and items as a terminal shows them."""
+"""Print review items. Answers are untrusted input: no control character in them may reach the terminal."""
 
 from __future__ import annotations
 
-import getpass
 import json
-import os
-from enum import StrEnum
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeGuard
+from typing import TYPE_CHECKING
 
-import typer
 from rich.console import Console, Group
 from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from semgrad_guard.errors import ReviewError, SemGradGuardError
+from semgrad_guard.errors import SemGradGuardError
 from semgrad_guard.flow import utc_now
 from semgrad_guard.review.store.document import reveal
 from semgrad_guard.review.views import AuditView, DetailView, ItemView, PageView
@@ -28,91 +23,7 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
 
     from semgrad_guard.flow import ReviewId
-    from semgrad_guard.policy import Policy
-    from semgrad_guard.review import AuditRow, Document, Item, ItemDetail, Page, SqlReviewQueue
-
-URL_VARIABLE = "SEMGRAD_REVIEW_URL"
-REVIEWER_VARIABLE = "SEMGRAD_REVIEWER"
-DEFAULT_URL = "sqlite:///semgrad-review.db"
-
-Url = Annotated[
-    str | None,
-    typer.Option("--url", envvar=URL_VARIABLE, help=f"URL of the queue.  \\[default: {DEFAULT_URL}]", show_envvar=True),
-]
-PolicyFile = Annotated[
-    Path | None,
-    typer.Option(
-        "--policy", help="Take the queue's URL and settings from this policy file.", exists=True, dir_okay=False
-    ),
-]
-By = Annotated[
-    str | None, typer.Option("--by", envvar=REVIEWER_VARIABLE, help="Your name.  \\[default: your login name]")
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-ItemId = Annotated[str, typer.Argument(help="Id of the item, or its first characters.")]
-ItemIds = Annotated[list[str], typer.Argument(help="Ids of the items, or their first characters.")]
-
-
-class RoleChoice(StrEnum):
-    """Values of `--role`."""
-
-    REVIEWER = "reviewer"
-    ADMIN = "admin"
-
-
-class ScopeChoice(StrEnum):
-    """Values of `--scope`."""
-
-    SUBMIT = "submit"
-    READ = "read"
-    JUDGE = "judge"
-
-
-def queue_at(url: str | None, policy: Path | None) -> SqlReviewQueue:
-    """Return the queue that the options name."""
-    if policy is None:
-        from semgrad_guard.review import open_queue  # loads SQLAlchemy
-
-        return open_queue(url or DEFAULT_URL)
-    from semgrad_guard.guard.assembly import queue_of  # needed for this option only
-
-    queue = queue_of(policy_at(url, policy).review)
-    if not _is_database(queue):
-        msg = f"the queue of {policy} is a review site: use its pages, or run this on the machine with its database"
-        raise ReviewError(msg)
-    return queue
-
-
-def policy_at(url: str | None, path: Path) -> Policy:
-    """Return the policy that names the queue.
-
-    Raises:
-        ReviewError: `--url` names a queue too.
-    """
-    if url is not None and os.environ.get(URL_VARIABLE) != url:
-        msg = "--url and --policy both name a queue: give one of them"
-        raise ReviewError(msg)
-    from semgrad_guard.policy import load_policy  # needed for this option only
-
-    return load_policy(path)
-
-
-def _is_database(queue: object) -> TypeGuard[SqlReviewQueue]:
-    from semgrad_guard.review import SqlReviewQueue  # loads SQLAlchemy
-
-    return isinstance(queue, SqlReviewQueue)
-
-
-def reviewer(by: str | None) -> str:
-    """Return the reviewer's name."""
-    if by:
-        return by
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError) as error:
-        msg = f"your login name is unknown: give your name with --by NAME or {REVIEWER_VARIABLE}"
-        raise ReviewError(msg) from error
-
+    from semgrad_guard.review import AuditRow, Document, Item, ItemDetail, Page
 
 SHORT_ID = 8
 _SHOWN = 20_000
