@@ -20,7 +20,7 @@ import threading
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from typing_extensions import override
 
@@ -46,6 +46,7 @@ from semgrad_guard.adapter_kit.contract_case import (
     doubt,
     reachable,
 )
+from semgrad_guard.adapter_kit.options import check_option
 from semgrad_guard.errors import EmptyAnswerError, LowConfidenceError
 from semgrad_guard.telemetry.jsonl import JsonlSink
 
@@ -316,7 +317,13 @@ class Check:
 
 
 def checks_for(driver: Driver) -> list[Check]:
-    """Return the checks that a driver's abilities allow, for each way in which it can be called."""
+    """Return the checks that a driver's abilities allow, for each way in which it can be called.
+
+    Raises:
+        OptionError: the driver names an ability that there is not; misspelt, it would leave checks out in silence.
+    """
+    for ability in driver.abilities:
+        check_option("abilities", ability, get_args(Ability))
     ways = [way == "async" for way in ("sync", "async") if way in driver.abilities]
     return [
         Check(driver, check, asynchronous)

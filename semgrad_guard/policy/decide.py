@@ -291,10 +291,10 @@ class PolicyDecider:
         ends = {
             end for section in sections for end in (section.otherwise, section.on_error, section.on_uncalibrated)
         } - {None}
-        people = any(entry.human_review is not None for _, entry in policy.escalation_steps())
+        ended = any(not entry.spec.answers_again for _, entry in policy.escalation_steps())
         texts = [section.messages for section in sections if section.messages is not None]
         warned = any(messages.warning or messages.unchecked for messages in texts)
-        return bool(ends - {"answer_with_warning", "warn"}) or people or warned
+        return bool(ends - {"answer_with_warning", "warn"}) or ended or warned
 
     @property
     def can_answer_again(self) -> bool:

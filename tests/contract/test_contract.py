@@ -12,7 +12,8 @@ from typing_extensions import override
 
 from semgrad_guard.adapter_kit.contract import Case, Check, Driver, Writer, checks_for
 from semgrad_guard.adapter_kit.contract_case import GOOD, AnswerScorer
-from tests.contract.drivers import DRIVERS, SAME_PROMPT
+from semgrad_guard.errors import OptionError
+from tests.contract.drivers import DRIVERS, SAME_PROMPT, OwnFramework
 
 if TYPE_CHECKING:
     import threading
@@ -60,3 +61,11 @@ def test_the_same_prompt_and_answer_have_the_same_confidence() -> None:
     """
     found = {confidence_of(driver, asynchronous=way) for driver in SAME_PROMPT for way in (False, True)}
     assert len(found) == 1
+
+
+def test_a_misspelt_ability_is_refused() -> None:
+    """Left alone, it would leave out the checks that it stands for."""
+    driver = OwnFramework()
+    driver.abilities = frozenset({"sync", "fallbak"})
+    with pytest.raises(OptionError, match="fallback"):
+        checks_for(driver)

@@ -193,7 +193,7 @@ def test_a_record_that_makes_no_sense_is_no_error(
     sink = OtelSink()
     sink.emit(None)  # type: ignore[arg-type]
     sink.close()
-    assert "could not be handed" in caplog.text
+    assert "could not be passed" in caplog.text
     assert collector.logs == []
 
 

@@ -7,7 +7,7 @@ from typing import get_args
 import pytest
 
 from semgrad_guard.flow import STEP_TYPES, Action, FallbackModel, HumanReview, NewAttempt, RetryRetrieval, Step
-from semgrad_guard.policy import default_text, policy_from
+from semgrad_guard.policy import PolicyDecider, default_text, policy_from
 from semgrad_guard.policy.steps import SPECS, EscalationStep, NewAttemptStep
 
 
@@ -105,3 +105,16 @@ def test_every_action_has_its_step() -> None:
 def test_the_shipped_policy_shows_every_step() -> None:
     """It is where people look first."""
     assert [name for name in SPECS if name not in default_text()] == []
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_a_step_that_ends_the_question_changes_answers(name: str) -> None:
+    """Adapters pass the tokens of an answer on before it is judged where nothing may change it."""
+    kind = SPECS[name]
+    settings = {field: "big" for field, info in kind.model_fields.items() if info.is_required()}
+    quiet = {"otherwise": "answer_with_warning", "on_error": "answer_with_warning", "on_uncalibrated": "warn"}
+    silent = {"messages": {"warning": "", "unchecked": ""}, "review": {"url": "sqlite:///:memory:"}}
+    policy = policy_from({"version": 1, "accept": 0.7, **quiet, **silent, "escalate": [{name: settings}]})
+    decider = PolicyDecider(policy)
+    assert decider.can_change_answers is not issubclass(kind, NewAttemptStep)
+    assert decider.can_answer_again is issubclass(kind, NewAttemptStep)
