@@ -13,7 +13,7 @@ from typing_extensions import override
 
 from langchain_semgrad.convert import SCORE_KEY, to_prompt
 from semgrad_guard.adapter_kit.single_pass import AnswerSettings, ScoredAnswer, SinglePass
-from semgrad_guard.guard.assembly import Lazy
+from semgrad_guard.extras import Lazy
 from semgrad_guard.wire import score_fields
 
 if TYPE_CHECKING:

@@ -25,8 +25,8 @@ from typing_extensions import override
 
 from llama_index_semgrad.convert import SCORE_KEY, flow_messages
 from semgrad_guard.adapter_kit.single_pass import AnswerSettings, ScoredAnswer, SinglePass
+from semgrad_guard.extras import Lazy
 from semgrad_guard.flow import Message
-from semgrad_guard.guard.assembly import Lazy
 from semgrad_guard.wire import score_fields
 
 if TYPE_CHECKING:

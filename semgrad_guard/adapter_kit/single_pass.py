@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
-from semgrad_guard.guard.assembly import Lazy, band_blocks
+from semgrad_guard.extras import Lazy
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
+
+    from torch import nn
 
     from semgrad_guard.flow import Prompt, Score
     from semgrad_guard.models import Generated, LocalModel
@@ -170,9 +172,16 @@ class SinglePass:
             stop=settings.stop,
             seed=settings.seed,
             keep=settings.scoring,
-            states_of=band_blocks(self._scorer) if settings.scoring else (),
+            states_of=self._band_blocks() if settings.scoring else (),
             **watching,
         )
+
+    def _band_blocks(self) -> tuple[nn.Module, ...]:
+        """Return the blocks whose states the model keeps as it writes; none if the scorer cannot be loaded."""
+        try:
+            return self._scorer.get().band_blocks
+        except Exception:  # noqa: BLE001 - reported when the answer is scored
+            return ()
 
     def _scored(self, generated: Generated, settings: AnswerSettings) -> ScoredAnswer:
         if not settings.scoring or not generated.answer_ids:

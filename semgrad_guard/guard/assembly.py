@@ -6,8 +6,9 @@ import logging
 import threading
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Generic, TypeVar, cast
+from typing import TYPE_CHECKING, cast
 
+from semgrad_guard.extras import Lazy
 from semgrad_guard.flow import Confidence
 from semgrad_guard.guard.question_run import Parts
 from semgrad_guard.guard.thresholds import resolver
@@ -20,8 +21,6 @@ from semgrad_guard.signals import FREE
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from torch import nn
-
     from semgrad_guard.calibration import Profile
     from semgrad_guard.errors import ScoringError
     from semgrad_guard.flow import Exchange, Fingerprint, Score
@@ -31,44 +30,8 @@ if TYPE_CHECKING:
     from semgrad_guard.ports import Calibrator, Scorer, Sink
     from semgrad_guard.review import QueueSettings, SqlReviewQueue
     from semgrad_guard.review.client import ReviewClient
-    from semgrad_guard.scoring import SemGradScorer
 
     PolicySource = str | Path | Mapping[str, object] | Policy | None
-
-T = TypeVar("T")
-
-
-class Lazy(Generic[T]):
-    """A value created at first use; if that fails, the next use tries again. It is safe to share between threads."""
-
-    def __init__(self, make: Callable[[], T]) -> None:
-        """Store the function that creates the value."""
-        self._make = make
-        self._lock = threading.Lock()
-        self._made: list[T] = []
-
-    def get(self) -> T:
-        """Return the value."""
-        with self._lock:
-            if not self._made:
-                self._made.append(self._make())
-            return self._made[0]
-
-    @property
-    def is_made(self) -> bool:
-        """True once the value exists, so that `get` returns at once."""
-        return bool(self._made)
-
-
-def band_blocks(scorer: Lazy[SemGradScorer]) -> tuple[nn.Module, ...]:
-    """Return the decoder blocks whose states a model should keep while it generates, so that scoring is cheap.
-
-    If the scorer cannot be loaded the result is empty; the error is reported when an answer is scored.
-    """
-    try:
-        return scorer.get().band_blocks
-    except Exception:  # noqa: BLE001 - see above
-        return ()
 
 
 class LazyScorer:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from semgrad_guard.guard.assembly import Lazy, LazyScorer
+from semgrad_guard.extras import Lazy
+from semgrad_guard.guard.assembly import LazyScorer
 
 if TYPE_CHECKING:
     from tests.fakes import TableScorer
