@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Annotated, Any, Self, cast
 
 from pydantic import AfterValidator, ConfigDict, Field, JsonValue, model_validator
@@ -24,7 +25,7 @@ Repeats = Annotated[int, Field(ge=1, le=MAX_REPEATS)]
 Cost = Annotated[float, Field(ge=0)]
 
 
-class StepSpec(Frozen):
+class StepSpec(Frozen, ABC):
     """Settings common to all steps of `escalate`."""
 
     when: When = ALWAYS
@@ -40,21 +41,21 @@ class StepSpec(Frozen):
         """Whether this step leads to another attempt; otherwise it ends the question."""
         return False
 
+    @abstractmethod
     def to_flow(self, pending: str) -> Step:
         """Return the step that routing carries out.
 
         Args:
             pending: message for a caller who does not wait for a person.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def words(self) -> str:
         """Return what this step does in words, such as "retrieve 8 passages and answer again"."""
-        raise NotImplementedError
 
+    @abstractmethod
     def try_in_words(self, number: int) -> str:
         """Return in words which try of this step comes next; a step with only one try says what it does."""
-        raise NotImplementedError
 
 
 class NewAttemptStep(StepSpec):
