@@ -299,7 +299,7 @@ class AnswerWithWarning:
 
 Step = Accept | RetryRetrieval | FallbackModel | HumanReview | Abstain | AnswerWithWarning
 """A step that the policy chooses; `ends_question` is False if another attempt follows."""
-STEP_TYPES: Mapping[Action, type[Step]] = MappingProxyType({kind.action: kind for kind in get_args(Step)})
+STEP_TYPES: Mapping[str, type[Step]] = MappingProxyType({kind.action: kind for kind in get_args(Step)})
 """The step of each action."""
 NewAttempt = RetryRetrieval | FallbackModel
 """The steps that do not end the question."""

@@ -463,6 +463,8 @@ SAMPLED: dict[str, Signal] = {
     )
 }
 """Signals of several sampled answers, by name: baselines that `evaluate` computes, not the scorer."""
+EVERY: dict[str, Signal] = {**SIGNALS, **SAMPLED}
+"""Every signal of both tables, by name."""
 FREE = tuple(name for name, signal in SIGNALS.items() if signal.cost in {"free", "text"})
 """Signals that come without another pass of any model: what is computed unless something else is asked for."""
 MEANING = tuple(name for name, signal in SIGNALS.items() if signal.cost == "embedding")
@@ -475,7 +477,7 @@ METHODS = tuple(name for name, signal in SIGNALS.items() if signal.is_score)
 
 def signal_of(name: str) -> Signal | None:
     """Return the signal with a name, variants and sampled ones included; `None` for a name of the caller's own."""
-    return SIGNALS.get(name) or SAMPLED.get(name) or SIGNALS.get(base_name(name))
+    return EVERY.get(name) or SIGNALS.get(base_name(name))
 
 
 def is_known(name: str) -> bool:

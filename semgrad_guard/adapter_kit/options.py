@@ -46,7 +46,8 @@ class GuardOptions:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant together at once, not at the first answer."""
-        named = self._named
+        naming = {"llm": self.llm, "model": self.model, "scorer": self.scorer}
+        named = [name for name, value in naming.items() if value is not None]
         if len(named) > 1:
             raise OptionError("+".join(named), "given together", "one of them: each names the scoring model")
         part_of_guard = (self.policy, self.model, self.scorer, self.embedder)
@@ -57,11 +58,6 @@ class GuardOptions:
             allowed = "one of them: a ready scorer has its own embedder"
             options = "+".join(("scorer", self.embedder_option))
             raise OptionError(options, "given together", allowed)
-
-    @property
-    def _named(self) -> list[str]:
-        naming = {"llm": self.llm, "model": self.model, "scorer": self.scorer}
-        return [name for name, value in naming.items() if value is not None]
 
     def build(self, local: object | None = None) -> Guard:
         """Return the guard.

@@ -31,7 +31,7 @@ def evaluating(model: nn.Module) -> Generator[None]:
     """
     modules = list(model.modules())
     training = [module for module in modules if module.training]
-    packing = [module for module in modules if getattr(module, _PACKS_WEIGHTS, False)]
+    packing = [module for module in modules if vars(module).get(_PACKS_WEIGHTS)]
     if training:
         model.eval()
     for module in packing:

@@ -277,7 +277,7 @@ def _step_fields(step: Step, *, log_text: bool) -> Json:
 
 
 def _step(action: str, parameters: Mapping[str, Any]) -> Step:
-    kind = {step.value: kind for step, kind in STEP_TYPES.items()}.get(action)
+    kind = STEP_TYPES.get(action)
     if kind is None:
         why = f"`action` is {action!r}, known are {', '.join(STEP_TYPES)}"
         raise RecordFieldsError(why)

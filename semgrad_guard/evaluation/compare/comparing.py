@@ -12,7 +12,7 @@ from semgrad_guard.calibration.fit import Plan, out_of_fold, usable_signals
 from semgrad_guard.calibration.labels import check_enough
 from semgrad_guard.calibration.metrics import DRAWS, Interval, paired_difference, with_interval
 from semgrad_guard.errors import SemGradGuardError
-from semgrad_guard.signals import COSTLY, SAMPLED, SIGNALS, Family, direction_of
+from semgrad_guard.signals import COSTLY, EVERY, SIGNALS, Family, direction_of
 from semgrad_guard.wire import Frozen
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class Method:
 
 def single_methods(names: tuple[str, ...]) -> list[Method]:
     """Return a method for each signal that has a direction, from the signals that rows have."""
-    known = [signal for name in names if (signal := {**SIGNALS, **SAMPLED}.get(name))]
+    known = [signal for name in names if (signal := EVERY.get(name))]
     ranked = [signal for signal in known if signal.direction and signal.ranks]
     return [Method(name=signal.name, kind=signal.family, signals=(signal.name,)) for signal in ranked]
 
@@ -323,7 +323,7 @@ _STEP_OF = {"gradient": "score", "likelihood": "score", "text": None, "embedding
 def _seconds(method: Method, seconds: Mapping[str, float]) -> float | None:
     """Return what a method costs beyond writing the answer."""
     if method.kind in _HOW:
-        kinds = {{**SIGNALS, **SAMPLED}[name].family for name in method.signals}
+        kinds = {EVERY[name].family for name in method.signals}
         steps = {name for name in method.signals if name in COSTLY}
         steps |= {step for kind in kinds & _STEP_OF.keys() if (step := _STEP_OF[kind])}
     elif method.kind == "forward":
