@@ -154,6 +154,22 @@ class VennAbersCurve(Frozen):
         return high / (1 - low + high)
 
 
+class CautiousCurve(Frozen):
+    """The lower of a fitted curve and a Venn-Abers curve.
+
+    A fitted curve is too sure at the top where its shape goes on beyond the labels there; Venn-Abers follows the
+    labels, and says less where they are few.
+    """
+
+    kind: Literal["cautious"] = "cautious"
+    fitted: PlattCurve | BetaCurve | IsotonicCurve = Field(discriminator="kind")
+    counted: VennAbersCurve
+
+    def probabilities(self, margins: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return P(correct) for each margin."""
+        return np.minimum(self.fitted.probabilities(margins), self.counted.probabilities(margins))
+
+
 class PercentileCurve(Frozen):
     """Share of reference answers that were less sure: not a probability, for use without labels."""
 
@@ -169,5 +185,6 @@ class PercentileCurve(Frozen):
 
 
 Curve = Annotated[
-    PlattCurve | BetaCurve | IsotonicCurve | VennAbersCurve | PercentileCurve, Field(discriminator="kind")
+    PlattCurve | BetaCurve | IsotonicCurve | VennAbersCurve | CautiousCurve | PercentileCurve,
+    Field(discriminator="kind"),
 ]

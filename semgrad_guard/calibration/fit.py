@@ -9,6 +9,7 @@ import numpy as np
 
 from semgrad_guard.calibration.curves import (
     BetaCurve,
+    CautiousCurve,
     IsotonicCurve,
     PlattCurve,
     VennAbersCurve,
@@ -37,7 +38,8 @@ if TYPE_CHECKING:
 
     Array = NDArray[np.float64]
 
-FittedCurve = PlattCurve | BetaCurve | IsotonicCurve | VennAbersCurve
+SmoothCurve = PlattCurve | BetaCurve | IsotonicCurve
+FittedCurve = SmoothCurve | VennAbersCurve | CautiousCurve
 
 CalibratorName = Literal["auto", "platt", "beta", "isotonic", "venn_abers"]
 
@@ -108,14 +110,13 @@ def _refits(mean: Array, weight: Array, label: float) -> tuple[float, ...]:
     return tuple(values)
 
 
-FITS: dict[str, Callable[[Array, Array], FittedCurve]] = {
+SMOOTH: dict[str, Callable[[Array, Array], SmoothCurve]] = {
     "platt": fit_platt,
     "beta": fit_beta,
     "isotonic": fit_isotonic,
-    "venn_abers": fit_venn_abers,
 }
-AUTO: tuple[str, ...] = ("platt", "beta", "isotonic")
 """The curves that `auto` chooses from; the first is kept unless another is clearly better."""
+FITS: dict[str, Callable[[Array, Array], FittedCurve]] = {**SMOOTH, "venn_abers": fit_venn_abers}
 
 
 def edge(n: int) -> float:
@@ -126,27 +127,29 @@ def edge(n: int) -> float:
 def fit_curve(
     margins: Array, correct: Array, groups: NDArray[np.int64], *, calibrator: CalibratorName, seed: int
 ) -> FittedCurve:
-    """Return the fitted curve; `auto` takes the one with the lowest cross-validated log-loss.
+    """Return the fitted curve; `auto` takes the one with the lowest cross-validated log-loss, held down by Venn-Abers.
 
     Isotonic regression overfits when labels are few, so another curve replaces Platt's only where it is better by
     more than one standard error of the paired difference.
     """
-    name = _choose(margins, correct, groups, seed) if calibrator == "auto" else calibrator
-    return FITS[name](margins, correct)
+    if calibrator != "auto":
+        return FITS[calibrator](margins, correct)
+    fitted = SMOOTH[_choose(margins, correct, groups, seed)](margins, correct)
+    return CautiousCurve(fitted=fitted, counted=fit_venn_abers(margins, correct))
 
 
 def _choose(margins: Array, correct: Array, groups: NDArray[np.int64], seed: int) -> str:
     """Return the name of the curve to use."""
     folds = grouped_folds(correct, groups, seed=seed)
-    losses = {name: np.empty(len(correct)) for name in AUTO}
+    losses = {name: np.empty(len(correct)) for name in SMOOTH}
     for test in folds:
         for name, loss in losses.items():
-            curve = FITS[name](margins[~test], correct[~test])
+            curve = SMOOTH[name](margins[~test], correct[~test])
             keep = edge(int((~test).sum()))
             p = np.clip(curve.probabilities(margins[test]), keep, 1 - keep)
             loss[test] = -np.log(np.where(correct[test] > 0, p, 1 - p))
-    best = AUTO[0]
-    for name in AUTO[1:]:
+    best, *others = SMOOTH
+    for name in others:
         gain = losses[best] - losses[name]
         if gain.mean() > gain.std() / np.sqrt(len(gain)):
             best = name
@@ -251,8 +254,10 @@ FAMILIES: tuple[frozenset[Family], ...] = (
     frozenset({"text", "embedding"}),
     frozenset({"likelihood", "gradient"}),
     frozenset({"text", "likelihood"}),
+    frozenset({"text", "likelihood", "forward"}),
     frozenset({"text", "embedding", "likelihood"}),
-    frozenset({"text", "embedding", "likelihood", "gradient", "forward"}),
+    frozenset({"text", "embedding", "likelihood", "forward"}),
+    frozenset({"text", "embedding", "likelihood", "gradient", "forward", "sampling"}),
 )
 """Sets of families of signals that a fused model may be made of, the smaller first; the last has all."""
 FIRST_RIDGES = (3e-2, 3e-1)
@@ -263,9 +268,12 @@ def _chosen(labels: Labels, plan: Plan) -> tuple[str, ...]:
     """Return the signals of the set of families that predicts best, by cross-validation.
 
     A larger set replaces a smaller one only where it is better by more than one standard error of the paired
-    difference, so that weak signals cost no more than noise. Signals of the caller's own are in every set.
+    difference, so that weak signals cost no more than noise. Signals of the caller's own are in every set. With labels
+    of several data sets, signals that may count either way, such as the answer's length, are left out: they tell the
+    sets apart.
     """
-    sets = [_of_families(plan.required, families) for families in FAMILIES]
+    usable = [name for name in plan.required if plan.sign(name) or not labels.has_sources]
+    sets = [_of_families(usable, families) for families in FAMILIES]
     candidates = [names for names in dict.fromkeys(sets) if names]
     if len(candidates) == 1:
         return candidates[0]
@@ -301,7 +309,7 @@ def _tuned(labels: Labels, plan: Plan) -> tuple[float, NDArray[np.float64]]:
 def _out_of_fold_margins(labels: Labels, plan: Plan, ridges: Sequence[float]) -> dict[float, NDArray[np.float64]]:
     """Return for each penalty the margin of each row from a fit on the rows of other groups."""
     margins = {ridge: np.empty(len(labels)) for ridge in ridges}
-    for test in grouped_folds(labels.correct, labels.groups, seed=plan.seed + 1):
+    for test in labels.folds(plan.seed + 1):
         train = labels.take(~test)
         for ridge in ridges:
             margins[ridge][test] = _fit_model(train, plan, ridge).margins(labels.signals[test])
@@ -348,7 +356,8 @@ def fit_profile(  # noqa: PLR0913 - the options of the command, each with a defa
         rows: labelled scores of one model and setting; read once, any number.
         name: name of the profile.
         method: `fused`, or the name of one signal. Below 50 labels `fused` becomes the best single score.
-        calibrator: calibration curve; `auto` picks among Platt, beta and isotonic by cross-validated log-loss.
+        calibrator: calibration curve; `auto` picks among Platt, beta and isotonic by cross-validated log-loss, and
+            takes the lower of it and Venn-Abers.
         directions: signal -> 1 (a higher value may only raise confidence), -1 (only lower it) or 0; overrides the
             built-in table.
         fingerprint: what the signals depend on, for rows without a fingerprint.

@@ -63,6 +63,8 @@ def grouped_folds(
 
 ADVERSARIAL_SHARE = 0.3
 """Weight of all adversarial answers together, as a share of the honest ones': enough to teach, too little to decide."""
+MIN_SOURCES = 3
+"""From so many data sets on, a fit is chosen by what carries over from the others to each."""
 MAX_ROWS = 10_000
 """Most rows kept for fitting, a uniform sample of more: enough for twenty coefficients, and memory stays bounded."""
 
@@ -137,6 +139,18 @@ class Labels:
     def __len__(self) -> int:
         """Return the number of rows."""
         return len(self.correct)
+
+    @property
+    def has_sources(self) -> bool:
+        """True where the rows name enough data sets to leave each out in turn."""
+        return len(set(self.sources) - {None}) >= MIN_SOURCES
+
+    def folds(self, seed: int) -> list[NDArray[np.bool_]]:
+        """Return the test rows of each fold in which a fit is chosen: the data sets, or groups of questions."""
+        if not self.has_sources:
+            return grouped_folds(self.correct, self.groups, seed=seed)
+        sources = np.array([source or "" for source in self.sources])
+        return [sources == source for source in sorted(set(sources))]
 
     def take(self, rows: NDArray[np.bool_]) -> Labels:
         """Return some of the rows."""

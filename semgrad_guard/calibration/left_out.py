@@ -24,8 +24,6 @@ RIGHT_ACCEPTED = 0.85
 """Share of right answers that the threshold for adversarial answers lets through."""
 LEVELS = (0.5, 0.7, 0.9)
 """Confidences above which the share of right answers is reported."""
-MIN_SOURCES = 3
-"""With fewer data sets none is left out: the rest would be one set alone."""
 BASELINES = {"shorter answer": ("n_answer_tokens", -1), "words found": ("grounding", 1)}
 """What a confidence must be better than -> the signal, and whether more of it is better."""
 
@@ -67,7 +65,7 @@ def left_out_evidence(
     """
     sources = np.array(labels.sources or [None] * len(labels), dtype=object)
     names = sorted({source for source in sources if source is not None})
-    if len(names) < MIN_SOURCES:
+    if not labels.has_sources:
         return {}
     found: dict[str, SourceEvidence] = {}
     for name in names:
