@@ -5,7 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from semgrad_guard.calibration.curves import BetaCurve, IsotonicCurve, PercentileCurve, PlattCurve, VennAbersCurve
+from semgrad_guard.calibration.curves import (
+    BetaCurve,
+    CautiousCurve,
+    IsotonicCurve,
+    PercentileCurve,
+    PlattCurve,
+    VennAbersCurve,
+)
 from semgrad_guard.calibration.fit import (
     FITS,
     MAX_KNOTS,
