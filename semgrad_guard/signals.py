@@ -370,6 +370,26 @@ _TEXT = _family(
         raises="the names of the answer are where the passages speak of them",
     ),
     Signal(
+        name="altered_copy",
+        meaning="share of a claim's words that one passage sentence has in the same order, where the claim has other "
+        "words too or denies; the worst claim",
+        unit="share",
+        higher="less sure",
+        source="own",
+        lowers="a sentence is copied with a change",
+        raises="no sentence is copied with a change",
+    ),
+    Signal(
+        name="claim_check",
+        meaning="share of a claim's words that stand together, times the share of the question near them, times how "
+        "far nothing is altered or mismatched; the weakest claim that is not copied",
+        unit="share",
+        higher="more sure",
+        source="own",
+        lowers="the passages do not say this about the question",
+        raises="the passages say this about the question",
+    ),
+    Signal(
         name="passages_disagree",
         meaning="share of the question's words in a sentence of another passage that gives other numbers or names, or "
         "denies; the worst claim",

@@ -61,7 +61,7 @@ def grouped_folds(
     return [fold_of_group[index] == fold for fold in range(n_folds)]
 
 
-ADVERSARIAL_SHARE = 0.3
+ADVERSARIAL_SHARE = 0.6
 """Weight of all adversarial answers together, as a share of the honest ones': enough to teach, too little to decide."""
 MIN_SOURCES = 3
 """From so many data sets on, a fit is chosen by what carries over from the others to each."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
+from difflib import SequenceMatcher
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -17,9 +18,11 @@ from semgrad_guard.scoring.words import (
     ABOUT_ANSWERING,
     NEGATIONS,
     claimed_words,
+    content_of,
     content_words,
     is_negated,
     longest_common_run,
+    name_pairs,
     names,
     numbers,
     units,
@@ -38,6 +41,8 @@ WEAK = 0.5
 """A claim is weak where a smaller share of its new words stands together in the passages."""
 NEARBY = 40
 """How many words before and after an answer word count as near it: two or three sentences."""
+ALTERED = 0.6
+"""A claim is an altered copy where one sentence has this share of its words in the same order, and not all."""
 SAME = 0.5
 """A passage sentence speaks of a claim where it has this share of the claim's content words."""
 ASKED = 0.8
@@ -178,7 +183,14 @@ class _ClaimSigns:
     negation: float
     numbers: float
     names: float
+    altered: float
     disagree: float
+
+    def check(self, *, asked: bool) -> float:
+        """Return how far the passages say the claim about the question: the product of what must all hold."""
+        mismatches = (self.negation, self.numbers, self.names, self.altered)
+        kept = math.prod(1 - 0.5 * (1 + share) for share in mismatches if share > 0)
+        return self.support * kept * (self.nearby if asked else 1.0)
 
 
 def claim_signals(question: str, answer: str, passages: PassageTexts, language: str = "en") -> dict[str, float]:
@@ -208,12 +220,14 @@ def claim_signals(question: str, answer: str, passages: PassageTexts, language: 
         "negation_mismatch": max(s.negation for s in signs),
         "number_mismatch": max(s.numbers for s in signs),
         "name_mismatch": max(s.names for s in signs),
+        "altered_copy": max(s.altered for s in signs),
         "passages_disagree": max(s.disagree for s in signs),
     }
     copies = [s.is_copy for s in signs]
     found |= {
         "copied_span": of_answer([s.copied for s in signs], copies),
         "passage_support": of_answer([s.passage_support for s in signs], copies),
+        "claim_check": of_answer([s.check(asked=bool(asked)) for s in signs], copies),
     }
     if asked:
         found |= {
@@ -248,9 +262,8 @@ def _signs_of(text: str, question: str, asked: set[str], passages: PassageTexts)
         overlap=_share(asked, fullest),
         negation=0.0 if nearest is None else _negation_mismatch(text, nearest),
         numbers=0.0 if nearest is None else _number_mismatch(text, question, nearest),
-        names=0.0
-        if nearest is None
-        else _share(names(text) - asked, names(nearest.text) | nearest.around, missing=True),
+        names=0.0 if nearest is None else _name_mismatch(text, asked, nearest),
+        altered=_altered(text, passages),
         disagree=0.0 if nearest is None else _disagreement(text, asked, nearest, passages),
     )
 
@@ -298,6 +311,33 @@ def _number_mismatch(text: str, question: str, nearest: _Sentence) -> float:
         if number in of_claim and number in of_sentence and not of_claim[number] & of_sentence[number]
     }
     return len((stated - there) | other_unit) / len(stated)
+
+
+def _name_mismatch(text: str, asked: set[str], nearest: _Sentence) -> float:
+    """Return the share of a claim's names that the nearest sentence lacks, or has beside another name."""
+    stated = names(text) - asked
+    if not stated:
+        return 0.0
+    there = list(pairwise(words(nearest.around_text)))
+    torn = {word for pair in name_pairs(text) if not asked >= set(pair) and pair not in there for word in pair}
+    return len(stated & ((stated - nearest.around) | torn)) / len(stated)
+
+
+def _altered(text: str, passages: PassageTexts) -> float:
+    """Return the share of a claim's words that one sentence has in the same order, where the claim says otherwise.
+
+    A sentence that is copied whole, or shortened, says nothing else; one with a word changed or a denial more does.
+    """
+    said = words(text)
+    content = content_of(said) - ABOUT_ANSWERING
+    likest = max(passages.sentences, key=lambda s: len(content & s.words), default=None)
+    if likest is None or len(said) < COPIED_WORDS:
+        return 0.0
+    if content <= likest.words and is_negated(text) == is_negated(likest.text):
+        return 0.0
+    blocks = SequenceMatcher(None, said, words(likest.text), autojunk=False).get_matching_blocks()
+    share = sum(block.size for block in blocks) / len(said)
+    return share if share >= ALTERED else 0.0
 
 
 def _disagreement(text: str, asked: set[str], nearest: _Sentence, passages: PassageTexts) -> float:

@@ -157,3 +157,12 @@ _NAME = re.compile(r"(?<=[\w,;:)'\u2019] )[A-Z][\w\u2019'-]*")
 def names(text: str) -> set[str]:
     """Return the words of a text that are written as names: with a capital, and not at the start of a sentence."""
     return content_of([word for found in _NAME.findall(text) for word in words(found)])
+
+
+_NAME_PAIR = re.compile(r"(?=\b([A-Z][\w\u2019'-]*) ([A-Z][\w\u2019'-]*))")
+
+
+def name_pairs(text: str) -> list[tuple[str, str]]:
+    """Return every two words in a row that are both written as names, such as first name and surname."""
+    pairs = [(words(left), words(right)) for left, right in _NAME_PAIR.findall(text)]
+    return [(left[-1], right[0]) for left, right in pairs if left and right and left[-1] not in _FUNCTION_WORDS]

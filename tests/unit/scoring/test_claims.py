@@ -83,6 +83,29 @@ def test_numbers_units_and_names_must_stand_where_the_passages_speak_of_them(
     assert (found["number_mismatch"], found["name_mismatch"]) == (number, name)
 
 
+@pytest.mark.parametrize(
+    ("answer", "altered"),
+    [
+        ("The lighthouse of Tarn was built in 1846 by Anna Berg.", 0.0),
+        ("The lighthouse of Tarn was built in 1846.", 0.0),  # shortened
+        ("The lighthouse of Tarn was built in 1864 by Anna Berg.", 10 / 11),
+        ("The lighthouse of Tarn was not built in 1846 by Anna Berg.", 11 / 12),
+        ("Somebody put a tower there, I think, long ago.", 0.0),  # nothing copied
+    ],
+)
+def test_a_copy_with_a_change_is_told_from_a_copy(answer: str, altered: float) -> None:
+    """The share of its words that the sentence has in the same order."""
+    assert signals(answer)["altered_copy"] == pytest.approx(altered)
+
+
+def test_a_claim_is_checked_as_a_whole() -> None:
+    """All must hold: said together, near the question, nothing changed. 0.67 of the question is near both years."""
+    right, changed = signals("It was built in 1846."), signals("It was built in 1901.")
+    assert right["claim_check"] == pytest.approx(right["question_nearby"])
+    assert changed["claim_check"] == 0.0
+    assert signals("It was built in 1846.", question="")["claim_check"] == 1.0
+
+
 def test_the_weakest_claim_and_the_share_of_weak_ones() -> None:
     """First claim all there; of the second, `keeper`, `named`, `unknown`: none there, and `lived`, neither."""
     found = signals("It was built in 1846. Its keeper lived unknown.")
