@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from langchain_semgrad.capture import recorded
 from langchain_semgrad.values import METADATA_KEY, GuardedAnswer, with_answer
-from semgrad_guard.adapter_kit import OnWithheld, check_option, findings, held_back
+from semgrad_guard.adapter_kit import OnWithheld, check_option, findings, held_back, text_for
 from semgrad_guard.errors import LowConfidenceError
 from semgrad_guard.routing import NO_RESOURCES, Resources
 from semgrad_guard.telemetry import judged_within
@@ -139,6 +139,8 @@ def _given(judged: ChainValue, outcomes: Sequence[Outcome], returns: ReturnOptio
     for candidate, outcome in zip(judged.candidates, outcomes, strict=True):
         if outcome.withheld and (returns.on_withheld == "raise" or candidate.slot is None):
             return held_back(outcome)
+        if candidate.slot is None and text_for(outcome, is_field=True) != candidate.exchange.answer:
+            return held_back(outcome)  # the object was made of another text than the one that is given
         value = _replaced(value, candidate, outcome, _name(candidate) if several else None)
     if returns.output == "same" or not judged.candidates:
         return value
@@ -156,8 +158,9 @@ def _name(candidate: ChainCandidate) -> str:
 def _replaced(value: Any, candidate: ChainCandidate, outcome: Outcome, name: str | None) -> Any:
     if candidate.slot is None:
         return value
+    text = text_for(outcome, is_field=candidate.slot.is_field)
     # An answer that is given as it is keeps its form to the letter: content blocks, white space, a repeated prompt.
-    text = candidate.slot.text if outcome.text == candidate.exchange.answer else outcome.text
+    text = candidate.slot.text if text == candidate.exchange.answer else text
     return with_answer(value, candidate.slot, text, findings_with_run(outcome), name)
 
 

@@ -19,7 +19,14 @@ from semgrad_guard.adapter_kit.candidates import (
     run_guard,
     with_call,
 )
-from semgrad_guard.adapter_kit.findings import findings, held_back, shown_decision, shown_error, without_answers
+from semgrad_guard.adapter_kit.findings import (
+    findings,
+    held_back,
+    shown_decision,
+    shown_error,
+    text_for,
+    without_answers,
+)
 from semgrad_guard.adapter_kit.observe import BackgroundJudge, observe, recording_faults
 from semgrad_guard.adapter_kit.options import GuardOptions, check_option
 from semgrad_guard.adapter_kit.pipeline import GuardedPipeline, OnWithheld, Pipeline
@@ -49,6 +56,7 @@ __all__ = [
     "run_guard",
     "shown_decision",
     "shown_error",
+    "text_for",
     "with_call",
     "without_answers",
 ]

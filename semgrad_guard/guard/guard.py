@@ -9,8 +9,8 @@ import time
 from contextvars import copy_context
 from typing import TYPE_CHECKING, TypeVar, TypeVarTuple
 
-from semgrad_guard.flow import Progress
-from semgrad_guard.guard.question_run import NOT_BEGUN, QuestionRun, judge, keep_time
+from semgrad_guard.flow import Failure, Progress
+from semgrad_guard.guard.question_run import NOT_BEGUN, QuestionRun, judge, keep_time, on_error
 from semgrad_guard.routing import NO_RESOURCES, Resources
 
 if TYPE_CHECKING:
@@ -120,6 +120,11 @@ class Guard:
         """Whether a step of the policy asks for another answer."""
         return self._can("can_answer_again")
 
+    @property
+    def only_measures(self) -> bool:
+        """Whether every caller gets the first answer as the model wrote it, so that no stream need be held back."""
+        return not (self.can_change_answers or self.can_answer_again)
+
     def _can(self, ability: str) -> bool:
         """Return whether the decider says so; one of the user's own that does not say is taken to be able to."""
         return bool(getattr(self._current().decider, ability, True))
@@ -139,6 +144,10 @@ class Guard:
             CancelledError: (of `asyncio`) `cancel` was set.
         """
         return judge(self._current(), exchange, progress or Progress(), cancel=cancel)
+
+    def judge_failed(self, exchange: Exchange, error: ScoringError) -> Decision:
+        """Return the policy's decision about an answer that cannot be judged, without carrying it out or logging it."""
+        return on_error(self._current(), exchange, Failure.of("scoring", error), Progress())
 
     async def ajudge(self, exchange: Exchange, progress: Progress | None = None) -> Decision:
         """Same as `judge`, in a worker thread; cancelling the task ends the scoring."""

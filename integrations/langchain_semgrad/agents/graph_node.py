@@ -27,7 +27,6 @@ from semgrad_guard.guard import in_thread
 if TYPE_CHECKING:
     import threading
     from collections.abc import Callable, Mapping
-    from pathlib import Path
 
     from langchain_core.callbacks.manager import BaseRunManager
     from langchain_core.documents import Document
@@ -36,6 +35,7 @@ if TYPE_CHECKING:
     from langchain_semgrad.retrievers import RetrieverLike
     from semgrad_guard.flow import Outcome
     from semgrad_guard.guard import Guard
+    from semgrad_guard.policy import AcceptOption, PolicySource
     from semgrad_guard.ports import Scorer
 
 HELD_KEY = "semgrad_held"
@@ -60,7 +60,8 @@ class SemGradNode(Runnable[Any, Any]):
 
     Args:
         llm: the graph's model, when it is local: its own weights score its answers.
-        policy: a policy file or its content; the policy that ships with the package when left out.
+        accept: in place of a policy: answers with a lower confidence, or without one, are held back.
+        policy: a policy file or its content, by which the guard routes. With neither, every answer passes as it is.
         model: another scoring model.
         scorer: a ready scorer.
         guard: a ready guard, in place of policy, model and scorer.
@@ -86,7 +87,8 @@ class SemGradNode(Runnable[Any, Any]):
         self,
         llm: object | None = None,
         *,
-        policy: str | Path | Mapping[str, object] | None = None,
+        accept: AcceptOption | None = None,
+        policy: PolicySource | None = None,
         model: object | None = None,
         scorer: Scorer | None = None,
         guard: Guard | None = None,
@@ -102,7 +104,7 @@ class SemGradNode(Runnable[Any, Any]):
         check_option("review", review, REVIEWS)
         self.name = "semgrad_node"
         self._guard, own_model = build_guard(
-            GuardOptions(llm=llm, policy=policy, model=model, scorer=scorer, guard=guard)
+            GuardOptions(llm=llm, accept=accept, policy=policy, model=model, scorer=scorer, guard=guard)
         )
         self._answer_key, self._question_key = answer_key, question_key
         self._review: Review | None = review
