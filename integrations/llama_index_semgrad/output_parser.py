@@ -56,7 +56,7 @@ class SemGradOutputParser(BaseOutputParser):
             parser: parses an answer that may be given; without a parser the text is returned.
             llm: the LLM, when it is a local model: its own weights score its answers.
             accept: in place of a policy: answers with a lower confidence, or without one, are held back.
-            policy: a policy file or its content. With neither, nothing is held back.
+            policy: a policy file or its content. With neither, every answer passes.
             guard: a ready guard, in place of `policy`.
             on_withheld: `None` raises when there is a parser, because it could not parse the policy's message.
 

@@ -15,7 +15,7 @@ from llama_index.core.base.response.schema import (
 from pydantic import BaseModel, ValidationError
 
 from llama_index_semgrad.convert import METADATA_KEY
-from semgrad_guard.adapter_kit import findings, held_back, text_for
+from semgrad_guard.adapter_kit import findings, held_back, no_place, text_for
 from semgrad_guard.errors import NotGuardableError
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ def _object(like: PydanticResponse, native: object, outcome: Outcome) -> BaseMod
     try:
         return type(like.response).model_validate_json(text)
     except ValidationError:
-        raise held_back(outcome) from None
+        raise no_place(outcome) from None
 
 
 def replay(pieces: Iterable[str]) -> Generator[str, None, None]:

@@ -22,6 +22,7 @@ from semgrad_guard.adapter_kit.candidates import (
 from semgrad_guard.adapter_kit.findings import (
     findings,
     held_back,
+    no_place,
     shown_decision,
     shown_error,
     text_for,
@@ -51,6 +52,7 @@ __all__ = [
     "held_back",
     "match_call",
     "next_exchange",
+    "no_place",
     "observe",
     "recording_faults",
     "run_guard",

@@ -105,6 +105,13 @@ def held_back(outcome: Outcome) -> LowConfidenceError:
     return LowConfidenceError(shown_decision(outcome), outcome)
 
 
+def no_place(outcome: Outcome) -> LowConfidenceError:
+    """Return the exception for an object that was made of another text than the one to give, such as a reviewer's."""
+    error = held_back(outcome)
+    error.add_note("the text to give in the object's place is none of that type")
+    return error
+
+
 def without_answers(text: str, outcome: Outcome, *, shortest: int = 0) -> str:
     """Return a text unchanged, or the empty text if it repeats an answer that the caller does not get.
 

@@ -17,7 +17,6 @@ from langchain_core.vectorstores import InMemoryVectorStore
 
 from langchain_semgrad import GuardedAnswer, SemGradGuard
 from langchain_semgrad.capture import RunStore
-from semgrad_guard.adapter_kit import options
 from semgrad_guard.errors import (
     EmptyAnswerError,
     LowConfidenceError,
