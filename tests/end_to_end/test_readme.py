@@ -58,8 +58,10 @@ def _names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 def test_the_five_lines_guard_a_chain(names: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     """The first thing that anyone tries."""
     exec(compile(BLOCKS["chain"], "README", "exec"), names)  # noqa: S102 - our own README
-    assert names["answer"].response_metadata["semgrad"]["status"]
-    assert capsys.readouterr().out.strip()
+    found = names["answer"].response_metadata["semgrad"]
+    assert 0 < found["confidence"] < 1
+    assert found["status"] == "answered"
+    assert capsys.readouterr().out.strip() == str(found["confidence"])
 
 
 def test_wrapping_a_chain_routes_it(names: dict[str, Any]) -> None:
