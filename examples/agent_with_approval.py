@@ -30,7 +30,7 @@ POLICY = {
     "escalate": ["human_review"],
     "otherwise": "abstain",
     "messages": {"pending": "A colleague looks at this answer.", "abstain": "I am not sure enough to answer that."},
-    "review": {"url": "sqlite:///:memory:"},
+    "review": {"url": "interrupt"},  # the graph stops for the person; there is no queue
 }
 
 PASSAGES = (

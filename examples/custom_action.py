@@ -28,7 +28,6 @@ POLICY = {
     "accept": 0.7,
     "otherwise": "abstain",
     "messages": {"abstain": "I am not sure enough to answer that."},
-    "review": {"url": "sqlite:///:memory:"},
 }
 
 

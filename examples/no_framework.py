@@ -23,7 +23,6 @@ POLICY = {
     "escalate": [{"retry_retrieval": {"top_k": 3}}],
     "otherwise": "abstain",
     "messages": {"abstain": "I am not sure enough to answer that."},
-    "review": {"url": "sqlite:///:memory:"},
 }
 
 PASSAGES = (

@@ -27,7 +27,6 @@ POLICY = {
     "escalate": [{"retry_retrieval": {"top_k": 3}}],
     "otherwise": "abstain",
     "messages": {"abstain": "I am not sure enough to answer that."},
-    "review": {"url": "sqlite:///:memory:"},
 }
 TEXTS = (
     "The night train to Oslo leaves from platform 4 at 21:40.",

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from typing_extensions import override
+
+from semgrad_guard.calibration import load_profile
 from semgrad_guard.errors import ScoringError
 from semgrad_guard.flow import (
     Abstain,
@@ -23,6 +26,7 @@ from semgrad_guard.flow import (
     Step,
 )
 from semgrad_guard.guard import Guard, Parts
+from semgrad_guard.policy.model import DEFAULT_PROFILE
 
 if TYPE_CHECKING:
     import threading
@@ -66,6 +70,23 @@ class TableScorer:
             except ScoringError as error:
                 results.append(error)
         return results
+
+
+class ProfileScorer(TableScorer):
+    """Gives every answer the scores of the average answer that a shipped profile was fitted on, so that it fits."""
+
+    def __init__(self, profile: str = DEFAULT_PROFILE) -> None:
+        super().__init__(name="fitting")
+        fitted = load_profile(profile)
+        self.own = fitted.fingerprint
+        self._signals = {column.name: column.average for column in fitted.model.columns}
+
+    @override
+    def score(
+        self, exchange: Exchange, *, timeout_s: float | None = None, cancel: threading.Event | None = None
+    ) -> Score:
+        plain = super().score(exchange, timeout_s=timeout_s, cancel=cancel)
+        return replace(plain, signals={**plain.signals, **self._signals}, fingerprint=self.own)
 
 
 class OneMinusScore:

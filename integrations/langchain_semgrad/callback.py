@@ -19,7 +19,6 @@ from semgrad_guard.wire import RunRef
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from pathlib import Path
     from uuid import UUID
 
     from langchain_core.messages import BaseMessage
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
     from langchain_semgrad.capture import LlmRun
     from semgrad_guard.flow import Exchange, Record
     from semgrad_guard.guard import Guard
+    from semgrad_guard.policy import AcceptOption, PolicySource
     from semgrad_guard.ports import Scorer
 
 MAX_RECORDS = 1_000
@@ -55,7 +55,8 @@ class SemGradCallbackHandler(BaseCallbackHandler):
 
     Args:
         llm: the chain's model, when it is local: its own weights score its answers.
-        policy: a policy file or its content; the policy that ships with the package when left out.
+        accept: in place of a policy: the record counts answers with less confidence, or without one, as held back.
+        policy: a policy file or its content. With neither, the record is of the confidence alone.
         model: another scoring model.
         scorer: a ready scorer.
         guard: a ready guard, in place of policy, model and scorer.
@@ -71,7 +72,8 @@ class SemGradCallbackHandler(BaseCallbackHandler):
         self,
         llm: object | None = None,
         *,
-        policy: str | Path | Mapping[str, object] | None = None,
+        accept: AcceptOption | None = None,
+        policy: PolicySource | None = None,
         model: object | None = None,
         scorer: Scorer | None = None,
         guard: Guard | None = None,
@@ -79,7 +81,7 @@ class SemGradCallbackHandler(BaseCallbackHandler):
         on_record: Callable[[Record], None] | None = None,
     ) -> None:
         self._guard, self._own_model = build_guard(
-            GuardOptions(llm=llm, policy=policy, model=model, scorer=scorer, guard=guard)
+            GuardOptions(llm=llm, accept=accept, policy=policy, model=model, scorer=scorer, guard=guard)
         )
         self._background = BackgroundJudge() if background else None
         self.run_inline = background  # quick then; otherwise LangChain keeps it off the event loop

@@ -30,7 +30,6 @@ from semgrad_guard.guard import in_thread
 if TYPE_CHECKING:
     import threading
     from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-    from pathlib import Path
 
     from langchain_core.callbacks.manager import BaseRunManager
     from langchain_core.documents import Document
@@ -38,6 +37,7 @@ if TYPE_CHECKING:
 
     from langchain_semgrad.invoke import Caller
     from semgrad_guard.guard import Guard
+    from semgrad_guard.policy import AcceptOption, PolicySource
     from semgrad_guard.ports import Scorer
 
 
@@ -52,12 +52,6 @@ def build_guard(options: GuardOptions) -> tuple[Guard, OwnModel | None]:
         return options.build(), None
     own_model = OwnModel(options.llm)
     return options.build(own_model.load() if options.guard is None else None), own_model
-
-
-def _policy_says(guard: Guard, ability: str) -> bool:
-    """Tell whether a guard's policy has an ability; one that does not say so is taken to have it."""
-    decider: Any = guard.parts.decider
-    return bool(getattr(decider, ability, True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,11 +274,15 @@ class GuardedChain(_GuardRunnable):
 
     @override
     def _may_change(self) -> bool:
-        return _policy_says(self._guard, "can_change_answers") or _policy_says(self._guard, "can_answer_again")
+        return not self._guard.only_measures
 
 
 class SemGradGuard(_GuardRunnable):
     """Judges the answer of the chain that it is part of, and gives it, or what the policy puts in its place.
+
+    `SemGradGuard()` measures: every answer passes as it is, with its confidence and the reasons beside it, and whatever
+    fails is a finding, never an exception. `SemGradGuard(accept=0.7)` holds back what is less sure, or could not be
+    judged. `SemGradGuard(policy="policy.yaml")` does what the policy says.
 
     The value keeps its type: a message comes out as a message with `response_metadata["semgrad"]`, a text as a text, a
     mapping as a mapping with the answer replaced and `semgrad` added. A message that asks for tools is no answer and
@@ -293,7 +291,8 @@ class SemGradGuard(_GuardRunnable):
 
     Args:
         llm: the chain's model, when it is local: its own weights score its answers.
-        policy: a policy file or its content; the policy that ships with the package when left out.
+        accept: in place of a policy: answers with a lower confidence, or without one, are held back.
+        policy: a policy file or its content, by which the guard routes. With neither, every answer passes as it is.
         model: another scoring model: a name, Hugging Face id, folder, `.gguf` file or live object.
         scorer: a ready scorer.
         guard: a ready `semgrad_guard.Guard`, in place of policy, model and scorer.
@@ -321,7 +320,8 @@ class SemGradGuard(_GuardRunnable):
         self,
         llm: object | None = None,
         *,
-        policy: str | Path | Mapping[str, object] | None = None,
+        accept: AcceptOption | None = None,
+        policy: PolicySource | None = None,
         model: object | None = None,
         scorer: Scorer | None = None,
         guard: Guard | None = None,
@@ -334,7 +334,9 @@ class SemGradGuard(_GuardRunnable):
         returns = ReturnOptions(output=output, stream=stream, on_withheld=on_withheld, answer_key=answer_key)
         embedder = ChainEmbedder(embeddings) if embeddings is not None else None
         built, self._own_model = build_guard(
-            GuardOptions(llm=llm, policy=policy, model=model, scorer=scorer, guard=guard, embedder=embedder)
+            GuardOptions(
+                llm=llm, accept=accept, policy=policy, model=model, scorer=scorer, guard=guard, embedder=embedder
+            )
         )
         super().__init__("semgrad_guard", built, AsReceived(), returns)
         self._llm: Any = llm
@@ -350,7 +352,7 @@ class SemGradGuard(_GuardRunnable):
 
     @override
     def _may_change(self) -> bool:
-        return _policy_says(self._guard, "can_change_answers")
+        return self._guard.can_change_answers
 
     @property
     def guard(self) -> Guard:

@@ -7,7 +7,7 @@ import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
-from langchain_core.runnables import AddableDict, Runnable, RunnableConfig
+from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.runnables.config import patch_config
 from typing_extensions import override
 
@@ -22,11 +22,12 @@ if TYPE_CHECKING:
 
 
 def add_chunk(whole: Any, chunk: Any) -> Any:
-    """Return the sum of a stream and its next chunk; the chunk alone where they cannot be added, as in LangChain."""
+    """Return the sum of a stream and its next chunk; the chunk alone where they cannot be added, as in LangChain.
+
+    Mappings that a chain's steps give key by key are added; a parser of JSON gives the whole so far each time.
+    """
     if whole is None:
         return chunk
-    if isinstance(whole, dict) and isinstance(chunk, dict):
-        return AddableDict(whole) + AddableDict(chunk)
     try:
         return whole + chunk
     except TypeError:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from langchain_core.runnables.utils import AddableDict
+
 from langchain_semgrad.capture import recorded
 from langchain_semgrad.values import METADATA_KEY, GuardedAnswer, with_answer
-from semgrad_guard.adapter_kit import OnWithheld, check_option, findings, held_back
+from semgrad_guard.adapter_kit import OnWithheld, check_option, findings, held_back, no_place, text_for
 from semgrad_guard.errors import LowConfidenceError
 from semgrad_guard.routing import NO_RESOURCES, Resources
 from semgrad_guard.telemetry import judged_within
@@ -139,6 +141,8 @@ def _given(judged: ChainValue, outcomes: Sequence[Outcome], returns: ReturnOptio
     for candidate, outcome in zip(judged.candidates, outcomes, strict=True):
         if outcome.withheld and (returns.on_withheld == "raise" or candidate.slot is None):
             return held_back(outcome)
+        if candidate.slot is None and text_for(outcome, is_field=True) != candidate.exchange.answer:
+            return no_place(outcome)
         value = _replaced(value, candidate, outcome, _name(candidate) if several else None)
     if returns.output == "same" or not judged.candidates:
         return value
@@ -156,8 +160,9 @@ def _name(candidate: ChainCandidate) -> str:
 def _replaced(value: Any, candidate: ChainCandidate, outcome: Outcome, name: str | None) -> Any:
     if candidate.slot is None:
         return value
+    text = text_for(outcome, is_field=candidate.slot.is_field)
     # An answer that is given as it is keeps its form to the letter: content blocks, white space, a repeated prompt.
-    text = candidate.slot.text if outcome.text == candidate.exchange.answer else outcome.text
+    text = candidate.slot.text if text == candidate.exchange.answer else text
     return with_answer(value, candidate.slot, text, findings_with_run(outcome), name)
 
 
@@ -181,4 +186,7 @@ def annotation(passed: ChainValue, guard: Guard, returns: ReturnOptions, cancel:
     slot = passed.candidates[0].slot
     if slot is not None and slot.message is not None and not slot.path:
         return type(slot.message)(content="", id=slot.message.id, response_metadata={METADATA_KEY: shown})
-    return {METADATA_KEY: shown} if isinstance(passed.value, dict) else None
+    if isinstance(passed.value, AddableDict):
+        return AddableDict({METADATA_KEY: shown})
+    # A reader of a parser's mapping takes the last one for the whole.
+    return {**passed.value, METADATA_KEY: shown} if slot is not None and isinstance(passed.value, dict) else None

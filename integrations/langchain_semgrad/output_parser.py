@@ -21,14 +21,13 @@ from semgrad_guard.guard import in_thread
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import Mapping
-    from pathlib import Path
 
     from pydantic import BaseModel
 
     from langchain_semgrad.exchanges import OwnModel
     from semgrad_guard.flow import Outcome
     from semgrad_guard.guard import Guard
+    from semgrad_guard.policy import AcceptOption, PolicySource
     from semgrad_guard.ports import Scorer
 
 _RAISE: Any = object()
@@ -45,7 +44,8 @@ class SemGradOutputParser(BaseOutputParser[Any]):
         pydantic_object: type to parse into, by LangChain's `PydanticOutputParser`.
         parser: any other parser, in place of `pydantic_object`.
         llm: the chain's model, when it is local: its own weights score its answers.
-        policy: a policy file or its content; the policy that ships with the package when left out.
+        accept: in place of a policy: answers with a lower confidence, or without one, are held back.
+        policy: a policy file or its content, by which the guard routes. With neither, every answer passes as it is.
         model: another scoring model.
         scorer: a ready scorer.
         guard: a ready guard, in place of policy, model and scorer.
@@ -69,7 +69,8 @@ class SemGradOutputParser(BaseOutputParser[Any]):
         *,
         parser: BaseOutputParser[Any] | None = None,
         llm: object | None = None,
-        policy: str | Path | Mapping[str, object] | None = None,
+        accept: AcceptOption | None = None,
+        policy: PolicySource | None = None,
         model: object | None = None,
         scorer: Scorer | None = None,
         guard: Guard | None = None,
@@ -80,7 +81,7 @@ class SemGradOutputParser(BaseOutputParser[Any]):
             raise OptionError("pydantic_object+parser", "given together", "one of them")
         self._parser = PydanticOutputParser(pydantic_object=pydantic_object) if pydantic_object is not None else parser
         self._guard, self._own_model = build_guard(
-            GuardOptions(llm=llm, policy=policy, model=model, scorer=scorer, guard=guard)
+            GuardOptions(llm=llm, accept=accept, policy=policy, model=model, scorer=scorer, guard=guard)
         )
         self._withheld = withheld
 

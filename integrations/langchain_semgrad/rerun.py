@@ -303,6 +303,12 @@ class ChainAttempts(QuestionAttempts):
             FallbackFailedError: it gave no text.
         """
         value, candidate = self.values[exchange.id]
+        if candidate.slot is None:
+            msg = (
+                f"the chain gives {type(value).__name__}, in which the text of fallback model {name!r} has no place: "
+                "guard the chain before its parser, or use SemGradOutputParser"
+            )
+            raise FallbackFailedError(msg)
         run = candidate.llm_run
         prompt = from_prompt(exchange.prompt) if run is None or isinstance(run.prompt, str) else list(run.prompt)
         tracked = Tracked(model, f"semgrad_fallback:{name}")

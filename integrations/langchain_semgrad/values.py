@@ -96,6 +96,11 @@ class Slot:
     message: BaseMessage | None = None
 
     @property
+    def is_field(self) -> bool:
+        """Whether it is the text of a field, which programs read, rather than a message or the whole value."""
+        return self.message is None and bool(self.path)
+
+    @property
     def name(self) -> str:
         """Name of the answer among several."""
         return ".".join(map(str, self.path)) or "answer"

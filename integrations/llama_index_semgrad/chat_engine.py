@@ -23,6 +23,7 @@ from llama_index_semgrad.streams import (
     chat_piece,
     chat_stream_of,
     late_findings,
+    passes,
 )
 from llama_index_semgrad.watcher import capturing
 from semgrad_guard.adapter_kit import findings, recording_faults
@@ -174,7 +175,9 @@ class GuardedChatEngine(BaseChatEngine):
     The conversation holds what the caller got: an answer that was held back is not in it.
     """
 
-    def __init__(self, engine: BaseChatEngine, guard: Guard, tools: RerunTools, stream: StreamMode = "buffer") -> None:
+    def __init__(
+        self, engine: BaseChatEngine, guard: Guard, tools: RerunTools, stream: StreamMode | None = None
+    ) -> None:
         """Wrap a chat engine.
 
         Raises:
@@ -210,7 +213,7 @@ class GuardedChatEngine(BaseChatEngine):
 
     @override
     def stream_chat(self, message: str, chat_history: list[ChatMessage] | None = None) -> GuardedStreamingChatResponse:
-        if self._stream == "buffer":
+        if not passes(self._stream, self.guard):
             return chat_stream_of(self.chat(message, chat_history))
         if chat_history is not None:
             self._memory.set(chat_history)
@@ -236,7 +239,7 @@ class GuardedChatEngine(BaseChatEngine):
     async def astream_chat(
         self, message: str, chat_history: list[ChatMessage] | None = None
     ) -> GuardedStreamingChatResponse:
-        if self._stream == "buffer":
+        if not passes(self._stream, self.guard):
             return chat_stream_of(await self.achat(message, chat_history))
         if chat_history is not None:
             await self._memory.aset(chat_history)

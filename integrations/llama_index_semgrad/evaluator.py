@@ -18,8 +18,7 @@ from semgrad_guard.guard import in_thread
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import Mapping, Sequence
-    from pathlib import Path
+    from collections.abc import Sequence
 
     from llama_index.core.llms import LLM
     from llama_index.core.prompts.mixin import PromptDictType
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
     from llama_index_semgrad.convert import LlmCall
     from semgrad_guard.flow import Decision
     from semgrad_guard.guard import Guard
+    from semgrad_guard.policy import AcceptOption, PolicySource
     from semgrad_guard.ports import Scorer
 
 
@@ -45,13 +45,14 @@ class SemGradEvaluator(BaseEvaluator):
         self,
         llm: LLM | None = None,
         *,
-        policy: str | Path | Mapping[str, object] | None = None,
+        accept: AcceptOption | None = None,
+        policy: PolicySource | None = None,
         model: object | None = None,
         scorer: Scorer | None = None,
         guard: Guard | None = None,
     ) -> None:
         """Take the same options as `SemGradGuard`."""
-        chosen = SemGradGuard(llm, policy=policy, model=model, scorer=scorer, guard=guard)
+        chosen = SemGradGuard(llm, accept=accept, policy=policy, model=model, scorer=scorer, guard=guard)
         self.guard, self._weights = chosen.guard, chosen.weights
         WATCHER.remember_recent = True
 

@@ -27,8 +27,7 @@ from llama_index_semgrad.watcher import CALL_METHODS, WATCHER, install, method_o
 from semgrad_guard.adapter_kit import BackgroundJudge, observe
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-    from pathlib import Path
+    from collections.abc import Callable, Sequence
 
     from llama_index.core.llms import LLM
 
@@ -36,6 +35,7 @@ if TYPE_CHECKING:
     from semgrad_guard.adapter_kit import Candidate
     from semgrad_guard.flow import Outcome
     from semgrad_guard.guard import Guard
+    from semgrad_guard.policy import AcceptOption, PolicySource
 
 _log = logging.getLogger("semgrad_guard")
 
@@ -247,7 +247,8 @@ class SemGradEventHandler(BaseEventHandler):
         self,
         llm: LLM | None = None,
         *,
-        policy: str | Path | Mapping[str, object] | None = None,
+        accept: AcceptOption | None = None,
+        policy: PolicySource | None = None,
         guard: Guard | None = None,
         background: bool = False,
         on_outcome: Callable[[Outcome], None] | None = None,
@@ -256,13 +257,15 @@ class SemGradEventHandler(BaseEventHandler):
 
         Args:
             llm: the LLM, when it is a local model: its own weights score its answers.
-            policy: a policy file or its content.
+            accept: in place of a policy: the record counts answers with less confidence, or without one, as held
+                back.
+            policy: a policy file or its content. With neither, the record is of the confidence alone.
             guard: a ready guard, in place of `policy`.
             background: judge in a thread of its own, so that no answer waits for its score.
             on_outcome: called with every judgement, in the thread that made it.
         """
         super().__init__()
-        chosen = SemGradGuard(llm, policy=policy, guard=guard)
+        chosen = SemGradGuard(llm, accept=accept, policy=policy, guard=guard)
         self._guard, self._weights, self._on_outcome = chosen.guard, chosen.weights, on_outcome
         self._background = BackgroundJudge() if background else None
         track_answers()

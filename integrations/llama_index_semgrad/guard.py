@@ -29,7 +29,6 @@ from semgrad_guard.ports import AnswerModel
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
-    from pathlib import Path
 
     from llama_index.core.base.base_retriever import BaseRetriever
     from llama_index.core.base.embeddings.base import BaseEmbedding
@@ -38,6 +37,7 @@ if TYPE_CHECKING:
 
     from llama_index_semgrad.rerun import Fallback
     from semgrad_guard.guard import Guard
+    from semgrad_guard.policy import AcceptOption, PolicySource
     from semgrad_guard.ports import QueryRewriter, Scorer
 
 
@@ -63,18 +63,24 @@ class WrapOptions(TypedDict, total=False):
 class SemGradGuard:
     """Gives the answers of an engine a confidence, and lets a policy act on it.
 
+    `SemGradGuard()` measures: every answer passes as it is, with its confidence and the reasons beside it, and whatever
+    fails is a finding, never an exception. `SemGradGuard(accept=0.7)` holds back what is less sure, or could not be
+    judged. `SemGradGuard(policy="policy.yaml")` does what the policy says.
+
     Args:
         llm: the engine's LLM. When it is a local model of transformers, its own weights score its answers; an engine's
             own local LLM is found by `wrap` without being named. Any other model's answers are scored from outside, as
             a proxy, by the model that the policy names.
-        policy: a policy file or its content; `None` takes the one that ships with the package.
+        accept: in place of a policy: answers with a lower confidence, or without one, are held back.
+        policy: a policy file or its content, by which the guard routes. With neither, every answer passes as it is.
         model: another scoring model: anything `semgrad_guard.models.load_model` takes.
         scorer: a ready scorer.
         embed_model: the index's embedding model: adds signals of meaning to the scores, in place of the policy's
             `scorer.embedding`.
         guard: a ready guard, in place of all of the above; with `llm` beside it you say that it scores with that model.
         stream: `buffer` holds a stream back until its answer was judged; `annotate` lets it pass and judges the answer
-            at the end, so the policy can hold nothing back.
+            at the end, so the policy can hold nothing back. `None` buffers whenever the policy can change an answer or
+            ask for another one.
 
     Example:
         >>> engine = SemGradGuard(policy="policy.yaml").wrap(index.as_query_engine(llm=llm))  # doctest: +SKIP
@@ -86,12 +92,13 @@ class SemGradGuard:
         self,
         llm: LLM | None = None,
         *,
-        policy: str | Path | Mapping[str, object] | None = None,
+        accept: AcceptOption | None = None,
+        policy: PolicySource | None = None,
         model: object | None = None,
         scorer: Scorer | None = None,
         embed_model: BaseEmbedding | None = None,
         guard: Guard | None = None,
-        stream: StreamMode = "buffer",
+        stream: StreamMode | None = None,
     ) -> None:
         """Keep the options.
 
@@ -100,6 +107,7 @@ class SemGradGuard:
         """
         self._options = GuardOptions(
             llm=llm,
+            accept=accept,
             policy=policy,
             model=model,
             scorer=scorer,
@@ -107,8 +115,8 @@ class SemGradGuard:
             embedder=IndexEmbedder(embed_model) if embed_model is not None else None,
             embedder_option="embed_model",
         )
-        check_option("stream", stream, get_args(StreamMode))
-        self._stream: StreamMode = stream
+        check_option("stream", stream, (None, *get_args(StreamMode)))
+        self._stream: StreamMode | None = stream
         self._guards: dict[int, tuple[object | None, Guard]] = {}
         self._lock = threading.Lock()
         install()

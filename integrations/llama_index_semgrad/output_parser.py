@@ -16,13 +16,11 @@ from semgrad_guard.errors import PromptNotFoundError
 from semgrad_guard.flow import Exchange, Status
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from pathlib import Path
-
     from llama_index.core.llms import LLM, ChatMessage
 
     from semgrad_guard.flow import Outcome
     from semgrad_guard.guard import Guard
+    from semgrad_guard.policy import AcceptOption, PolicySource
 
 _NO_CALL = PromptNotFoundError(
     "among the latest model calls of this thread or task",
@@ -47,7 +45,8 @@ class SemGradOutputParser(BaseOutputParser):
         parser: BaseOutputParser | None = None,
         *,
         llm: LLM | None = None,
-        policy: str | Path | Mapping[str, object] | None = None,
+        accept: AcceptOption | None = None,
+        policy: PolicySource | None = None,
         guard: Guard | None = None,
         on_withheld: OnWithheld | None = None,
     ) -> None:
@@ -56,7 +55,8 @@ class SemGradOutputParser(BaseOutputParser):
         Args:
             parser: parses an answer that may be given; without a parser the text is returned.
             llm: the LLM, when it is a local model: its own weights score its answers.
-            policy: a policy file or its content.
+            accept: in place of a policy: answers with a lower confidence, or without one, are held back.
+            policy: a policy file or its content. With neither, every answer passes.
             guard: a ready guard, in place of `policy`.
             on_withheld: `None` raises when there is a parser, because it could not parse the policy's message.
 
@@ -65,7 +65,7 @@ class SemGradOutputParser(BaseOutputParser):
         """
         if on_withheld is not None:
             check_option("on_withheld", on_withheld, get_args(OnWithheld))
-        chosen = SemGradGuard(llm, policy=policy, guard=guard)
+        chosen = SemGradGuard(llm, accept=accept, policy=policy, guard=guard)
         self.guard, self._weights = chosen.guard, chosen.weights
         self._parser = parser
         self._raises = (parser is not None) if on_withheld is None else on_withheld == "raise"

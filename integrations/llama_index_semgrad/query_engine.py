@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from llama_index_semgrad.rerun import EngineRun, RerunTools
 from llama_index_semgrad.responses import Reply, aread, guarded, is_guarded, read
-from llama_index_semgrad.streams import aannotated, annotated
+from llama_index_semgrad.streams import aannotated, annotated, passes
 from llama_index_semgrad.watcher import capturing
 from semgrad_guard.adapter_kit import recording_faults
 from semgrad_guard.guard import in_thread
@@ -52,11 +52,13 @@ class GuardedQueryEngine(BaseQueryEngine):
     The response keeps its type, and `response.metadata["semgrad"]` holds the confidence and the decision.
     """
 
-    def __init__(self, engine: BaseQueryEngine, guard: Guard, tools: RerunTools, stream: StreamMode = "buffer") -> None:
+    def __init__(
+        self, engine: BaseQueryEngine, guard: Guard, tools: RerunTools, stream: StreamMode | None = None
+    ) -> None:
         """Wrap an engine."""
         super().__init__(callback_manager=engine.callback_manager)
         self._engine, self._tools = engine, tools
-        self._stream: StreamMode = stream
+        self._stream: StreamMode | None = stream
         self.guard = guard
 
     def with_guard(self, guard: Guard) -> GuardedQueryEngine:
@@ -120,7 +122,7 @@ class GuardedQueryEngine(BaseQueryEngine):
             first = answer()
             if is_guarded(first):
                 return first
-            if self._stream == "annotate" and isinstance(first, StreamingResponse):
+            if passes(self._stream, self.guard) and isinstance(first, StreamingResponse):
                 return annotated(first, calls, run, self.guard)
             reply = read(first)
         return self._given(run, first, reply, calls)
@@ -131,9 +133,9 @@ class GuardedQueryEngine(BaseQueryEngine):
             first = await answer()
             if is_guarded(first):
                 return first
-            if self._stream == "annotate" and isinstance(first, StreamingResponse):
+            if passes(self._stream, self.guard) and isinstance(first, StreamingResponse):
                 return annotated(first, calls, run, self.guard)
-            if self._stream == "annotate" and isinstance(first, AsyncStreamingResponse):
+            if passes(self._stream, self.guard) and isinstance(first, AsyncStreamingResponse):
                 return aannotated(first, calls, run, self.guard)
             reply = await aread(first)
         return await in_thread(self._given, run, first, reply, calls)

@@ -15,7 +15,7 @@ from llama_index.core.base.response.schema import (
 from pydantic import BaseModel, ValidationError
 
 from llama_index_semgrad.convert import METADATA_KEY
-from semgrad_guard.adapter_kit import findings
+from semgrad_guard.adapter_kit import findings, held_back, no_place, text_for
 from semgrad_guard.errors import NotGuardableError
 
 if TYPE_CHECKING:
@@ -81,6 +81,9 @@ def _in_pieces(native: object, stream: Iterable[str | None]) -> Reply:
 def guarded(like: RESPONSE_TYPE, reply: Reply, outcome: Outcome) -> RESPONSE_TYPE:
     """Return the response that the caller gets; no part of it holds a withheld answer.
 
+    Raises:
+        LowConfidenceError: the engine gives objects, and the answer must be held back.
+
     Args:
         like: the engine's own response; the result has its type.
         reply: the attempt that was returned, held back or handed on.
@@ -89,13 +92,10 @@ def guarded(like: RESPONSE_TYPE, reply: Reply, outcome: Outcome) -> RESPONSE_TYP
     native = reply.native
     nodes = reply.nodes
     metadata = {**(native.metadata or {}), METADATA_KEY: findings(outcome)}
+    if isinstance(like, PydanticResponse):
+        return mark(PydanticResponse(_object(like, native, outcome), nodes, metadata))
     unchanged = not outcome.withheld and outcome.text == outcome.exchange.answer
     pieces = reply.pieces if unchanged and reply.pieces else (outcome.text,)
-    if isinstance(like, PydanticResponse):
-        value = native.response if unchanged and isinstance(native, PydanticResponse) else _parsed(like, outcome)
-        if value is None:
-            metadata[METADATA_KEY]["text"] = outcome.text
-        return mark(PydanticResponse(value, nodes, metadata))
     if isinstance(like, StreamingResponse):
         return mark(StreamingResponse(replay(pieces), nodes, metadata))
     if isinstance(like, AsyncStreamingResponse):
@@ -103,14 +103,23 @@ def guarded(like: RESPONSE_TYPE, reply: Reply, outcome: Outcome) -> RESPONSE_TYP
     return mark(Response(outcome.text, nodes, metadata))
 
 
-def _parsed(like: PydanticResponse, outcome: Outcome) -> BaseModel | None:
-    """Return the text of a fallback model or a reviewer as an object of the engine's type, if it can be parsed."""
-    if outcome.withheld or like.response is None:
+def _object(like: PydanticResponse, native: object, outcome: Outcome) -> BaseModel | None:
+    """Return the object that the caller gets: the engine's, or that of a fallback model's or a reviewer's text.
+
+    Raises:
+        LowConfidenceError: the answer must be held back, or the text that takes its place is no object of that type.
+    """
+    if outcome.withheld:
+        raise held_back(outcome)
+    text = text_for(outcome, is_field=True)
+    if isinstance(native, PydanticResponse) and text == outcome.exchange.answer:
+        return native.response
+    if like.response is None:
         return None
     try:
-        return type(like.response).model_validate_json(outcome.text)
+        return type(like.response).model_validate_json(text)
     except ValidationError:
-        return None
+        raise no_place(outcome) from None
 
 
 def replay(pieces: Iterable[str]) -> Generator[str, None, None]:

@@ -30,6 +30,12 @@ if TYPE_CHECKING:
 StreamMode = Literal["buffer", "annotate"]
 """`buffer`: a stream begins when the answer was judged. `annotate`: it passes at once and is judged at its end."""
 
+
+def passes(stream: StreamMode | None, guard: Guard) -> bool:
+    """Return whether a stream passes before its answer is judged; by default where the guard only measures."""
+    return stream == "annotate" or (stream is None and guard.only_measures)
+
+
 _log = logging.getLogger("semgrad_guard")
 
 

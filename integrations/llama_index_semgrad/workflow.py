@@ -23,6 +23,8 @@ from llama_index.core.workflow import (
 from pydantic import Field
 
 from llama_index_semgrad.convert import METADATA_KEY
+from semgrad_guard.adapter_kit import findings as findings_of
+from semgrad_guard.errors import LowConfidenceError
 from semgrad_guard.flow import ReviewId, Status
 from semgrad_guard.guard import Guard
 
@@ -107,9 +109,7 @@ class ReviewWorkflow(Workflow):
     @step
     async def answer(self, ctx: Context, ev: QuestionEvent) -> ReviewNeededEvent | GuardedAnswerEvent:
         """Answer and judge, then end or ask a reviewer."""
-        response = await self._engine.aquery(ev.question)
-        findings: dict[str, Any] = (response.metadata or {})[METADATA_KEY]
-        text = str(response)
+        text, findings = await self._answered(ev.question)
         exchange = self._handover.exchanges.pop(findings["review_id"] or "", None)
         if exchange is None:
             return GuardedAnswerEvent(text=text, status=findings["status"], semgrad=findings)
@@ -139,6 +139,16 @@ class ReviewWorkflow(Workflow):
         return GuardedAnswerEvent(
             text=texts[ev.verdict], status=str(status), semgrad={**findings, **changes}, reviewed_by=ev.by or None
         )
+
+    async def _answered(self, question: str) -> tuple[str, dict[str, Any]]:
+        """Return what the user may read, and the findings; an engine that gives objects raises what it holds back."""
+        try:
+            response = await self._engine.aquery(question)
+        except LowConfidenceError as held:
+            if held.outcome is None:
+                raise
+            return held.outcome.text, findings_of(held.outcome)
+        return str(response), (response.metadata or {})[METADATA_KEY]
 
     @property
     def _refusal(self) -> str:

@@ -19,7 +19,15 @@ from semgrad_guard.adapter_kit.candidates import (
     run_guard,
     with_call,
 )
-from semgrad_guard.adapter_kit.findings import findings, held_back, shown_decision, shown_error, without_answers
+from semgrad_guard.adapter_kit.findings import (
+    findings,
+    held_back,
+    no_place,
+    shown_decision,
+    shown_error,
+    text_for,
+    without_answers,
+)
 from semgrad_guard.adapter_kit.observe import BackgroundJudge, observe, recording_faults
 from semgrad_guard.adapter_kit.options import GuardOptions, check_option
 from semgrad_guard.adapter_kit.pipeline import GuardedPipeline, OnWithheld, Pipeline
@@ -44,11 +52,13 @@ __all__ = [
     "held_back",
     "match_call",
     "next_exchange",
+    "no_place",
     "observe",
     "recording_faults",
     "run_guard",
     "shown_decision",
     "shown_error",
+    "text_for",
     "with_call",
     "without_answers",
 ]

@@ -223,7 +223,8 @@ class Case:
     def guard(self) -> Guard:
         """The guard that the framework must use."""
         messages = {"abstain": ABSTAIN, "pending": PENDING, "unchecked": UNCHECKED}
-        policy = policy_from({"version": 1, "accept": 0.7, "messages": messages, **self.policy})
+        queue = {"url": "interrupt"}  # the queue is the one below
+        policy = policy_from({"version": 1, "accept": 0.7, "messages": messages, "review": queue, **self.policy})
         parts = Parts(
             scorer=self.scorer,
             calibrator=_OneMinusScore(),

@@ -5,6 +5,7 @@ it, but those of other components may: a review queue that raises `could not sto
 input, a database driver that lists the values of a failed statement. Such a message is left out; its type stays.
 
 * `findings` returns what callers see of an outcome, as JSON values.
+* `text_for` returns the text that takes the answer's place in a value.
 * `shown_decision` returns the last decision as the caller may see it, and `shown_error` what failed.
 * `held_back` returns the exception that replaces a withheld answer.
 * `without_answers` is used by all of them: it leaves out a text that repeats an answer.
@@ -21,10 +22,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from semgrad_guard.errors import LowConfidenceError
+from semgrad_guard.flow import AnswerWithWarning, Status
 from semgrad_guard.wire import answered_attempt, signals_fields, summary_fields
 
 if TYPE_CHECKING:
-    from semgrad_guard.flow import Decision, Failure, Json, Outcome
+    from semgrad_guard.flow import Decision, Failure, Json, Outcome, Step
 
 LEFT_OUT = "[left out]"
 """Replaces an error's message that repeats the answer."""
@@ -48,11 +50,29 @@ def findings(outcome: Outcome) -> dict[str, Json]:
         **dict.fromkeys(("method", "score", "scorer", "proxy")),
         **summary_fields(outcome.record),
         "why": shown_decision(outcome).why,
+        "confidence_why": without_answers(judged.decision.confidence.why, outcome, shortest=SHORT),
+        "warning": _warning(outcome.decision.step),
         "withheld": outcome.withheld,
         "author": judged.exchange.author,
         "signals": dict(signals_fields(score.signals)) if score else {},
         "error": shown_error(outcome),
     }
+
+
+def _warning(step: Step) -> str | None:
+    """Return the policy's warning, whether or not the value has a place for it before the answer."""
+    return step.warning or None if isinstance(step, AnswerWithWarning) else None
+
+
+def text_for(outcome: Outcome, *, is_field: bool) -> str:
+    """Return the text that takes the answer's place in a value.
+
+    Args:
+        outcome: how the question ended.
+        is_field: whether the place is a field of a mapping or an object, or the value is no text at all. Programs read
+            it, so it never gets the policy's warning, which `findings` hold.
+    """
+    return outcome.exchange.answer if is_field and outcome.status is Status.WARNED else outcome.text
 
 
 def shown_decision(outcome: Outcome) -> Decision:
@@ -83,6 +103,13 @@ def held_back(outcome: Outcome) -> LowConfidenceError:
     Its `outcome` is complete, for handlers that need the answer.
     """
     return LowConfidenceError(shown_decision(outcome), outcome)
+
+
+def no_place(outcome: Outcome) -> LowConfidenceError:
+    """Return the exception for an object that was made of another text than the one to give, such as a reviewer's."""
+    error = held_back(outcome)
+    error.add_note("the text to give in the object's place is none of that type")
+    return error
 
 
 def without_answers(text: str, outcome: Outcome, *, shortest: int = 0) -> str:

@@ -29,6 +29,8 @@ def observe(
 ) -> Outcome:
     """Judge an answer that its reader already has and log the record; nothing of the policy is carried out.
 
+    The record of an answer that cannot be judged says what failed.
+
     Args:
         guard: what judges and decides.
         candidate: the answer.
@@ -37,13 +39,13 @@ def observe(
 
     Raises:
         CancelledError: (of `asyncio`) `cancel` was set.
-        ScoringError: the answer cannot be judged.
         UncalibratedError: there is no confidence and the policy says that this is an error.
     """
-    if candidate.error is not None:
-        raise candidate.error
     started = time.perf_counter()
-    decision = guard.judge(candidate.exchange, cancel=cancel)
+    if candidate.error is None:
+        decision = guard.judge(candidate.exchange, cancel=cancel)
+    else:
+        decision = guard.judge_failed(candidate.exchange, candidate.error)
     warned = is_marked and not isinstance(decision.step, Accept)
     status = Status.WARNED if warned else Status.ANSWERED
     return _recorded(guard, candidate.exchange, decision, status, time.perf_counter() - started)

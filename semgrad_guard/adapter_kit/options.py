@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -11,14 +9,9 @@ from semgrad_guard.errors import OptionError
 from semgrad_guard.guard import Guard
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from pathlib import Path
-
     from semgrad_guard.models.embedding import Embedder
+    from semgrad_guard.policy import AcceptOption, PolicySource
     from semgrad_guard.ports import Scorer
-
-_log = logging.getLogger("semgrad_guard")
-_default_noted = threading.Event()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,8 +24,11 @@ class GuardOptions:
 
     llm: object | None = None
     """The framework's own model: where it is local, its weights score its answers."""
-    policy: str | Path | Mapping[str, object] | None = None
-    """A policy file or its content; the policy that ships with the package when left out."""
+    policy: PolicySource | None = None
+    """A policy file or its content, by which the guard routes."""
+    accept: AcceptOption | None = None
+    """In place of a policy: answers with a lower confidence, or without one, are held back. With neither, the guard
+    measures and changes no answer."""
     model: object | None = None
     """Another scoring model: anything that `semgrad_guard.models.load_model` takes."""
     scorer: Scorer | None = None
@@ -50,6 +46,8 @@ class GuardOptions:
         named = [name for name, value in naming.items() if value is not None]
         if len(named) > 1:
             raise OptionError("+".join(named), "given together", "one of them: each names the scoring model")
+        if self.accept is not None:
+            self._check_accept()
         part_of_guard = (self.policy, self.model, self.scorer, self.embedder)
         if self.guard is not None and any(option is not None for option in part_of_guard):
             allowed = "alone or with llm: policy, model and the like are part of the guard"
@@ -59,6 +57,15 @@ class GuardOptions:
             options = "+".join(("scorer", self.embedder_option))
             raise OptionError(options, "given together", allowed)
 
+    def _check_accept(self) -> None:
+        for option, value in {"policy": self.policy, "guard": self.guard}.items():
+            if value is not None:
+                allowed = f"one of them: a {option} says itself what it accepts"
+                raise OptionError("+".join(("accept", option)), "given together", allowed)
+        from semgrad_guard.policy import policy_of  # loads the parser of policies
+
+        policy_of(None, self.accept)
+
     def build(self, local: object | None = None) -> Guard:
         """Return the guard.
 
@@ -67,15 +74,16 @@ class GuardOptions:
                 policy's model.
 
         Raises:
+            OptionError: `accept` is no confidence.
             PolicyFileError: the policy has a mistake.
             CalibrationError: the profile cannot be read, or cannot keep the error rate that `accept` asks for.
         """
         if self.guard is not None:
             return self.guard
-        if local is None and self.policy is None and self.model is None and self.scorer is None:
-            _note_default()
         source = self.model if local is None else local
-        return Guard.from_yaml(self.policy, model=source, scorer=self.scorer, embedder=self.embedder)
+        return Guard.from_yaml(
+            self.policy, accept=self.accept, model=source, scorer=self.scorer, embedder=self.embedder
+        )
 
 
 def check_option(option: str, value: object, allowed: tuple[object, ...]) -> None:
@@ -86,13 +94,3 @@ def check_option(option: str, value: object, allowed: tuple[object, ...]) -> Non
     """
     if value not in allowed:
         raise OptionError(option, value, ", ".join(map(repr, allowed)))
-
-
-def _note_default() -> None:
-    """Warn once a program that answers are scored from outside, by the demo model."""
-    if not _default_noted.is_set():
-        _default_noted.set()
-        _log.warning(
-            "SemGradGuard() uses the policy that ships with semgrad-guard, and its demo model scores the answers of "
-            "your model from outside (as a proxy): pass SemGradGuard(llm) for a local model, model= or policy="
-        )

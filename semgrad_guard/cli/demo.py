@@ -15,6 +15,7 @@ from rich.table import Table
 
 from semgrad_guard.cli.terminal import bar, wide_console
 from semgrad_guard.extras import require
+from semgrad_guard.policy import load_policy
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -77,7 +78,7 @@ def _run(console: Console, n_questions: int, policy: Path | None) -> list[Any]:
         progress.update(loading, advance=1, description="Embedding the passages about 118 elements")
         parts = demo_chain.build_chain()
         progress.update(loading, advance=1, description="Loading the language model (the first time takes longer)")
-        guard = adapter.SemGradGuard(parts.llm, policy=policy, output="result")
+        guard = adapter.SemGradGuard(parts.llm, policy=load_policy(policy), output="result")
         progress.update(loading, advance=1, description="Model, passages and guard are ready")
         questions = elements.questions("demo")[:n_questions]
         return list(progress.track(demo_chain.run(parts, guard, questions), len(questions), description="Asking"))
@@ -134,7 +135,6 @@ def _print_next_steps(console: Console) -> None:
     console.print()
     console.print("[bold]Next[/bold]")
     for command, what in (
-        ("semgrad-guard review list", "list the answers that wait for review"),
         ("semgrad-guard policy init policy.yaml", "write a policy to edit"),
         ("semgrad-guard policy check policy.yaml", "explain it in words"),
         ("semgrad-guard demo --policy policy.yaml", "run the demo with your policy"),

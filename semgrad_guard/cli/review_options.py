@@ -62,6 +62,9 @@ def queue_at(url: str | None, policy: Path | None) -> SqlReviewQueue:
     from semgrad_guard.guard.assembly import queue_of  # needed for this option only
 
     queue = queue_of(policy_at(url, policy).review)
+    if queue is None:
+        msg = f"{policy} names no queue: add `review: {{url: {DEFAULT_URL}}}` to it, or give --url in place of --policy"
+        raise ReviewError(msg)
     if not _is_database(queue):
         msg = f"the queue of {policy} is a review site: use its pages, or run this on the machine with its database"
         raise ReviewError(msg)

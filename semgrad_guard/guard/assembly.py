@@ -13,25 +13,24 @@ from semgrad_guard.flow import Confidence
 from semgrad_guard.guard.question_run import Parts
 from semgrad_guard.guard.thresholds import resolver
 from semgrad_guard.guard.verdict_loop import EarlierVerdicts, pass_verdicts_on
-from semgrad_guard.policy import Policy, PolicyDecider, PolicyWatcher, policy_from
-from semgrad_guard.policy.model import FUSED
+from semgrad_guard.policy import PolicyDecider, PolicyWatcher, RiskTarget, policy_of
+from semgrad_guard.policy.model import FUSED, SHIPPED_PROFILES
 from semgrad_guard.routing.deadline import Deadline, call_before
 from semgrad_guard.signals import FREE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
-    from semgrad_guard.calibration import Profile
+    from semgrad_guard.calibration import DriftMonitor, Profile, ProfileCalibrator
     from semgrad_guard.errors import ScoringError
     from semgrad_guard.flow import Exchange, Fingerprint, Score
     from semgrad_guard.models.embedding import Embedder
+    from semgrad_guard.policy import AcceptOption, Policy, PolicySource
     from semgrad_guard.policy.model import ScorerSettings
     from semgrad_guard.policy.review import ReviewSettings
     from semgrad_guard.ports import Calibrator, Scorer, Sink
     from semgrad_guard.review import QueueSettings, SqlReviewQueue
     from semgrad_guard.review.client import ReviewClient
-
-    PolicySource = str | Path | Mapping[str, object] | Policy | None
 
 
 class LazyScorer:
@@ -90,19 +89,21 @@ class LazyScorer:
 _log = logging.getLogger("semgrad_guard")
 
 
-def queue_of(review: ReviewSettings) -> SqlReviewQueue | ReviewClient:
-    """Return the queue that a policy names; it connects at first use.
+def queue_of(review: ReviewSettings) -> SqlReviewQueue | ReviewClient | None:
+    """Return the queue that a policy names, `None` where it names none; it connects at first use.
 
     Raises:
         ReviewError: the URL is not that of a queue.
         MissingExtraError: the database driver or the web client is not installed.
     """
+    if review.queue_url is None:
+        return None
     from semgrad_guard.review import open_queue  # loads the database library
 
     settings = queue_settings(review)
     if review.token is not None:
-        return open_queue(review.url, token=review.token, settings=settings)
-    return open_queue(review.url, settings=settings)
+        return open_queue(review.queue_url, token=review.token, settings=settings)
+    return open_queue(review.queue_url, settings=settings)
 
 
 def queue_settings(review: ReviewSettings) -> QueueSettings:
@@ -123,31 +124,39 @@ SHOWN_BESIDE_FUSED = "hybridgrad"
 
 
 def assemble(
-    source: PolicySource, *, model: object | None, scorer: Scorer | None, embedder: Embedder | None, reload: bool
+    source: PolicySource | None,
+    *,
+    accept: AcceptOption | None,
+    model: object | None,
+    scorer: Scorer | None,
+    embedder: Embedder | None,
+    reload: bool,
 ) -> Parts | Callable[[], Parts]:
     """Return the stages that a policy describes, or with `reload` a function that returns the present ones.
 
     Args:
-        source: policy file, its content, a policy, or `None` for the shipped one.
+        source: policy file, its content, or a policy; `None` for a guard that measures or holds back.
+        accept: the confidence below which a guard without a policy holds answers back; `None` only measures.
         model: scoring model in place of the policy's.
         scorer: a ready scorer in place of the policy's.
         embedder: sentence embeddings in place of the policy's.
         reload: reload the file when it changes.
 
     Raises:
+        OptionError: `accept` is given beside a policy, or is no confidence.
         PolicyFileError: the policy has a mistake.
         CalibrationError: the profile cannot be read, or cannot keep the error rate that `accept` asks for.
     """
-    if reload and isinstance(source, str | Path):
+    if reload and accept is None and isinstance(source, str | Path):
         return FollowedParts(PolicyWatcher(source), model=model, scorer=scorer, embedder=embedder).current
-    policy = policy_from(source)
+    policy = policy_of(source, accept)
     return parts_of(policy, scorer or _scorer(policy, model, embedder))
 
 
 def parts_of(policy: Policy, scorer: Scorer) -> Parts:
     """Return the stages of a policy with this scorer."""
     profile = profile_of(policy)
-    calibrator = _calibrator(profile)
+    calibrator = _calibrator(policy, profile)
     queue = queue_of(policy.review)
     reuse = policy.review.reuse_verdicts
     return Parts(
@@ -155,7 +164,7 @@ def parts_of(policy: Policy, scorer: Scorer) -> Parts:
         calibrator=calibrator,
         decider=decider_of(policy, profile),
         queue=queue,
-        earlier=None if reuse is None else EarlierVerdicts(queue, reuse),
+        earlier=None if reuse is None or queue is None else EarlierVerdicts(queue, reuse),
         verdicts=pass_verdicts_on(queue, policy, calibrator),
         sink=_sink(policy),
         abstain_message=policy.messages.abstain,
@@ -285,12 +294,53 @@ def decider_of(policy: Policy, profile: Profile | None) -> PolicyDecider:
     return decider
 
 
-def _calibrator(profile: Profile | None) -> Calibrator:
+class ShippedCalibrator:
+    """Uses the first shipped profile that fits a score: for a guard whose policy names no scorer and so no profile."""
+
+    def __init__(self, profiles: Sequence[ProfileCalibrator]) -> None:
+        """Store the calibrators of the shipped profiles, the preferred one first."""
+        self._profiles = tuple(profiles)
+
+    @property
+    def drift(self) -> DriftMonitor | None:
+        """The monitor of the preferred profile."""
+        return self._profiles[0].drift
+
+    def confidence(self, exchange: Exchange, score: Score) -> Confidence:
+        """Return the confidence by the first profile that fits; without one, why there is none and what makes one."""
+        found = [one.confidence(exchange, score) for one in self._profiles if _is_of_model(one, score)]
+        fitting = next((confidence for confidence in found if confidence.value is not None), None)
+        return fitting or next(iter(found), Confidence(value=None, why=NO_PROFILE.format(model=score.model)))
+
+    def with_span_confidences(self, score: Score) -> Score:
+        """Return the score with a confidence for every span, by the first profile that fits."""
+        changed = (one.with_span_confidences(score) for one in self._profiles if _is_of_model(one, score))
+        return next((other for other in changed if other is not score), score)
+
+
+NO_PROFILE = (
+    "there is no profile for scores of {model}: `semgrad-guard calibrate answers.jsonl --model {model}` makes one, for "
+    "a policy's `scorer: {{profile: profile.json}}`"
+)
+"""Why an answer has no confidence where the model that scores is none that a shipped profile was fitted for."""
+
+
+def _is_of_model(one: ProfileCalibrator, score: Score) -> bool:
+    return one.profile.fingerprint.model == score.fingerprint.model
+
+
+def _calibrator(policy: Policy, profile: Profile | None) -> Calibrator:
     if profile is None:
         return NoCalibrator()
-    from semgrad_guard.calibration import DriftMonitor, ProfileCalibrator  # loads numpy
+    from semgrad_guard.calibration import DriftMonitor, ProfileCalibrator, load_profile  # loads numpy
 
-    return ProfileCalibrator(profile, drift=DriftMonitor(profile))
+    calibrator = ProfileCalibrator(profile, drift=DriftMonitor(profile))
+    if policy.chooses_profile:
+        return calibrator
+    # A promised error rate is one profile's: it says nothing of answers that another one judges.
+    others = () if isinstance(policy.accept, RiskTarget) else SHIPPED_PROFILES[1:]
+    further = [ProfileCalibrator(one, drift=DriftMonitor(one)) for one in map(load_profile, others)]
+    return ShippedCalibrator([calibrator, *further])
 
 
 def _sink(policy: Policy) -> Sink | None:

@@ -9,19 +9,19 @@ import time
 from contextvars import copy_context
 from typing import TYPE_CHECKING, TypeVar, TypeVarTuple
 
-from semgrad_guard.flow import Progress
-from semgrad_guard.guard.question_run import NOT_BEGUN, QuestionRun, judge, keep_time
+from semgrad_guard.flow import Failure, Progress
+from semgrad_guard.guard.question_run import NOT_BEGUN, QuestionRun, judge, keep_time, on_error
 from semgrad_guard.routing import NO_RESOURCES, Resources
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-    from pathlib import Path
+    from collections.abc import Callable, Sequence
     from typing import Self
 
     from semgrad_guard.errors import ScoringError
     from semgrad_guard.flow import Decision, Exchange, Outcome, Record, Score
     from semgrad_guard.guard.question_run import Parts
     from semgrad_guard.models.embedding import Embedder
+    from semgrad_guard.policy import AcceptOption, PolicySource
     from semgrad_guard.ports import Scorer
 
 _log = logging.getLogger("semgrad_guard")
@@ -52,9 +52,12 @@ async def in_thread(work: Callable[[*Ts, threading.Event], T], *args: *Ts) -> T:
 class Guard:
     """Judges answers and carries out the policy. It is safe to share between threads.
 
+    It has one of three strengths: `Guard.from_yaml()` measures and changes no answer, `Guard.from_yaml(accept=0.7)`
+    holds back what is less sure or was not judged, and `Guard.from_yaml("policy.yaml")` does what the policy says.
+
     Example:
         >>> from semgrad_guard import Exchange, Guard
-        >>> guard = Guard.from_yaml()  # doctest: +SKIP
+        >>> guard = Guard.from_yaml(accept=0.7)  # doctest: +SKIP
         >>> guard.judge(Exchange(prompt="Capital of France?", answer="Paris")).action  # doctest: +SKIP
         <Action.ACCEPT: 'accept'>
     """
@@ -72,17 +75,21 @@ class Guard:
     @classmethod
     def from_yaml(
         cls,
-        path: str | Path | Mapping[str, object] | None = None,
+        path: PolicySource | None = None,
         *,
+        accept: AcceptOption | None = None,
         model: object | None = None,
         scorer: Scorer | None = None,
         embedder: Embedder | None = None,
         reload: bool = False,
     ) -> Self:
-        """Return the guard that a policy file describes.
+        """Return the guard that a policy file describes; without one, a guard that measures or holds back.
 
         Args:
-            path: the file, or its content as a mapping; `None` takes the policy that ships with the package.
+            path: the file, its content as a mapping, or a policy.
+            accept: in place of a policy: answers with a lower confidence, or without one, are held back. A number from
+                0 to 1, or `{"max_error_rate": 0.1, "delta": 0.05}` to have it computed from the profile's labels. With
+                neither `path` nor `accept`, every answer passes as it is.
             model: scoring model, in place of the policy's `scorer.model`: anything `load_model` takes.
             scorer: a ready scorer, in place of the policy's.
             embedder: sentence embeddings, such as the retriever's, in place of the policy's `scorer.embedding`; without
@@ -90,17 +97,37 @@ class Guard:
             reload: reload the file when it changes; while it has a mistake the last good policy stays in force.
 
         Raises:
+            OptionError: `accept` is given beside a policy, or is no confidence.
             PolicyFileError: the file has a mistake; the error names file, line and key.
             CalibrationError: the profile cannot be read, or cannot keep the error rate that `accept` asks for.
         """
         from semgrad_guard.guard.assembly import assemble  # a guard of given parts needs no YAML
 
-        return cls(assemble(path, model=model, scorer=scorer, embedder=embedder, reload=reload))
+        return cls(assemble(path, accept=accept, model=model, scorer=scorer, embedder=embedder, reload=reload))
 
     @property
     def parts(self) -> Parts:
         """The stages in force now."""
         return self._current()
+
+    @property
+    def can_change_answers(self) -> bool:
+        """Whether its caller may get anything but the model's own text; a stream need not be held back otherwise."""
+        return self._can("can_change_answers")
+
+    @property
+    def can_answer_again(self) -> bool:
+        """Whether a step of the policy asks for another answer."""
+        return self._can("can_answer_again")
+
+    @property
+    def only_measures(self) -> bool:
+        """Whether every caller gets the first answer as the model wrote it, so that no stream need be held back."""
+        return not (self.can_change_answers or self.can_answer_again)
+
+    def _can(self, ability: str) -> bool:
+        """Return whether the decider says so; one of the user's own that does not say is taken to be able to."""
+        return bool(getattr(self._current().decider, ability, True))
 
     def judge(
         self, exchange: Exchange, progress: Progress | None = None, *, cancel: threading.Event | None = None
@@ -117,6 +144,10 @@ class Guard:
             CancelledError: (of `asyncio`) `cancel` was set.
         """
         return judge(self._current(), exchange, progress or Progress(), cancel=cancel)
+
+    def judge_failed(self, exchange: Exchange, error: ScoringError) -> Decision:
+        """Return the policy's decision about an answer that cannot be judged, without carrying it out or logging it."""
+        return on_error(self._current(), exchange, Failure.of("scoring", error), Progress())
 
     async def ajudge(self, exchange: Exchange, progress: Progress | None = None) -> Decision:
         """Same as `judge`, in a worker thread; cancelling the task ends the scoring."""

@@ -260,6 +260,10 @@ class DecisionInput:
         )
 
 
+_GIVING = frozenset({"give", "answer_with_warning", "warn", None})
+"""The endings that give the answer itself; `None` in an override leaves the ending as it is."""
+
+
 def no_thresholds(promise: Promise) -> float:  # noqa: ARG001 - the shape of a resolver
     """Refuse to compute a threshold, because there is no profile to compute it from."""
     raise UncalibratedError("`accept` asks for an error rate, and no profile was given to compute its threshold from")
@@ -288,13 +292,16 @@ class PolicyDecider:
         """
         policy = self.policy
         sections: list[Policy | Override] = [policy, *policy.overrides]
-        ends = {
-            end for section in sections for end in (section.otherwise, section.on_error, section.on_uncalibrated)
-        } - {None}
+        last = {section.otherwise for section in sections}
+        failed = {end for section in sections for end in (section.on_error, section.on_uncalibrated)}
         ended = any(not entry.spec.answers_again for _, entry in policy.escalation_steps())
         texts = [section.messages for section in sections if section.messages is not None]
-        warned = any(messages.warning or messages.unchecked for messages in texts)
-        return bool(ends - {"answer_with_warning", "warn"}) or ended or warned
+        return (
+            not last | failed <= _GIVING
+            or ended
+            or ("answer_with_warning" in last and any(messages.warning for messages in texts))
+            or (bool(failed & {"answer_with_warning", "warn"}) and any(messages.unchecked for messages in texts))
+        )
 
     @property
     def can_answer_again(self) -> bool:
@@ -337,7 +344,7 @@ class PolicyDecider:
         except CalibrationError as error:
             return self._unjudged(question, f"no threshold to compare with: {error}", str(error))
         if value is not None and value >= threshold:
-            return question.decision(Accept(), rules.accept.rule, f"confidence {versus(value, '>=', threshold)}")
+            return question.decision(Accept(), rules.accept.rule, _accepted(confidence, value, threshold))
         return self._escalate(question, threshold)
 
     def decide_failure(self, exchange: Exchange, failure: Failure, progress: Progress) -> Decision:
@@ -364,6 +371,8 @@ class PolicyDecider:
                 raise UncalibratedError(error)
             case "warn":
                 step: Step = AnswerWithWarning(warning=messages.unchecked)
+            case "give":
+                step = AnswerWithWarning()
             case "abstain":
                 step = Abstain(message=messages.abstain)
             case _:
@@ -394,8 +403,8 @@ class PolicyDecider:
         not_handed_over = failure.stage == HumanReview.action.value or on_error.rule in question.progress.exhausted
         if on_error.value == "human_review" and not not_handed_over:
             step = HumanReview(message=messages.pending)
-        elif on_error.value == "answer_with_warning" and not (not_handed_over or question.judged_before):
-            step = AnswerWithWarning(warning=messages.unchecked)
+        elif on_error.value in _GIVING and not (not_handed_over or question.judged_before):
+            step = AnswerWithWarning(warning="" if on_error.value == "give" else messages.unchecked)
         elif on_error.value != "abstain":
             why += (
                 f"; `{on_error.rule}: {on_error.value}` would let out or lose an answer that is held back: abstaining"
@@ -409,8 +418,17 @@ def _last_step(rules: Rules) -> Step:
             return Abstain(message=rules.messages.abstain)
         case "answer_with_warning":
             return AnswerWithWarning(warning=rules.messages.warning)
+        case "give":
+            return AnswerWithWarning()
         case _:
             assert_never(rules.otherwise.value)
+
+
+def _accepted(confidence: Confidence, value: float, threshold: float) -> str:
+    """Describe why an answer is given: by the comparison, or by its confidence where nothing is asked of it."""
+    if threshold > 0:
+        return f"confidence {versus(value, '>=', threshold)}"
+    return ": ".join(filter(None, [f"confidence {value:.2f}", confidence.why]))
 
 
 def _how(choice: Choice, progress: Progress) -> str:

@@ -52,7 +52,7 @@ def _extremes(policy: Policy) -> Iterator[str]:
     answers_again = any(entry.spec.answers_again for _, entry in policy.escalation_steps())
     if policy.budget.attempts == 1 and answers_again:
         yield "`budget.attempts: 1` leaves no room for retries and fallbacks: the first answer is an attempt"
-    if policy.review.url.partition("?")[0] in {"sqlite://", "sqlite:///:memory:"}:
+    if (policy.review.url or "").partition("?")[0] in {"sqlite://", "sqlite:///:memory:"}:
         yield "`review.url` is a database in memory: answers that wait for people are lost when the program ends"
 
 
@@ -73,16 +73,20 @@ def _unreachable(steps: tuple[EscalationStep, ...], place: str, accept: object) 
 _OTHERWISE = {
     "abstain": "the answer is held back and the caller reads: {abstain}",
     "answer_with_warning": "the best answer is given with a warning",
+    "give": "the best answer is given as it is; only its findings say that it is doubtful",
 }
 _ON_ERROR = {
     "abstain": "the answer is held back",
     "human_review": "a person decides; if the answer cannot be handed to a person, it is held back",
     "answer_with_warning": "the answer is given, marked as unchecked; it is held back if it was already judged too "
     "doubtful or meant for a person",
+    "give": "the answer is given as it is, and its findings say what failed; it is held back if it was already judged "
+    "too doubtful or meant for a person",
 }
 _ON_UNCALIBRATED = {
-    "warn": "the answer is given, marked as unchecked",
     "abstain": "the answer is held back",
+    "warn": "the answer is given, marked as unchecked",
+    "give": "the answer is given as it is, and its findings say why it has no confidence",
     "error": "an error is raised",
 }
 

@@ -83,13 +83,11 @@ def parse_policy(
     return _validated(read_yaml(text, source), source, env, folder)
 
 
-def policy_from(
-    given: Policy | Mapping[str, object] | Path | str | None, *, env: Mapping[str, str] | None = None
-) -> Policy:
+def policy_from(given: Policy | Mapping[str, object] | Path | str, *, env: Mapping[str, str] | None = None) -> Policy:
     """Return the policy given as an object, a mapping or a file.
 
     Args:
-        given: a policy, the content of a policy file as a mapping, the path of a file, or `None` for the shipped one.
+        given: a policy, the content of a policy file as a mapping, or the path of a file.
         env: where `${NAME}` values come from; `None` is the process's environment.
 
     Raises:

@@ -14,7 +14,7 @@ from pydantic_core import PydanticCustomError
 
 from semgrad_guard.policy.conditions import Selector
 from semgrad_guard.policy.fields import Frozen, OptionalText, Probability, Seconds, Share, Text, mask_url
-from semgrad_guard.policy.review import ReviewSettings
+from semgrad_guard.policy.review import NO_QUEUE, ReviewSettings
 from semgrad_guard.policy.steps import EscalationStep
 from semgrad_guard.signals import COSTLY, METHODS
 
@@ -132,16 +132,18 @@ class TelemetrySection(Frozen):
 
 
 AcceptTarget = Probability | RiskTarget
-Otherwise = Literal["abstain", "answer_with_warning"]
-OnError = Literal["abstain", "human_review", "answer_with_warning"]
-OnUncalibrated = Literal["warn", "abstain", "error"]
+Otherwise = Literal["abstain", "answer_with_warning", "give"]
+OnError = Literal["abstain", "human_review", "answer_with_warning", "give"]
+OnUncalibrated = Literal["abstain", "warn", "give", "error"]
 
 
 MAX_LADDER = 50
 """Most tries of all steps of one `escalate` list together, so that every question ends."""
 
-DEFAULT_PROFILE = "smollm2-135m-demo"
-"""The shipped profile that fits the default scorer."""
+SHIPPED_PROFILES = ("smollm2-135m-demo",)
+"""Where nobody chose a scorer: the shipped profiles of the packaged model, of which the first that fits is used."""
+DEFAULT_PROFILE = SHIPPED_PROFILES[0]
+"""The shipped profile that the packaged model reads and computes its signals for."""
 
 
 _NUMBER, _TARGET = "<number>", "<target>"
@@ -247,6 +249,7 @@ class Policy(Frozen):
                         "needs `scorer: {granularity: sentence}`: only then do sentences have a confidence",
                         {"path": (*_path(rule), entry.name, "when", "any_sentence_below")},
                     )
+        _check_queue(self)
         return self
 
     @property
@@ -258,7 +261,7 @@ class Policy(Frozen):
     def digest(self) -> str:
         """Digest of the policy's content without passwords; policies with equal digests decide equally."""
         content = self.model_dump()
-        content["review"]["url"] = mask_url(self.review.url)
+        content["review"]["url"] = mask_url(self.review.url) if self.review.url else None
         content["review"]["token"] = None
         text = json.dumps(content, sort_keys=True, default=sorted)  # sorted: a set has another order in every process
         return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -273,6 +276,11 @@ class Policy(Frozen):
         if named is None or not _is_path(named):
             return named
         return str(self._folder / Path(named).expanduser())
+
+    @property
+    def chooses_profile(self) -> bool:
+        """Whether the policy itself says what a confidence is computed with; otherwise a shipped profile is."""
+        return "scorer" in self.model_fields_set
 
     def from_source(self, source: str, folder: Path) -> Self:
         """Return the same policy with its origin noted.
@@ -301,6 +309,17 @@ def _path(rule: str) -> tuple[str | int, ...]:
     """Return `overrides[0].escalate[1]` as the keys and indices that lead there."""
     parts = rule.replace("]", "").replace("[", ".").split(".")
     return tuple(int(part) if part.isdigit() else part for part in parts)
+
+
+def _check_queue(policy: Policy) -> None:
+    """Refuse a policy that asks a person without saying how: an answer that nobody can read would wait for ever."""
+    if policy.review.url is not None:
+        return
+    steps = [(*_path(rule), step.name) for rule, step in policy.escalation_steps() if step.human_review is not None]
+    sections: list[tuple[tuple[str | int, ...], OnError | None]] = [((), policy.on_error)]
+    sections += [(("overrides", number), override.on_error) for number, override in enumerate(policy.overrides)]
+    for path in [*steps, *((*place, "on_error") for place, end in sections if end == "human_review")]:
+        raise PydanticCustomError("queue", NO_QUEUE, {"path": path})
 
 
 def _check_length(steps: tuple[EscalationStep, ...]) -> None:

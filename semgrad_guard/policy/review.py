@@ -12,11 +12,20 @@ from semgrad_guard.policy.fields import Frozen, Probability, Seconds, Text, Word
 
 Days = Annotated[float, Field(gt=0, le=36_500)]
 Weight = Annotated[float, Field(ge=0, le=1000)]
+INTERRUPT = "interrupt"
+"""In place of a queue's URL: the graph or workflow around the guard stops and asks a person itself."""
+NO_QUEUE = (
+    "asks a person, but the policy names no queue: add `review: {url: sqlite:///review.db}`, or "
+    "`review: {url: interrupt}` where a LangGraph graph or a LlamaIndex workflow stops for the person itself"
+)
+"""What is wrong with a policy that asks a person and has no `review.url`."""
 _SERVERS_OWN = ("at_deadline", "lease_s", "tag_weights", "retention_days")
 """Keys that a remote review site sets for itself."""
 
 
 def _place(url: str) -> str:
+    if url == INTERRUPT:
+        return url
     scheme, separator, rest = url.partition("://")
     dialect = scheme.partition("+")[0]
     if separator and dialect in {"http", "https"}:
@@ -25,7 +34,7 @@ def _place(url: str) -> str:
         raise PydanticCustomError(
             "url",
             "must be a database URL, sqlite:///review.db or postgresql+psycopg://user:password@host/database, "
-            "or the address of a review site, https://review.example.com",
+            "the address of a review site, https://review.example.com, or `interrupt`",
         )
     return url
 
@@ -71,8 +80,9 @@ class ReuseVerdicts(Frozen):
 class ReviewSettings(Frozen):
     """The review queue: where answers wait for people, and when earlier verdicts are used again."""
 
-    url: Annotated[Text, AfterValidator(_place), Field(repr=False)] = "sqlite:///semgrad-review.db"
-    """Database URL, or the https address of a review site; a relative SQLite path starts at the working directory."""
+    url: Annotated[Annotated[Text, AfterValidator(_place)] | None, Field(repr=False)] = None
+    """Database URL, the https address of a review site, or `interrupt` where a graph or workflow asks the person; a
+    relative SQLite path starts at the working directory. If left out, nobody is asked and no queue is made."""
     token: Annotated[Text | None, Field(repr=False)] = None
     """API token for a review site, best given as ${NAME}; `semgrad-guard review token add` creates one."""
     deadline_s: Seconds | None = None
@@ -110,12 +120,21 @@ class ReviewSettings(Frozen):
             raise PydanticCustomError(
                 "deadline", "needs `deadline_s`: without it there is no deadline", {"path": ("at_deadline",)}
             )
+        for key in sorted(self.model_fields_set - {"url"} if self.queue_url is None else ()):
+            raise PydanticCustomError(
+                "queue", "needs a queue: add `url: sqlite:///review.db` beside it", {"path": (key,)}
+            )
         return self
 
     @property
     def is_site(self) -> bool:
         """True when the queue is reached through the API of a review site."""
-        return self.url.startswith(("https://", "http://"))
+        return self.url is not None and self.url.startswith(("https://", "http://"))
+
+    @property
+    def queue_url(self) -> str | None:
+        """Where answers wait for people; `None` where no queue is named."""
+        return None if self.url == INTERRUPT else self.url
 
 
 _AT_DEADLINE = {
@@ -127,7 +146,15 @@ _AT_DEADLINE = {
 
 def review_in_words(review: ReviewSettings) -> list[str]:
     """Explain the review settings line by line, with passwords hidden."""
-    lines = [f"Answers wait for people in {mask_url(review.url)}."]
+    if review.url is None:
+        return []
+    if review.queue_url is None:
+        return ["The graph or workflow around the guard stops for a person; there is no queue."]
+    return _queue_in_words(review, mask_url(review.queue_url))
+
+
+def _queue_in_words(review: ReviewSettings, url: str) -> list[str]:
+    lines = [f"Answers wait for people in {url}."]
     if review.is_site:
         lines[0] = f"Answers wait for people at the review site {review.url}, which sets its own leases and rules."
     if review.deadline_s is not None:

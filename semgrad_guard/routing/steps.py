@@ -336,12 +336,22 @@ def settle(step: Settling, exchange: Exchange) -> Settled:
         case Accept():
             return Settled(exchange.answer, Status.ANSWERED)
         case AnswerWithWarning():
-            text = f"{step.warning}\n\n{exchange.answer}" if step.warning else exchange.answer
-            return Settled(text, Status.WARNED)
+            warned = bool(step.warning) and is_prose(exchange.answer)
+            return Settled(f"{step.warning}\n\n{exchange.answer}" if warned else exchange.answer, Status.WARNED)
         case Abstain():
             return Settled(step.message, Status.ABSTAINED)
         case _:
             assert_never(step)
+
+
+_FENCED = re.compile(r"(`{3,}|~{3,}).*\1", re.DOTALL)
+
+
+def is_prose(text: str) -> bool:
+    """Return whether people read a text, so that a warning may stand before it; programs read data, such as JSON."""
+    text = text.strip()
+    is_data = text[:1] == "{" or (text[:1], text[-1:]) in {("[", "]"), ("<", ">")}
+    return not is_data and _FENCED.fullmatch(text) is None
 
 
 def settle_review(ruling: Ruling | None, *, pending: str, abstain: str) -> Settled:

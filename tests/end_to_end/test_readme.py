@@ -16,6 +16,7 @@ from llama_index.core import Document as LlamaDocument
 from llama_index.core import MockEmbedding, VectorStoreIndex
 from pydantic import BaseModel
 
+from langchain_semgrad import SemGradGuard
 from langchain_semgrad.chat_model import SemGradChatModel
 from llama_index_semgrad import SemGradLLM
 from semgrad_guard.cli.demo_chain import MiniLmEmbeddings
@@ -58,8 +59,20 @@ def _names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 def test_the_five_lines_guard_a_chain(names: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     """The first thing that anyone tries."""
     exec(compile(BLOCKS["chain"], "README", "exec"), names)  # noqa: S102 - our own README
-    assert names["answer"].response_metadata["semgrad"]["status"]
+    assert names["answer"].response_metadata["semgrad"]["withheld"] is False
     assert capsys.readouterr().out.strip()
+
+
+def test_the_strengths_of_its_table_do_what_they_say(names: dict[str, Any]) -> None:
+    """On a chain with a retriever, whose answers the shipped profile fits."""
+    plain = names["rag"].invoke(names["question"]).content
+    given = {
+        accept: (names["rag"] | SemGradGuard(accept=accept)).invoke(names["question"]) for accept in (None, 0.01, 0.999)
+    }
+    assert [message.content for message in given.values()] == [plain, plain, "I am not sure enough to answer that."]
+    (confidence,) = {message.response_metadata["semgrad"]["confidence"] for message in given.values()}
+    assert 0.01 < confidence < 0.999
+    assert f"confidence {confidence:.2f}: profile " in given[None].response_metadata["semgrad"]["why"]
 
 
 def test_wrapping_a_chain_routes_it(names: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -19,15 +20,14 @@ from langchain_semgrad.judging import ChainValue, findings_with_run, outcome_of
 from langchain_semgrad.rerun import ChainAttempts, FallbackModels, RerunTools
 from langchain_semgrad.review import REVIEWS, Review, guard_for, held_answer, settle_held, stops
 from langchain_semgrad.values import METADATA_KEY, Slot, with_answer
-from semgrad_guard.adapter_kit import GuardOptions, check_option
-from semgrad_guard.errors import NotGuardableError
-from semgrad_guard.flow import Status
+from semgrad_guard.adapter_kit import GuardOptions, check_option, held_back, no_place, text_for
+from semgrad_guard.errors import NotGuardableError, ScoringError
+from semgrad_guard.flow import Exchange, Status
 from semgrad_guard.guard import in_thread
 
 if TYPE_CHECKING:
     import threading
     from collections.abc import Callable, Mapping
-    from pathlib import Path
 
     from langchain_core.callbacks.manager import BaseRunManager
     from langchain_core.documents import Document
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from langchain_semgrad.retrievers import RetrieverLike
     from semgrad_guard.flow import Outcome
     from semgrad_guard.guard import Guard
+    from semgrad_guard.policy import AcceptOption, PolicySource
     from semgrad_guard.ports import Scorer
 
 HELD_KEY = "semgrad_held"
@@ -60,11 +61,13 @@ class SemGradNode(Runnable[Any, Any]):
 
     Args:
         llm: the graph's model, when it is local: its own weights score its answers.
-        policy: a policy file or its content; the policy that ships with the package when left out.
+        accept: in place of a policy: answers with a lower confidence, or without one, are held back.
+        policy: a policy file or its content, by which the guard routes. With neither, every answer passes as it is.
         model: another scoring model.
         scorer: a ready scorer.
         guard: a ready guard, in place of policy, model and scorer.
-        answer_key: key of the state that holds the answer: messages, of which the last one is judged, or a text.
+        answer_key: key of the state that holds the answer: messages, of which the last one is judged, a text, or an
+            object, which is judged by the text that the model wrote.
         question_key: key of the state that holds the question; `question`, `input`, `query` and the last human message
             are found by themselves.
         retriever: finds passages for `retry_retrieval`.
@@ -86,7 +89,8 @@ class SemGradNode(Runnable[Any, Any]):
         self,
         llm: object | None = None,
         *,
-        policy: str | Path | Mapping[str, object] | None = None,
+        accept: AcceptOption | None = None,
+        policy: PolicySource | None = None,
         model: object | None = None,
         scorer: Scorer | None = None,
         guard: Guard | None = None,
@@ -102,7 +106,7 @@ class SemGradNode(Runnable[Any, Any]):
         check_option("review", review, REVIEWS)
         self.name = "semgrad_node"
         self._guard, own_model = build_guard(
-            GuardOptions(llm=llm, policy=policy, model=model, scorer=scorer, guard=guard)
+            GuardOptions(llm=llm, accept=accept, policy=policy, model=model, scorer=scorer, guard=guard)
         )
         self._answer_key, self._question_key = answer_key, question_key
         self._review: Review | None = review
@@ -120,7 +124,8 @@ class SemGradNode(Runnable[Any, Any]):
         """Return the update of the state.
 
         Raises:
-            NotGuardableError: there is no answer under the key.
+            NotGuardableError: there is no answer under the key, and the guard does more than measure.
+            LowConfidenceError: the answer is an object without text and was held back.
         """
         update: dict[str, Any] = self._call_with_config(self._invoke, input, config)
         return update
@@ -154,20 +159,31 @@ class SemGradNode(Runnable[Any, Any]):
     def _update(
         self, state: Any, manager: Any, config: RunnableConfig, call: Caller, cancel: threading.Event | None = None
     ) -> dict[str, Any]:
-        value = self._answer(state)
+        try:
+            value = self._answer(state)
+        except NotGuardableError as error:
+            if not self._guard.only_measures:
+                raise
+            exchange = Exchange(question=question_in(state, self._question_key))
+            missing = self._guard.run_unjudged(exchange, ScoringError(str(error)), cancel=cancel)
+            return {METADATA_KEY: findings_with_run(missing)}
         if asks_for_tools(value):
             return {}
         config = patch_config(config, callbacks=manager.get_child())
         attempts = ChainAttempts(tools=self._tools, call=call, config=config, input=value, manager=manager)
         judged = ChainValue(value, (self._candidate(state, value, manager),), attempts, manager)
         outcome = outcome_of(guard_for(self._guard, self._review), judged, cancel)
-        return self._settled(state, value, outcome)
+        if isinstance(value, AIMessage | str):
+            return self._settled(state, value, outcome)
+        return {**self._object(judged, outcome), METADATA_KEY: findings_with_run(outcome)}
 
     def _answer(self, state: Mapping[str, Any]) -> Any:
         part = state.get(self._answer_key)
         value = part[-1] if isinstance(part, list | tuple) and part else part
-        if isinstance(value, AIMessage) or (isinstance(value, str) and value is part):
+        if isinstance(value, AIMessage):
             return value
+        if part is not None and not isinstance(value, BaseMessage):
+            return part
         msg = (
             f"the graph's state holds no answer under {self._answer_key!r} but {type(value).__name__}: put the node "
             "after the one that calls the model, or name the answer's key, as in SemGradNode(answer_key='generation')"
@@ -181,19 +197,35 @@ class SemGradNode(Runnable[Any, Any]):
             candidate = final_answer(value, before[:-1], own_model=self._tools.own_model, within=False)
         else:
             context = CallContext(manager.run_id, manager, question=question, own_model=self._tools.own_model)
-            (candidate,) = candidates_in(value, context)
+            candidate = candidates_in(value, context)[0]
+            candidate = candidate if isinstance(value, str) else replace(candidate, slot=None)
         return candidate.with_context(question, documents_in(state))
 
     def _settled(self, state: Mapping[str, Any], value: Any, outcome: Outcome) -> dict[str, Any]:
-        findings, same = findings_with_run(outcome), outcome.text == outcome.exchange.answer
-        changed: Any = outcome.text
+        findings = findings_with_run(outcome)
+        changed: Any = text_for(outcome, is_field=isinstance(value, str))
         if isinstance(value, AIMessage):
-            text = str(value.text) if same and outcome.exchange.attempt == 1 else outcome.text
+            same = outcome.text == outcome.exchange.answer and outcome.exchange.attempt == 1
+            text = str(value.text) if same else outcome.text
             changed = with_answer(value, Slot((), str(value.text), value), text, findings)
             changed = changed if changed.id else changed.model_copy(update={"id": str(uuid4())})
         held = held_answer(outcome, str(changed.id) if isinstance(value, AIMessage) else "")
         waits = held if stops(self._review) else None
         return {self._answer_key: self._in_place(state, changed), METADATA_KEY: findings, HELD_KEY: waits}
+
+    def _object(self, judged: ChainValue, outcome: Outcome) -> dict[str, Any]:
+        """Return the update of an object without text: nothing, or the object of a later attempt.
+
+        Raises:
+            LowConfidenceError: it was held back, or another text than the one it was made of is given.
+        """
+        given = judged.after((outcome,))
+        own = given.candidates[0].exchange.id == outcome.exchange.id
+        if outcome.withheld:
+            raise held_back(outcome)
+        if not own or text_for(outcome, is_field=True) != outcome.exchange.answer:
+            raise no_place(outcome)
+        return {} if given.value is judged.value else {self._answer_key: given.value}
 
     def _in_place(self, state: Mapping[str, Any], changed: Any) -> Any:
         """Return the update of the answer's key: the reducer of messages replaces the one with the same id."""

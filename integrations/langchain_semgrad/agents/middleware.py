@@ -35,7 +35,7 @@ from langchain_semgrad.review import (
     stops,
 )
 from langchain_semgrad.values import METADATA_KEY, Slot, with_answer
-from semgrad_guard.adapter_kit import GuardOptions, OnWithheld, check_option, held_back
+from semgrad_guard.adapter_kit import GuardOptions, OnWithheld, check_option, held_back, text_for
 from semgrad_guard.flow import Status
 from semgrad_guard.guard import in_thread
 from semgrad_guard.routing import PostponedError
@@ -43,7 +43,6 @@ from semgrad_guard.routing import PostponedError
 if TYPE_CHECKING:
     import threading
     from collections.abc import Awaitable, Callable, Mapping
-    from pathlib import Path
 
     from langchain.agents.middleware import ModelRequest
     from langchain_core.runnables import Runnable
@@ -53,6 +52,7 @@ if TYPE_CHECKING:
     from langchain_semgrad.retrievers import RetrieverLike
     from semgrad_guard.flow import Outcome
     from semgrad_guard.guard import Guard
+    from semgrad_guard.policy import AcceptOption, PolicySource
     from semgrad_guard.ports import Scorer
 
 
@@ -86,7 +86,8 @@ class SemGradMiddleware(AgentMiddleware[SemGradState, Any, Any]):
 
     Args:
         llm: the agent's model, when it is local: its own weights score its answers.
-        policy: a policy file or its content; the policy that ships with the package when left out.
+        accept: in place of a policy: answers with a lower confidence, or without one, are held back.
+        policy: a policy file or its content, by which the guard routes. With neither, every answer passes as it is.
         model: another scoring model.
         scorer: a ready scorer.
         guard: a ready guard, in place of policy, model and scorer.
@@ -101,7 +102,8 @@ class SemGradMiddleware(AgentMiddleware[SemGradState, Any, Any]):
             a review site that needs a token with the scopes `submit` and `judge`; only an administrator's settles what
             another reviewer holds. `None` stops the graph where it has a checkpointer and uses the queue elsewhere.
             Without a checkpointer nothing can go on after a stop, so the answer is held back then.
-        stream: `"buffer"` or `"annotate"`, which lets tokens pass before they are judged.
+        stream: `"buffer"` holds tokens back until the answer is judged, `"annotate"` lets them pass. `None` buffers
+            whenever the policy can change an answer or ask for another one.
         on_withheld: `"message"` gives the policy's message; `"raise"` raises `LowConfidenceError` inside the model's
             call, where a `ModelFallbackMiddleware` listed before this one asks its own models.
 
@@ -115,7 +117,8 @@ class SemGradMiddleware(AgentMiddleware[SemGradState, Any, Any]):
         self,
         llm: object | None = None,
         *,
-        policy: str | Path | Mapping[str, object] | None = None,
+        accept: AcceptOption | None = None,
+        policy: PolicySource | None = None,
         model: object | None = None,
         scorer: Scorer | None = None,
         guard: Guard | None = None,
@@ -124,7 +127,7 @@ class SemGradMiddleware(AgentMiddleware[SemGradState, Any, Any]):
         fallbacks: Mapping[str, Runnable[Any, Any]] | None = None,
         rewriter: Runnable[Any, Any] | None = None,
         review: Review | None = None,
-        stream: StreamMode = "buffer",
+        stream: StreamMode | None = None,
         on_withheld: OnWithheld = "message",
     ) -> None:
         super().__init__()
@@ -132,7 +135,7 @@ class SemGradMiddleware(AgentMiddleware[SemGradState, Any, Any]):
         self._review: Review | None = review
         self._returns = ReturnOptions(stream=stream, on_withheld=on_withheld)
         self._guard, own_model = build_guard(
-            GuardOptions(llm=llm, policy=policy, model=model, scorer=scorer, guard=guard)
+            GuardOptions(llm=llm, accept=accept, policy=policy, model=model, scorer=scorer, guard=guard)
         )
         self._tools = RerunTools(
             retriever=retriever,
@@ -173,6 +176,11 @@ class SemGradMiddleware(AgentMiddleware[SemGradState, Any, Any]):
             response = await handler(attempts.quiet(instructed))
             return await in_thread(self._guarded, attempts, search, instructed, response)
 
+    @property
+    def _is_buffered(self) -> bool:
+        stream = self._returns.stream
+        return stream == "buffer" or (stream is None and not self._guard.only_measures)
+
     def _attempts(
         self, request: ModelRequest[Any], ask: Callable[[ModelRequest[Any]], ModelResponse[Any]], call: Caller
     ) -> AgentAttempts:
@@ -182,7 +190,7 @@ class SemGradMiddleware(AgentMiddleware[SemGradState, Any, Any]):
             config=ensure_config(),
             request=request,
             ask=ask,
-            is_buffered=self._returns.stream == "buffer",
+            is_buffered=self._is_buffered,
         )
 
     def _guarded(
@@ -257,8 +265,9 @@ def _settled(attempts: AgentAttempts, outcome: Outcome, *, held: bool) -> Extend
     """Return the response of the chosen attempt with the outcome's text in it, and what the state must know."""
     response = attempts.responses[outcome.exchange.id]
     message, findings = answer_in(response) or AIMessage(""), findings_with_run(outcome)
-    same = outcome.text == outcome.exchange.answer
-    text = str(message.text) if same else outcome.text
+    given = text_for(outcome, is_field=response.structured_response is not None)
+    same = given == outcome.exchange.answer
+    text = str(message.text) if same else given
     changed = with_answer(message, Slot((), str(message.text), message), text, findings)
     update: dict[str, Any] = {} if same else {"tool_calls": [], "invalid_tool_calls": []}
     changed = changed.model_copy(update={**update, "id": changed.id or str(uuid4())})

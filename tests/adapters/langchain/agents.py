@@ -88,4 +88,4 @@ def ask(agent: Any, text: str = "Capital?", config: Any = None) -> dict[str, Any
 
 def decider(**policy: Any) -> Any:
     """Decider of a policy file."""
-    return PolicyDecider(policy_from({"version": 1, "accept": 0.7, **policy}))
+    return PolicyDecider(policy_from({"version": 1, "accept": 0.7, "review": {"url": "interrupt"}, **policy}))

@@ -17,7 +17,6 @@ from langchain_core.vectorstores import InMemoryVectorStore
 
 from langchain_semgrad import GuardedAnswer, SemGradGuard
 from langchain_semgrad.capture import RunStore
-from semgrad_guard.adapter_kit import options
 from semgrad_guard.errors import (
     EmptyAnswerError,
     LowConfidenceError,
@@ -266,17 +265,6 @@ def test_a_model_behind_an_api_cannot_score_its_own_answers() -> None:
         SemGradGuard(model_of("Paris"))
 
 
-def test_without_arguments_it_says_once_what_it_uses(
-    guard: Guard, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """People must know that a small model judges their large one."""
-    monkeypatch.setattr(Guard, "from_yaml", lambda *_, **__: guard)
-    options._default_noted.clear()
-    SemGradGuard()
-    SemGradGuard()
-    assert [r for r in caplog.records if "proxy" in r.message] == [caplog.records[0]]
-
-
 def test_a_stray_json_parser_is_fine(guard: Guard) -> None:
     """A guard may stand before any parser."""
     chain = PROMPT | model_of('{"a": 1}') | SemGradGuard(guard=guard) | JsonOutputParser()
@@ -292,6 +280,7 @@ PASSING: dict[str, Any] = {
     "on_error": "answer_with_warning",
     "on_uncalibrated": "warn",
     "messages": {"warning": "", "unchecked": ""},
+    "review": {"url": "interrupt"},
 }
 """A policy by which every answer is given word by word."""
 
@@ -305,6 +294,8 @@ PASSING: dict[str, Any] = {
         ({"on_uncalibrated": "error"}, True),
         ({"escalate": ["human_review"]}, True),
         ({"messages": {"warning": "Doubtful.", "unchecked": ""}}, True),
+        ({"messages": {"warning": "Doubtful.", "unchecked": ""}, "otherwise": "give"}, False),
+        ({"messages": {}, "otherwise": "give", "on_error": "give", "on_uncalibrated": "give"}, False),
         ({"overrides": [{"match": {"tags": ["medical"]}, "otherwise": "abstain"}]}, True),
         ({"overrides": [{"match": {"tags": ["medical"]}, "escalate": ["human_review"]}]}, True),
     ],

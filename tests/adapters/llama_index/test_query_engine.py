@@ -20,7 +20,8 @@ from pydantic import BaseModel
 from typing_extensions import override
 
 from llama_index_semgrad import GuardedQueryEngine, SemGradGuard
-from semgrad_guard.flow import AnswerWithWarning
+from semgrad_guard.errors import LowConfidenceError
+from semgrad_guard.flow import AnswerWithWarning, FallbackModel
 from tests.adapters.llama_index.index_and_llm import QUESTION, ScriptedLLM, index, llm
 from tests.fakes import LadderDecider, MemorySink, guard_of
 
@@ -137,13 +138,49 @@ def test_a_structured_answer_keeps_its_type() -> None:
     assert response.metadata["semgrad"]["status"] == "answered"
 
 
-def test_a_withheld_structured_answer_is_empty() -> None:
-    """A message is no answer of the type asked for, so the field is empty and the metadata holds the message."""
-    response = SemGradGuard(guard=guard_of(default=0.9)).wrap(TypedEngine()).query(QUESTION)
-    assert type(response) is PydanticResponse
-    assert response.response is None
-    assert response.metadata["semgrad"]["text"] == "I do not know."
-    assert "Marie" not in repr(vars(response))
+def test_a_doubtful_structured_answer_stays_what_it_is() -> None:
+    """A warning in it would be no JSON any more; the findings hold it."""
+    decider = LadderDecider(otherwise=AnswerWithWarning(warning="Careful:"))
+    response = SemGradGuard(guard=guard_of(default=0.9, decider=decider)).wrap(TypedEngine()).query(QUESTION)
+    assert response.response == Discoverer(name="Marie Curie")
+    assert response.metadata["semgrad"]["status"] == "warned"
+    assert response.metadata["semgrad"]["warning"] == "Careful:"
+
+
+def typed_engine(stream: Any = None) -> GuardedQueryEngine:
+    """Return an engine whose structured answer is held back."""
+    engine = index().as_query_engine(llm=llm('{"name": "Marie Curie"}'), output_cls=Discoverer)
+    return SemGradGuard(guard=guard_of(default=0.9), stream=stream).wrap(engine)
+
+
+@pytest.mark.parametrize("stream", [None, "buffer", "annotate"])
+def test_a_withheld_structured_answer_raises(stream: Any) -> None:
+    """A message is no answer of the type asked for, and `None` would be taken for one."""
+    engine, bundle = typed_engine(stream), QueryBundle(QUESTION)
+    for ask in (lambda: engine.query(QUESTION), lambda: engine.synthesize(bundle, engine.retrieve(bundle))):
+        with pytest.raises(LowConfidenceError) as raised:
+            ask()
+        assert raised.value.outcome is not None
+        assert "Marie" not in str(raised.value)
+
+
+async def test_a_withheld_structured_answer_raises_for_async_callers_too() -> None:
+    """The same promise."""
+    engine, bundle = typed_engine(), QueryBundle(QUESTION)
+    with pytest.raises(LowConfidenceError):
+        await engine.aquery(QUESTION)
+    with pytest.raises(LowConfidenceError):
+        await engine.asynthesize(bundle, engine.retrieve(bundle))
+
+
+def test_a_text_that_is_no_object_cannot_take_its_place() -> None:
+    """A fallback model that writes prose has not answered in the type asked for."""
+    decider = LadderDecider([FallbackModel(name="big")])
+    guard = guard_of(scores={"Prose.": 0.1}, default=0.9, decider=decider)
+    engine = SemGradGuard(guard=guard).wrap(TypedEngine(), fallbacks={"big": llm("Prose.")})
+    with pytest.raises(LowConfidenceError) as raised:
+        engine.query(QUESTION)
+    assert raised.value.__notes__ == ["the text to give in the object's place is none of that type"]
 
 
 def test_the_judged_prompt_is_what_the_model_read() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from llama_index.core.workflow import Context, JsonSerializer
+from pydantic import BaseModel
 
 from llama_index_semgrad import (
     GuardedAnswerEvent,
@@ -23,11 +24,24 @@ GOOD, BAD = "Marie Curie.", "It was Albert Einstein."
 WAIT = "A person will answer this."
 
 
+class Discoverer(BaseModel):
+    """A structured answer."""
+
+    name: str
+
+
 def workflow(model: ScriptedLLM, queue: MemoryQueue | None = None) -> ReviewWorkflow:
     """Return a workflow whose policy hands doubtful answers to a person."""
     decider = LadderDecider([HumanReview(message=WAIT)], otherwise=Abstain(message="no"))
     guard = guard_of(scores={GOOD: 0.1, BAD: 0.9}, decider=decider, queue=queue)
     return ReviewWorkflow(SemGradGuard(guard=guard).wrap(index().as_query_engine(llm=model, similarity_top_k=2)))
+
+
+def structured(*steps: Any) -> ReviewWorkflow:
+    """Return a workflow around an engine that gives objects, all of them doubtful."""
+    guard = guard_of(default=0.9, decider=LadderDecider(steps, otherwise=Abstain(message="no")))
+    engine = index().as_query_engine(llm=llm('{"name": "Einstein"}'), output_cls=Discoverer)
+    return ReviewWorkflow(SemGradGuard(guard=guard).wrap(engine))
 
 
 async def until_review(handler: Any) -> ReviewNeededEvent:
@@ -101,3 +115,18 @@ async def test_the_person_is_asked_in_one_place() -> None:
     handler.ctx.send_event(VerdictEvent(review_id=asked.review_id, verdict="approved"))
     await handler
     assert queue.items == []
+
+
+async def test_an_object_that_is_held_back_ends_the_workflow_with_the_message() -> None:
+    """The engine raises, because the message has no place in an object; the workflow's own event has one."""
+    result = await structured().run(question=QUESTION)
+    assert (result.text, result.status, result.semgrad["withheld"]) == ("no", "abstained", True)
+
+
+async def test_a_person_is_asked_about_an_object_by_its_text() -> None:
+    """What is approved is what the model wrote."""
+    handler = structured(HumanReview(message=WAIT)).run(question=QUESTION)
+    asked = await until_review(handler)
+    assert (asked.message, asked.answer) == (WAIT, '{"name": "Einstein"}')
+    handler.ctx.send_event(VerdictEvent(review_id=asked.review_id, verdict="approved"))
+    assert (await handler).text == '{"name": "Einstein"}'

@@ -85,9 +85,9 @@ steps = st.one_of(
 ladders = st.lists(steps, max_size=5)
 endings: dict[str, st.SearchStrategy[Any]] = {
     "escalate": ladders,
-    "otherwise": st.sampled_from(["abstain", "answer_with_warning"]),
-    "on_error": st.sampled_from(["abstain", "human_review", "answer_with_warning"]),
-    "on_uncalibrated": st.sampled_from(["warn", "abstain", "error"]),
+    "otherwise": st.sampled_from(["abstain", "answer_with_warning", "give"]),
+    "on_error": st.sampled_from(["abstain", "human_review", "answer_with_warning", "give"]),
+    "on_uncalibrated": st.sampled_from(["abstain", "warn", "give", "error"]),
 }
 matches = st.fixed_dictionaries({"tags": tags}, optional={"metadata": metadata}) | st.fixed_dictionaries(
     {"metadata": metadata}
@@ -99,7 +99,11 @@ budgets = st.fixed_dictionaries(
     {}, optional={"seconds": st.floats(0.1, 60), "attempts": st.integers(1, 6), "cost": st.floats(0, 6)}
 )
 contents = st.fixed_dictionaries(
-    {"accept": accepts, "scorer": st.just({"granularity": "sentence", "profile": "p"})},
+    {
+        "accept": accepts,
+        "scorer": st.just({"granularity": "sentence", "profile": "p"}),
+        "review": st.just({"url": "interrupt"}),
+    },
     optional=endings | {"version": st.just(1), "overrides": st.lists(overrides, max_size=3), "budget": budgets},
 )
 policies = contents.map(policy_from)

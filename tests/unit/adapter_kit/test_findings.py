@@ -10,8 +10,27 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from semgrad_guard.adapter_kit.findings import LEFT_OUT, held_back, shown_decision, shown_error, without_answers
-from semgrad_guard.flow import Abstain, Accept, Attempt, Decision, Exchange, Failure, Outcome, Status
+from semgrad_guard.adapter_kit.findings import (
+    LEFT_OUT,
+    findings,
+    held_back,
+    shown_decision,
+    shown_error,
+    text_for,
+    without_answers,
+)
+from semgrad_guard.flow import (
+    Abstain,
+    Accept,
+    AnswerWithWarning,
+    Attempt,
+    Confidence,
+    Decision,
+    Exchange,
+    Failure,
+    Outcome,
+    Status,
+)
 from semgrad_guard.telemetry import JsonlSink
 from tests.fakes import LadderDecider, guard_of
 from tests.records import make_record
@@ -187,3 +206,33 @@ def test_an_error_is_logged_with_the_answer_or_not_at_all(tmp_path: Path, log_te
     line = json.loads((tmp_path / "f").read_text())
     assert line["failures"][0]["type"] == "RuntimeError"
     assert ("Lyon" in json.dumps(line)) is log_text
+
+
+# --- warnings ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_warning_is_put_where_people_read_and_into_the_findings() -> None:
+    """A field of a mapping or an object is read by programs."""
+    outcome = guard_of(decider=LadderDecider(otherwise=AnswerWithWarning(warning="Doubtful:"))).run(
+        Exchange(answer="Lyon")
+    )
+    assert (text_for(outcome, is_field=False), text_for(outcome, is_field=True)) == ("Doubtful:\n\nLyon", "Lyon")
+    assert (findings(outcome)["warning"], findings(outcome)["status"]) == ("Doubtful:", "warned")
+
+
+@pytest.mark.parametrize("step", [Accept(), AnswerWithWarning(), Abstain(message="No.")])
+def test_without_a_warning_both_places_get_the_same(step: Any) -> None:
+    """A refusal takes the answer's place everywhere."""
+    outcome = guard_of(decider=LadderDecider(otherwise=step)).run(Exchange(answer="Lyon"))
+    assert text_for(outcome, is_field=True) == text_for(outcome, is_field=False) == outcome.text
+    assert findings(outcome)["warning"] is None
+
+
+def test_the_findings_say_where_the_confidence_comes_from_without_the_answer() -> None:
+    """A number alone explains nothing."""
+    assert findings(guard_of(default=0.1).run(Exchange(answer="Paris")))["confidence_why"] == "one minus score"
+    outcome = outcome_of("Lyon in the south")
+    leaky = replace(outcome.decision, confidence=Confidence(value=0.1, why="it says Lyon in the south"))
+    attempts = (Attempt(outcome.exchange, leaky),)
+    outcome = replace(outcome, attempts=attempts, record=replace(outcome.record, attempts=attempts))
+    assert findings(outcome)["confidence_why"] == ""

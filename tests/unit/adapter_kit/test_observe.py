@@ -22,10 +22,12 @@ def test_an_observed_answer_is_recorded_as_given_whatever_the_policy_says() -> N
     assert [record.text for record in sink.records] == ["sure", "unsure"]
 
 
-def test_an_answer_that_cannot_be_judged_raises_its_reason() -> None:
-    """The caller decides what to do about it."""
-    with pytest.raises(PromptNotFoundError):
-        observe(guard_of(), Candidate(Exchange(), PromptNotFoundError("here", "ask")))
+def test_an_answer_that_cannot_be_judged_is_recorded_with_its_reason() -> None:
+    """An observer raises nothing, and what failed is a finding."""
+    sink = MemorySink()
+    outcome = observe(guard_of(sink=sink), Candidate(Exchange(answer="a"), PromptNotFoundError("here", "ask")))
+    assert (outcome.text, outcome.status, outcome.decision.rule) == ("a", Status.WARNED, "on_error")
+    assert [record.failures[0].type for record in sink.records] == ["PromptNotFoundError"]
 
 
 def test_a_pipeline_that_raises_is_recorded_and_raises_on() -> None:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import logging
-
 import pytest
 
-from semgrad_guard.adapter_kit import GuardOptions, check_option, options
+from semgrad_guard.adapter_kit import GuardOptions, check_option
 from semgrad_guard.errors import OptionError
 from tests.fakes import TableScorer, guard_of
 
@@ -19,6 +17,8 @@ POLICY = {"version": 1, "accept": 0.5, "otherwise": "abstain", "review": {"url":
         ({"llm": 1, "model": 2}, "llm+model"),
         ({"model": 1, "scorer": TableScorer()}, "model+scorer"),
         ({"guard": guard_of(), "policy": {}}, "guard"),
+        ({"accept": 0.7, "policy": {}}, "accept+policy"),
+        ({"accept": 0.7, "guard": guard_of()}, "accept+guard"),
         ({"scorer": TableScorer(), "embedder": 1, "embedder_option": "embed_model"}, "scorer+embed_model"),
     ],
 )
@@ -42,17 +42,18 @@ def test_the_scorer_given_scores() -> None:
     assert GuardOptions(policy=POLICY, scorer=scorer).build().parts.scorer is scorer
 
 
-def test_the_demo_model_is_named_once_when_nothing_else_was(caplog, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A user who forgot the options should hear that answers are scored from outside, but not at every call."""
-    options._default_noted.clear()
-    monkeypatch.setattr(options.Guard, "from_yaml", lambda *_, **__: guard_of())
-    with caplog.at_level(logging.WARNING, "semgrad_guard"):
-        GuardOptions(policy=POLICY).build()
-        GuardOptions().build(local=object())
-        assert not caplog.records
-        GuardOptions().build()
-        GuardOptions().build()
-    assert len(caplog.records) == 1
+@pytest.mark.parametrize("accept", [None, 0.7])
+def test_without_a_policy_nothing_is_asked_written_or_logged(accept: float | None) -> None:
+    """A first try must leave nothing behind."""
+    parts = GuardOptions(accept=accept, scorer=TableScorer()).build().parts
+    assert (parts.queue, parts.earlier, parts.verdicts, parts.sink) == (None, None, None, None)
+    assert parts.policy.startswith("measuring" if accept is None else "accepting from 0.7")
+
+
+def test_a_threshold_that_is_none_is_refused_at_once() -> None:
+    """Not when the guard is built, which may be later."""
+    with pytest.raises(OptionError, match="a number from 0 to 1"):
+        GuardOptions(accept=7)
 
 
 def test_an_unknown_word_is_refused_with_the_known_ones() -> None:

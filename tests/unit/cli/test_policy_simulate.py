@@ -21,6 +21,7 @@ POLICY = """
 scorer: {model: smollm2-135m}
 accept: 0.7
 escalate: [retry_retrieval, {human_review: {when: {below: 0.3}}}]
+review: {url: interrupt}
 """
 ROWS: list[dict[str, Any]] = [
     {"question": "one", "answer": "a", "confidence": 0.9, "correct": True, "seconds": 0.5},

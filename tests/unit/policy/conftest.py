@@ -87,7 +87,7 @@ def _ask() -> Callable[..., Asking]:
     """Return a question to a policy given as YAML."""
 
     def asking(text: str, thresholds: Callable[..., float] | None = None) -> Asking:
-        policy = parse_policy(dedent(text), env={})
+        policy = parse_policy(dedent(text) + "\nreview: {url: interrupt}\n", env={})
         return Asking(policy, Exchange(answer="an answer"), Progress(), thresholds)
 
     return asking

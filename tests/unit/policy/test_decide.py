@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import pytest
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+    from semgrad_guard.flow import Decision
     from semgrad_guard.policy.promises import Promise
 
     Ask = Callable[..., Any]
@@ -239,6 +241,27 @@ def test_without_a_confidence_warn_answers_as_unchecked(ask: Ask) -> None:
     assert (decision.step, decision.rule) == (AnswerWithWarning(warning="UNKNOWN"), "on_uncalibrated")
 
 
+@pytest.mark.parametrize(
+    ("line", "asked", "rule"),
+    [
+        ("on_uncalibrated: give", lambda question: question.decide(None), "on_uncalibrated"),
+        ("otherwise: give", lambda question: question.decide(0.1), "otherwise"),
+        ("on_error: give", lambda question: question.decide(math.nan), "on_error"),
+    ],
+)
+def test_give_passes_the_answer_without_a_word_to_its_reader(
+    ask: Ask, line: str, asked: Callable[..., Decision], rule: str
+) -> None:
+    """What is the matter is in the findings only, so the answer counts as doubtful and carries no text."""
+    decision = asked(ask(f"accept: 0.7\n{line}\nmessages: {{warning: CARE, unchecked: UNKNOWN}}"))
+    assert (decision.step, decision.rule) == (AnswerWithWarning(warning=""), rule)
+
+
+def test_where_everything_is_accepted_the_reason_is_that_of_the_confidence(ask: Ask) -> None:
+    """`0.43 >= 0.00` would tell nobody why."""
+    assert ask("accept: 0").decide(0.43).why == "confidence 0.43: test"
+
+
 @pytest.mark.parametrize("line", ["", "on_uncalibrated: abstain"])
 def test_without_a_confidence_the_answer_is_held_back_unless_the_policy_says_otherwise(ask: Ask, line: str) -> None:
     """Left out, the safe choice holds."""
@@ -252,7 +275,7 @@ def test_without_a_confidence_error_raises_with_the_reason(ask: Ask) -> None:
     assert caught.value.why == "test"
 
 
-@pytest.mark.parametrize("setting", ["warn", "abstain", "error"])
+@pytest.mark.parametrize("setting", ["abstain", "warn", "give", "error"])
 def test_an_unjudged_retry_does_not_undo_an_earlier_judgement(ask: Ask, setting: str) -> None:
     """A fallback without a profile must not turn a held-back answer into a warned one, nor into an error."""
     question = ask(LADDER + f"    on_uncalibrated: {setting}").after(0.2).at(exhausted=frozenset({RETRY, FALLBACK}))

@@ -1,4 +1,4 @@
-"""The shipped policy: what `SemGradGuard()` does, and what users copy."""
+"""The shipped policy: what users copy."""
 
 from __future__ import annotations
 
@@ -13,12 +13,18 @@ from semgrad_guard.policy.mistakes import keys_at
 from semgrad_guard.policy.model import Policy
 
 
-def test_it_retries_then_asks_a_person_then_abstains() -> None:
-    """The order that the documentation promises."""
+def test_it_retries_then_abstains_and_fails_closed() -> None:
+    """What was not judged is held back, unless the user writes otherwise."""
     policy = load_policy()
-    assert [rung.name for rung in policy.escalate] == [Action.RETRY_RETRIEVAL, Action.HUMAN_REVIEW]
+    assert [rung.name for rung in policy.escalate] == [Action.RETRY_RETRIEVAL]
     assert policy.escalate[0].spec.to_flow("") == RetryRetrieval(top_k=8)
-    assert (policy.otherwise, policy.on_error, policy.on_uncalibrated) == ("abstain", "abstain", "warn")
+    assert (policy.otherwise, policy.on_error, policy.on_uncalibrated) == ("abstain", "abstain", "abstain")
+
+
+def test_it_asks_nobody_until_a_queue_is_named() -> None:
+    """A copied file must not write a database into the working folder, nor promise a person who does not exist."""
+    assert load_policy().review.url is None
+    assert "human_review" in default_text()
 
 
 def test_it_gives_no_reason_for_a_note() -> None:
@@ -33,7 +39,8 @@ def test_its_scorer_is_what_a_file_without_one_gets() -> None:
 
 def test_it_names_every_key_at_the_top() -> None:
     """Users learn the keys from this file."""
-    assert set(yaml.safe_load(default_text())) == set(keys_at(()))
+    assert {*yaml.safe_load(default_text()), "review"} == set(keys_at(()))
+    assert "\n#review:\n" in default_text()
 
 
 def test_its_commented_out_examples_are_right() -> None:
@@ -43,6 +50,7 @@ def test_its_commented_out_examples_are_right() -> None:
     assert len(policy.overrides) == 2
     assert policy.budget.cost == 3
     assert policy.telemetry.jsonl == "guard.jsonl"
+    assert policy.review.queue_url == "sqlite:///semgrad-review.db"
     assert [rung.name for rung in policy.escalate] == ["retry_retrieval", "fallback_model", "human_review"]
     assert policy.model_dump()["accept"] == {"max_error_rate": 0.1, "delta": 0.05}
 

@@ -30,6 +30,7 @@ EVERYTHING = """
     budget: {seconds: 30, attempts: 4, cost: 9}
     on_error: answer_with_warning
     on_uncalibrated: abstain
+    review: {url: "sqlite:///review.db"}
     telemetry: {langsmith: true, otel: true, jsonl: a.jsonl, log_text: true}
 """
 
@@ -43,14 +44,12 @@ Profile smollm2-135m-demo turns it into a confidence: the probability that the a
 An answer with a confidence of at least 0.7 is given as it is. [accept]
 Otherwise these steps are tried, in this order:
   1. retrieve 8 passages and answer again [escalate[0].retry_retrieval]
-  2. hand the answer to a person (the caller does not wait) if its confidence is below 0.35 [escalate[1].human_review]
 If no step is left, the answer is held back and the caller reads: I am not sure enough to answer that. [otherwise]
 Retries and fallbacks stop after 60 s or 4 attempts; review and the last step still happen. [budget]
 
 If the guard itself fails, the answer is held back. [on_error]
-Without a confidence (no profile fits), the answer is given, marked as unchecked. [on_uncalibrated]
+Without a confidence (no profile fits), the answer is held back. [on_uncalibrated]
 
-Answers wait for people in sqlite:///semgrad-review.db.
 Decisions are not logged anywhere.
 """
 
@@ -80,7 +79,7 @@ Decisions are not logged anywhere.
         "the first one that sets a key is used for that key",
         "it is held back if it was already judged too doubtful or meant for a person. [on_error]",
         "the answer is held back. [on_uncalibrated]",
-        "Answers wait for people in sqlite:///semgrad-review.db.",
+        "Answers wait for people in sqlite:///review.db.",
         "Decisions are logged to LangSmith, OpenTelemetry and the file a.jsonl, with prompts and answers.",
     ],
 )
@@ -95,6 +94,7 @@ def test_the_shipped_policy_in_words() -> None:
     assert "\n".join(explain(policy)) == SHIPPED_IN_WORDS.format(digest=policy.digest).strip()
 
 
+QUEUE = "review: {url: interrupt}\n"
 COMPLETE = "on_error: abstain\non_uncalibrated: abstain\nscorer: {profile: p}\n"
 
 
@@ -110,15 +110,15 @@ COMPLETE = "on_error: abstain\non_uncalibrated: abstain\nscorer: {profile: p}\n"
         ("accept: 0.7\nescalate: [retry_retrieval]\nbudget: {attempts: 1}", "leaves no room for retries"),
         ("accept: 0.7\nreview: {url: 'sqlite://'}", "lost when the program ends"),
         (
-            "accept: 0.7\nescalate: [human_review, retry_retrieval]",
+            QUEUE + "accept: 0.7\nescalate: [human_review, retry_retrieval]",
             "escalate[1].retry_retrieval is tried only if escalate[0].human_review failed",
         ),
         (
-            "accept: 0.7\nescalate: [{human_review: {when: {above: 0.7}}}]",
+            QUEUE + "accept: 0.7\nescalate: [{human_review: {when: {above: 0.7}}}]",
             "escalate[0].human_review is never tried: at a confidence of at least 0.7 the answer is accepted",
         ),
         (
-            "accept: 0.1\noverrides: [{match: {tags: a}, accept: 0.9, escalate: [human_review, human_review]}]",
+            QUEUE + "accept: 0.1\noverrides: [{match: {tags: a}, accept: 0.9, escalate: [human_review, human_review]}]",
             "overrides[0].escalate[1].human_review is tried only if overrides[0].escalate[0].human_review failed",
         ),
         (
@@ -145,7 +145,7 @@ def test_what_is_probably_not_meant_is_noted(text: str, note: str) -> None:
 )
 def test_sound_policies_get_no_notes(text: str) -> None:
     """A checker that cries wolf is not read."""
-    assert notes(parse_policy(COMPLETE + text)) == []
+    assert notes(parse_policy(COMPLETE + QUEUE + text)) == []
 
 
 @pytest.mark.parametrize(

@@ -82,7 +82,7 @@ def test_words_and_keys_are_found_by_place() -> None:
     """Error messages choose the nearest word from these."""
     assert "top_k" in keys_at(("escalate", 0, "retry_retrieval"))
     assert "below" in keys_at(("overrides", 1, "escalate", 0, "human_review", "when"))
-    assert words_at(("otherwise",)) == ("abstain", "answer_with_warning")
+    assert words_at(("otherwise",)) == ("abstain", "answer_with_warning", "give")
     assert keys_at(("accept", "max_error_rate", "nothing")) == ()
     assert homes_of("wait_s") == ("escalate[].human_review", "overrides[].escalate[].human_review")
 

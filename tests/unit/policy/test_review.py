@@ -112,3 +112,38 @@ def test_the_json_schema_knows_the_keys(review: dict[str, object], is_valid: boo
     """Editors complete and check them."""
     check = jsonschema.Draft202012Validator(policy_schema())
     assert check.is_valid({"accept": 0.7, "review": review}) is is_valid
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ("escalate: [retry_retrieval, human_review]", "escalate[1]"),
+        ("escalate: [{human_review: {wait_s: 5}}]", "escalate[0].human_review"),
+        ("on_error: human_review", "on_error"),
+        ("overrides: [{match: {tags: a}, escalate: [human_review]}]", "overrides[0].escalate[0]"),
+        ("overrides: [{match: {tags: a}, on_error: human_review}]", "overrides[0].on_error"),
+    ],
+)
+def test_a_policy_that_asks_a_person_names_where_answers_wait(
+    mistake: Callable[..., PolicyFileError], text: str, key: str
+) -> None:
+    """Otherwise a file would appear in the working folder, and a person be promised who never hears of it."""
+    error = mistake(f"accept: 0.7\n{text}")
+    assert (error.key, error.line) == (key, 2)
+    assert "add `review: {url: sqlite:///review.db}`" in error.why
+    for queue in ("sqlite:///review.db", "interrupt"):
+        assert parse_policy(f"accept: 0.7\n{text}\nreview: {{url: '{queue}'}}").review.url == queue
+
+
+@pytest.mark.parametrize("queue", ["", "url: interrupt, "])
+def test_settings_of_a_queue_need_a_queue(mistake: Callable[..., PolicyFileError], queue: str) -> None:
+    """A deadline of nothing would be believed to hold."""
+    error = mistake(f"accept: 0.7\nreview: {{{queue}deadline_s: 60}}")
+    assert (error.key, error.why) == ("review.deadline_s", "needs a queue: add `url: sqlite:///review.db` beside it")
+
+
+def test_a_graph_that_stops_for_a_person_is_no_queue() -> None:
+    """Nothing is opened, and the explanation says who asks."""
+    policy = parse_policy("accept: 0.7\nescalate: [human_review]\nreview: {url: interrupt}")
+    assert policy.review.queue_url is None
+    assert "The graph or workflow around the guard stops for a person; there is no queue." in explain(policy)

@@ -70,7 +70,7 @@ def test_dates_stay_text() -> None:
 
 def test_aliases_repeat_their_value() -> None:
     """Sharing a block by `&name` and `*name` is plain YAML and unsurprising."""
-    policy = parse_policy("accept: 0.7\nescalate: &e [human_review]\noverrides: [{match: {tags: a}, escalate: *e}]")
+    policy = parse_policy("accept: 0.7\nescalate: &e [retry_retrieval]\noverrides: [{match: {tags: a}, escalate: *e}]")
     assert policy.overrides[0].escalate == policy.escalate
 
 

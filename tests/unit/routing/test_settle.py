@@ -38,6 +38,41 @@ def test_each_ending_says_which_text_and_what_kind_of_text(step: Settling, settl
     assert settle(step, EXCHANGE) == settled
 
 
+@pytest.mark.parametrize(
+    "answer",
+    [
+        '{"city": "Paris"}',
+        '  {"city": "Par',  # cut off
+        '["Paris", "Rome"]',
+        "[]",
+        "<answer><city>Paris</city></answer>",
+        '```json\n{"city": "Paris"}\n```',
+        "~~~\nprint('Paris')\n~~~\n",
+    ],
+)
+def test_a_warning_never_stands_before_data(answer: str) -> None:
+    """A parser could not read it any more; the findings hold the warning."""
+    step = AnswerWithWarning(warning="Doubtful:")
+    assert settle(step, Exchange(answer=answer)) == Settled(answer, Status.WARNED)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "[1] says that it is Paris.",
+        "42",
+        "true",
+        '"Paris"',
+        "Write `{}` for it.",
+        "",
+        "```\na\n``` and ```\nb\n``` do.",
+    ],
+)
+def test_a_warning_stands_before_what_people_read(answer: str) -> None:
+    """Brackets, numbers and a piece of code alone make no data."""
+    assert settle(AnswerWithWarning(warning="Doubtful:"), Exchange(answer=answer)).text == f"Doubtful:\n\n{answer}"
+
+
 def test_every_step_that_settles_is_tested_here() -> None:
     """A new ending must say what the caller gets."""
     assert set(get_args(Settling)) == {Accept, AnswerWithWarning, Abstain}

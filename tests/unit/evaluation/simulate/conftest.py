@@ -23,6 +23,7 @@ LADDER = {
         {"fallback_model": {"name": "big", "cost": 5}},
         {"human_review": {"when": {"below": 0.3}}},
     ],
+    "review": {"url": "interrupt"},
 }
 """Retry, then a fallback model; what stays below 0.3 goes to people, the rest is refused. No profile."""
 
