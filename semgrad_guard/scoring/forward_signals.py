@@ -11,6 +11,7 @@ from semgrad_guard.scoring.head import run_head
 from semgrad_guard.scoring.layout import Tokens, lay_out
 from semgrad_guard.scoring.model_lease import borrowed
 from semgrad_guard.scoring.model_parts import model_parts_of
+from semgrad_guard.scoring.reading import is_read_by_proxy, proxy_prompt
 from semgrad_guard.scoring.recording import forward_no_grad
 
 if TYPE_CHECKING:
@@ -75,6 +76,8 @@ def without_passages(prompt: Prompt, passages: Sequence[Passage]) -> Prompt:
 
 
 def _ids_without(model: LocalModel, exchange: Exchange, tokens: Tokens) -> tuple[int, ...] | None:
+    if is_read_by_proxy(exchange):
+        return model.encode_prompt(proxy_prompt(exchange.question or "", ())) if exchange.passages else None
     shorter = without_passages(exchange.prompt, exchange.passages)
     if shorter != exchange.prompt:
         return model.encode_prompt(shorter, as_chat=not exchange.on_policy)

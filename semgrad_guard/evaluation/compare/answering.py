@@ -15,7 +15,7 @@ from semgrad_guard.errors import DataFileError, EmptyAnswerError, ScoringError
 from semgrad_guard.evaluation.labelling import write_answer
 from semgrad_guard.evaluation.rows import ADVICE, ROW_KEY, ResumableFile, answer_stops, digest, read_rows, scored_part
 from semgrad_guard.scoring.forward_signals import context_gain, p_true
-from semgrad_guard.scoring.scorer import read_exchange
+from semgrad_guard.scoring.reading import read_exchange
 from semgrad_guard.signals import MEANING
 from semgrad_guard.wire import score_fields
 

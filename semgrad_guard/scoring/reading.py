@@ -1,0 +1,80 @@
+"""What the scoring model reads of an exchange: the ids that it read or wrote itself, or a prompt of its own."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from semgrad_guard.errors import ContextTooLongError, EmptyAnswerError, ForeignTokensError
+from semgrad_guard.flow import Message
+from semgrad_guard.scoring.layout import Tokens
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from semgrad_guard.flow import Exchange, Passage, Prompt
+    from semgrad_guard.models import LocalModel
+
+CUT_OFF = frozenset({"length", "max_tokens", "stop_sequence", "cancelled", "content_filter"})
+"""Values of the metadata key `finish_reason` for answers that the model did not end by itself."""
+
+
+def proxy_prompt(question: str, passages: Sequence[Passage]) -> Prompt:
+    """Return what a proxy reads of an exchange: the passages and the question, whatever prompt the other model had.
+
+    So an answer has one confidence wherever in a chain, agent or engine it is judged.
+    """
+    parts = [passage.text.strip() for passage in passages] + [question.strip()]
+    return (Message("user", "\n\n".join(part for part in parts if part)),)
+
+
+def is_read_by_proxy(exchange: Exchange) -> bool:
+    """Return whether question and passages are read in place of the prompt: another model's answer to a known one."""
+    known = bool((exchange.question or "").strip())
+    return known and not exchange.on_policy and exchange.prompt_ids is None
+
+
+def as_read(exchange: Exchange) -> Exchange:
+    """Return the exchange with the prompt that the scoring model reads."""
+    if not is_read_by_proxy(exchange):
+        return exchange
+    return replace(exchange, prompt=proxy_prompt(exchange.question or "", exchange.passages))
+
+
+def read_exchange(model: LocalModel, exchange: Exchange) -> Tokens:
+    """Return the token ids of an exchange: the given ones, or those of its texts.
+
+    A re-tokenised answer of a chat model gets the end-of-turn token, because complete answers end with it, unless the
+    exchange's metadata has a `finish_reason` that says otherwise. A base model's answer gets none: it was cut by a stop
+    text or a limit; nor does the answer of another model, of which only the text is known. A prompt that this model
+    read is used unchanged; of another model's exchange, passages and question are read, or where the question is not
+    known its prompt, in the scoring model's chat template.
+
+    Raises:
+        EmptyAnswerError, EmptyPromptError, ContextTooLongError, ForeignTokensError: the exchange cannot be scored.
+    """
+    prompt = exchange.prompt_ids
+    if prompt is None:
+        prompt = model.encode_prompt(exchange.prompt, as_chat=not exchange.on_policy)
+    _require_known(model, prompt)
+    answer = exchange.answer_ids
+    if answer is None:
+        if not exchange.answer:
+            raise EmptyAnswerError
+        ended = model.is_chat and exchange.on_policy and exchange.metadata.get("finish_reason") not in CUT_OFF
+        answer = model.encode_answer(prompt, exchange.prompt, exchange.answer, ended=ended)
+    _require_known(model, answer)
+    tokens = Tokens(tuple(prompt), tuple(answer))
+    if all(token in model.end_ids for token in tokens.answer):
+        raise EmptyAnswerError
+    n_tokens, limit = len(tokens.prompt) + len(tokens.answer), model.context_limit
+    if limit is not None and n_tokens > limit:
+        raise ContextTooLongError(n_tokens, limit)
+    return tokens
+
+
+def _require_known(model: LocalModel, ids: Sequence[int]) -> None:
+    n_vocabulary: int = model.model.config.get_text_config(decoder=True).vocab_size
+    foreign = next((token for token in ids if not 0 <= token < n_vocabulary), None)
+    if foreign is not None:
+        raise ForeignTokensError(foreign, n_vocabulary)
