@@ -98,7 +98,7 @@ def read_labels(path: Path, *, grader: str = "contains") -> dict[str, bool]:
             raise DataFileError(path, row.line, "has no `id`", advice)
         if row.correct is None and row.answers is None and "correct" in row.fields:
             continue
-        right = labeller.correct(row, row.exchange)
+        right = labeller.correct(row)
         if labels.setdefault(str(name), right) != right:
             raise DataFileError(
                 path,
@@ -318,7 +318,7 @@ class RecordedRows:
         return RecordedAnswer(
             exchange=replace(row.exchange, metadata=form.metadata, score=score),
             route=form.way,
-            correct=self.labeller.correct(row, row.exchange),
+            correct=self.labeller.correct(row),
             confidence=form.confidence,
             error=form.error,
             cost=form.cost,
