@@ -3,59 +3,29 @@
 from __future__ import annotations
 
 import tempfile
-from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
 
 from semgrad_guard.calibration.labels import MIN_LABELS
 from semgrad_guard.cli.profile import describe, evidence_table
-from semgrad_guard.cli.scoring import score_pending
+from semgrad_guard.cli.scoring import Scoring
 from semgrad_guard.cli.terminal import bar
 from semgrad_guard.errors import DataFileError, RiskNotControllableError, TooFewLabelsError
 from semgrad_guard.evaluation.labelling import HOW_TO_SCORE, Labeller, ReviewedAnswers, contradictions, signals_of
-from semgrad_guard.evaluation.row_files import ScoredFile, Setting
+from semgrad_guard.evaluation.row_checks import RowChecks
 from semgrad_guard.evaluation.rows import read_rows
-from semgrad_guard.evaluation.survey import Survey
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from semgrad_guard.calibration import LabelledScore, Profile
+    from semgrad_guard.evaluation.row_files import ScoredFile
     from semgrad_guard.evaluation.rows import Row
-    from semgrad_guard.scoring import SemGradScorer
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Scoring:
-    """How rows without signals are scored."""
-
-    model: str | None
-    policy: Path | None
-    rows: Path | None
-    """File that keeps them; `None` for none."""
-    proxy: bool
-    """Whether another model than the scoring one wrote all answers."""
-
-    @property
-    def is_wanted(self) -> bool:
-        """Whether anything says that the rows may be scored here."""
-        return self.proxy or any(one is not None for one in (self.model, self.policy, self.rows))
-
-    def scorer(self, console: Console) -> SemGradScorer:
-        """Load the scorer: that of the policy, or of the policy that ships, with the named model."""
-        from semgrad_guard.guard.assembly import scorer_of  # loads the policy's parser
-        from semgrad_guard.models import load_model  # loads torch
-        from semgrad_guard.policy import load_policy
-
-        settings = load_policy(self.policy).scorer
-        with console.status(f"Loading {self.model or settings.model}"):
-            local = load_model(self.model or settings.model, dtype=settings.dtype, device=settings.device)
-            return cast("SemGradScorer", scorer_of(settings, local).load())
 
 
 class Sources:
@@ -90,7 +60,7 @@ class Sources:
         if self._data.exists() and not self._data.is_file():
             why = "is not a regular file, but it must be read twice"
             raise DataFileError(self._data, None, why, "write the rows to a file first")
-        found = Survey(path=self._data, proxy=scoring.proxy)
+        found = RowChecks(path=self._data, proxy=scoring.proxy)
         found.take(read_rows(self._data))
         self._n_rows = found.n_rows
         if found.first_unscored is not None and not scoring.is_wanted:
@@ -99,7 +69,7 @@ class Sources:
             raise TooFewLabelsError(found.n_rows, MIN_LABELS, f"rows of {self._data}")
         clashes = contradictions(self._rows(), self._data, self._labeller.label_of)
         if found.n_unscored and scoring.is_wanted:
-            self._score(self._data, scoring, folder, console)
+            self._scored = scoring.carry_out(self._data, folder, console)
             clashes = contradictions(self._rows(), self._data, self._labeller.label_of)  # with the answers written now
         self._labeller.contradicting = clashes.all_lines()
         if clashes.lines:
@@ -155,21 +125,6 @@ class Sources:
         for row in read_rows(data):
             if not signals_of(row.fields) and not row.fields.get("error"):
                 raise DataFileError(data, row.line, "has no signals", HOW_TO_SCORE)
-
-    def _score(self, data: Path, scoring: Scoring, folder: Path, console: Console) -> None:
-        from semgrad_guard.evaluation.compare.answering import ONLY_SCORES  # loads torch
-
-        scorer = scoring.scorer(console)
-        path = scoring.rows or folder / "scored.jsonl"
-        self._scored = ScoredFile(
-            path,
-            Setting(fingerprint=scorer.fingerprint(), model=scorer.name, proxy=scoring.proxy),
-            advice=f"use the setting of the file, name another one with --rows, or delete {path}",
-        )
-        asked = replace(ONLY_SCORES, proxy=scoring.proxy)
-        score_pending(console, self._scored, data, scorer, asked)
-        if scoring.rows is not None:
-            console.print(f"scored rows: {scoring.rows}", markup=False, soft_wrap=True)
 
 
 EXAMPLES = """[bold]Examples[/bold]

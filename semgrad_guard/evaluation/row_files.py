@@ -151,6 +151,7 @@ def _drop_partial_line(path: Path) -> None:
 _PART = re.compile(r"(?:^|, )(position|blocks|by|embedder|proxy) ")
 _WORDS = {"blocks": "layer band", "by": "granularity"}
 """Words of a fingerprint's settings -> what users call them."""
+AUTHOR = "answers by"
 _N_DIGITS = 12
 """Digits of a digest that are shown."""
 
@@ -169,6 +170,7 @@ def settings_of(fingerprint: Mapping[str, Any], model: str = "") -> dict[str, st
     pieces = _PART.split(text)
     if pieces[0]:
         found["settings"] = pieces[0]
+    found[AUTHOR] = "another model" if fingerprint.get("proxy") else "the scoring model"
     found |= {_WORDS.get(word, word): value for word, value in zip(pieces[1::2], pieces[2::2], strict=True)}
     return found
 
@@ -212,13 +214,6 @@ def _check_form(row: Row, path: Path) -> None:
         raise DataFileError(path, row.line, f"`score`: {error.why}", SCORE_AGAIN) from error
 
 
-AUTHOR = "answers by"
-
-
-def _author(*, proxy: bool) -> str:
-    return "another model" if proxy else "the scoring model"
-
-
 def is_scored(row: Row) -> bool:
     """Return whether a row has the score of a known setting, as `score`, `calibrate` and `evaluate` write it."""
     return row.fingerprint is not None and scored_part(row.fields) is not row.fields
@@ -238,12 +233,8 @@ class Setting:
 
     def values(self) -> dict[str, str]:
         """Return the settings by the names that users know."""
-        found = settings_of(asdict(self.fingerprint), self.model)
-        if self.method is not None:
-            found["method"] = self.method
-        if self.proxy:
-            found[AUTHOR] = _author(proxy=True)
-        return found
+        found = settings_of({**asdict(self.fingerprint), "proxy": self.proxy}, self.model)
+        return found if self.method is None else {**found, "method": self.method}
 
 
 class ScoredFile(ResumableFile):
@@ -272,6 +263,7 @@ class ScoredFile(ResumableFile):
         """
         self.n_errors = 0
         self._wanted = setting.values()
+        self._may_differ = frozenset[str]() if setting.proxy else frozenset({AUTHOR})
         self._own_positions, self._rescore = own_positions, rescore
         super().__init__(path, advice)
 
@@ -314,10 +306,9 @@ class ScoredFile(ResumableFile):
         there = settings_of(part["fingerprint"], str(part.get("model", "")))
         if "method" in self._wanted:
             there["method"] = str(part.get("method"))
-        if AUTHOR in self._wanted:
-            there[AUTHOR] = _author(proxy=bool(part["fingerprint"].get("proxy")))
         own_position = self._own_positions and fields.get("position") is not None
-        found = differences(there, self._wanted, leave_out=frozenset({"position"} if own_position else ()))
+        leave_out = self._may_differ | ({"position"} if own_position else set())
+        found = differences(there, self._wanted, leave_out=leave_out)
         if found:
             raise DataFileError(path, number, f"was scored by another setting: {'; '.join(found)}", advice)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from semgrad_guard.errors import DataFileError
 from semgrad_guard.evaluation.labelling import signals_of
-from semgrad_guard.evaluation.row_files import SCORE_AGAIN, differences, settings_of
+from semgrad_guard.evaluation.row_files import AUTHOR, SCORE_AGAIN, differences, settings_of
 from semgrad_guard.evaluation.rows import scored_part
 
 if TYPE_CHECKING:
@@ -20,8 +20,8 @@ _AUTHORS = {True: "the scoring model itself", False: "another model"}
 
 
 @dataclass(slots=True)
-class Survey:
-    """What is known about the rows of a file of labelled answers, after one pass over them."""
+class RowChecks:
+    """Checks the rows of a file of labelled answers in one pass, and counts them."""
 
     path: Path | str
     """The data file, for messages."""
@@ -78,7 +78,7 @@ class Survey:
             return
         names = [str(scored_part(one.fields).get("model", "")) for one in (row, first)]
         here, there = settings_of(asdict(row.fingerprint), names[0]), settings_of(asdict(first.fingerprint), names[1])
-        if found := differences(here, there, old="here", new=f"in line {first.line}"):
+        if found := differences(here, there, leave_out=frozenset({AUTHOR}), old="here", new=f"in line {first.line}"):
             why = f"was scored by another setting than line {first.line}: {'; '.join(found)}"
             raise DataFileError(self.path, row.line, why, f"calibrate them apart, or {SCORE_AGAIN}")
 
