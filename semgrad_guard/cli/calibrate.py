@@ -191,17 +191,19 @@ def calibrate(
     sources = Sources(data, from_review, grader)
     with tempfile.TemporaryDirectory() as folder:
         sources.prepare(Scoring(model=model, policy=policy, rows=rows, proxy=proxy), Path(folder), progress)
-        profile = fit_profile(
-            sources.labelled(progress),
-            name=name or out.stem,
-            method=method,
-            calibrator=calibrator,
-            expires=datetime.now(UTC) + timedelta(days=expires_days) if expires_days else None,
-            held_out=held_out,
-            seed=seed,
-        )
+        try:
+            profile = fit_profile(
+                sources.labelled(progress),
+                name=name or out.stem,
+                method=method,
+                calibrator=calibrator,
+                expires=datetime.now(UTC) + timedelta(days=expires_days) if expires_days else None,
+                held_out=held_out,
+                seed=seed,
+            )
+        finally:
+            sources.report(progress)  # also why rows were left out, where too few remain
     profile.save(out)
-    sources.report(progress)
     _report(console, profile)
     if error_rate is not None:
         _print_threshold(console, profile, error_rate, delta)

@@ -115,9 +115,9 @@ class ResumableFile:
             os.fsync(file.fileno())
         self._places[found[ROW_KEY]] = offset
 
-    def has(self, row: Row) -> bool:
-        """Return whether the file has an output line for an input line."""
-        return digest(row) in self._places
+    def has(self, key: str) -> bool:
+        """Return whether the file has an output line for the input line with this digest."""
+        return key in self._places
 
     def line_of(self, row: Row) -> dict[str, Any] | None:
         """Return the output line of an input line; `None` when there is none yet."""
@@ -261,37 +261,46 @@ class ScoredFile(ResumableFile):
         Raises:
             DataFileError: the file has other content, or scores of another setting, which is named.
         """
-        self.n_errors = 0
+        self._failed = set[str]()
         self._wanted = setting.values()
         self._may_differ = frozenset[str]() if setting.proxy else frozenset({AUTHOR})
         self._own_positions, self._rescore = own_positions, rescore
         super().__init__(path, advice)
 
+    @property
+    def n_errors(self) -> int:
+        """The number of rows that could not be scored."""
+        return len(self._failed)
+
     @override
     def append(self, found: dict[str, Any]) -> None:
         super().append(found)
-        self.n_errors += "error" in found
+        if "error" in found:
+            self._failed.add(found[ROW_KEY])
 
     @override
     def take(self, line: dict[str, Any], number: int) -> None:
         part = scored_part(line)
         if "error" in line:
-            self.n_errors += 1
+            self._failed.add(line[ROW_KEY])
         elif part.get("fingerprint") is not None:
             self._check(line, self.path, number, self.advice)
 
     def pending(self, data: Path, limit: int | None = None) -> Iterator[Row]:
-        """Yield those of the first `limit` rows of a data file that are not in this file yet.
+        """Yield those of the first `limit` rows of a data file that are not in this file yet; of equal rows the first.
 
         Raises:
             DataFileError: a row cannot be used, or was scored by another setting, which is named.
         """
         check_apart(data, self.path)
+        seen = set[str]()
         for row in islice(read_rows(data), limit):
             if is_scored(row) and not self._rescore:
                 _check_form(row, data)
                 self._check(row.fields, data, row.line, f"use the setting of the file, or {SCORE_AGAIN}")
-            if not self.has(row):
+            key = digest(row)
+            if key not in seen and not self.has(key):
+                seen.add(key)
                 self._check_position(row, data)
                 yield row
 

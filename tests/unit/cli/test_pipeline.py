@@ -186,6 +186,14 @@ def test_too_few_rows_are_refused_before_any_is_scored(folder: Path) -> None:
         assert (caught.value.n, caught.value.needed) == (19, 20)
 
 
+def test_calibrate_says_why_rows_are_missing_when_too_few_remain(folder: Path) -> None:
+    """The number alone would be a riddle: here token ids are none of the model's."""
+    write(folder / "logs.jsonl", [{**row, "answer_ids": [99_999]} for row in LOGS])
+    result = CliRunner().invoke(app, ["calibrate", "logs.jsonl", "--model", "tiny", "--out", "p.json"])
+    assert isinstance(result.exception, TooFewLabelsError)
+    assert "32 left out: ForeignTokensError" in result.stderr
+
+
 @pytest.mark.parametrize(
     "words",
     [

@@ -150,3 +150,12 @@ def test_a_score_that_was_changed_by_hand_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataFileError, match="--rescore") as caught:
         list(ScoredFile(tmp_path / "new.jsonl", SETTING).pending(data))
     assert caught.value.line == 1
+
+
+def test_equal_rows_are_one(tmp_path: Path) -> None:
+    """They have one line, however many are scored at once, and all of them are read from it."""
+    data = write(tmp_path / "data.jsonl", *[{"question": "q", "answer": "a"}] * 3)
+    file = ScoredFile(tmp_path / "scored.jsonl", SETTING)
+    (row,) = file.pending(data)
+    file.append({**scored(**row.fields), ROW_KEY: digest(row)})
+    assert [(row.line, is_scored(row)) for row in file.rows(data)] == [(1, True), (2, True), (3, True)]
