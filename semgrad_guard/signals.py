@@ -265,8 +265,8 @@ _TEXT = _family(
     ),
     Signal(
         name="copied_span",
-        meaning="longest run of answer words that one passage contains in the same order, as a share of the answer's "
-        "words",
+        meaning="longest run of a claim's words that one passage contains in the same order, as a share of them; the "
+        "least copied claim, of those that are not copied",
         unit="share",
         higher="more sure",
         source="own",
@@ -275,7 +275,8 @@ _TEXT = _family(
     ),
     Signal(
         name="passage_support",
-        meaning="share of the passages that contain all of the answer's new content words",
+        meaning="share of the passages that contain all new content words of a claim; the weakest claim that is not "
+        "copied",
         unit="share",
         higher="more sure",
         source="own",
@@ -284,7 +285,8 @@ _TEXT = _family(
     ),
     Signal(
         name="question_overlap",
-        meaning="share of the question's content words that the passage fullest of the answer's words contains",
+        meaning="share of the question's content words that the passage fullest of a claim's words contains; the "
+        "weakest claim that is not copied",
         unit="share",
         higher="more sure",
         source="own",
@@ -293,13 +295,105 @@ _TEXT = _family(
     ),
     Signal(
         name="question_nearby",
-        meaning="share of the question's content words, rare ones counting more, within 40 words of the answer's "
-        "words in one passage, times the share of the answer's words there",
+        meaning="share of the question's content words, rare ones counting more, within 40 words of a claim's words in "
+        "one passage, times the share of the claim's words there; the weakest claim that is not copied",
         unit="share",
         higher="more sure",
         source="own",
         lowers="the passages say it far from the question's words",
         raises="the passages say it near the question's words",
+    ),
+    Signal(
+        name="claim_grounding",
+        meaning="as `grounding`, of the answer's weakest claim: the sentence of which the passages contain least",
+        unit="share",
+        higher="more sure",
+        source="own",
+        lowers="a sentence of the answer is not in the passages",
+        raises="every sentence of the answer is in the passages",
+    ),
+    Signal(
+        name="claim_support",
+        meaning="largest share of a claim's new words that stand in two neighbouring sentences of a passage; the "
+        "weakest claim",
+        unit="share",
+        higher="more sure",
+        source="own",
+        lowers="no place in the passages holds a sentence of the answer",
+        raises="every sentence of the answer has its place in the passages",
+    ),
+    Signal(
+        name="weak_claims",
+        meaning="share of the answer's claims of which less than half stands together in the passages",
+        unit="share",
+        higher="less sure",
+        source="own",
+        lowers="many sentences of the answer have no place in the passages",
+        raises="few sentences of the answer lack a place in the passages",
+    ),
+    Signal(
+        name="missing_words",
+        meaning="number of the answer's new content words that no passage contains",
+        unit="words",
+        higher="less sure",
+        source="own",
+        lowers="words of the answer are missing from the passages",
+        raises="no words of the answer are missing from the passages",
+    ),
+    Signal(
+        name="negation_mismatch",
+        meaning="share of a claim's words in the passage sentence nearest to it, where one of the two denies and the "
+        "other does not; the worst claim",
+        unit="share",
+        higher="less sure",
+        source="own; English negations",
+        lowers="the answer denies what a passage says, or the reverse",
+        raises="the answer denies nothing that the passages say",
+    ),
+    Signal(
+        name="number_mismatch",
+        meaning="share of a claim's numbers that the passage sentence nearest to it lacks or has with another unit; "
+        "the worst claim",
+        unit="share",
+        higher="less sure",
+        source="own",
+        lowers="a number of the answer is not where the passages speak of it",
+        raises="the numbers of the answer are where the passages speak of them",
+    ),
+    Signal(
+        name="name_mismatch",
+        meaning="share of a claim's names that the passage sentence nearest to it lacks; the worst claim",
+        unit="share",
+        higher="less sure",
+        source="own; capitals inside a sentence",
+        lowers="a name of the answer is not where the passages speak of it",
+        raises="the names of the answer are where the passages speak of them",
+    ),
+    Signal(
+        name="passages_disagree",
+        meaning="share of the question's words in a sentence of another passage that gives other numbers or names, or "
+        "denies; the worst claim",
+        unit="share",
+        higher="less sure",
+        source="own",
+        lowers="another passage says something else",
+        raises="no other passage says something else",
+    ),
+    Signal(
+        name="suspicious_passages",
+        meaning="number of passages that give orders to a model; they support nothing",
+        unit="passages",
+        higher="less sure",
+        source="own; English orders",
+        lowers="a passage gives orders to the model",
+        raises="no passage gives orders to the model",
+    ),
+    Signal(
+        name="n_claims",
+        meaning="number of claims: the answer's sentences without those that only repeat the question",
+        unit="claims",
+        higher="either",
+        source="length",
     ),
     Signal(
         name="answer_echo",
@@ -354,8 +448,8 @@ _MEANING = _family(
     "embedding",
     Signal(
         name="support_similarity",
-        meaning="cosine of the question and a passage's sentence, times the share of the answer's new words in it; "
-        "the best",
+        meaning="cosine of the question and a passage's sentence, times the share of a claim's new words in it; the "
+        "best sentence for the weakest claim that is not copied",
         unit="cosine",
         higher="more sure",
         source="own; sentence embeddings as of Reimers and Gurevych 2019 (arXiv 1908.10084)",
@@ -364,7 +458,8 @@ _MEANING = _family(
     ),
     Signal(
         name="passage_similarity",
-        meaning="cosine of the question and a passage, times the share of the answer's new words in it; the best",
+        meaning="cosine of the question and a passage, times the share of a claim's new words in it; the best passage "
+        "for the weakest claim that is not copied",
         unit="cosine",
         higher="more sure",
         source="own",
@@ -373,8 +468,8 @@ _MEANING = _family(
     ),
     Signal(
         name="support_margin",
-        meaning="cosine of the question and the passage fullest of the answer's new words, minus that of the next "
-        "best passage",
+        meaning="cosine of the question and the passage fullest of a claim's new words, minus that of the next best "
+        "passage; the weakest claim that is not copied",
         unit="cosine",
         higher="more sure",
         source="own",
@@ -382,9 +477,17 @@ _MEANING = _family(
         raises="its passage is the nearest to the question",
     ),
     Signal(
+        name="claim_similarity",
+        meaning="cosine of a claim and the nearest passage sentence; the weakest claim",
+        unit="cosine",
+        higher="more sure",
+        source="own; sentence embeddings as of Reimers and Gurevych 2019 (arXiv 1908.10084)",
+        lowers="a sentence of the answer is unlike all that the passages say",
+        raises="every sentence of the answer is like one of the passages",
+    ),
+    Signal(
         name="answer_similarity",
-        meaning="cosine of question and answer sentence together and the best passage sentence; the worst answer "
-        "sentence",
+        meaning="cosine of question and claim together and the nearest passage sentence; the weakest claim",
         unit="cosine",
         higher="more sure",
         source="own",

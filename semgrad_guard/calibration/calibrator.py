@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from semgrad_guard.calibration.curves import log_odds
-from semgrad_guard.calibration.labels import differences
+from semgrad_guard.calibration.fitting_scores import differences
 from semgrad_guard.flow import Confidence, Contribution, utc_now
 from semgrad_guard.signals import explain
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from semgrad_guard.calibration.drift import DriftMonitor
     from semgrad_guard.calibration.profile import Profile
-    from semgrad_guard.flow import Exchange, Score
+    from semgrad_guard.flow import Exchange, Fingerprint, Score
 
 N_REASONS = 3
 """Most contributions named in a confidence's `why`."""
@@ -45,79 +45,95 @@ class ProfileCalibrator:
 
     def confidence(self, exchange: Exchange, score: Score) -> Confidence:  # noqa: ARG002 - the protocol's argument
         """Return the calibrated probability that the answer is correct, or `None` and the reason."""
-        why_not = self._refusal(score)
-        if why_not is not None:
+        fit, why_not = self._fit_for(score)
+        if fit is None:
             return Confidence(value=None, why=why_not, profile=self.profile.name)
         signals = _signals(score)
-        margin = self.profile.margin(signals)
-        if self.drift is not None:
-            self.drift.observe(margin, signals)
-        value = self.profile.confidence_of_margin(margin)
-        contributions = self._contributions(signals, margin)
+        margin = fit.margin(signals)
+        drift = self.drift if fit is self.profile else None
+        if drift is not None:
+            drift.observe(margin, signals)
+        value = fit.confidence_of_margin(margin)
+        contributions = _contributions(fit, signals, margin)
         return Confidence(
             value=value,
-            why=self._why(value, contributions),
+            why=_why(fit, value, contributions),
             profile=self.profile.name,
             contributions=contributions,
-            drifted=self.drift is not None and self.drift.drifted,
-            label_free=self.profile.label_free,
+            drifted=drift is not None and drift.drifted,
+            label_free=fit.label_free,
         )
 
     def with_span_confidences(self, score: Score) -> Score:
         """Return the score with a confidence for every span that has the profile's signals."""
-        if self.profile.is_expired(self._clock()) or differences(self.profile.fingerprint, score.fingerprint):
+        if self.profile.is_expired(self._clock()):
             return score
-        spans = tuple(replace(span, confidence=self._span_confidence(span.signals)) for span in score.spans)
+        spans = tuple(
+            replace(span, confidence=self._span_confidence(score.fingerprint, span.signals)) for span in score.spans
+        )
         return replace(score, spans=spans)
 
-    def _span_confidence(self, signals: Mapping[str, float]) -> float | None:
-        """Return the confidence of one span; `None` where a signal is missing."""
-        if self.profile.model.missing(signals):
-            return None
-        return self.profile.confidence_of_margin(self.profile.margin(signals))
-
-    def _refusal(self, score: Score) -> str | None:
-        """Return why the profile cannot calibrate this score, or `None` if it can."""
-        profile = self.profile
-        if profile.expires_at is not None and profile.is_expired(self._clock()):
-            return f"profile {profile.name} expired on {profile.expires_at:%Y-%m-%d}"
-        if found := differences(profile.fingerprint, score.fingerprint):
-            return f"profile {profile.name} was fitted for another score: {'; '.join(found)}"
-        if missing := profile.model.missing(_signals(score)):
-            return f"profile {profile.name} needs signals that are missing or not finite: {', '.join(missing)}"
+    def _span_confidence(self, fingerprint: Fingerprint, signals: Mapping[str, float]) -> float | None:
+        """Return the confidence of one span; `None` where no fit has its signals."""
+        for fit in self.profile.fits():
+            if not differences(fit.fingerprint, fingerprint, fit.model.names) and not fit.model.missing(signals):
+                return fit.confidence_of_margin(fit.margin(signals))
         return None
 
-    def _contributions(self, signals: Mapping[str, float], margin: float) -> tuple[Contribution, ...]:
-        """Return how much each signal moved the log-odds relative to the average answer, the strongest first.
-
-        Calibration is not linear in the margin, so the shares are scaled to add up to the change after calibration.
-        """
-        model = self.profile.model
-        parts = model.parts(signals)
-        scale = _slope(self.profile, margin)
-        found = [
-            Contribution(
-                column.name,
-                float(part * scale),
-                explain(column.name, float(part), signals.get(column.name, column.average), column.average),
-            )
-            for column, part in zip(model.columns, parts, strict=True)
-            if part
-        ]
-        return tuple(sorted(found, key=lambda c: -abs(c.weight)))
-
-    def _why(self, value: float, contributions: tuple[Contribution, ...]) -> str:
-        """Describe where the value comes from."""
+    def _fit_for(self, score: Score) -> tuple[Profile | None, str]:
+        """Return the richest fit that this score has all for; or `None`, and why the richest cannot be used."""
         profile = self.profile
-        if profile.label_free:
-            return (
-                f"percentile of {profile.reference.n} reference scores, not a probability: {profile.name} has no labels"
-            )
-        average = profile.confidence_of_margin(profile.model.intercept)
-        low = value < average
-        named = [c.text for c in contributions if (c.weight < 0) == low and abs(c.weight) >= SMALL][:N_REASONS]
-        start = f"profile {profile.name}, {profile.n_labels} labels"
-        return f"{start}; {'low' if low else 'high'} because: {'; '.join(named)}" if named else start
+        if profile.expires_at is not None and profile.is_expired(self._clock()):
+            return None, f"profile {profile.name} expired on {profile.expires_at:%Y-%m-%d}"
+        why_not = ""
+        for fit in profile.fits():
+            refusal = _refusal(fit, score)
+            if refusal is None:
+                return fit, ""
+            why_not = why_not or refusal
+        return None, why_not
+
+
+def _refusal(fit: Profile, score: Score) -> str | None:
+    """Return why a fit cannot calibrate this score, or `None` if it can."""
+    if found := differences(fit.fingerprint, score.fingerprint, fit.model.names):
+        return f"profile {fit.name} was fitted for another score: {'; '.join(found)}"
+    if missing := fit.model.missing(_signals(score)):
+        return f"profile {fit.name} needs signals that are missing or not finite: {', '.join(missing)}"
+    return None
+
+
+def _contributions(profile: Profile, signals: Mapping[str, float], margin: float) -> tuple[Contribution, ...]:
+    """Return how much each signal moved the log-odds relative to the average answer, the strongest first.
+
+    Calibration is not linear in the margin, so the shares are scaled to add up to the change after calibration.
+    """
+    model = profile.model
+    parts = model.parts(signals)
+    scale = _slope(profile, margin)
+    found = [
+        Contribution(
+            column.name,
+            float(part * scale),
+            explain(column.name, float(part), signals.get(column.name, column.average), column.average),
+        )
+        for column, part in zip(model.columns, parts, strict=True)
+        if part
+    ]
+    return tuple(sorted(found, key=lambda c: -abs(c.weight)))
+
+
+def _why(profile: Profile, value: float, contributions: tuple[Contribution, ...]) -> str:
+    """Describe where the value comes from."""
+    if profile.label_free:
+        return f"percentile of {profile.reference.n} reference scores, not a probability: {profile.name} has no labels"
+    average = profile.confidence_of_margin(profile.model.intercept)
+    low = value < average
+    named = [c.text for c in contributions if (c.weight < 0) == low and abs(c.weight) >= SMALL][:N_REASONS]
+    start = f"profile {profile.name}, {profile.n_labels} labels"
+    if profile.fingerprint.proxy:
+        start = f"read by a proxy: {start}" + (f" ({profile.basis})" if profile.basis else "")
+    return f"{start}; {'low' if low else 'high'} because: {'; '.join(named)}" if named else start
 
 
 def _signals(score: Score) -> dict[str, float]:

@@ -30,7 +30,12 @@ def log_odds(probability: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def fit_logistic(
-    columns: NDArray[np.float64], target: NDArray[np.float64], *, signs: Sequence[int], ridge: float = 0.0
+    columns: NDArray[np.float64],
+    target: NDArray[np.float64],
+    *,
+    signs: Sequence[int],
+    ridge: float = 0.0,
+    weights: NDArray[np.float64] | None = None,
 ) -> tuple[NDArray[np.float64], float]:
     """Return coefficients and intercept that minimise mean log-loss + ridge / 2 · |coefficients|².
 
@@ -39,22 +44,25 @@ def fit_logistic(
         target: probability of being correct of each row, in [0, 1]; labels, or smoothed labels.
         signs: for each column 1 (coefficient >= 0), -1 (<= 0) or 0 (free).
         ridge: strength of the penalty; the intercept is not penalised.
+        weights: how much each row counts, more than 0; all alike by default.
     """
     minimize = require("scipy.optimize", extra="evaluation").minimize
     design = np.hstack([columns, np.ones((len(columns), 1))])
     penalty = np.append(np.full(columns.shape[1], ridge), 0.0)
 
-    def loss(weights: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
-        margin = design @ weights
-        value = np.mean(np.logaddexp(0.0, margin) - target * margin) + 0.5 * np.sum(penalty * weights**2)
-        return float(value), design.T @ (sigmoid(margin) - target) / len(target) + penalty * weights
+    share = np.full(len(target), 1 / len(target)) if weights is None else weights / weights.sum()
+
+    def loss(coefficients: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+        margin = design @ coefficients
+        value = share @ (np.logaddexp(0.0, margin) - target * margin) + 0.5 * np.sum(penalty * coefficients**2)
+        return float(value), design.T @ (share * (sigmoid(margin) - target)) + penalty * coefficients
 
     bounds = [{1: (0.0, None), -1: (None, 0.0), 0: (None, None)}[sign] for sign in signs]
-    rate = np.clip(target.mean(), 1e-6, 1 - 1e-6)
+    rate = np.clip(share @ target, 1e-6, 1 - 1e-6)
     start = np.append(np.zeros(columns.shape[1]), np.log(rate / (1 - rate)))
     found = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=[*bounds, (None, None)], options={"gtol": 1e-7})
-    weights = np.asarray(found.x, dtype=np.float64)
-    return weights[:-1], float(weights[-1])
+    coefficients = np.asarray(found.x, dtype=np.float64)
+    return coefficients[:-1], float(coefficients[-1])
 
 
 def smoothed(correct: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -146,6 +154,22 @@ class VennAbersCurve(Frozen):
         return high / (1 - low + high)
 
 
+class CautiousCurve(Frozen):
+    """The lower of a fitted curve and a Venn-Abers curve.
+
+    A fitted curve is too sure at the top where its shape goes on beyond the labels there; Venn-Abers follows the
+    labels, and says less where they are few.
+    """
+
+    kind: Literal["cautious"] = "cautious"
+    fitted: PlattCurve | BetaCurve | IsotonicCurve = Field(discriminator="kind")
+    counted: VennAbersCurve
+
+    def probabilities(self, margins: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return P(correct) for each margin."""
+        return np.minimum(self.fitted.probabilities(margins), self.counted.probabilities(margins))
+
+
 class PercentileCurve(Frozen):
     """Share of reference answers that were less sure: not a probability, for use without labels."""
 
@@ -161,5 +185,6 @@ class PercentileCurve(Frozen):
 
 
 Curve = Annotated[
-    PlattCurve | BetaCurve | IsotonicCurve | VennAbersCurve | PercentileCurve, Field(discriminator="kind")
+    PlattCurve | BetaCurve | IsotonicCurve | VennAbersCurve | CautiousCurve | PercentileCurve,
+    Field(discriminator="kind"),
 ]

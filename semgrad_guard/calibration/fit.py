@@ -9,6 +9,7 @@ import numpy as np
 
 from semgrad_guard.calibration.curves import (
     BetaCurve,
+    CautiousCurve,
     IsotonicCurve,
     PlattCurve,
     VennAbersCurve,
@@ -19,14 +20,15 @@ from semgrad_guard.calibration.curves import (
 from semgrad_guard.calibration.evidence import measure, reference_of
 from semgrad_guard.calibration.fused import FusedModel, fit_fused
 from semgrad_guard.calibration.labels import MAX_ROWS, Labels, check_enough, collect, grouped_folds
-from semgrad_guard.calibration.metrics import auroc, log_loss
+from semgrad_guard.calibration.left_out import adversarial_evidence, left_out_evidence
+from semgrad_guard.calibration.metrics import auroc, log_losses
 from semgrad_guard.calibration.profile import Evidence, LabelPairs, Profile
 from semgrad_guard.errors import SignalUnavailableError
 from semgrad_guard.extras import require
-from semgrad_guard.signals import direction_of, may_be_required
+from semgrad_guard.signals import Family, direction_of, may_be_required, signal_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from datetime import datetime
 
     from numpy.typing import NDArray
@@ -36,7 +38,8 @@ if TYPE_CHECKING:
 
     Array = NDArray[np.float64]
 
-FittedCurve = PlattCurve | BetaCurve | IsotonicCurve | VennAbersCurve
+SmoothCurve = PlattCurve | BetaCurve | IsotonicCurve
+FittedCurve = SmoothCurve | VennAbersCurve | CautiousCurve
 
 CalibratorName = Literal["auto", "platt", "beta", "isotonic", "venn_abers"]
 
@@ -107,14 +110,13 @@ def _refits(mean: Array, weight: Array, label: float) -> tuple[float, ...]:
     return tuple(values)
 
 
-FITS: dict[str, Callable[[Array, Array], FittedCurve]] = {
+SMOOTH: dict[str, Callable[[Array, Array], SmoothCurve]] = {
     "platt": fit_platt,
     "beta": fit_beta,
     "isotonic": fit_isotonic,
-    "venn_abers": fit_venn_abers,
 }
-AUTO: tuple[str, ...] = ("platt", "beta", "isotonic")
 """The curves that `auto` chooses from; the first is kept unless another is clearly better."""
+FITS: dict[str, Callable[[Array, Array], FittedCurve]] = {**SMOOTH, "venn_abers": fit_venn_abers}
 
 
 def edge(n: int) -> float:
@@ -125,27 +127,29 @@ def edge(n: int) -> float:
 def fit_curve(
     margins: Array, correct: Array, groups: NDArray[np.int64], *, calibrator: CalibratorName, seed: int
 ) -> FittedCurve:
-    """Return the fitted curve; `auto` takes the one with the lowest cross-validated log-loss.
+    """Return the fitted curve; `auto` takes the one with the lowest cross-validated log-loss, held down by Venn-Abers.
 
     Isotonic regression overfits when labels are few, so another curve replaces Platt's only where it is better by
     more than one standard error of the paired difference.
     """
-    name = _choose(margins, correct, groups, seed) if calibrator == "auto" else calibrator
-    return FITS[name](margins, correct)
+    if calibrator != "auto":
+        return FITS[calibrator](margins, correct)
+    fitted = SMOOTH[_choose(margins, correct, groups, seed)](margins, correct)
+    return CautiousCurve(fitted=fitted, counted=fit_venn_abers(margins, correct))
 
 
 def _choose(margins: Array, correct: Array, groups: NDArray[np.int64], seed: int) -> str:
     """Return the name of the curve to use."""
     folds = grouped_folds(correct, groups, seed=seed)
-    losses = {name: np.empty(len(correct)) for name in AUTO}
+    losses = {name: np.empty(len(correct)) for name in SMOOTH}
     for test in folds:
         for name, loss in losses.items():
-            curve = FITS[name](margins[~test], correct[~test])
+            curve = SMOOTH[name](margins[~test], correct[~test])
             keep = edge(int((~test).sum()))
             p = np.clip(curve.probabilities(margins[test]), keep, 1 - keep)
             loss[test] = -np.log(np.where(correct[test] > 0, p, 1 - p))
-    best = AUTO[0]
-    for name in AUTO[1:]:
+    best, *others = SMOOTH
+    for name in others:
         gain = losses[best] - losses[name]
         if gain.mean() > gain.std() / np.sqrt(len(gain)):
             best = name
@@ -191,15 +195,18 @@ class Fitted:
 
 
 def fit(labels: Labels, plan: Plan) -> Fitted:
-    """Fit model and curve to these rows as the plan says."""
+    """Fit model and curve to these rows as the plan says; adversarial rows teach the model, not the curve."""
     names = _signals(labels, plan)
     rows = labels.select(names)
     ridge, margins = _tuned(rows, plan) if len(names) > 1 else (RIDGES[0], None)
     model = _fit_model(rows, plan, ridge)
     if margins is None:
         margins = model.margins(rows.signals)
-    curve = fit_curve(margins, rows.correct, rows.groups, calibrator=plan.calibrator, seed=plan.seed)
-    return Fitted(model.pruned(), curve, edge(len(rows)))
+    honest = rows.honest
+    curve = fit_curve(
+        margins[honest], rows.correct[honest], rows.groups[honest], calibrator=plan.calibrator, seed=plan.seed
+    )
+    return Fitted(model.pruned(), curve, edge(int(honest.sum())))
 
 
 def out_of_fold(labels: Labels, plan: Plan) -> NDArray[np.float64]:
@@ -213,12 +220,15 @@ def out_of_fold(labels: Labels, plan: Plan) -> NDArray[np.float64]:
 def _signals(labels: Labels, plan: Plan) -> tuple[str, ...]:
     """Return the signals to use on these rows."""
     if plan.method == "fused":
-        return tuple(plan.required)
+        return _chosen(labels, plan)
     if plan.method != "best":
         return (plan.method,)
     directed = [name for name in plan.required if plan.sign(name)] or list(plan.required)
     values = labels.select(directed).signals
-    quality = {name: _ranking(values[:, j], labels.correct, plan.sign(name)) for j, name in enumerate(directed)}
+    honest = labels.honest
+    quality = {
+        name: _ranking(values[honest, j], labels.correct[honest], plan.sign(name)) for j, name in enumerate(directed)
+    }
     return (max(directed, key=quality.__getitem__),)
 
 
@@ -239,21 +249,81 @@ def _fit_model(labels: Labels, plan: Plan, ridge: float) -> FusedModel:
     )
 
 
+FAMILIES: tuple[frozenset[Family], ...] = (
+    frozenset({"text"}),
+    frozenset({"text", "embedding"}),
+    frozenset({"likelihood", "gradient"}),
+    frozenset({"text", "likelihood"}),
+    frozenset({"text", "likelihood", "forward"}),
+    frozenset({"text", "embedding", "likelihood"}),
+    frozenset({"text", "embedding", "likelihood", "forward"}),
+    frozenset({"text", "embedding", "likelihood", "gradient", "forward", "sampling"}),
+)
+"""Sets of families of signals that a fused model may be made of, the smaller first; the last has all."""
+FIRST_RIDGES = (3e-2, 3e-1)
+"""Penalties with which sets of families are compared."""
+
+
+def _chosen(labels: Labels, plan: Plan) -> tuple[str, ...]:
+    """Return the signals of the set of families that predicts best, by cross-validation.
+
+    A larger set replaces a smaller one only where it is better by more than one standard error of the paired
+    difference, so that weak signals cost no more than noise. Signals of the caller's own are in every set. With labels
+    of several data sets, signals that may count either way, such as the answer's length, are left out: they tell the
+    sets apart.
+    """
+    usable = [name for name in plan.required if plan.sign(name) or not labels.has_sources]
+    sets = [_of_families(usable, families) for families in FAMILIES]
+    candidates = [names for names in dict.fromkeys(sets) if names]
+    if len(candidates) == 1:
+        return candidates[0]
+    losses = {names: _losses(labels.select(names), plan) for names in candidates}
+    best, *larger = candidates
+    for names in larger:
+        gain, weights = losses[best] - losses[names], labels.weights
+        mean = np.average(gain, weights=weights)
+        error = np.sqrt(np.average((gain - mean) ** 2, weights=weights) / labels.honest.sum())
+        if mean > error:
+            best = names
+    return best
+
+
+def _of_families(names: Iterable[str], families: frozenset[Family]) -> tuple[str, ...]:
+    return tuple(name for name in names if (signal := signal_of(name)) is None or signal.family in families)
+
+
+def _losses(labels: Labels, plan: Plan) -> NDArray[np.float64]:
+    """Return each row's out-of-fold log-loss, with the better of a few penalties."""
+    margins = _out_of_fold_margins(labels, plan, FIRST_RIDGES)
+    losses = [_row_losses(margin, labels) for margin in margins.values()]
+    return min(losses, key=lambda loss: float(np.average(loss, weights=labels.weights)))
+
+
 def _tuned(labels: Labels, plan: Plan) -> tuple[float, NDArray[np.float64]]:
     """Return the penalty with the lowest cross-validated log-loss, and its out-of-fold margins."""
-    folds = grouped_folds(labels.correct, labels.groups, seed=plan.seed + 1)
-    margins = {ridge: np.empty(len(labels)) for ridge in RIDGES}
-    for test in folds:
-        train = labels.take(~test)
-        for ridge in RIDGES:
-            margins[ridge][test] = _fit_model(train, plan, ridge).margins(labels.signals[test])
-    best = min(RIDGES, key=lambda ridge: _recalibrated_loss(margins[ridge], labels.correct))
+    margins = _out_of_fold_margins(labels, plan, RIDGES)
+    best = min(RIDGES, key=lambda r: float(np.average(_row_losses(margins[r], labels), weights=labels.weights)))
     return best, margins[best]
 
 
-def _recalibrated_loss(margins: NDArray[np.float64], correct: NDArray[np.float64]) -> float:
-    """Return the log-loss after Platt scaling: a penalty shrinks margins, which the calibration curve undoes anyway."""
-    return log_loss(fit_platt(margins, correct).probabilities(margins), correct)
+def _out_of_fold_margins(labels: Labels, plan: Plan, ridges: Sequence[float]) -> dict[float, NDArray[np.float64]]:
+    """Return for each penalty the margin of each row from a fit on the rows of other groups."""
+    margins = {ridge: np.empty(len(labels)) for ridge in ridges}
+    for test in labels.folds(plan.seed + 1):
+        train = labels.take(~test)
+        for ridge in ridges:
+            margins[ridge][test] = _fit_model(train, plan, ridge).margins(labels.signals[test])
+    return margins
+
+
+def _row_losses(margins: NDArray[np.float64], labels: Labels) -> NDArray[np.float64]:
+    """Return the log-loss of each row after Platt scaling on the honest ones.
+
+    A penalty shrinks margins, which the calibration curve undoes anyway.
+    """
+    honest = labels.honest
+    p = fit_platt(margins[honest], labels.correct[honest]).probabilities(margins)
+    return log_losses(p, labels.correct)
 
 
 REQUIRED_SHARE = 0.95
@@ -274,15 +344,20 @@ def fit_profile(  # noqa: PLR0913 - the options of the command, each with a defa
     held_out: float = 0.0,
     draws: int = 1_000,
     max_rows: int = MAX_ROWS,
+    simpler: bool = False,
     seed: int = 0,
 ) -> Profile:
     """Return a profile fitted on labelled scores, with out-of-sample evidence.
+
+    Where the rows have signals of meaning, it holds a second fit without them, for answers that come without. Rows that
+    are `adversarial` teach the fit at a small weight; the curve, thresholds and evidence rest on the others.
 
     Args:
         rows: labelled scores of one model and setting; read once, any number.
         name: name of the profile.
         method: `fused`, or the name of one signal. Below 50 labels `fused` becomes the best single score.
-        calibrator: calibration curve; `auto` picks among Platt, beta and isotonic by cross-validated log-loss.
+        calibrator: calibration curve; `auto` picks among Platt, beta and isotonic by cross-validated log-loss, and
+            takes the lower of it and Venn-Abers.
         directions: signal -> 1 (a higher value may only raise confidence), -1 (only lower it) or 0; overrides the
             built-in table.
         fingerprint: what the signals depend on, for rows without a fingerprint.
@@ -292,6 +367,7 @@ def fit_profile(  # noqa: PLR0913 - the options of the command, each with a defa
             use every label but come from models fitted on four fifths of them.
         draws: bootstrap resamples of the evidence.
         max_rows: rows kept of a longer stream.
+        simpler: also hold a fit on the signals of texts alone, for scores of other models.
         seed: seed of sample, folds and bootstrap; equal input and seed give an equal profile.
 
     Raises:
@@ -301,37 +377,94 @@ def fit_profile(  # noqa: PLR0913 - the options of the command, each with a defa
         SignalUnavailableError: the signal of `method` is not in the rows.
     """
     labels = collect(rows, fingerprint=fingerprint, max_rows=max_rows, seed=seed)
-    check_enough(labels.correct, labels.groups)
-    required = _usable(labels, method)
-    needed = labels.select([name for name, is_needed in required.items() if is_needed]).signals
-    complete: NDArray[np.bool_] = np.all(np.isfinite(needed), axis=1)
-    n_dropped = int((~complete).sum())
-    labels = labels.take(complete)
-    check_enough(labels.correct, labels.groups)
-    plan = Plan(
-        method=_method(method, labels),
+    _check(labels)
+    settings = Settings(
+        method=method,
         calibrator=calibrator,
-        required=required,
         directions=dict(directions or {}),
+        expires=expires,
+        held_out=held_out,
+        draws=draws,
         seed=seed,
     )
-    fitted, pairs, evidence = _carry_out(labels, plan, held_out, draws)
+    profile: Profile | None = None
+    for title, families in reversed(_fits(labels, method, simpler=simpler)):
+        names = _of_families(labels.names, families) if families else labels.names
+        fitted = _profile(labels.select(names), f"{name}{title}", settings)
+        profile = fitted.model_copy(update={"simpler": profile})
+    if profile is None:  # pragma: no cover - there is always the first fit
+        raise AssertionError
+    return profile
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """The options of `fit_profile`, which are the same for every fit of a profile."""
+
+    method: str
+    calibrator: CalibratorName
+    directions: Mapping[str, int]
+    expires: datetime | None
+    held_out: float
+    draws: int
+    seed: int
+
+
+WITHOUT_MEANING: frozenset[Family] = frozenset({"text", "likelihood", "gradient", "forward"})
+TEXTS_ONLY: frozenset[Family] = frozenset({"text"})
+
+
+def _fits(labels: Labels, method: str, *, simpler: bool) -> list[tuple[str, frozenset[Family] | None]]:
+    """Return what each fit of a profile is called and made of, the richest first; `None` is all signals."""
+    fits: list[tuple[str, frozenset[Family] | None]] = [("", None)]
+    if method != "fused":
+        return fits
+    families = {found.family for name in labels.names if (found := signal_of(name)) is not None}
+    if "embedding" in families and families - {"embedding"}:
+        fits.append((", without embeddings", WITHOUT_MEANING))
+    if simpler and "text" in families and families - {"embedding", "text"}:
+        fits.append((", texts only", TEXTS_ONLY))
+    return fits
+
+
+def _check(labels: Labels) -> None:
+    honest = labels.honest
+    check_enough(labels.correct[honest], labels.groups[honest])
+
+
+def _profile(labels: Labels, name: str, settings: Settings) -> Profile:
+    """Return one fit, without simpler ones."""
+    required = _usable(labels, settings.method)
+    needed = labels.select([signal for signal, is_needed in required.items() if is_needed]).signals
+    complete: NDArray[np.bool_] = np.all(np.isfinite(needed), axis=1)
+    n_dropped = int((~complete & labels.honest).sum())
+    labels = labels.take(complete)
+    _check(labels)
+    honest = labels.take(labels.honest)
+    plan = Plan(
+        method=_method(settings.method, honest),
+        calibrator=settings.calibrator,
+        required=required,
+        directions=settings.directions,
+        seed=settings.seed,
+    )
+    fitted, pairs, evidence = _carry_out(labels, plan, settings.held_out, settings.draws)
     return Profile(
         name=name,
-        expires_at=expires,
+        expires_at=settings.expires,
         fingerprint=labels.fingerprint,
         method="fused" if plan.method == "fused" else fitted.model.names[0],
         model=fitted.model,
         curve=fitted.curve,
         edge=fitted.edge,
-        n_labels=len(labels),
+        n_labels=len(honest),
         n_dropped=n_dropped,
         n_seen=labels.n_seen,
-        base_rate=float(labels.correct.mean()),
+        base_rate=float(honest.correct.mean()),
         evidence=evidence,
-        reference=reference_of(fitted.model, labels),
+        reference=reference_of(fitted.model, honest),
         pairs=pairs,
-        notes=_notes(method, plan, labels, n_dropped),
+        notes=_notes(settings.method, plan, labels, n_dropped),
     )
 
 
@@ -370,13 +503,22 @@ def _carry_out(labels: Labels, plan: Plan, held_out: float, draws: int) -> tuple
     if held_out > 0:
         test = grouped_folds(labels.correct, labels.groups, seed=plan.seed, n_folds=max(2, round(1 / held_out)))[0]
         train, unseen = labels.take(~test), labels.take(test)
-        check_enough(train.correct, train.groups)
+        _check(train)
         fitted = fit(train, plan)
         confidence = fitted.confidences(unseen)
     else:
         unseen, fitted = labels, fit(labels, plan)
         confidence = out_of_fold(labels, plan)
+    adversarial, threshold = adversarial_evidence(confidence, unseen)
+    honest = unseen.honest
+    confidence, unseen = confidence[honest], unseen.take(honest)
     evidence = measure(confidence, unseen, directions=plan.directions, draws=draws, seed=plan.seed)
+    left_out = left_out_evidence(
+        labels, lambda rest, judged: fit(rest, plan).confidences(judged), draws=draws, seed=plan.seed
+    )
+    evidence = evidence.model_copy(
+        update={"adversarial": adversarial, "adversarial_threshold": threshold, "left_out": left_out}
+    )
     return fitted, _pairs(confidence, unseen, held_out=held_out > 0), evidence
 
 
@@ -395,12 +537,17 @@ def _notes(method: str, plan: Plan, labels: Labels, n_dropped: int) -> tuple[str
     """Describe the choices made while fitting."""
     notes: list[str] = []
     if plan.method == "best":
-        notes.append(f"{len(labels)} labels are fewer than {MIN_FUSED}: the best single score instead of {method}")
+        notes.append(
+            f"{int(labels.honest.sum())} labels are fewer than {MIN_FUSED}: the best single score instead of {method}"
+        )
     if n_dropped:
         notes.append(f"{n_dropped} rows left out: a required signal was missing, NaN or infinite")
     unused = [n for n in labels.names if n not in plan.required]
     if unused and method == "fused":
         notes.append(f"not used (constant, or missing in over half of the rows): {', '.join(unused)}")
+    n_made = int((~labels.honest).sum())
+    if n_made:
+        notes.append(f"{n_made} answers that were made to look right taught the fit at a small weight")
     if labels.n_seen > len(labels) + n_dropped:
         notes.append(f"a uniform sample of {len(labels) + n_dropped} of {labels.n_seen} rows was used")
     return tuple(notes)

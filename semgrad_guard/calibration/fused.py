@@ -132,8 +132,9 @@ def fit_fused(labels: Labels, *, signs: Sequence[int], required: Sequence[bool],
         required: whether each signal must be there when the model is applied.
         ridge: strength of the penalty on standardised coefficients.
     """
-    columns = [standardiser(name, labels.signals[:, j], required=required[j]) for j, name in enumerate(labels.names)]
+    honest = labels.signals[labels.honest]
+    columns = [standardiser(name, honest[:, j], required=required[j]) for j, name in enumerate(labels.names)]
     design = np.stack([_filled(c, labels.signals[:, j]) for j, c in enumerate(columns)], axis=1)
-    weights, intercept = fit_logistic(design, labels.correct, signs=signs, ridge=ridge)
+    weights, intercept = fit_logistic(design, labels.correct, signs=signs, ridge=ridge, weights=labels.weights)
     fitted = [c.model_copy(update={"weight": float(w)}) for c, w in zip(columns, weights, strict=True)]
     return FusedModel(columns=tuple(fitted), intercept=intercept)

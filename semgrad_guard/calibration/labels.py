@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from semgrad_guard.calibration.fitting_scores import differences
 from semgrad_guard.errors import CalibrationError, MixedScoresError, OneClassError, TooFewLabelsError
 
 if TYPE_CHECKING:
@@ -60,6 +61,10 @@ def grouped_folds(
     return [fold_of_group[index] == fold for fold in range(n_folds)]
 
 
+ADVERSARIAL_SHARE = 0.3
+"""Weight of all adversarial answers together, as a share of the honest ones': enough to teach, too little to decide."""
+MIN_SOURCES = 3
+"""From so many data sets on, a fit is chosen by what carries over from the others to each."""
 MAX_ROWS = 10_000
 """Most rows kept for fitting, a uniform sample of more: enough for twenty coefficients, and memory stays bounded."""
 
@@ -75,6 +80,12 @@ class LabelledScore:
     group: str | None = None
     """Question or page that the answer belongs to; folds and bootstraps never split a group. `None`: a separate one."""
     tags: frozenset[str] = frozenset()
+    source: str | None = None
+    """Data set that the answer belongs to; where there are several, evidence is given for each left out in turn."""
+    author: str | None = None
+    """Model that wrote the answer, where known."""
+    adversarial: str | None = None
+    """Kind of an answer that was made to look right; such answers teach the fit, and are no evidence for it."""
 
     @classmethod
     def of(
@@ -106,10 +117,40 @@ class Labels:
     fingerprint: Fingerprint
     n_seen: int
     """Rows read, including those that the sample left out."""
+    sources: tuple[str | None, ...] = ()
+    """Data set of each answer; empty where none has one."""
+    authors: tuple[str | None, ...] = ()
+    """Author of each answer; empty where none is known."""
+    kinds: tuple[str | None, ...] = ()
+    """Kind of each adversarial answer, `None` for an honest one; empty where all are honest."""
+
+    @property
+    def honest(self) -> NDArray[np.bool_]:
+        """True for each answer that was given, not made to look right."""
+        return np.array([kind is None for kind in self.kinds] or [True] * len(self), dtype=bool)
+
+    @property
+    def weights(self) -> NDArray[np.float64]:
+        """Weight of each answer in a fit: 1, and together `ADVERSARIAL_SHARE` of the honest for adversarial ones."""
+        honest = self.honest
+        made = max(1, int((~honest).sum()))
+        return np.where(honest, 1.0, min(1.0, ADVERSARIAL_SHARE * honest.sum() / made))
 
     def __len__(self) -> int:
         """Return the number of rows."""
         return len(self.correct)
+
+    @property
+    def has_sources(self) -> bool:
+        """True where the rows name enough data sets to leave each out in turn."""
+        return len(set(self.sources) - {None}) >= MIN_SOURCES
+
+    def folds(self, seed: int) -> list[NDArray[np.bool_]]:
+        """Return the test rows of each fold in which a fit is chosen: the data sets, or groups of questions."""
+        if not self.has_sources:
+            return grouped_folds(self.correct, self.groups, seed=seed)
+        sources = np.array([source or "" for source in self.sources])
+        return [sources == source for source in sorted(set(sources))]
 
     def take(self, rows: NDArray[np.bool_]) -> Labels:
         """Return some of the rows."""
@@ -122,20 +163,15 @@ class Labels:
             tags=tuple(self.tags[i] for i in index),
             fingerprint=self.fingerprint,
             n_seen=self.n_seen,
+            sources=tuple(self.sources[i] for i in index) if self.sources else (),
+            authors=tuple(self.authors[i] for i in index) if self.authors else (),
+            kinds=tuple(self.kinds[i] for i in index) if self.kinds else (),
         )
 
     def select(self, names: Sequence[str]) -> Labels:
         """Return the same rows with some of the signals."""
         columns = [self.names.index(name) for name in names]
-        return Labels(
-            names=tuple(names),
-            signals=self.signals[:, columns],
-            correct=self.correct,
-            groups=self.groups,
-            tags=self.tags,
-            fingerprint=self.fingerprint,
-            n_seen=self.n_seen,
-        )
+        return replace(self, names=tuple(names), signals=self.signals[:, columns])
 
 
 def collect(
@@ -178,6 +214,9 @@ def collect(
         tags=tuple(row.tags for row in kept),
         fingerprint=fingerprint,
         n_seen=n_seen,
+        sources=tuple(row.source for row in kept) if any(row.source for row in kept) else (),
+        authors=tuple(row.author for row in kept) if any(row.author for row in kept) else (),
+        kinds=tuple(row.adversarial for row in kept) if any(row.adversarial for row in kept) else (),
     )
 
 
@@ -191,21 +230,11 @@ def _sample(
     for row in rows:
         n_seen += 1
         if row.fingerprint is not None and row.fingerprint != fingerprint:
-            if fingerprint is not None:
-                raise MixedScoresError(n_seen, differences(fingerprint, row.fingerprint))
-            fingerprint = row.fingerprint
+            if fingerprint is not None and (found := differences(fingerprint, row.fingerprint)):
+                raise MixedScoresError(n_seen, found)
+            fingerprint = fingerprint or row.fingerprint
         if len(kept) < max_rows:
             kept.append(row)
         elif (place := rng.randrange(n_seen)) < max_rows:
             kept[place] = row
     return kept, n_seen, fingerprint
-
-
-def differences(expected: Fingerprint, found: Fingerprint) -> tuple[str, ...]:
-    """Describe every field in which two fingerprints differ."""
-    fields = ("model", "dtype", "template", "settings", "proxy")
-    return tuple(
-        f"{field} {getattr(found, field)!r} instead of {getattr(expected, field)!r}"
-        for field in fields
-        if getattr(found, field) != getattr(expected, field)
-    )

@@ -60,6 +60,33 @@ def _mean(values: Array, weights: Array) -> Array:
     return _ratio(weights @ values, weights.sum(axis=1))
 
 
+def share_right_above(threshold: float) -> Metric:
+    """Return the metric: share of right answers among those with at least this confidence; NaN where there are none."""
+
+    def right_above(confidence: Array, correct: Array, weights: Array) -> Array:
+        taken = weights * (confidence >= threshold)
+        return _ratio(taken @ correct, taken.sum(axis=1))
+
+    return Metric(right_above)
+
+
+def auroc_within(confidence: Array, correct: Array, kinds: NDArray[np.int64]) -> float:
+    """Return the probability that a right answer is surer than a wrong one of the same kind, ties counting half.
+
+    Args:
+        confidence: of each answer.
+        correct: 1 or 0 for each.
+        kinds: the kind of each answer, such as its question or its author; pairs of two kinds are not compared.
+    """
+    won = pairs = 0.0
+    for kind in np.unique(kinds):
+        rows = kinds == kind
+        right, wrong = confidence[rows & (correct > 0)], confidence[rows & (correct == 0)]
+        won += float((right[:, None] > wrong).sum() + 0.5 * (right[:, None] == wrong).sum())
+        pairs += len(right) * len(wrong)
+    return won / pairs if pairs else float("nan")
+
+
 def _tied(ordered: Array) -> NDArray[np.int64]:
     """Return where each run of equal values starts."""
     return np.flatnonzero(np.append(True, ordered[1:] != ordered[:-1]))
@@ -156,11 +183,16 @@ def brier(confidence: Array, correct: Array, weights: Array) -> Array:
     return _mean((confidence - correct) ** 2, weights)
 
 
+def log_losses(confidence: Array, correct: Array) -> Array:
+    """Return the negative log-probability of each true label, in nats."""
+    p: Array = np.clip(np.where(correct > 0, confidence, 1 - confidence), SMALLEST, 1.0)
+    return -np.log(p)
+
+
 @Metric
 def log_loss(confidence: Array, correct: Array, weights: Array) -> Array:
     """Return the mean negative log-probability of the true labels, in nats; lower is better."""
-    p = np.clip(np.where(correct > 0, confidence, 1 - confidence), SMALLEST, 1.0)
-    return _mean(-np.log(p), weights)
+    return _mean(log_losses(confidence, correct), weights)
 
 
 def expected_calibration_error(bins: Literal["mass", "width"] = "mass", n_bins: int = N_BINS) -> Metric:

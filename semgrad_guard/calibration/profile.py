@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import tempfile
 from importlib import resources
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 from pydantic import AwareDatetime, Field, ValidationError, model_validator
 
 from semgrad_guard.calibration.curves import Curve
+from semgrad_guard.calibration.fitting_scores import band_in, embedder_in, position_in
 from semgrad_guard.calibration.fused import FusedModel
 from semgrad_guard.calibration.metrics import Interval
 from semgrad_guard.errors import ProfileFileError
@@ -21,15 +21,12 @@ from semgrad_guard.flow import Fingerprint, utc_now
 from semgrad_guard.wire import Frozen
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from datetime import datetime
 
     from numpy.typing import NDArray
 
 VERSION: Literal[1] = 1
-_POSITION = re.compile(r"position (-\d+)")
-_BAND = re.compile(r"blocks (\d+) to (\d+)")
-_EMBEDDER = re.compile(r", embedder (.+)$")
 
 
 class Evidence(Frozen):
@@ -44,6 +41,40 @@ class Evidence(Frozen):
     log_loss: Interval
     signals: dict[str, Interval] = Field(default_factory=dict)
     """AUROC of each single signal, oriented by its direction."""
+    adversarial: dict[str, AdversarialEvidence] = Field(default_factory=dict)
+    """Answers that were made to look right, by kind; empty where the fit had none."""
+    adversarial_threshold: float | None = None
+    """The confidence that lets `RIGHT_ACCEPTED` of the right answers through."""
+    left_out: dict[str, SourceEvidence] = Field(default_factory=dict)
+    """Each data set left out in turn; empty where the labels name fewer than three."""
+
+
+class AdversarialEvidence(Frozen):
+    """What answers of one kind that were made to look right get, from a fit that did not see their questions."""
+
+    n: int = Field(ge=1)
+    mean: float
+    """Mean confidence."""
+    accepted: float
+    """Share that is accepted at `Evidence.adversarial_threshold`."""
+
+
+class SourceEvidence(Frozen):
+    """How good the confidence is on one data set, from a fit on the other sets."""
+
+    n: int = Field(ge=1)
+    right: float
+    """Share of right answers."""
+    auroc: Interval
+    auroc_same_question: float | None = None
+    """AUROC over pairs of answers to the same question; `None` where there are none."""
+    auroc_same_author: float | None = None
+    """AUROC over pairs of answers of the same model; `None` where the authors are not known."""
+    ece: Interval
+    right_above: dict[str, Interval]
+    """Share of right answers among those with at least this confidence."""
+    baselines: dict[str, Interval]
+    """AUROC of what costs nothing: a shorter answer, a larger share of its words found in the passages."""
 
 
 class Reference(Frozen):
@@ -128,24 +159,32 @@ class Profile(Frozen):
     pairs: LabelPairs = LabelPairs(confidence=(), correct=(), group=())
     notes: tuple[str, ...] = ()
     """Choices made while fitting, in words."""
+    basis: str = ""
+    """What it was fitted on, in words; shown with every confidence where the answers are of other models."""
+    simpler: Profile | None = None
+    """The fit on fewer signals, for scores that lack what this one needs, such as signals of meaning."""
 
     @property
     def position(self) -> int | None:
         """Token position t* of the scores, counted from the prompt's end; `None` when the settings do not say it."""
-        found = _POSITION.search(self.fingerprint.settings)
-        return int(found[1]) if found else None
+        return position_in(self.fingerprint.settings)
 
     @property
     def band(self) -> tuple[int, int] | None:
         """First and last decoder block of SemGrad's layer band; `None` when the settings do not say it."""
-        found = _BAND.search(self.fingerprint.settings)
-        return (int(found[1]), int(found[2])) if found else None
+        return band_in(self.fingerprint.settings)
 
     @property
     def embedder(self) -> str | None:
         """Name of the embedder used for signals that compare meanings; `None` when there is none."""
-        found = _EMBEDDER.search(self.fingerprint.settings)
-        return found[1] if found else None
+        return embedder_in(self.fingerprint.settings)
+
+    def fits(self) -> Iterator[Profile]:
+        """Yield this fit and the simpler ones, the richest first."""
+        fit: Profile | None = self
+        while fit is not None:
+            yield fit
+            fit = fit.simpler
 
     def margin(self, signals: Mapping[str, float]) -> float:
         """Return the log-odds of one answer before calibration; every required signal must be present."""

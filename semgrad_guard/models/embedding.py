@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from importlib.util import find_spec
+from itertools import combinations
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -32,7 +33,7 @@ class Embedder(Protocol):
 
     @property
     def name(self) -> str:
-        """Name, which must change when the vectors do; a profile is valid for one name."""
+        """Name, for people; what an embedder is known by is what it does to a few probe texts."""
         ...
 
     def __call__(self, texts: Sequence[str]) -> Sequence[Sequence[float]] | NDArray[np.float64]:
@@ -74,6 +75,10 @@ class SentenceModel:
         return np.asarray(vectors, dtype=np.float64)
 
 
+PROBES = ("the cat sat on the mat", "a dog lay by the door", "interest rates rose in March", "the rate of interest")
+"""Texts whose likeness to each other tells one embedder from another."""
+
+
 class UnitVectors(Embedder):
     """Scales the vectors of an embedder to length 1, and caches them."""
 
@@ -82,11 +87,24 @@ class UnitVectors(Embedder):
         self._embedder, self._n_remembered = embedder, n_remembered
         self._vectors: OrderedDict[str, NDArray[np.float32]] = OrderedDict()
         self._lock = threading.Lock()
+        self._probed: str | None = None
 
     @property
     @override
     def name(self) -> str:
         return self._embedder.name
+
+    @property
+    def fingerprint(self) -> str:
+        """Name, and the cosines between the probe texts, which tell one embedder from another whatever its name."""
+        if self._probed is None:
+            try:
+                vectors = self(PROBES)
+            except Exception:  # noqa: BLE001 - the embedder is foreign code, and answers are scored without it
+                return self.name
+            cosines = [f"{vectors[i] @ vectors[j]:.3f}" for i, j in combinations(range(len(PROBES)), 2)]
+            self._probed = f"{self.name} [{' '.join(cosines)}]"
+        return self._probed
 
     @override
     def __call__(self, texts: Sequence[str]) -> NDArray[np.float64]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 import time
 from dataclasses import dataclass, replace
@@ -10,15 +11,17 @@ from typing import TYPE_CHECKING, Literal
 
 from semgrad_guard.errors import (
     ContextTooLongError,
+    EmbeddingFailedError,
     EmptyAnswerError,
     ForeignTokensError,
     PositionOutsidePromptError,
     ScoringError,
     ScoringSettingError,
 )
-from semgrad_guard.flow import Exchange, Fingerprint, Score, SpanScore
+from semgrad_guard.flow import Exchange, Fingerprint, Message, Score, SpanScore
 from semgrad_guard.models.embedding import UnitVectors
 from semgrad_guard.models.generate import ending
+from semgrad_guard.scoring.claims import PassageTexts
 from semgrad_guard.scoring.forward_signals import context_gain, p_true
 from semgrad_guard.scoring.layout import Tokens, default_position
 from semgrad_guard.scoring.measure import (
@@ -41,13 +44,33 @@ if TYPE_CHECKING:
 
     from torch import nn
 
+    from semgrad_guard.flow import Passage, Prompt
     from semgrad_guard.models import Generated, KeptCache, LocalModel
     from semgrad_guard.models.embedding import Embedder
     from semgrad_guard.scoring.measure import Measure, PartMeasure
     from semgrad_guard.scoring.spans import PlacedSpan
 
+_log = logging.getLogger("semgrad_guard")
+
 CUT_OFF = frozenset({"length", "max_tokens", "stop_sequence", "cancelled", "content_filter"})
 """Values of the metadata key `finish_reason` for answers that the model did not end by itself."""
+
+
+def proxy_prompt(question: str, passages: Sequence[Passage]) -> Prompt:
+    """Return what a proxy reads of an exchange: the passages and the question, whatever prompt the other model had.
+
+    So an answer has one confidence wherever in a chain, agent or engine it is judged.
+    """
+    parts = [passage.text.strip() for passage in passages] + [question.strip()]
+    return (Message("user", "\n\n".join(part for part in parts if part)),)
+
+
+def _as_read(exchange: Exchange) -> Exchange:
+    """Return the exchange with the prompt that the scoring model reads."""
+    question = exchange.question or ""
+    if exchange.on_policy or exchange.prompt_ids is not None or not question.strip():
+        return exchange
+    return replace(exchange, prompt=proxy_prompt(question, exchange.passages))
 
 
 def read_exchange(model: LocalModel, exchange: Exchange) -> Tokens:
@@ -55,8 +78,9 @@ def read_exchange(model: LocalModel, exchange: Exchange) -> Tokens:
 
     A re-tokenised answer of a chat model gets the end-of-turn token, because complete answers end with it, unless the
     exchange's metadata has a `finish_reason` that says otherwise. A base model's answer gets none: it was cut by a stop
-    text or a limit. A prompt for another model is put into the scoring model's chat template; a prompt that this model
-    read is used unchanged.
+    text or a limit; nor does the answer of another model, of which only the text is known. A prompt that this model
+    read is used unchanged; of another model's exchange, passages and question are read, or where the question is not
+    known its prompt, in the scoring model's chat template.
 
     Raises:
         EmptyAnswerError, EmptyPromptError, ContextTooLongError, ForeignTokensError: the exchange cannot be scored.
@@ -69,7 +93,7 @@ def read_exchange(model: LocalModel, exchange: Exchange) -> Tokens:
     if answer is None:
         if not exchange.answer:
             raise EmptyAnswerError
-        ended = model.is_chat and exchange.metadata.get("finish_reason") not in CUT_OFF
+        ended = model.is_chat and exchange.on_policy and exchange.metadata.get("finish_reason") not in CUT_OFF
         answer = model.encode_answer(prompt, exchange.prompt, exchange.answer, ended=ended)
     _require_known(model, answer)
     tokens = Tokens(tuple(prompt), tuple(answer))
@@ -115,26 +139,37 @@ class Readout:
             found |= {} if chance is None else {"p_true": chance}
         return found
 
+    @property
+    def texts(self) -> str:
+        """How signals of texts are computed, for the fingerprint."""
+        return "by claim" if self._language == "en" else f"by claim in {self._language}"
+
     def text_signals(self, exchange: Exchange) -> dict[str, float]:
         """Return the signals that need no pass of the language model."""
-        return self._only({**self._of_text(exchange), **retrieval_signals(exchange.passages)})
+        read = PassageTexts.of(exchange, self._language)
+        return self._only({**self._of_text(exchange, read), **retrieval_signals(exchange.passages)})
 
     def spans(self, measured: Measure, exchange: Exchange, spans: Sequence[PlacedSpan]) -> tuple[SpanScore, ...]:
         """Return the scores of the parts of an answer, whose measures follow that of the whole."""
+        read = PassageTexts.of(exchange, self._language)
         return tuple(
             SpanScore(
                 span.start,
                 span.end,
-                self._of_part(measured, part) | self._only(self._of_text(exchange, span.text)),
+                self._of_part(measured, part) | self._only(self._of_text(exchange, read, span.text)),
             )
             for span, part in zip(spans, measured.parts[1:], strict=True)
         )
 
-    def _of_text(self, exchange: Exchange, answer: str | None = None) -> dict[str, float]:
-        found = grounding_signals(exchange, answer)
-        if self._embedder is not None:
-            found |= closeness_signals(exchange, self._embedder, self._language, answer)
-        return found
+    def _of_text(self, exchange: Exchange, read: PassageTexts, answer: str | None = None) -> dict[str, float]:
+        found = grounding_signals(exchange, answer, language=self._language, passages=read)
+        if self._embedder is None:
+            return found
+        try:
+            return found | closeness_signals(exchange, self._embedder, self._language, answer, passages=read)
+        except EmbeddingFailedError as error:
+            _log.warning("an answer is scored without its signals of meaning: %s", error)
+            return found
 
     def _of_part(self, measured: Measure, part: PartMeasure) -> dict[str, float]:
         return self._only({**gradient_signals(measured, part, self._position), **likelihood_signals(measured, part)})
@@ -244,7 +279,7 @@ class SemGradScorer:
             dtype=self._model.dtype,
             template=self._model.template_digest,
             settings=f"position {self._position}, blocks {band.first} to {band.last}, by {self._granularity}"
-            + (f", embedder {self._embedder.name}" if self._embedder else ""),
+            f", texts {self._readout.texts}" + (f", embedder {self._embedder.fingerprint}" if self._embedder else ""),
             proxy=proxy,
         )
 
@@ -358,6 +393,7 @@ class SemGradScorer:
         return [found[number] for number in range(len(exchanges))]
 
     def _prepared(self, exchange: Exchange) -> _Task:
+        exchange = _as_read(exchange)
         tokens = read_exchange(self._model, exchange)
         if -self._position > len(tokens.prompt):
             raise PositionOutsidePromptError(self._position, len(tokens.prompt))

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from semgrad_guard.errors import EmbeddingFailedError
-from semgrad_guard.scoring.spans import sentence_spans
-from semgrad_guard.scoring.words import claimed_words, content_of, content_words, longest_common_run, words
+from semgrad_guard.scoring.claims import PassageTexts, claim_signals, claims_of, of_answer
+from semgrad_guard.scoring.words import claimed_words, content_words
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,66 +23,32 @@ if TYPE_CHECKING:
 
     Array = NDArray[np.float64]
 
-NEARBY = 40
-"""How many words before and after an answer word count as near it: two or three sentences."""
 
-
-def grounding_signals(exchange: Exchange, answer: str | None = None) -> dict[str, float]:
+def grounding_signals(
+    exchange: Exchange, answer: str | None = None, *, language: str = "en", passages: PassageTexts | None = None
+) -> dict[str, float]:
     """Return the signals that compare the answer's words with passages and question, by their names in `signals`.
 
     Args:
-        exchange: the exchange with the prompt's passages; without any, only the echo of the question is counted.
+        exchange: the exchange with the prompt's passages; without any, only the answer itself and its echo of the
+            question are counted.
         answer: a part of the answer; `None` is the whole.
+        language: two-letter code, for finding sentences.
+        passages: the exchange's passages, where they are read for several parts.
     """
     text = exchange.answer if answer is None else answer
-    question_words = content_words(exchange.question or "")
-    answer_words = content_words(text)
-    found: dict[str, float] = {}
+    question = exchange.question or ""
+    read = passages or PassageTexts.of(exchange, language)
+    found = claim_signals(question, text, read, language)
+    question_words, answer_words = content_words(question), content_words(text)
     if answer_words and question_words:
         found["answer_echo"] = len(answer_words & question_words) / len(answer_words)
-    if not exchange.passages:
-        return found
-    passages = [words(passage.text) for passage in exchange.passages]
-    vocabularies = [content_of(passage) for passage in passages]
-    found["copied_span"] = _copied_span(words(text), passages)
-    new = answer_words - question_words
-    claimed = claimed_words(text, exchange.question or "")
-    if claimed:
-        texts = vocabularies if new else [set(passage) for passage in passages]
-        found["grounding"] = len(claimed & set[str]().union(*texts)) / len(claimed)
-        found["passage_support"] = sum(claimed <= vocabulary for vocabulary in texts) / len(texts)
-    if question_words:
-        fullest = max(vocabularies, key=lambda vocabulary: (len(new & vocabulary), len(question_words & vocabulary)))
-        found["question_overlap"] = len(question_words & fullest) / len(question_words)
-        if claimed:
-            found["question_nearby"] = _question_nearby(question_words, claimed, passages)
+    if read.texts:
+        claimed = claimed_words(text, question)
+        found["grounding"] = len(claimed & read.all_words) / max(1, len(claimed))
+    if exchange.passages:
+        found["suspicious_passages"] = float(read.n_suspicious)
     return found
-
-
-def _question_nearby(question: set[str], claimed: set[str], passages: Sequence[Sequence[str]]) -> float:
-    """Return how much of the question is near the answer's words, at the best place in the passages.
-
-    A question word counts more the fewer passages contain it: ln(1 + passages / passages with it).
-    """
-    vocabularies = [set(passage) for passage in passages]
-    n_with = {word: sum(word in vocabulary for vocabulary in vocabularies) for word in question}
-    weight = {word: math.log1p(len(passages) / max(n, 0.5)) for word, n in n_with.items()}
-    total = sum(weight.values())
-    best = 0.0
-    for passage in passages:
-        for place in (i for i, word in enumerate(passage) if word in claimed):
-            around = set(passage[max(0, place - NEARBY) : place + NEARBY + 1])
-            of_question = sum(weight[word] for word in (question & around) - claimed) / total
-            best = max(best, of_question * len(claimed & around) / len(claimed))
-    return best
-
-
-def _copied_span(answer: Sequence[str], passages: Sequence[Sequence[str]]) -> float:
-    """Return the longest run of answer words found in a passage, as a share of the answer's words."""
-    if not answer:
-        return 0.0
-    longest = max(longest_common_run(answer, passage) for passage in passages)
-    return longest / len(answer)
 
 
 _COMPARED = 10
@@ -111,49 +77,64 @@ def retrieval_signals(passages: Sequence[Passage]) -> dict[str, float]:
 
 
 def closeness_signals(
-    exchange: Exchange, embedder: Embedder, language: str = "en", answer: str | None = None
+    exchange: Exchange,
+    embedder: Embedder,
+    language: str = "en",
+    answer: str | None = None,
+    *,
+    passages: PassageTexts | None = None,
 ) -> dict[str, float]:
-    """Return the signals that compare meanings, by their names in `signals`; none without question, answer or passages.
+    """Return the signals that compare meanings, by their names in `signals`; none without answer or passages.
+
+    The weakest claim counts, as in `claims.claim_signals`.
 
     Args:
         exchange: the exchange with question and passages.
         embedder: returns vectors of length 1.
         language: two-letter code, for finding sentences.
         answer: a part of the answer; `None` is the whole.
+        passages: the exchange's passages, where they are read for several parts.
 
     Raises:
         EmbeddingFailedError: the embedder raised an error, or did not return vectors.
     """
     text = (exchange.answer if answer is None else answer).strip()
     question = (exchange.question or "").strip()
-    passages = [passage.text for passage in exchange.passages if passage.text.strip()]
-    if not (text and question and passages):
+    read = passages or PassageTexts.of(exchange, language)
+    if not (text and any(passage.strip() for passage in read.texts)):
         return {}
-    answer_sentences = [f"{question} {part}" for part in _sentences(text, language)]
-    passage_sentences = [sentence for passage in passages for sentence in _sentences(passage, language)]
-    claimed = claimed_words(text, question)
-    parts = _vectors(embedder, [question], answer_sentences, passage_sentences, passages)
-    question_v, answer_v, read_v, passage_v = parts[0][0], *parts[1:]
-    near = passage_v @ question_v
-    shares = _share(claimed, passages)
-    best = int(np.lexsort((near, shares))[-1])
-    found = {
-        "support_similarity": float((_share(claimed, passage_sentences) * (read_v @ question_v)).max()),
-        "passage_similarity": float((shares * near).max()),
-        "answer_similarity": float((answer_v @ read_v.T).max(axis=1).min()),
+    claims = [claim.text for claim in claims_of(text, question, language)]
+    sentences = [sentence.text for sentence in read.sentences]
+    asking = [question, *(f"{question} {claim}" for claim in claims)] if question else []
+    claim_v, asking_v, sentence_v, passage_v = _vectors(embedder, claims, asking, sentences, read.texts)
+    found = {"claim_similarity": float((claim_v @ sentence_v.T).max(axis=1).min())}
+    if not question:
+        return found
+    question_v, answer_v = asking_v[0], asking_v[1:]
+    near, near_sentence = passage_v @ question_v, sentence_v @ question_v
+    claimed = [claimed_words(claim, question) for claim in claims]
+    in_passages = [_shares(new, read.vocabularies) for new in claimed]
+    in_sentences = [_shares(new, [sentence.words for sentence in read.sentences]) for new in claimed]
+    copies = [read.is_copy(claim) for claim in claims]
+    found |= {
+        "support_similarity": of_answer([float((s * near_sentence).max()) for s in in_sentences], copies),
+        "passage_similarity": of_answer([float((s * near).max()) for s in in_passages], copies),
+        "answer_similarity": float((answer_v @ sentence_v.T).max(axis=1).min()),
     }
-    if len(passages) > 1:
-        found["support_margin"] = float(near[best] - np.delete(near, best).max())
+    if len(read.texts) > 1:
+        found["support_margin"] = of_answer([_margin(s, near) for s in in_passages], copies)
     return found
 
 
-def _sentences(text: str, language: str) -> list[str]:
-    return [text[start:end] for start, end in sentence_spans(text, language)] or [text]
+def _margin(shares: Array, near: Array) -> float:
+    """Return how much nearer to the question the passage fullest of a claim's words is than the next best."""
+    best = int(np.lexsort((near, shares))[-1])
+    return float(near[best] - np.delete(near, best).max())
 
 
-def _share(claimed: set[str], texts: Sequence[str]) -> Array:
+def _shares(claimed: set[str], texts: Sequence[set[str] | frozenset[str]]) -> Array:
     """Return the share of the claimed words found in each text."""
-    return np.array([len(claimed.intersection(words(text))) / max(1, len(claimed)) for text in texts])
+    return np.array([len(claimed & text) / max(1, len(claimed)) for text in texts])
 
 
 def _vectors(embedder: Embedder, *groups: Sequence[str]) -> list[Array]:

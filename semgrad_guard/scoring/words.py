@@ -20,11 +20,12 @@ _UNSPACED = (
 """Scripts written without spaces: every character counts as a word."""
 _FUNCTION_WORDS = frozenset(
     """
-    a about after all also an and any are as at be because been before being between both but by can could did do does
-    each for from had has have he her here him his how i if in into is it its itself just may me might more most must my
-    no nor not of on one only or other our out over own s same she should so some such t than that the their them then
-    there these they this those through to too under until up upon us very was we were what when where which while who
-    whom whose why will with would yes you your
+    a about after all also an and any are aren as at be because been before being between both but by can could couldn
+    did didn do does doesn don each for from had hadn has hasn have haven he her here him his how i if in into is isn
+    it its itself just ll may me might more most must my no nor not of on one only or other our out over own re s same
+    she should shouldn so some such t than that the their them then there these they this those through to too under
+    until up upon us ve very was wasn we were weren what when where which while who whom whose why will with would
+    wouldn yes you your
     """.split()  # noqa: SIM905 - a list would be a line each
 )
 """English words that carry no content; other languages' small words are mostly found in the passages anyway."""
@@ -70,12 +71,23 @@ def _number(word: str) -> str:
     return word.replace(",", "") if "," in grouped.group(0)[:4] else word.replace(".", "").replace(",", ".")
 
 
+ABOUT_ANSWERING = frozenset(
+    """
+    according answer answers asked based conclude conclusion context document documents following given hence here
+    information mentioned passage passages provided question questions response says short source sources stated states
+    summary text texts therefore thus
+    """.split()  # noqa: SIM905 - a list would be a line each
+)
+"""English words by which an answer speaks of itself and of what it was given; no passage need contain them."""
+
+
 def claimed_words(answer: str, question: str) -> set[str]:
     """Return the words that make an answer right or wrong: its content words that are not in the question.
 
-    If there are none, they are its other new words, as in "the symbol is P", or else all its words.
+    Words about answering do not count. If there are none, they are its other new words, as in "the symbol is P", or
+    else all its words.
     """
-    new = content_words(answer) - content_words(question)
+    new = content_words(answer) - content_words(question) - ABOUT_ANSWERING
     answer_words = set(words(answer))
     return new or answer_words - set(words(question)) or answer_words
 
@@ -90,3 +102,58 @@ def longest_common_run(left: Sequence[str], right: Sequence[str]) -> int:
         runs = {j: runs.get(j - 1, 0) + 1 for j in places.get(word, ())}
         best = max(best, *runs.values()) if runs else best
     return best
+
+
+NEGATIONS = frozenset(
+    """
+    cannot deny denied denies false falsely hardly incorrect incorrectly neither never no nobody none nor not nothing
+    nowhere untrue without wrong wrongly
+    """.split()  # noqa: SIM905 - a list would be a line each
+)
+"""English words that deny."""
+_SHORT_NOT = re.compile(r"n['\u2019]t\b", re.IGNORECASE)
+
+
+def is_negated(text: str) -> bool:
+    """Return whether an English text denies: it has an odd number of negations."""
+    return (sum(word in NEGATIONS for word in words(text)) + len(_SHORT_NOT.findall(text))) % 2 == 1
+
+
+_NUMBER_WORDS = {
+    word: str(number)
+    for number, word in enumerate(
+        """
+        two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen
+        eighteen nineteen twenty
+        """.split(),  # noqa: SIM905 - a list would be a line each
+        start=2,
+    )
+}
+
+
+def numbers(text: str) -> set[str]:
+    """Return the numbers of a text, English number words from two to twenty as digits."""
+    return {_NUMBER_WORDS.get(word, word) for word in words(text) if word in _NUMBER_WORDS or word[0].isdigit()}
+
+
+_MONEY = "$\u20ac\u00a3\u00a5"
+_UNIT = re.compile(rf"(\d[\d.,]*)[ \u00a0]?([^\W\d_]+|[%\u00b0{_MONEY}][^\W\d_]?)|([{_MONEY}])[ \u00a0]?(\d[\d.,]*)")
+
+
+def units(text: str) -> dict[str, set[str]]:
+    """Return the word or sign beside each number of a text, such as `{"5": {"kg"}}`, without function words."""
+    found: dict[str, set[str]] = {}
+    for after, unit, sign, before in _UNIT.findall(unicodedata.normalize("NFKC", text)):
+        number = (words(after or before) or [""])[0]
+        beside = (unit or sign).casefold()
+        if number and beside not in _FUNCTION_WORDS:
+            found.setdefault(number, set()).add(beside.rstrip("s") or beside)
+    return found
+
+
+_NAME = re.compile(r"(?<=[\w,;:)'\u2019] )[A-Z][\w\u2019'-]*")
+
+
+def names(text: str) -> set[str]:
+    """Return the words of a text that are written as names: with a capital, and not at the start of a sentence."""
+    return content_of([word for found in _NAME.findall(text) for word in words(found)])

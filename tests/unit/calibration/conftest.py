@@ -11,7 +11,9 @@ import pytest
 from semgrad_guard.calibration import LabelledScore, Profile, fit_profile
 from semgrad_guard.flow import Fingerprint, Score
 
-FINGERPRINT = Fingerprint(model="m1", dtype="float32", template="t1", settings="position=-3 band=upper")
+FINGERPRINT = Fingerprint(
+    model="m1", dtype="float32", template="t1", settings="position -3, blocks 15 to 29, by answer, texts by claim"
+)
 
 MakeRows = Callable[..., Iterator[LabelledScore]]
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
+from typing import Any
 
 import numpy as np
 import pytest
 
-from semgrad_guard.calibration import Profile, ProfileCalibrator
+from semgrad_guard.calibration import Profile, ProfileCalibrator, fit_profile
 from semgrad_guard.calibration.curves import log_odds
 from semgrad_guard.flow import Exchange, Fingerprint, Score, SpanScore
 from semgrad_guard.ports import Calibrator
@@ -41,21 +43,78 @@ def test_a_fitting_score_gets_a_probability(calibrator: ProfileCalibrator, score
     assert not confidence.label_free
 
 
+SETTINGS = "position -3, blocks 15 to 29, by answer, texts by claim"
+
+
 @pytest.mark.parametrize(
-    ("field", "value"),
-    [("model", "m2"), ("dtype", "bfloat16"), ("template", "t2"), ("settings", "position=-1"), ("proxy", True)],
+    ("change", "seen"),
+    [
+        ({"model": "m2"}, "model 'm2' instead of 'm1'"),
+        ({"dtype": "bfloat16"}, "dtype 'bfloat16' instead of 'float32'"),
+        ({"template": "t2"}, "template 't2' instead of 't1'"),
+        ({"proxy": True}, "proxy True instead of False"),
+        ({"settings": SETTINGS.replace("-3", "-1")}, "position -1 instead of -3"),
+        ({"settings": SETTINGS.replace("15", "12")}, "blocks (12, 29) instead of (15, 29)"),
+        ({"settings": SETTINGS.replace(", texts by claim", "")}, "texts 'of whole answers' instead of 'by claim'"),
+    ],
 )
-def test_any_difference_of_the_fingerprint_leaves_it_uncalibrated(
-    calibrator: ProfileCalibrator, score: MakeScore, field: str, value: object
+def test_a_difference_that_matters_leaves_it_uncalibrated(
+    calibrator: ProfileCalibrator, score: MakeScore, change: dict[str, Any], seen: str
 ) -> None:
     """A number from another model, precision, template, setting or author means something else."""
-    plain = score()
-    changed = {name: getattr(plain.fingerprint, name) for name in ("model", "dtype", "template", "settings", "proxy")}
-    other = score(fingerprint=Fingerprint(**{**changed, field: value}))
+    other = score(fingerprint=replace(score().fingerprint, **change))
     confidence = confidence_of(calibrator, other)
     assert confidence.value is None
-    assert field in confidence.why
-    assert repr(value) in confidence.why
+    assert seen in confidence.why
+
+
+@pytest.mark.parametrize(
+    ("method", "change", "fits"),
+    [
+        ("grounding", {"model": "m2", "dtype": "bfloat16", "template": "t2"}, True),
+        ("grounding", {"settings": SETTINGS.replace("-3", "-1")}, True),
+        ("grounding", {"settings": SETTINGS.replace("by claim", "by claim in de")}, False),
+        ("mean_nll", {"settings": SETTINGS.replace("-3", "-1").replace("15", "2")}, True),
+        ("mean_nll", {"settings": SETTINGS + ", embedder minilm [0.100 0.200]"}, True),
+        ("mean_nll", {"model": "m2"}, False),
+        ("semgrad", {"settings": SETTINGS.replace("-3", "-1")}, False),
+    ],
+)
+def test_only_what_its_own_signals_depend_on_matters(
+    rows: Any, score: MakeScore, method: str, change: dict[str, Any], fits: bool
+) -> None:
+    """Giving an embedder must not void a profile that uses none, nor another position one that counts words."""
+    profile = fit_profile(rows(60), name="one", method=method, draws=20)
+    found = confidence_of(ProfileCalibrator(profile), score(fingerprint=replace(score().fingerprint, **change)))
+    assert (found.value is not None) == fits
+
+
+def test_the_richest_fit_that_the_score_has_all_for_is_used(rows: Any, score: MakeScore) -> None:
+    """An embedder that is missing, fails or is another one costs its signals, not the confidence."""
+    embedded = SETTINGS + ", embedder minilm [0.100 0.900]"
+    rng = np.random.default_rng(0)
+    labelled = [
+        replace(
+            row,
+            fingerprint=replace(row.fingerprint, settings=embedded),
+            signals={**row.signals, "support_similarity": float(rng.normal(2.0 * row.correct, 0.5))},
+        )
+        for row in rows(200)
+    ]
+    calibrator = ProfileCalibrator(fit_profile(labelled, name="two", draws=20))
+    rich = replace(score().fingerprint, settings=embedded)
+    meant = confidence_of(calibrator, score(fingerprint=rich, signals={"support_similarity": 2.0}))
+    renamed = replace(rich, settings=embedded.replace("minilm [0.100", "another [0.105"))
+    other = replace(rich, settings=embedded.replace("0.900", "0.500"))
+    same = confidence_of(calibrator, score(fingerprint=renamed, signals={"support_similarity": 2.0}))
+    without = confidence_of(calibrator, score())
+    foreign = confidence_of(calibrator, score(fingerprint=other, signals={"support_similarity": 2.0}))
+    assert meant.value is not None
+    assert without.value is not None
+    assert same.value == meant.value > without.value
+    assert foreign.value == without.value
+    assert "without embeddings" in without.why
+    assert "without embeddings" not in meant.why
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])

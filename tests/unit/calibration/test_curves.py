@@ -5,7 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from semgrad_guard.calibration.curves import BetaCurve, IsotonicCurve, PercentileCurve, PlattCurve, VennAbersCurve
+from semgrad_guard.calibration.curves import (
+    BetaCurve,
+    CautiousCurve,
+    IsotonicCurve,
+    PercentileCurve,
+    PlattCurve,
+    VennAbersCurve,
+)
 from semgrad_guard.calibration.fit import (
     FITS,
     MAX_KNOTS,
@@ -118,7 +125,9 @@ def test_auto_keeps_platt_where_it_is_true() -> None:
     rng = np.random.default_rng(3)
     margins = rng.normal(size=120)
     correct = (rng.random(120) < 1 / (1 + np.exp(-2 * margins))).astype(float)
-    assert isinstance(fit_curve(margins, correct, np.arange(120), calibrator="auto", seed=0), PlattCurve)
+    curve = fit_curve(margins, correct, np.arange(120), calibrator="auto", seed=0)
+    assert isinstance(curve, CautiousCurve)
+    assert isinstance(curve.fitted, PlattCurve)
 
 
 def test_auto_takes_isotonic_where_a_logistic_cannot_bend() -> None:
@@ -126,7 +135,22 @@ def test_auto_takes_isotonic_where_a_logistic_cannot_bend() -> None:
     rng = np.random.default_rng(4)
     margins = rng.normal(0, 3, 3_000)
     correct = (rng.random(3_000) < np.where(margins < 0, 0.3, 0.6)).astype(float)
-    assert isinstance(fit_curve(margins, correct, np.arange(3_000), calibrator="auto", seed=0), IsotonicCurve)
+    curve = fit_curve(margins, correct, np.arange(3_000), calibrator="auto", seed=0)
+    assert isinstance(curve, CautiousCurve)
+    assert isinstance(curve.fitted, IsotonicCurve)
+
+
+def test_where_labels_end_the_curve_follows_them_and_not_its_shape() -> None:
+    """Six in ten are right at the top, but a logistic through the rest goes on to nine in ten."""
+    rng = np.random.default_rng(6)
+    margins = rng.normal(-1.5, 1.5, 3_000)
+    chance = np.minimum(1 / (1 + np.exp(-2 * margins)), 0.6)
+    correct = (rng.random(3_000) < chance).astype(float)
+    top = margins > 1.0
+    platt = fit_platt(margins, correct).probabilities(margins[top]).mean()
+    cautious = CautiousCurve(fitted=fit_platt(margins, correct), counted=fit_venn_abers(margins, correct))
+    assert platt > 0.7
+    assert cautious.probabilities(margins[top]).mean() == pytest.approx(correct[top].mean(), abs=0.05)
 
 
 @pytest.mark.parametrize("name", FITS)

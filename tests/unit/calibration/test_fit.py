@@ -169,7 +169,9 @@ def test_the_fewest_allowed_of_one_kind_are_enough(rows, rare: bool, calibrator:
 
 def test_models_are_never_mixed(rows) -> None:
     """The error names row and difference."""
-    other = Fingerprint(model="m2", dtype="float32", template="t1", settings="position=-3 band=upper")
+    other = Fingerprint(
+        model="m2", dtype="float32", template="t1", settings="position -3, blocks 15 to 29, by answer, texts by claim"
+    )
     labelled = [*rows(30), *rows(1, fingerprint=other)]
     with pytest.raises(MixedScoresError, match="model 'm2' instead of 'm1'") as caught:
         quick(labelled)

@@ -81,7 +81,6 @@ def test_one_passage_has_no_margin() -> None:
 @pytest.mark.parametrize(
     "exchange",
     [
-        Exchange(answer="Eiffel", passages=(TOWER,)),
         Exchange(question="Who?", passages=(TOWER,)),
         Exchange(question="Who?", answer="Eiffel"),
         Exchange(question="Who?", answer="Eiffel", passages=(Passage("  "),)),
@@ -90,6 +89,11 @@ def test_one_passage_has_no_margin() -> None:
 def test_what_cannot_be_compared_is_absent(exchange: Exchange) -> None:
     """Never a made-up number."""
     assert signals(exchange) == {}
+
+
+def test_without_the_question_only_claim_and_passage_are_compared() -> None:
+    """Its likeness to the question cannot be known."""
+    assert signals(Exchange(answer="Eiffel", passages=(TOWER,))).keys() == {"claim_similarity"}
 
 
 def test_a_text_is_embedded_once_while_it_is_remembered() -> None:
@@ -127,6 +131,19 @@ def test_a_scorer_with_an_embedder_has_the_signals_and_says_so(local: LocalModel
     assert not set(MEANING) & plain.score(exchange).signals.keys()
     score = own.score(exchange)
     assert score.signals["support_similarity"] > 0
-    assert score.fingerprint.settings == plain.fingerprint().settings + ", embedder topics"
+    assert score.fingerprint.settings.startswith(plain.fingerprint().settings + ", embedder topics [")
     by_sentence = SemGradScorer(local, embedder=Topics(), granularity="sentence").score(exchange)
     assert all("support_similarity" in span.signals for span in by_sentence.spans)
+
+
+def test_an_embedder_that_fails_costs_its_signals_not_the_score(local: LocalModel, exchange: Exchange) -> None:
+    """The answer can still be judged by what is left."""
+
+    class Failing(Topics):
+        def __call__(self, texts: Sequence[str]) -> list[list[float]]:
+            raise ConnectionError("no route")
+
+    score = SemGradScorer(local, embedder=Failing()).score(exchange)
+    assert not set(MEANING) & score.signals.keys()
+    assert score.signals["grounding"] > 0
+    assert score.fingerprint.settings.endswith(", embedder topics")

@@ -1,0 +1,111 @@
+"""Evidence from other data: each data set left out in turn, and answers that were made to look right."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from semgrad_guard.calibration import metrics
+from semgrad_guard.calibration.metrics import with_interval
+from semgrad_guard.calibration.profile import AdversarialEvidence, SourceEvidence
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from numpy.typing import NDArray
+
+    from semgrad_guard.calibration.labels import Labels
+    from semgrad_guard.calibration.metrics import Interval
+
+    Array = NDArray[np.float64]
+
+RIGHT_ACCEPTED = 0.85
+"""Share of right answers that the threshold for adversarial answers lets through."""
+LEVELS = (0.5, 0.7, 0.9)
+"""Confidences above which the share of right answers is reported."""
+BASELINES = {"shorter answer": ("n_answer_tokens", -1), "words found": ("grounding", 1)}
+"""What a confidence must be better than -> the signal, and whether more of it is better."""
+
+
+def adversarial_evidence(confidence: Array, labels: Labels) -> tuple[dict[str, AdversarialEvidence], float | None]:
+    """Return what adversarial answers get, by kind, and the threshold at which they are accepted.
+
+    Args:
+        confidence: out-of-fold confidence of each row.
+        labels: the rows, honest and adversarial.
+    """
+    kinds = np.array(labels.kinds or [None] * len(labels), dtype=object)
+    right = labels.honest & (labels.correct > 0)
+    if labels.honest.all() or not right.any():
+        return {}, None
+    threshold = float(np.quantile(confidence[right], 1 - RIGHT_ACCEPTED))
+    found = {
+        kind: AdversarialEvidence(
+            n=int(rows.sum()),
+            mean=float(confidence[rows].mean()),
+            accepted=float((confidence[rows] >= threshold).mean()),
+        )
+        for kind in sorted({kind for kind in kinds if kind is not None})
+        if (rows := kinds == kind).any()
+    }
+    return found, threshold
+
+
+def left_out_evidence(
+    labels: Labels, confidences: Callable[[Labels, Labels], Array], *, draws: int, seed: int
+) -> dict[str, SourceEvidence]:
+    """Return how good the confidence is on each data set, from a fit on the others.
+
+    Args:
+        labels: the rows; those without a data set are in every fit and no evidence.
+        confidences: (rows to fit on, rows to judge) -> confidence of the latter.
+        draws: bootstrap resamples.
+        seed: of the bootstrap.
+    """
+    sources = np.array(labels.sources or [None] * len(labels), dtype=object)
+    names = sorted({source for source in sources if source is not None})
+    if not labels.has_sources:
+        return {}
+    found: dict[str, SourceEvidence] = {}
+    for name in names:
+        rest, judged = labels.take(sources != name), labels.take((sources == name) & labels.honest)
+        if 0 < judged.correct.sum() < len(judged):
+            found[name] = _source(confidences(rest, judged), judged, draws, seed)
+    return found
+
+
+def _source(confidence: Array, labels: Labels, draws: int, seed: int) -> SourceEvidence:
+    def interval(metric: metrics.Metric, values: Array = confidence) -> Interval:
+        return with_interval(metric, values, labels.correct, labels.groups, draws=draws, seed=seed)
+
+    return SourceEvidence(
+        n=len(labels),
+        right=float(labels.correct.mean()),
+        auroc=interval(metrics.auroc),
+        auroc_same_question=_within(confidence, labels, labels.groups),
+        auroc_same_author=_within(confidence, labels, _codes(labels.authors)) if any(labels.authors) else None,
+        ece=interval(metrics.ece),
+        right_above={f"{level:g}": interval(metrics.share_right_above(level)) for level in LEVELS},
+        baselines={
+            baseline: interval(metrics.auroc, _column(labels, signal) * sign)
+            for baseline, (signal, sign) in BASELINES.items()
+            if signal in labels.names
+        },
+    )
+
+
+def _within(confidence: Array, labels: Labels, kinds: NDArray[np.int64]) -> float | None:
+    found = metrics.auroc_within(confidence, labels.correct, kinds)
+    return None if np.isnan(found) else found
+
+
+def _codes(names: Sequence[str | None]) -> NDArray[np.int64]:
+    return np.unique([name or "" for name in names], return_inverse=True)[1].astype(np.int64)
+
+
+def _column(labels: Labels, signal: str) -> Array:
+    """Return a signal's values, the average in place of missing ones."""
+    values = labels.signals[:, labels.names.index(signal)]
+    known = np.isfinite(values)
+    return np.where(known, values, values[known].mean() if known.any() else 0.0)

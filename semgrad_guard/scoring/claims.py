@@ -1,0 +1,318 @@
+"""Signals by claim: an answer is judged by the weakest thing it says, so that copied text around it changes nothing.
+
+A claim is a sentence of the answer, without those that only repeat the question. Passages that give orders to a model
+support nothing.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+from semgrad_guard.scoring.spans import sentence_spans
+from semgrad_guard.scoring.words import (
+    ABOUT_ANSWERING,
+    NEGATIONS,
+    claimed_words,
+    content_words,
+    is_negated,
+    longest_common_run,
+    names,
+    numbers,
+    units,
+    words,
+)
+from semgrad_guard.suspicious import gives_orders
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from semgrad_guard.flow import Exchange
+
+COPIED, COPIED_WORDS = 0.9, 5
+"""A claim is a copy where one passage has this share of its words in the same order, and it has at least so many."""
+WEAK = 0.5
+"""A claim is weak where a smaller share of its new words stands together in the passages."""
+NEARBY = 40
+"""How many words before and after an answer word count as near it: two or three sentences."""
+SAME = 0.5
+"""A passage sentence speaks of a claim where it has this share of the claim's content words."""
+ASKED = 0.8
+"""Another sentence answers the same question where it has this share of the question's words that the nearest has."""
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """One thing that an answer says."""
+
+    start: int
+    """Offset of its first character in the answer."""
+    end: int
+    """Offset after its last character."""
+    text: str
+
+
+def claims_of(answer: str, question: str = "", language: str = "en") -> list[Claim]:
+    """Return the claims of an answer: its sentences, without those that only repeat the question.
+
+    Where nothing else is left, all sentences are claims.
+
+    Args:
+        answer: the answer.
+        question: the question alone; empty where it is not known.
+        language: two-letter code, for finding sentences.
+    """
+    spans = sentence_spans(answer, language) or [(0, len(answer))]
+    claims = [Claim(start, end, answer[start:end]) for start, end in _with_leading_number(answer, spans)]
+    asked = content_words(question) | ABOUT_ANSWERING
+    new = [claim for claim in claims if not _repeats(claim.text, asked)]
+    return new or claims
+
+
+_LEADING_NUMBER = re.compile(r"(\d{1,9})[.:]\s+(?=\w)")
+
+
+def _with_leading_number(answer: str, spans: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """Yield the spans, with a number at the start of one as a claim of its own unless it numbers a list."""
+    found = [_LEADING_NUMBER.match(answer, start, end) for start, end in spans]
+    values = {int(number[1]) for number in found if number}
+    for (start, end), number in zip(spans, found, strict=True):
+        if number is None or values & {int(number[1]) - 1, int(number[1]) + 1}:
+            yield start, end
+        else:
+            yield start, number.end(1)
+            yield number.end(), end
+
+
+def _repeats(text: str, asked: set[str]) -> bool:
+    said = content_words(text)
+    return bool(said) and said <= asked and not is_negated(text)
+
+
+@dataclass(frozen=True, slots=True)
+class _Sentence:
+    """A sentence of a passage."""
+
+    passage: int
+    text: str
+    words: frozenset[str]
+    around_text: str
+    """The sentence and the next."""
+    around: frozenset[str]
+    """Words of both."""
+
+
+class PassageTexts:
+    """The passages of an exchange as claims are compared with them, without those that give orders."""
+
+    def __init__(self, texts: Sequence[str], language: str = "en") -> None:
+        """Split the passages into words and sentences.
+
+        Args:
+            texts: the passages' texts. Those that give orders are left out; where all do, one empty passage is left,
+                which supports nothing.
+            language: two-letter code, for finding sentences.
+        """
+        kept = [text for text in texts if not gives_orders(text)]
+        self.n_suspicious = len(texts) - len(kept)
+        self.texts = kept or ([""] if texts else [])
+        self.words = [words(text) for text in self.texts]
+        self.vocabularies = [set(passage) for passage in self.words]
+        self.all_words = set[str]().union(*self.vocabularies)
+        self.sentences = [
+            sentence for place, text in enumerate(self.texts) for sentence in _sentences_of(place, text, language)
+        ]
+
+    @classmethod
+    def of(cls, exchange: Exchange, language: str = "en") -> PassageTexts:
+        """Return the texts of an exchange's passages."""
+        return cls([passage.text for passage in exchange.passages], language)
+
+    def copied(self, text: str) -> float:
+        """Return the longest run of a text's words that one passage has in the same order, as a share of them."""
+        said = words(text)
+        return max((longest_common_run(said, passage) for passage in self.words), default=0) / max(1, len(said))
+
+    def is_copy(self, text: str) -> bool:
+        """Return whether a claim is copied from a passage; few words are not, as everybody uses the same."""
+        return len(words(text)) >= COPIED_WORDS and self.copied(text) >= COPIED
+
+    def nearest(self, asked: set[str], text: str) -> _Sentence | None:
+        """Return the sentence that speaks of what a claim and the question speak of; `None` without passages.
+
+        Numbers, names and denials count little, because they are what is then compared.
+        """
+        said = content_words(text) - NEGATIONS
+        subject = said - numbers(text) - names(text)
+        return max(
+            self.sentences,
+            key=lambda s: 2 * _share(subject, s.words) + _share(asked, s.words) + 0.5 * _share(said, s.around),
+            default=None,
+        )
+
+
+def _sentences_of(place: int, text: str, language: str) -> list[_Sentence]:
+    texts = [text[start:end] for start, end in sentence_spans(text, language)] or [text]
+    found = [frozenset(words(sentence)) for sentence in texts]
+    joined = [a | b for a, b in pairwise(found)] + found[-1:]
+    both = [f"{a} {b}" for a, b in pairwise(texts)] + texts[-1:]
+    return [_Sentence(place, *one) for one in zip(texts, found, both, joined, strict=True)]
+
+
+@dataclass(frozen=True, slots=True)
+class _ClaimSigns:
+    """What the texts say about one claim; all are shares."""
+
+    grounding: float
+    """Of its new words, those in any passage."""
+    support: float
+    """Of its new words, those in two neighbouring sentences."""
+    copied: float
+    is_copy: bool
+    passage_support: float
+    nearby: float
+    overlap: float
+    negation: float
+    numbers: float
+    names: float
+    disagree: float
+
+
+def claim_signals(question: str, answer: str, passages: PassageTexts, language: str = "en") -> dict[str, float]:
+    """Return the signals of an answer's claims, by their names in `signals`; the weakest claim counts.
+
+    How well a claim answers the question is read of those that are not copied, because text that is copied beside them
+    is no answer; where all are copied, of the best.
+
+    Args:
+        question: the question alone; empty where it is not known.
+        answer: the answer.
+        passages: what it may rest on.
+        language: two-letter code, for finding sentences.
+    """
+    claims = claims_of(answer, question, language)
+    found = {"n_claims": float(len(claims))}
+    if not passages.texts:
+        return found
+    asked = content_words(question)
+    signs = [_signs_of(claim.text, question, asked, passages) for claim in claims]
+    said = content_words(answer) - asked - ABOUT_ANSWERING
+    found |= {
+        "claim_grounding": min(s.grounding for s in signs),
+        "claim_support": min(s.support for s in signs),
+        "weak_claims": sum(s.support < WEAK for s in signs) / len(signs),
+        "missing_words": float(len(said - passages.all_words)),
+        "negation_mismatch": max(s.negation for s in signs),
+        "number_mismatch": max(s.numbers for s in signs),
+        "name_mismatch": max(s.names for s in signs),
+        "passages_disagree": max(s.disagree for s in signs),
+    }
+    copies = [s.is_copy for s in signs]
+    found |= {
+        "copied_span": of_answer([s.copied for s in signs], copies),
+        "passage_support": of_answer([s.passage_support for s in signs], copies),
+    }
+    if asked:
+        found |= {
+            "question_nearby": of_answer([s.nearby for s in signs], copies),
+            "question_overlap": of_answer([s.overlap for s in signs], copies),
+        }
+    return found
+
+
+def of_answer(values: Sequence[float], copies: Sequence[bool]) -> float:
+    """Return the value of the weakest claim that is not a copy; of the best where all are.
+
+    Args:
+        values: one value a claim; higher is better.
+        copies: whether each claim is copied from a passage.
+    """
+    written = [value for value, is_copy in zip(values, copies, strict=True) if not is_copy]
+    return min(written) if written else max(values)
+
+
+def _signs_of(text: str, question: str, asked: set[str], passages: PassageTexts) -> _ClaimSigns:
+    claimed = claimed_words(text, question)
+    nearest = passages.nearest(asked, text)
+    fullest = max(passages.vocabularies, key=lambda vocabulary: (len(claimed & vocabulary), len(asked & vocabulary)))
+    return _ClaimSigns(
+        grounding=_share(claimed, passages.all_words),
+        support=max((_share(claimed, s.around) for s in passages.sentences), default=0.0),
+        copied=passages.copied(text),
+        is_copy=passages.is_copy(text),
+        passage_support=sum(claimed <= vocabulary for vocabulary in passages.vocabularies) / len(passages.texts),
+        nearby=_nearby(asked, claimed, passages) if asked else 0.0,
+        overlap=_share(asked, fullest),
+        negation=0.0 if nearest is None else _negation_mismatch(text, nearest),
+        numbers=0.0 if nearest is None else _number_mismatch(text, question, nearest),
+        names=0.0
+        if nearest is None
+        else _share(names(text) - asked, names(nearest.text) | nearest.around, missing=True),
+        disagree=0.0 if nearest is None else _disagreement(text, asked, nearest, passages),
+    )
+
+
+def _share(part: set[str], whole: set[str] | frozenset[str], *, missing: bool = False) -> float:
+    """Return the share of words that a text has, or lacks; of no words none are missing."""
+    if not part:
+        return 0.0
+    return (len(part - whole) if missing else len(part & whole)) / len(part)
+
+
+def _nearby(asked: set[str], claimed: set[str], passages: PassageTexts) -> float:
+    """Return how much of the question is near the claim's words, at the best place in the passages.
+
+    A question word counts more the fewer passages contain it: ln(1 + passages / passages with it).
+    """
+    n_with = {word: sum(word in vocabulary for vocabulary in passages.vocabularies) for word in asked}
+    weight = {word: math.log1p(len(passages.texts) / max(n, 0.5)) for word, n in n_with.items()}
+    total = sum(weight.values())
+    best = 0.0
+    for passage in passages.words:
+        for place in (i for i, word in enumerate(passage) if word in claimed):
+            around = set(passage[max(0, place - NEARBY) : place + NEARBY + 1])
+            of_question = sum(weight[word] for word in (asked & around) - claimed) / total
+            best = max(best, of_question * len(claimed & around) / len(claimed))
+    return best
+
+
+def _negation_mismatch(text: str, nearest: _Sentence) -> float:
+    """Return the share of a claim's words in a sentence that denies where the claim does not, or the reverse."""
+    shared = _share(content_words(text) - NEGATIONS, nearest.words)
+    return shared if shared >= SAME and is_negated(text) != is_negated(nearest.text) else 0.0
+
+
+def _number_mismatch(text: str, question: str, nearest: _Sentence) -> float:
+    """Return the share of a claim's numbers that the nearest sentence lacks, or has with another unit."""
+    stated = numbers(text) - numbers(question)
+    if not stated:
+        return 0.0
+    there = numbers(nearest.around_text)
+    of_claim, of_sentence = units(text), units(nearest.around_text)
+    other_unit = {
+        number
+        for number in stated & there
+        if number in of_claim and number in of_sentence and not of_claim[number] & of_sentence[number]
+    }
+    return len((stated - there) | other_unit) / len(stated)
+
+
+def _disagreement(text: str, asked: set[str], nearest: _Sentence, passages: PassageTexts) -> float:
+    """Return the share of the question in another passage's sentence that gives other numbers or names, or denies."""
+    about = asked & nearest.words
+    if not about:
+        return 0.0
+    stated = (numbers(text) | names(text)) - asked
+    best = 0.0
+    for other in passages.sentences:
+        shared = len(asked & other.words)
+        if other.passage == nearest.passage or shared < ASKED * len(about):
+            continue
+        values = (numbers(other.text) if numbers(text) else names(other.text)) - asked
+        differs = bool(stated and values) and not stated & (values | other.words)
+        if differs or (len(about) > 1 and is_negated(other.text) != is_negated(nearest.text)):
+            best = max(best, shared / len(asked))
+    return best
