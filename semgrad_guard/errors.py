@@ -264,6 +264,18 @@ class DataFileError(SemGradGuardError, ValueError):
         super().__init__(f"{where}: {why}; {advice}")
 
 
+class ContradictoryLabelsError(SemGradGuardError, ValueError):
+    """Too many answers of a data file are labelled both right and wrong."""
+
+    def __init__(self, found: str, lines: Sequence[tuple[int, ...]], allowed: float) -> None:
+        """Keep the contradictions in words, the lines of each, and the share that would be left out in silence."""
+        self.lines, self.allowed = tuple(lines), allowed
+        super().__init__(
+            f"{found}; up to {allowed:.0%} of the rows would be left out: give each answer one label, "
+            "or name what tells the rows apart as `question` or `passages`"
+        )
+
+
 class GradedAlikeError(SemGradGuardError, ValueError):
     """A grader found all answers right, or all wrong, so nothing can be compared."""
 

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 class SemGradEvaluator(BaseEvaluator):
     """Evaluates how likely a response is right; it passes when the policy accepts it.
 
+    Where there is no confidence, the result is invalid and says why; it then neither passes nor fails.
+
     The prompt is that of the model call which wrote the response, if this process made the call recently. Otherwise it
     is rebuilt from query and contexts by LlamaIndex' default template. No step of the policy is carried out.
 
@@ -132,14 +134,24 @@ def _recent_call(answer: str, query: str | None, contexts: Sequence[str]) -> Llm
 
 
 def _result_fields(decision: Decision) -> dict[str, Any]:
-    failure = decision.failure
+    """Return what a decision says about the response; without a confidence, that the result is invalid."""
+    feedback = f"{decision.rule}: {decision.why}"
+    if reason := _why_invalid(decision):
+        return {"feedback": feedback, "invalid_result": True, "invalid_reason": reason}
     return {
         "score": decision.confidence.value,
         "passing": isinstance(decision.step, Accept),
-        "feedback": f"{decision.rule}: {decision.why}",
-        "invalid_result": failure is not None,
-        "invalid_reason": f"{failure.type}: {failure.message}" if failure else None,
+        "feedback": feedback,
+        "invalid_result": False,
     }
+
+
+def _why_invalid(decision: Decision) -> str | None:
+    if decision.failure is not None:
+        return f"{decision.failure.type}: {decision.failure.message}"
+    if decision.confidence.value is None:
+        return decision.confidence.why or "the answer has no calibrated confidence"
+    return None
 
 
 def _result(query: str | None, response: str | None, contexts: Sequence[str] | None, **fields: Any) -> EvaluationResult:

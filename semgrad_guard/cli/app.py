@@ -51,8 +51,14 @@ def _root(
     """Score how unsure a local model is of its answers, and route the doubtful ones."""
 
 
+SILENT = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "TQDM_DISABLE": "1"}
+"""Environment variables that silence the bars of transformers and its hub; set them to 0 to see the bars."""
+
+
 def main() -> None:
     """Run the command line; an error that the user can fix becomes one line on stderr and exit code 2."""
+    for name, value in SILENT.items():
+        os.environ.setdefault(name, value)
     try:
         app()
     except (SemGradGuardError, OSError) as error:

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import tempfile
 from datetime import UTC, datetime, timedelta
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
 
+from semgrad_guard.calibration.labels import MIN_LABELS
 from semgrad_guard.cli.profile import describe, evidence_table
+from semgrad_guard.cli.scoring import Scoring
 from semgrad_guard.cli.terminal import bar
-from semgrad_guard.errors import DataFileError, RiskNotControllableError
-from semgrad_guard.evaluation.labelling import Labeller, ReviewedAnswers, signals_of
+from semgrad_guard.errors import DataFileError, RiskNotControllableError, TooFewLabelsError
+from semgrad_guard.evaluation.labelling import HOW_TO_SCORE, Labeller, ReviewedAnswers, contradictions, signals_of
+from semgrad_guard.evaluation.row_checks import RowChecks
 from semgrad_guard.evaluation.rows import read_rows
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from semgrad_guard.calibration import LabelledScore, Profile
-    from semgrad_guard.scoring import SemGradScorer
+    from semgrad_guard.evaluation.row_files import ScoredFile
+    from semgrad_guard.evaluation.rows import Row
 
 
 class Sources:
@@ -39,19 +44,36 @@ class Sources:
         self._data, self._review_url = data, review_url
         self._labeller = Labeller(path=data or "", grader=grader)
         self._reviewed = ReviewedAnswers()
+        self._scored: ScoredFile | None = None
         self._n_rows = self._n_verdicts = 0
 
-    def prepare(self, model: str | None, policy: Path | None, console: Console) -> None:
-        """Check every row, and load the model where one is named and a row needs it."""
-        if self._data and self._data.exists() and not self._data.is_file():
+    def prepare(self, scoring: Scoring, folder: Path, console: Console) -> None:
+        """Check every row, score those without signals, and find labels that contradict each other.
+
+        Args:
+            scoring: how to score them.
+            folder: keeps them during this run, where no file is named for them.
+            console: for progress and warnings.
+        """
+        if self._data is None:
+            return
+        if self._data.exists() and not self._data.is_file():
             why = "is not a regular file, but it must be read twice"
             raise DataFileError(self._data, None, why, "write the rows to a file first")
-        unscored = 0
-        for row in read_rows(self._data) if self._data else ():
-            self._n_rows += 1
-            unscored += not signals_of(row.fields)
-        if unscored and (model is not None or policy is not None):
-            self._load(model, policy, console)
+        found = RowChecks(path=self._data, proxy=scoring.proxy)
+        found.take(read_rows(self._data))
+        self._n_rows = found.n_rows
+        if found.first_unscored is not None and not scoring.is_wanted:
+            self._check_failed(self._data)
+        if found.n_rows < MIN_LABELS and self._review_url is None:
+            raise TooFewLabelsError(found.n_rows, MIN_LABELS, f"rows of {self._data}")
+        clashes = contradictions(self._rows(), self._data, self._labeller.label_of)
+        if found.n_unscored and scoring.is_wanted:
+            self._scored = scoring.carry_out(self._data, folder, console)
+            clashes = contradictions(self._rows(), self._data, self._labeller.label_of)  # with the answers written now
+        self._labeller.contradicting = clashes.all_lines()
+        if clashes.lines:
+            console.print(f"{clashes.in_words()}; they are left out", style="yellow", markup=False, soft_wrap=True)
 
     def labelled(self, console: Console) -> Iterator[LabelledScore]:
         """Yield all labelled scores and show a progress bar."""
@@ -78,10 +100,14 @@ class Sources:
                 style="yellow",
             )
 
-    def _from_file(self) -> Iterator[LabelledScore]:
+    def _rows(self) -> Iterator[Row]:
+        """Return the rows of the file, as far as possible scored."""
         if self._data is None:
-            return
-        for label in self._labeller.label(read_rows(self._data)):
+            return iter(())
+        return read_rows(self._data) if self._scored is None else self._scored.rows(self._data)
+
+    def _from_file(self) -> Iterator[LabelledScore]:
+        for label in self._labeller.label(self._rows()):
             self._reviewed.fingerprint = label.fingerprint
             yield label
 
@@ -94,16 +120,11 @@ class Sources:
             self._n_verdicts += 1
             yield label
 
-    def _load(self, model: str | None, policy: Path | None, console: Console) -> None:
-        from semgrad_guard.guard.assembly import scorer_of  # loads the policy's parser
-        from semgrad_guard.models import load_model  # loads torch
-        from semgrad_guard.policy import load_policy
-
-        settings = load_policy(policy).scorer
-        with console.status(f"Loading {model or settings.model}"):
-            local = load_model(model or settings.model, dtype=settings.dtype, device=settings.device)
-        self._labeller.model = local
-        self._labeller.scorer = cast("SemGradScorer", scorer_of(settings, local).load())
+    def _check_failed(self, data: Path) -> None:
+        """Refuse rows without signals, except those that could not be scored."""
+        for row in read_rows(data):
+            if not signals_of(row.fields) and not row.fields.get("error"):
+                raise DataFileError(data, row.line, "has no signals", HOW_TO_SCORE)
 
 
 EXAMPLES = """[bold]Examples[/bold]
@@ -114,11 +135,17 @@ EXAMPLES = """[bold]Examples[/bold]
 
   semgrad-guard calibrate answers.jsonl --out my-profile.json --policy policy.yaml --error-rate 0.1
 
+  semgrad-guard calibrate logs.jsonl --proxy --rows scored.jsonl --out my-profile.json
+
   semgrad-guard calibrate scored.jsonl --from-review sqlite:///review.db --out my-profile.json
 
 A line of the input is what `semgrad-guard score` wrote, or {"question": "...", "passages": ["..."], "answer": "..."},
 with `correct` (true or false) or `answers` (accepted answers to grade with). If a line has no answer, the model answers
-it. Lines with the same `group`, or the same question, are never split between fitting and testing.
+it. With --proxy every line has one, which another model wrote, and the scoring model only reads it. Lines with the same
+`group`, or the same question, are never split between fitting and testing.
+
+--rows keeps what was scored, row by row: an interrupted run continues where it stopped, the next run scores nothing
+again, and `score`, `evaluate` and `policy simulate` read the file.
 """
 
 
@@ -137,6 +164,12 @@ def calibrate(
         str | None, typer.Option(help="Model for rows without signals: name, Hugging Face id, folder or .gguf.")
     ] = None,
     policy: Annotated[Path | None, typer.Option(help="Policy whose scorer settings are used.")] = None,
+    proxy: Annotated[
+        bool, typer.Option("--proxy", help="Another model, such as an API model, wrote all answers.")
+    ] = False,
+    rows: Annotated[
+        Path | None, typer.Option(help="File that keeps the scored rows, for the next run.", show_default=False)
+    ] = None,
     grader: Annotated[
         Literal["contains", "exact", "f1"], typer.Option(help="How answers are compared with accepted ones.")
     ] = "contains",
@@ -154,20 +187,23 @@ def calibrate(
     """Turn raw scores into honest probabilities: fit a profile on labelled answers and print how good it is."""
     from semgrad_guard.calibration import fit_profile  # loads numpy
 
-    console = Console()
+    console, progress = Console(), Console(stderr=True)
     sources = Sources(data, from_review, grader)
-    sources.prepare(model, policy, console)
-    profile = fit_profile(
-        sources.labelled(console),
-        name=name or out.stem,
-        method=method,
-        calibrator=calibrator,
-        expires=datetime.now(UTC) + timedelta(days=expires_days) if expires_days else None,
-        held_out=held_out,
-        seed=seed,
-    )
+    with tempfile.TemporaryDirectory() as folder:
+        sources.prepare(Scoring(model=model, policy=policy, rows=rows, proxy=proxy), Path(folder), progress)
+        try:
+            profile = fit_profile(
+                sources.labelled(progress),
+                name=name or out.stem,
+                method=method,
+                calibrator=calibrator,
+                expires=datetime.now(UTC) + timedelta(days=expires_days) if expires_days else None,
+                held_out=held_out,
+                seed=seed,
+            )
+        finally:
+            sources.report(progress)  # also why rows were left out, where too few remain
     profile.save(out)
-    sources.report(console)
     _report(console, profile)
     if error_rate is not None:
         _print_threshold(console, profile, error_rate, delta)

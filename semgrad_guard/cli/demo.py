@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich import box
+from rich.console import Console
 from rich.table import Table
 
 from semgrad_guard.cli.terminal import bar, wide_console
@@ -19,8 +20,6 @@ from semgrad_guard.policy import load_policy
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from rich.console import Console
 
 N_QUESTIONS = 12
 EXAMPLES = """[bold]Examples[/bold]
@@ -61,16 +60,16 @@ def demo(
     if training_data is not None:
         _write_training_data(console, questions, training_data)
         return
-    rows = _run(console, questions, policy)
+    rows = _run(questions, policy)
     console.print(_table(rows))
     _print_summary(console, rows)
     _print_next_steps(console)
 
 
-def _run(console: Console, n_questions: int, policy: Path | None) -> list[Any]:
+def _run(n_questions: int, policy: Path | None) -> list[Any]:
     logging.getLogger("semgrad_guard").setLevel(logging.ERROR)
     warnings.simplefilter("ignore")  # the user of the demo can do nothing about the libraries' own warnings
-    with bar(console) as progress:
+    with bar(Console(stderr=True)) as progress:
         loading = progress.add_task("Loading the libraries", total=3)
         adapter = require("langchain_semgrad", extra="demo")
         demo_chain = require("semgrad_guard.cli.demo_chain", extra="demo")
@@ -90,7 +89,7 @@ def _write_training_data(console: Console, n_questions: int, path: Path) -> None
     questions = elements.questions("train")[:n_questions]
     parts = demo_chain.build_chain()
     n_rows = 2 * len(questions)
-    with bar(console) as progress, path.open("w", encoding="utf-8") as file:
+    with bar(Console(stderr=True)) as progress, path.open("w", encoding="utf-8") as file:
         for row in progress.track(demo_chain.training_rows(parts, questions), n_rows, description="Answering"):
             file.write(json.dumps(row) + "\n")
     console.print(f"{n_rows:,} answers in {path}; next: semgrad-guard calibrate {path}", highlight=False)

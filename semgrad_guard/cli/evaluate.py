@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from rich.console import Console
 
+from semgrad_guard.cli.scoring import score_pending
 from semgrad_guard.cli.terminal import bar, wide_console
 
 if TYPE_CHECKING:
-    from semgrad_guard.evaluation.compare.answering import AnswersFile, Asked
+    from semgrad_guard.evaluation.compare.answering import Asked
     from semgrad_guard.evaluation.compare.report import Result
     from semgrad_guard.evaluation.compare.run import Evaluation
     from semgrad_guard.evaluation.grading import Grader, Similarity
+    from semgrad_guard.evaluation.row_files import ScoredFile
     from semgrad_guard.models.embedding import SentenceModel
     from semgrad_guard.scoring import SemGradScorer
 
@@ -37,8 +39,9 @@ EXAMPLES = """[bold]Examples[/bold]
 
 A line of the input: {"question": "...", "passages": ["..."], "answers": ["accepted", "also accepted"]}; an empty list
 of answers means that the question has none. Lines with the same `group` are never split between fitting and testing. A
-line with an `answer` is not answered again. An interrupted run continues where it stopped; a finished one is only
-graded and compared again, so another grader costs nothing. `semgrad-guard calibrate OUT/answers.jsonl` fits a profile.
+line with an `answer` is not answered again, and a line that `score`, `calibrate --rows` or `evaluate` scored keeps its
+score. An interrupted run continues where it stopped; a finished one is only graded and compared again, so another
+grader costs nothing. `semgrad-guard calibrate OUT/answers.jsonl` fits a profile.
 """
 
 
@@ -122,6 +125,7 @@ def _stem(name: str) -> str:
 def _questions(data: str, folder: Path, fields: list[str], limit: int | None) -> Path:
     """Return the file of questions, after checking every line of it."""
     from semgrad_guard.evaluation.compare.labelled import HF, check_rows, fetch  # loads numpy
+    from semgrad_guard.evaluation.labelling import contradictions
     from semgrad_guard.evaluation.rows import read_rows
 
     path = Path(data)
@@ -129,6 +133,7 @@ def _questions(data: str, folder: Path, fields: list[str], limit: int | None) ->
         columns = dict(_pair(field) for field in fields)
         path = fetch(data, folder / QUESTIONS, columns, limit)
     check_rows(islice(read_rows(path), limit), path)
+    contradictions(islice(read_rows(path), limit), path)
     return path
 
 
@@ -180,21 +185,16 @@ def _scorer(
 
 def _answered(
     console: Console, path: Path, questions: Path, limit: int | None, scorer: SemGradScorer, requested: Asked
-) -> AnswersFile:
+) -> ScoredFile:
     """Answer the questions that an earlier run has not answered."""
-    from semgrad_guard.evaluation.compare.answering import AnswersFile, answer_rows  # loads torch
+    from semgrad_guard.evaluation.row_files import ScoredFile, Setting
 
-    answers = AnswersFile(path, scorer.fingerprint())
-    n_pending = sum(1 for _ in answers.pending(questions, limit))
-    with bar(console) as progress:
-        task = progress.add_task("Answering", total=len(answers.done) + n_pending, completed=len(answers.done))
-        for answer in answer_rows(answers.pending(questions, limit), scorer, requested):
-            answers.append(answer)
-            progress.advance(task)
+    answers = ScoredFile(path, Setting(fingerprint=scorer.fingerprint(), model=scorer.name))
+    score_pending(console, answers, questions, scorer, requested, limit=limit, title="Answering")
     return answers
 
 
-def _compared(console: Console, evaluation: Evaluation, answers: AnswersFile, folder: Path) -> Result:
+def _compared(console: Console, evaluation: Evaluation, answers: ScoredFile, folder: Path) -> Result:
     with bar(console) as progress:
         task = progress.add_task("Comparing", total=len(answers.done) + 2 * N_METHODS)
         result = evaluation.carry_out(answers, folder, tick=lambda: progress.advance(task))

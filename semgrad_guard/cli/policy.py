@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -13,6 +14,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from semgrad_guard.cli.scoring import Scoring, write_scored_copy
 from semgrad_guard.cli.terminal import bar
 from semgrad_guard.errors import DataFileError, PolicyError
 from semgrad_guard.guard.assembly import profile_of
@@ -23,7 +25,7 @@ from semgrad_guard.policy.promises import promises
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable
 
-    from semgrad_guard.evaluation.simulate import RecordedQuestion, RouteFigures, Simulation
+    from semgrad_guard.evaluation.simulate import RecordedQuestion, RouteFigures, Simulation, Simulator
     from semgrad_guard.policy import Policy
 
 EXAMPLES = """[bold]Examples[/bold]
@@ -34,8 +36,9 @@ EXAMPLES = """[bold]Examples[/bold]
 
   semgrad-guard policy simulate policy.yaml guard.jsonl --labels labels.jsonl
 
-A line of the data is what `semgrad-guard score` wrote, with `correct` or accepted `answers`. Later answers to the same
-`question` (and `group`) are lines with `attempt` 2, 3, ... and the `route` that led to them: `retry_retrieval` or
+A line of the data is what `semgrad-guard score` wrote, with `correct` or accepted `answers`; a line that has neither a
+score nor a `confidence` is scored by the policy's scorer (--rows keeps it). Later answers to the same `question` (and
+`group`) are lines with `attempt` 2, 3, ... and the `route` that led to them: `retry_retrieval` or
 `fallback_model:NAME`. `seconds`, `answer_s` and `cost` are used if present.
 
 The data may also be the records of a guard (`telemetry: {jsonl: ...}`); then --labels names a file of lines such as
@@ -52,6 +55,9 @@ def simulate(
     grader: Annotated[
         Literal["contains", "exact", "f1"], typer.Option(help="How answers are compared with accepted ones.")
     ] = "contains",
+    rows: Annotated[
+        Path | None, typer.Option(help="File that keeps rows scored now, for the next run.", show_default=False)
+    ] = None,
     plot: Annotated[Path | None, typer.Option(help="Plot to write (.png, .svg, .pdf).", show_default=False)] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
@@ -65,20 +71,22 @@ def simulate(
     from semgrad_guard.policy import load_policy  # loads pydantic
 
     loaded = load_policy(policy)
-    simulator = Simulator(loaded)
-    questions, total = _recorded(loaded, data, labels, grader)
-    with bar(Console(stderr=True)) as progress, _quiet():
-        found = run(simulator, progress.track(questions, total=total, description="Replaying questions"))
+    simulator, console = Simulator(loaded), Console(stderr=True)
+    scoring = Scoring(policy=policy, rows=rows, by_profile=True)
+    with tempfile.TemporaryDirectory() as folder:
+        questions, total = _recorded(simulator, data, labels, grader, scoring, Path(folder))
+        with bar(console) as progress, _quiet():
+            found = run(simulator, progress.track(questions, total=total, description="Replaying questions"))
     _report(found, loaded, as_json=as_json)
     if plot is not None:
         save_simulation_plot(plot, found)
-        Console(stderr=True).print(f"plot: {plot}", soft_wrap=True, markup=False)
+        console.print(f"plot: {plot}", soft_wrap=True, markup=False)
 
 
 def _recorded(
-    policy: Policy, data: Path, labels: Path | None, grader: str
+    simulator: Simulator, data: Path, labels: Path | None, grader: str, scoring: Scoring, folder: Path
 ) -> tuple[Iterable[RecordedQuestion], int | None]:
-    """Return the recorded questions, and their number if it is known beforehand."""
+    """Return the recorded questions, and their number if it is known beforehand; rows without a score are scored."""
     from semgrad_guard.evaluation.simulate import (  # loads numpy
         RecordedLog,
         RecordedRows,
@@ -92,7 +100,15 @@ def _recorded(
     if is_log(data):
         why = "contains a guard's records, which do not say which answers are right"
         raise DataFileError(data, None, why, "name a file of labels with --labels")
-    rows = RecordedRows(data, grader=grader, unscored=unscored_routes(policy))
+    unscored = unscored_routes(simulator.policy)
+    rows = RecordedRows(data, grader=grader, unscored=unscored)
+    simulator.check_setting(rows, data)
+    if rows.n_unscored:
+        console = Console(stderr=True)
+        console.print(f"{rows.n_unscored:,} rows have no score: the policy's scorer scores them", markup=False)
+        copy = folder / "copy.jsonl"
+        write_scored_copy(scoring.carry_out(data, folder, console), data, copy)
+        rows = RecordedRows(copy, grader=grader, unscored=unscored, source=data)
     return rows, rows.n_questions
 
 

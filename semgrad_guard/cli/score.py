@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -15,6 +14,7 @@ from semgrad_guard.cli.terminal import bar, wide_console
 from semgrad_guard.signals import SIGNALS
 
 if TYPE_CHECKING:
+    from semgrad_guard.evaluation.row_files import ScoredFile
     from semgrad_guard.ports import Calibrator
 
 SIGNALS_EXAMPLES = """[bold]Examples[/bold]
@@ -55,8 +55,9 @@ EXAMPLES = """[bold]Examples[/bold]
   semgrad-guard score answers.jsonl --profile my-profile.json --granularity sentence --html answers.html
 
 A line of the input: {"prompt": "...", "answer": "..."}. Instead of `prompt` it may have `messages`, `prompt_ids`, or
-`question` with `passages`; instead of `answer`, `answer_ids`; `position` is optional. An interrupted run continues
-where it stopped.
+`question` with `passages`; instead of `answer`, `answer_ids`; `position` is optional. A line that has a score (from
+`score`, `calibrate --rows` or `evaluate`) keeps it. An interrupted run continues where it stopped. The exit code is 1
+if no row could be scored.
 """
 
 
@@ -79,17 +80,20 @@ def score(
     html: Annotated[
         Path | None, typer.Option(help="Also write an HTML page of the answers.", show_default=False)
     ] = None,
+    rescore: Annotated[bool, typer.Option("--rescore", help="Score rows again that have a score.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Start again instead of continuing.")] = False,
 ) -> None:
     """Score a file of answers: all raw signals, and confidence if a profile fits."""
+    from semgrad_guard.evaluation.row_files import ScoredFile, Setting, check_apart
     from semgrad_guard.evaluation.rows import read_rows  # loads numpy
-    from semgrad_guard.evaluation.score_file import ScoreFile, score_rows
+    from semgrad_guard.evaluation.score_file import score_rows
     from semgrad_guard.models import load_model  # loads torch
     from semgrad_guard.models.embedding import SentenceModel  # loads numpy
     from semgrad_guard.scoring import SemGradScorer  # loads torch
 
     console = Console(stderr=True)
     target = out or data.with_suffix(".scored.jsonl")
+    check_apart(data, target)
     n_rows = sum(1 for _ in read_rows(data))  # reports mistakes before a model is loaded
     calibrator = _calibrator(profile)
     with console.status(f"Loading {model}"):
@@ -110,20 +114,38 @@ def score(
     usual = scorer_at(None)
     if overwrite:
         target.unlink(missing_ok=True)
-    file = ScoreFile(target, asdict(usual.fingerprint()), method)
+    setting = Setting(fingerprint=usual.fingerprint(), model=usual.name, method=method)
+    file = ScoredFile(target, setting, own_positions=True, rescore=rescore)
+    n_pending = sum(1 for _ in file.pending(data))
     with bar(console) as progress:
-        task = progress.add_task("Scoring", total=n_rows, completed=n_rows - sum(1 for _ in file.pending(data)))
-        for row in score_rows(file.pending(data), scorer_at, calibrator, chat=local.is_chat, own_answers=own_answers):
+        task = progress.add_task("Scoring", total=n_rows, completed=n_rows - n_pending)
+        for row in score_rows(
+            file.pending(data), scorer_at, calibrator, chat=local.is_chat, own_answers=own_answers, rescore=rescore
+        ):
             file.append(row)
             progress.advance(task)
-    console.print(
-        f"{len(file.done):,} rows in {target}" + (f", {file.n_errors:,} with an error" if file.n_errors else "")
-    )
+    _report(file)
     if html is not None:
         from semgrad_guard.evaluation.score_file import write_answers  # only when asked for
 
         write_answers(target, html)
-        console.print(f"page: {html}")
+        typer.echo(f"page: {html}")
+    if file.n_errors and file.n_errors == len(file.done):
+        raise typer.Exit(1)
+
+
+def _report(file: ScoredFile) -> None:
+    """Print how many rows were scored and, where all failed, why the first one did."""
+    n, n_errors = len(file.done), file.n_errors
+    if not n_errors:
+        typer.echo(f"{n:,} rows in {file.path}")
+    elif n_errors < n:
+        typer.echo(f"{n:,} rows in {file.path}, {n_errors:,} with an error")
+    else:
+        _, first = next(file.lines())
+        typer.echo(
+            f"error: none of the {n:,} rows in {file.path} could be scored; the first: {first['error']}", err=True
+        )
 
 
 def _calibrator(profile: str | None) -> Calibrator | None:

@@ -1,60 +1,32 @@
-"""Turns rows of a data file into labelled scores.
+"""Turns scored rows of a data file into labelled scores, and finds labels that contradict each other.
 
-A row without a label is graded against its accepted answers, a row without signals is scored, and a row without an
-answer is answered by the model.
+A row without a label is graded against its accepted answers.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from semgrad_guard.calibration import LabelledScore
-from semgrad_guard.errors import DataFileError, ScoringError
+from semgrad_guard.errors import ContradictoryLabelsError, DataFileError
 from semgrad_guard.evaluation.grading import GRADERS, words
-from semgrad_guard.evaluation.rows import answer_stops, scored_part
+from semgrad_guard.evaluation.rows import scored_part
 from semgrad_guard.signals import is_known
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping
     from pathlib import Path
 
-    from torch import nn
-
     from semgrad_guard.evaluation.rows import Row
-    from semgrad_guard.flow import Exchange, Fingerprint, Score
-    from semgrad_guard.models import Generated, LocalModel
-    from semgrad_guard.scoring import SemGradScorer
+    from semgrad_guard.flow import Exchange, Fingerprint
 
-
-def write_answer(
-    exchange: Exchange, model: LocalModel, *, max_new_tokens: int, states_of: Sequence[nn.Module]
-) -> tuple[Exchange, Generated]:
-    """Return the exchange with the model's greedy answer, and the generation for scoring it.
-
-    Args:
-        exchange: an exchange with a prompt and without an answer.
-        model: the model.
-        max_new_tokens: largest length of the answer.
-        states_of: blocks of the scorer's band; see `LocalModel.generate`.
-    """
-    written = model.generate(
-        exchange.prompt,
-        prompt_ids=exchange.prompt_ids,
-        max_new_tokens=max_new_tokens,
-        stop=answer_stops(chat=model.is_chat),
-        states_of=states_of,
-    )
-    own = replace(
-        exchange, answer=written.text, prompt_ids=written.prompt_ids, answer_ids=written.answer_ids, on_policy=True
-    )
-    return own, written
-
-
-MAX_NEW_TOKENS = 64
-"""Largest length of an answer that the model writes for a row without one."""
+HOW_TO_SCORE = (
+    "name the model to score it with (--model or --policy; --proxy if an API model answered), "
+    "or run `semgrad-guard score` first"
+)
 
 
 @dataclass(slots=True)
@@ -65,11 +37,10 @@ class Labeller:
     """The data file, for messages."""
     grader: str = "contains"
     """How an answer without a label is compared with the accepted ones; a name of `grading.GRADERS`."""
-    model: LocalModel | None = None
-    """Writes missing answers; needed, with `scorer`, where rows have no signals."""
-    scorer: SemGradScorer | None = None
+    contradicting: frozenset[int] = frozenset()
+    """Lines of rows to leave out, because their answer is labelled both right and wrong."""
     left_out: Counter[str] = field(default_factory=Counter[str])
-    """Rows that could not be scored, by error."""
+    """Rows that were left out, by error or reason."""
     n_graded: int = 0
     """Rows that were labelled by the grader."""
     n_graded_right: int = 0
@@ -78,74 +49,35 @@ class Labeller:
         """Yield the labelled score of each row.
 
         Raises:
-            DataFileError: a row has neither label nor accepted answers, or no signals and there is no model.
+            DataFileError: a row has neither label nor accepted answers, or no signals.
         """
         for row in rows:
+            if row.line in self.contradicting:
+                self.left_out[CONTRADICTING] += 1
+                continue
+            signals = signals_of(row.fields)
             failed = str(row.fields.get("error", ""))
-            if failed and self.model is None and not signals_of(row.fields):
+            if failed and not signals:
                 self.left_out[failed.split(":", 1)[0]] += 1
                 continue
-            try:
-                yield self._label(row)
-            except ScoringError as error:
-                self.left_out[type(error).__name__] += 1
-
-    def _label(self, row: Row) -> LabelledScore:
-        signals, fingerprint, exchange = signals_of(row.fields), row.fingerprint, row.exchange
-        if not signals:
-            exchange = self._exchange(row)
-            score = self._scored(row, exchange)
-            signals, fingerprint = dict(score.signals), score.fingerprint
-        return LabelledScore(
-            signals=signals,
-            correct=self.correct(row, exchange),
-            fingerprint=fingerprint,
-            group=group_of(row.exchange, row.group),
-            tags=exchange.tags,
-        )
-
-    def _exchange(self, row: Row) -> Exchange:
-        """Return the exchange to score; if the row has no answer, the model writes one."""
-        if self.model is None:
-            raise DataFileError(
-                self.path,
-                row.line,
-                "has no signals",
-                "name the model to score it with (--model or --policy), or run `semgrad-guard score` first",
+            if not signals:
+                raise DataFileError(self.path, row.line, "has no signals", HOW_TO_SCORE)
+            yield LabelledScore(
+                signals=signals,
+                correct=self.correct(row),
+                fingerprint=row.fingerprint,
+                group=group_of(row.exchange, row.group),
+                tags=row.exchange.tags,
             )
-        exchange = row.exchange_for(chat=self.model.is_chat, on_policy=row.is_own)
-        if exchange.answer or exchange.answer_ids is not None:
-            return exchange
-        return self._answered(exchange)
 
-    def _answered(self, exchange: Exchange) -> Exchange:
-        """Let the model answer, score the answer from the KV cache of the generation, and return the exchange."""
-        model, scorer = self.model, self.scorer
-        if model is None or scorer is None:  # pragma: no cover - `_exchange` has checked
-            raise AssertionError
-        own, written = write_answer(exchange, model, max_new_tokens=MAX_NEW_TOKENS, states_of=scorer.band_blocks)
-        return replace(own, score=scorer.score_generated(written, own))
+    def label_of(self, row: Row) -> bool | None:
+        """Return the row's label without counting it; `None` where it has neither label nor accepted answers."""
+        if row.correct is None and row.answers is not None:
+            return GRADERS[self.grader](row.exchange.answer, row.answers)
+        return row.correct
 
-    def _scored(self, row: Row, exchange: Exchange) -> Score:
-        """Return the score of an exchange; a row with another position than the scorer's is refused."""
-        if self.scorer is None:  # pragma: no cover - a model always comes with its scorer
-            raise AssertionError
-        score = self.scorer.score(exchange)
-        if row.position is not None and f"position {row.position}," not in score.fingerprint.settings:
-            raise DataFileError(
-                self.path,
-                row.line,
-                f"names position {row.position}, but the scorer reads {score.fingerprint.settings}",
-                "set scorer.position in the policy, or run `semgrad-guard score` first",
-            )
-        return score
-
-    def correct(self, row: Row, exchange: Exchange) -> bool:
+    def correct(self, row: Row) -> bool:
         """Return the row's label, graded where it has none.
-
-        Args:
-            row: a row with a label or accepted answers.
-            exchange: the row's exchange, with an answer.
 
         Raises:
             DataFileError: the row has neither, or no answer to compare.
@@ -159,17 +91,91 @@ class Labeller:
                 "has neither `correct` nor `answers`",
                 "say whether the answer is right, or list accepted answers",
             )
-        if not exchange.answer:
+        if not row.exchange.answer:
             raise DataFileError(
                 self.path,
                 row.line,
                 "has `answers` but no `answer` text to compare",
                 "add the answer's text, or `correct`",
             )
-        right = GRADERS[self.grader](exchange.answer, row.answers)
+        right = bool(self.label_of(row))
         self.n_graded += 1
         self.n_graded_right += right
         return right
+
+
+CONTRADICTING = "labelled both right and wrong"
+MAX_CONTRADICTING = 0.2
+"""Largest share of rows with contradicting labels; with more, the other labels can't be trusted either."""
+N_SHOWN = 5
+"""Contradictions named in a message."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Contradictions:
+    """Answers of a data file that are labelled both right and wrong."""
+
+    path: str
+    lines: tuple[tuple[int, ...], ...]
+    """The lines of each such answer."""
+    n_rows: int
+    """Rows of the file that have a label."""
+
+    @property
+    def n_contradicting(self) -> int:
+        """The number of rows that contradict another."""
+        return sum(map(len, self.lines))
+
+    def all_lines(self) -> frozenset[int]:
+        """Return the lines of all rows that contradict another."""
+        return frozenset(line for lines in self.lines for line in lines)
+
+    def in_words(self) -> str:
+        """Return how many there are, and where the first ones are."""
+        shown = "; ".join(" and ".join(map(str, lines)) for lines in self.lines[:N_SHOWN])
+        more = "; ..." if len(self.lines) > N_SHOWN else ""
+        return (
+            f"{self.path}: {self.n_contradicting:,} of {self.n_rows:,} rows label the same answer to the same question "
+            f"and passages both right and wrong (lines {shown}{more})"
+        )
+
+
+def contradictions(
+    rows: Iterable[Row], path: Path | str, label: Callable[[Row], bool | None] = lambda row: row.correct
+) -> Contradictions:
+    """Return which answers are labelled both right and wrong: the same question, passages and answer.
+
+    Args:
+        rows: the rows of a data file; those without an answer are passed over.
+        path: the file, for messages.
+        label: returns whether a row's answer is right; `None` where that is not known.
+
+    Raises:
+        ContradictoryLabelsError: more than a fifth of the rows contradict each other.
+    """
+    seen, n_rows = dict[str, dict[bool, list[int]]](), 0
+    for row in rows:
+        right = label(row) if row.exchange.answer else None
+        if right is not None:
+            n_rows += 1
+            seen.setdefault(_content(row.exchange), {}).setdefault(right, []).append(row.line)
+    clashes = [tuple(sorted([*lines[True], *lines[False]])) for lines in seen.values() if len(lines) > 1]
+    found = Contradictions(path=str(path), lines=tuple(sorted(clashes)), n_rows=n_rows)
+    if found.n_contradicting > MAX_CONTRADICTING * n_rows:
+        raise ContradictoryLabelsError(found.in_words(), found.lines, MAX_CONTRADICTING)
+    return found
+
+
+def _content(exchange: Exchange) -> str:
+    """Return a digest of what is asked, the passages and the answer; white space does not count.
+
+    Where no passages are known, the prompt counts as well, because it may hold them.
+    """
+    passages = tuple(passage.text for passage in exchange.passages)
+    asked = (exchange.question, *(passages or (exchange.prompt, exchange.prompt_ids)))
+    return hashlib.sha256(
+        " ".join(repr((*asked, exchange.answer)).split()).encode("utf-8", "surrogatepass")
+    ).hexdigest()
 
 
 def signals_of(fields: Mapping[str, Any]) -> dict[str, float]:

@@ -1,16 +1,14 @@
-"""JSONL files of prompts and answers: one object per line, errors with line numbers, and runs that can be resumed."""
+"""JSONL files of prompts and answers: one object per line, and errors that name line and field."""
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from filelock import FileLock, Timeout
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from semgrad_guard.errors import DataFileError
@@ -89,6 +87,63 @@ class _Form(BaseModel):
     position: Annotated[int, Field(lt=0)] | None = None
     on_policy: bool | None = None
     fingerprint: FingerprintForm | None = None
+
+
+_TEXT, _TEXTS, _NUMBER = (str,), (str, list), (int, float)
+WRITTEN_BY_USERS: Mapping[str, tuple[type, ...]] = {
+    **dict.fromkeys(("prompt", "question", "answer", "route"), _TEXT),
+    **dict.fromkeys(("messages", "passages", "contexts", "answers", "tags"), _TEXTS),
+    **dict.fromkeys(("prompt_ids", "answer_ids"), (list,)),
+    **dict.fromkeys(("position", "attempt", "confidence"), _NUMBER),
+    **dict.fromkeys(("correct", "on_policy"), (bool, int, str)),
+    "group": (str, int),
+}
+"""Fields that users write, and the types of value by which a misspelt one is told from a field of the user's own."""
+_SAME_MEANING = (
+    frozenset({"passages", "contexts"}),
+    frozenset({"prompt", "messages", "prompt_ids"}),
+    frozenset({"answer", "answer_ids"}),
+)
+"""Fields of which a row has one, so that the others are not missing."""
+
+
+def misspelt(fields: Mapping[str, Any]) -> tuple[str, str] | None:
+    """Return a field that looks like a known one that the row lacks, and that one's name."""
+    lacking = WRITTEN_BY_USERS.keys() - fields.keys()
+    for alike in _SAME_MEANING:
+        if alike & fields.keys():
+            lacking -= alike
+    for name, value in fields.items():
+        meant = None if name in WRITTEN_BY_USERS else _meant(name, frozenset(lacking))
+        if meant is not None and isinstance(value, WRITTEN_BY_USERS[meant]):
+            return name, meant
+    return None
+
+
+@lru_cache(maxsize=4096)
+def _meant(name: str, lacking: frozenset[str]) -> str | None:
+    """Return the field that a name misspells; `None` for a name of the user's own, such as `question_id`."""
+    plain = name.lower().replace("-", "_").strip(" _")
+    if plain.endswith("_id") or any(letter.isdigit() for letter in plain):
+        return None
+    alike = [known for known in lacking if plain.count("_") == known.count("_")]
+    nearest = min(alike, key=lambda known: (_slips(plain, known), known), default=None)
+    if nearest is None or _slips(plain, nearest) > (1 if len(nearest) < 6 else 2):
+        return None
+    return nearest
+
+
+def _slips(one: str, other: str) -> int:
+    """Return how many letters are missing, too many, wrong or swapped with the next."""
+    two_before, before, row = list[int](), list[int](), list(range(len(other) + 1))
+    for i, letter in enumerate(one, 1):
+        two_before, before, row = before, row, [i]
+        for j, wanted in enumerate(other, 1):
+            slips = min(before[j] + 1, row[-1] + 1, before[j - 1] + (letter != wanted))
+            if two_before and j > 1 and (letter, one[i - 2]) == (other[j - 2], wanted):
+                slips = min(slips, two_before[j - 2] + 1)
+            row.append(slips)
+    return row[-1]
 
 
 def scored_part(fields: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -179,8 +234,11 @@ def row_of(fields: dict[str, Any], path: Path | str, number: int) -> Row:
     """Return the row of an object.
 
     Raises:
-        DataFileError: the object cannot be used.
+        DataFileError: the object cannot be used, or has a misspelt field.
     """
+    if found := misspelt(fields):
+        why = f"`{found[0]}` is not a field: did you mean `{found[1]}`?"
+        raise DataFileError(path, number, why, "rename it; a field of your own needs a name that is less alike")
     try:
         form = _Form.model_validate({**fields, "fingerprint": scored_part(fields).get("fingerprint")})
     except ValidationError as error:
@@ -212,87 +270,3 @@ def _row(form: _Form, fields: dict[str, Json], number: int) -> Row:
         is_own=form.answer_ids is not None if form.on_policy is None else form.on_policy,
         fingerprint=Fingerprint(**form.fingerprint.model_dump()) if form.fingerprint else None,
     )
-
-
-ROW_KEY = "row_digest"
-"""Key in an output line for the digest of its input line."""
-ADVICE = "name another --out, or use --overwrite"
-
-
-def digest(row: Row) -> str:
-    """Return the digest of an input line, by which a resumed run recognises it."""
-    return hashlib.sha256(json.dumps(row.fields, sort_keys=True).encode()).hexdigest()[:16]
-
-
-class ResumableFile:
-    """A file with an output line for each input line; an interrupted run can be resumed.
-
-    No other run can write to the file while the object exists.
-    """
-
-    def __init__(self, path: Path) -> None:
-        """Remove an incomplete last line of an earlier run, and read which input lines are done.
-
-        Args:
-            path: the file; it need not exist yet.
-
-        Raises:
-            DataFileError: the file has other content, or another run is writing to it.
-        """
-        self.path = path
-        self._lock = FileLock(path.with_name(f".{path.name}.lock"), timeout=0)
-        try:
-            self._lock.acquire()
-        except Timeout as error:
-            advice = "wait until it has ended, or name another --out"
-            raise DataFileError(path, None, "another run is writing to it", advice) from error
-        self.done: set[str] = set()
-        _drop_partial_line(path)
-        for number, line in self.lines():
-            self.take(line, number)
-            self.done.add(line[ROW_KEY])
-
-    def take(self, line: dict[str, Any], number: int) -> None:
-        """Check a line of an earlier run; subclasses raise an error if the run cannot be resumed."""
-
-    def lines(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Yield the lines with their numbers, from 1.
-
-        Raises:
-            DataFileError: a line was not written by such a run.
-        """
-        if not self.path.exists():
-            return
-        with self.path.open("rb") as file:
-            for number, line in enumerate(file, 1):
-                try:
-                    fields = json.loads(line)
-                    fields[ROW_KEY]
-                except (ValueError, KeyError, TypeError) as error:
-                    raise DataFileError(self.path, number, "not a line that this command wrote", ADVICE) from error
-                yield number, fields
-
-    def append(self, found: dict[str, Any]) -> None:
-        """Write one object as one line, on disk before the call returns."""
-        line = json.dumps(found, ensure_ascii=True) + "\n"
-        with self.path.open("a", encoding="ascii") as file:
-            file.write(line)
-            file.flush()
-            os.fsync(file.fileno())
-        self.done.add(found[ROW_KEY])
-
-
-def _drop_partial_line(path: Path) -> None:
-    """Truncate a file after its last line end, reading only its tail."""
-    if not path.exists():
-        return
-    with path.open("rb") as file:
-        end = file.seek(0, os.SEEK_END)
-        at, tail = end, b""
-        while at > 0 and b"\n" not in tail:
-            at = max(0, at - 65_536)
-            file.seek(at)
-            tail = file.read(end - at)
-    whole = at + tail.rfind(b"\n") + 1
-    if whole < end:
-        os.truncate(path, whole)

@@ -7,11 +7,10 @@ import json
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from typing_extensions import override
-
-from semgrad_guard.errors import DataFileError, ScoringError
-from semgrad_guard.evaluation.rows import ADVICE, ROW_KEY, ResumableFile, digest, read_rows, scored_part
-from semgrad_guard.wire import score_fields
+from semgrad_guard.errors import ScoringError
+from semgrad_guard.evaluation.row_files import ROW_KEY, digest, is_scored
+from semgrad_guard.evaluation.rows import scored_part
+from semgrad_guard.wire import score_fields, score_from_fields
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -118,11 +117,17 @@ BATCH_ROWS = 16
 
 
 def score_rows(
-    rows: Iterable[Row], scorer_at: ScorerAt, calibrator: Calibrator | None, *, chat: bool, own_answers: bool
+    rows: Iterable[Row],
+    scorer_at: ScorerAt,
+    calibrator: Calibrator | None,
+    *,
+    chat: bool,
+    own_answers: bool,
+    rescore: bool = False,
 ) -> Iterator[dict[str, Any]]:
     """Yield one output object per row, in order: the row's fields, its `score`, and `confidence` if there is one.
 
-    A row that cannot be scored gets `error` in place of a score; it does not end the run.
+    A row that has a score keeps it. One that cannot be scored gets `error` in place of a score; the run goes on.
 
     Args:
         rows: the rows to score.
@@ -130,13 +135,22 @@ def score_rows(
         calibrator: turns scores into confidences; `None` for none.
         chat: whether the scoring model has a chat template.
         own_answers: whether the scoring model wrote all answers; otherwise each row says so.
+        rescore: whether rows that have a score are scored again.
     """
     for position, batch in _batches(rows):
-        scorer = scorer_at(position)
         exchanges = [row.exchange_for(chat=chat, on_policy=own_answers or row.is_own) for row in batch]
-        scores = scorer.score_batch(exchanges)
-        for row, exchange, score in zip(batch, exchanges, scores, strict=True):
-            yield {**row.fields, **_found(exchange, score, calibrator), ROW_KEY: digest(row)}
+        kept = [None if rescore or not is_scored(row) else score_from_fields(row.fields["score"]) for row in batch]
+        missing = [exchange for exchange, score in zip(exchanges, kept, strict=True) if score is None]
+        new = iter(scorer_at(position).score_batch(missing) if missing else ())
+        for row, exchange, score in zip(batch, exchanges, kept, strict=True):
+            found = _found(exchange, next(new) if score is None else score, calibrator)
+            yield {**_kept_fields(row, anew=rescore or calibrator is not None), **found, ROW_KEY: digest(row)}
+
+
+def _kept_fields(row: Row, *, anew: bool) -> dict[str, Any]:
+    """Return the fields of a row without the error of an earlier run, and without its confidence if it gets it anew."""
+    dropped = {"error", "confidence"} if anew and is_scored(row) else {"error"}
+    return {name: value for name, value in row.fields.items() if name not in dropped}
 
 
 def _found(exchange: Exchange, score: Score | ScoringError, calibrator: Calibrator | None) -> dict[str, Any]:
@@ -158,49 +172,3 @@ def _batches(rows: Iterable[Row]) -> Iterator[tuple[int | None, list[Row]]]:
         batch.append(row)
     if batch:
         yield batch[0].position, batch
-
-
-class ScoreFile(ResumableFile):
-    """The output file of `score`."""
-
-    def __init__(self, path: Path, fingerprint: dict[str, Any], method: str) -> None:
-        """Open the file and check the lines of an earlier run.
-
-        Args:
-            path: the file; it need not exist yet.
-            fingerprint: fingerprint of this run's scores.
-            method: the signal used as the score.
-
-        Raises:
-            DataFileError: the file has other content, or scores of another model or setting.
-        """
-        self.n_errors = 0
-        self._fingerprint, self._method = fingerprint, method
-        super().__init__(path)
-
-    def pending(self, data: Path) -> Iterator[Row]:
-        """Yield the rows of a data file that are not in this file yet."""
-        return (row for row in read_rows(data) if digest(row) not in self.done)
-
-    @override
-    def append(self, found: dict[str, Any]) -> None:
-        super().append(found)
-        self.n_errors += "error" in found
-
-    @override
-    def take(self, line: dict[str, Any], number: int) -> None:
-        if "error" in line:
-            self.n_errors += 1
-        elif _differs(line, self._fingerprint, self._method):
-            raise DataFileError(self.path, number, "was scored by another model or setting", ADVICE)
-
-
-def _differs(line: dict[str, Any], fingerprint: dict[str, Any], method: str) -> bool:
-    """Return whether a line has scores of another model or setting than this run; a row's own position may differ."""
-    part = scored_part(line)
-    there: dict[str, Any] = part.get("fingerprint") or {}
-    shared = {"model", "dtype", "template"}
-    same_setting = line.get("position") is not None or there.get("settings") == fingerprint["settings"]
-    return {k: there.get(k) for k in shared} != {k: fingerprint[k] for k in shared} or (
-        not same_setting or part.get("method") != method
-    )

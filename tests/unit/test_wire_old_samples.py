@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from dataclasses import asdict, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -17,12 +17,12 @@ import pytest
 
 from semgrad_guard.calibration import load_profile
 from semgrad_guard.errors import DataFileError
-from semgrad_guard.evaluation.compare.answering import AnswersFile
 from semgrad_guard.evaluation.compare.labelled import Grading
 from semgrad_guard.evaluation.grading import GRADERS, shared_words
 from semgrad_guard.evaluation.labelling import Labeller
+from semgrad_guard.evaluation.row_files import ScoredFile, Setting
 from semgrad_guard.evaluation.rows import read_rows
-from semgrad_guard.evaluation.score_file import ScoreFile, write_answers
+from semgrad_guard.evaluation.score_file import write_answers
 from semgrad_guard.evaluation.simulate import RecordedRows
 from semgrad_guard.flow import (
     Abstain,
@@ -220,13 +220,14 @@ def test_the_rows_of_a_score_file_are_replayed() -> None:
 def test_a_score_file_is_gone_on_with(tmp_path: Path) -> None:
     """By the same model and setting only."""
     path = Path(shutil.copy(SAMPLES / "score_file.jsonl", tmp_path))
-    file = ScoreFile(path, asdict(FINGERPRINT), "hybridgrad")
+    setting = Setting(fingerprint=FINGERPRINT, method="hybridgrad")
+    file = ScoredFile(path, setting)
     assert (len(file.done), file.n_errors) == (2, 1)
     del file
-    with pytest.raises(DataFileError, match="another model or setting"):
-        ScoreFile(path, asdict(FINGERPRINT), "semgrad")
-    with pytest.raises(DataFileError, match="another model or setting"):
-        ScoreFile(path, {**asdict(FINGERPRINT), "dtype": "bfloat16"}, "hybridgrad")
+    with pytest.raises(DataFileError, match="method hybridgrad in the file, semgrad in this run"):
+        ScoredFile(path, replace(setting, method="semgrad"))
+    with pytest.raises(DataFileError, match="dtype float32 in the file, bfloat16 in this run"):
+        ScoredFile(path, replace(setting, fingerprint=replace(FINGERPRINT, dtype="bfloat16")))
 
 
 def test_a_score_file_is_shown(tmp_path: Path) -> None:
@@ -249,7 +250,7 @@ def test_the_lines_of_an_answers_file_are_read(tmp_path: Path) -> None:
     (row,) = read_rows(path)
     assert row.fingerprint is not None
     assert (row.fingerprint.dtype, row.fingerprint.settings) == ("float32", "position -3, blocks 2 to 3, by answer")
-    file = AnswersFile(path, row.fingerprint)
+    file = ScoredFile(path, Setting(fingerprint=row.fingerprint))
     grading = Grading(
         grader=lambda _, answer, answers: GRADERS["contains"](answer, answers), alike=shared_words, same=0.5
     )
@@ -269,8 +270,8 @@ def test_the_lines_of_an_answers_file_are_read(tmp_path: Path) -> None:
         "samples": 0.007929,
     }
     del file
-    with pytest.raises(DataFileError, match="another model or setting"):
-        AnswersFile(path, FINGERPRINT)
+    with pytest.raises(DataFileError, match=r"model .* in the file, .* in this run"):
+        ScoredFile(path, Setting(fingerprint=FINGERPRINT))
 
 
 # --- profiles ---------------------------------------------------------------------------------------------------------

@@ -1,59 +1,54 @@
-"""Answers to all rows of a data set, written once and kept in a file that can be gone on with."""
+"""Answers and scores the rows of a data set one by one, so that they can be kept as they come."""
 
 from __future__ import annotations
 
 import time
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
-from itertools import islice
+from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from typing_extensions import override
-
-from semgrad_guard.errors import DataFileError, EmptyAnswerError, ScoringError
-from semgrad_guard.evaluation.labelling import write_answer
-from semgrad_guard.evaluation.rows import ADVICE, ROW_KEY, ResumableFile, answer_stops, digest, read_rows, scored_part
+from semgrad_guard.errors import EmptyAnswerError, ScoringError
+from semgrad_guard.evaluation.row_files import ROW_KEY, digest, is_scored
+from semgrad_guard.evaluation.rows import answer_stops
 from semgrad_guard.scoring.forward_signals import context_gain, p_true
 from semgrad_guard.scoring.reading import read_exchange
 from semgrad_guard.signals import MEANING
 from semgrad_guard.wire import score_fields
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterable, Iterator
-    from pathlib import Path
+    from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+
+    from torch import nn
 
     from semgrad_guard.evaluation.rows import Row
-    from semgrad_guard.flow import Exchange, Fingerprint, Score
-    from semgrad_guard.models import Generated
+    from semgrad_guard.flow import Exchange, Score
+    from semgrad_guard.models import Generated, LocalModel
     from semgrad_guard.scoring import SemGradScorer
 
 
-class AnswersFile(ResumableFile):
-    """The file with the answers that `evaluate` has so far."""
+def write_answer(
+    exchange: Exchange, model: LocalModel, *, max_new_tokens: int, states_of: Sequence[nn.Module]
+) -> tuple[Exchange, Generated]:
+    """Return the exchange with the model's greedy answer, and the generation for scoring it.
 
-    def __init__(self, path: Path, fingerprint: Fingerprint) -> None:
-        """Read what an earlier run left.
-
-        Args:
-            path: the file.
-            fingerprint: what the scores of this run depend on.
-
-        Raises:
-            DataFileError: the file holds something else, or answers of another model or setting.
-        """
-        self._fingerprint = asdict(fingerprint)
-        super().__init__(path)
-
-    @override
-    def take(self, line: dict[str, Any], number: int) -> None:
-        there = scored_part(line).get("fingerprint")
-        if there is not None and {**there, "proxy": False} != self._fingerprint:
-            raise DataFileError(self.path, number, "was answered by another model or setting", ADVICE)
-
-    def pending(self, data: Path, limit: int | None = None) -> Iterator[Row]:
-        """Yield the first `limit` rows of a data file that are not in this file yet."""
-        return (row for row in islice(read_rows(data), limit) if digest(row) not in self.done)
+    Args:
+        exchange: an exchange with a prompt and without an answer.
+        model: the model.
+        max_new_tokens: largest length of the answer.
+        states_of: blocks of the scorer's band; see `LocalModel.generate`.
+    """
+    written = model.generate(
+        exchange.prompt,
+        prompt_ids=exchange.prompt_ids,
+        max_new_tokens=max_new_tokens,
+        stop=answer_stops(chat=model.is_chat),
+        states_of=states_of,
+    )
+    own = replace(
+        exchange, answer=written.text, prompt_ids=written.prompt_ids, answer_ids=written.answer_ids, on_policy=True
+    )
+    return own, written
 
 
 MAX_NEW_TOKENS = 32
@@ -64,19 +59,27 @@ class Asked:
     """What to ask the model for beside an answer to each question."""
 
     max_new_tokens: int = MAX_NEW_TOKENS
+    context_gain: bool = True
+    """Whether to ask how much likelier the passages make the answer, which takes another forward pass."""
     n_baseline_rows: int | None = None
     """For how many questions, from the first, to ask for the dear baselines: P(True) and samples; `None` for all."""
     n_samples: int = 5
     """Answers drawn at random to each of them; 0 for none."""
     temperature: float = 1.0
     seed: int = 0
+    proxy: bool = False
+    """Whether another model wrote all answers, whatever the rows say: its token ids are not this model's."""
+
+
+ONLY_SCORES = Asked(max_new_tokens=64, context_gain=False, n_baseline_rows=0, n_samples=0)
+"""Ask for nothing beside answer and score."""
 
 
 def answer_rows(rows: Iterable[Row], scorer: SemGradScorer, asked: Asked) -> Iterator[dict[str, Any]]:
-    """Yield one output object a row, in order: what it said, the answer, its score, and seconds by step.
+    """Yield one output object a row, in order: the row's fields, the answer, its score, and seconds by step.
 
-    A row with an answer keeps it; any other is answered by the model, greedily. One that cannot be answered or scored
-    gets `error` in place of a score; it does not end the run.
+    A row with an answer keeps it, and one with a score keeps that; any other is answered by the model, greedily. One
+    that cannot be answered or scored gets `error` in place of a score; it does not end the run.
 
     Args:
         rows: questions, with passages where there are any.
@@ -85,7 +88,8 @@ def answer_rows(rows: Iterable[Row], scorer: SemGradScorer, asked: Asked) -> Ite
     """
     for row in rows:
         found = _Answerer(scorer, asked).answered(row)
-        yield {**row.fields, **found, ROW_KEY: digest(row)}
+        given = {name: value for name, value in row.fields.items() if name != "error"}
+        yield {**given, **found, ROW_KEY: digest(row)}
 
 
 class _Answerer:
@@ -97,9 +101,9 @@ class _Answerer:
 
     def answered(self, row: Row) -> dict[str, Any]:
         """Return answer, signals and costs of one row."""
-        exchange = row.exchange_for(chat=self._model.is_chat, on_policy=row.is_own)
+        exchange = self._exchange(row)
         generated = None
-        if not exchange.answer and exchange.answer_ids is None:
+        if not (exchange.answer or exchange.answer_ids or self._asked.proxy or is_scored(row)):
             with self._timed("answer"):
                 exchange, generated = write_answer(
                     exchange,
@@ -108,21 +112,41 @@ class _Answerer:
                     states_of=self._scorer.band_blocks,
                 )
         found = _answer_fields(generated)
-        started = time.perf_counter()
         try:
-            score = self._score(exchange, generated)
+            score = self._recorded(row) or self._new_score(exchange, generated)
         except ScoringError as error:
             return {**found, "error": f"{type(error).__name__}: {error}"}
+        dear = self._context_gain(exchange, score["signals"])
+        if self._asked.n_baseline_rows is None or row.line <= self._asked.n_baseline_rows:
+            if "p_true" not in score["signals"]:
+                dear |= self._p_true(exchange)
+            if self._asked.n_samples and "samples" not in row.fields:
+                found["samples"] = self._samples(exchange, generated, row.line)
+        found["score"] = {**score, "signals": {**score["signals"], **dear}}
+        return {**found, "seconds": {name: round(seconds, 6) for name, seconds in self._seconds.items()}}
+
+    def _exchange(self, row: Row) -> Exchange:
+        if not self._asked.proxy:
+            return row.exchange_for(chat=self._model.is_chat, on_policy=row.is_own)
+        return replace(row.exchange_for(chat=self._model.is_chat), prompt_ids=None, answer_ids=None)
+
+    def _recorded(self, row: Row) -> dict[str, Any] | None:
+        """Return the score that a row has, with the seconds that were measured then; `None` where it has none."""
+        if not is_scored(row):
+            return None
+        score: dict[str, Any] = row.fields["score"]
+        measured = row.fields.get("seconds")
+        self._seconds |= measured if isinstance(measured, dict) else {"score": score.get("seconds", 0.0)}
+        return score
+
+    def _new_score(self, exchange: Exchange, generated: Generated | None) -> dict[str, Any]:
+        """Return the fields of the score of an exchange."""
+        started = time.perf_counter()
+        score = self._score(exchange, generated)
         self._seconds["score"] = score.seconds
         if not score.signals.keys().isdisjoint(MEANING):
             self._seconds["embedding"] = time.perf_counter() - started - score.seconds
-        dear = self._context_gain(exchange, score)
-        if self._asked.n_baseline_rows is None or row.line <= self._asked.n_baseline_rows:
-            dear |= self._p_true(exchange)
-            if self._asked.n_samples:
-                found["samples"] = self._samples(exchange, generated, row.line)
-        found["score"] = score_fields(replace(score, signals={**score.signals, **dear}))
-        return {**found, "seconds": {name: round(seconds, 6) for name, seconds in self._seconds.items()}}
+        return score_fields(score)
 
     def _score(self, exchange: Exchange, generated: Generated | None) -> Score:
         if generated is None:
@@ -131,12 +155,12 @@ class _Answerer:
             raise EmptyAnswerError
         return self._scorer.score_generated(generated, exchange)
 
-    def _context_gain(self, exchange: Exchange, score: Score) -> dict[str, float]:
-        if not exchange.passages:
+    def _context_gain(self, exchange: Exchange, signals: Mapping[str, float]) -> dict[str, float]:
+        if not (self._asked.context_gain and exchange.passages) or "context_gain" in signals:
             return {}
         with self._timed("context_gain"):
             tokens = read_exchange(self._model, exchange)
-            gain = context_gain(self._model, exchange, tokens, score.signals["mean_nll"])
+            gain = context_gain(self._model, exchange, tokens, signals["mean_nll"])
         return {} if gain is None else {"context_gain": gain}
 
     def _p_true(self, exchange: Exchange) -> dict[str, float]:

@@ -7,10 +7,13 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from semgrad_guard.calibration import LabelledScore
-from semgrad_guard.errors import DataFileError, GradedAlikeError
+from semgrad_guard.calibration.labels import MIN_LABELS, check_enough
+from semgrad_guard.errors import DataFileError, GradedAlikeError, TooFewLabelsError
 from semgrad_guard.evaluation.compare.sampled_signals import Sample, sampled_signals
-from semgrad_guard.evaluation.labelling import group_of, signals_of
+from semgrad_guard.evaluation.labelling import CONTRADICTING, group_of, signals_of
 from semgrad_guard.evaluation.rows import row_of
 from semgrad_guard.extras import require
 
@@ -19,7 +22,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from semgrad_guard.evaluation.grading import Grader, Similarity
-    from semgrad_guard.evaluation.rows import ResumableFile, Row
+    from semgrad_guard.evaluation.row_files import ResumableFile
+    from semgrad_guard.evaluation.rows import Row
 
 HF = "hf:"
 QUESTION = ("question", "query", "prompt")
@@ -124,6 +128,8 @@ class Grading:
     """Likeness from which two sampled answers say the same."""
     tick: Callable[[], None] = lambda: None
     """Called after each answer."""
+    contradicting: frozenset[int] = frozenset()
+    """Lines to leave out, because their answer is labelled both right and wrong."""
     n: int = 0
     n_right: int = 0
     left_out: Counter[str] = field(default_factory=Counter[str])
@@ -145,6 +151,9 @@ class Grading:
             self.tick()
             if failed := said.get("error"):
                 self.left_out[str(failed).split(":", 1)[0]] += 1
+                continue
+            if number in self.contradicting:
+                self.left_out[CONTRADICTING] += 1
                 continue
             yield self._label(row_of(said, file.path, number), said)
 
@@ -198,20 +207,28 @@ def _kind(row: Row) -> frozenset[str]:
     return frozenset({ANSWERABLE if row.answers else UNANSWERABLE})
 
 
-def check_rows(rows: Iterable[Row], path: Path | str) -> int:
-    """Return the number of rows, after checking that each can be asked and graded, before a model is loaded.
+def check_rows(rows: Iterable[Row], path: Path | str) -> None:
+    """Check that each row can be asked and graded and that there are enough, before a model is loaded.
 
     Raises:
         DataFileError: a row has neither label nor accepted answers, or neither question nor prompt.
+        TooFewLabelsError: fewer rows or questions than can be compared, or too few that are labelled right or wrong.
     """
-    n = 0
-    for n, row in enumerate(rows, 1):  # noqa: B007 - the last count is the number
+    groups, known = list[str](), list[tuple[bool, str]]()
+    for row in rows:
         if row.correct is None and row.answers is None:
             advice = "list accepted answers (none for a question that has no answer), or say whether it is right"
             raise DataFileError(path, row.line, "has neither `answers` nor `correct`", advice)
         exchange = row.exchange
         if not (exchange.prompt or exchange.prompt_ids or exchange.question):
             raise DataFileError(path, row.line, "asks nothing", 'add "question", "prompt" or "messages"')
-    if not n:
+        groups.append(group_of(exchange, row.group) or f"line {row.line}")
+        if row.correct is not None:
+            known.append((row.correct, groups[-1]))
+    if not groups:
         raise DataFileError(path, None, "holds no rows", 'each line is {"question": "...", "answers": ["..."]}')
-    return n
+    if len(groups) < MIN_LABELS:
+        raise TooFewLabelsError(len(groups), MIN_LABELS, f"rows of {path} to evaluate")
+    if len(known) == len(groups):
+        _, number = np.unique([group for _, group in known], return_inverse=True)
+        check_enough(np.array([float(right) for right, _ in known]), number)

@@ -10,6 +10,8 @@ from semgrad_guard.evaluation.compare.comparing import compare, rank
 from semgrad_guard.evaluation.compare.labelled import Grading
 from semgrad_guard.evaluation.compare.promise import check_promise
 from semgrad_guard.evaluation.compare.report import Result, plots, write_report
+from semgrad_guard.evaluation.labelling import contradictions
+from semgrad_guard.evaluation.rows import row_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
     from semgrad_guard.evaluation.compare.comparing import Ranked
     from semgrad_guard.evaluation.compare.promise import PromiseCheck
     from semgrad_guard.evaluation.grading import Grader, Similarity
-    from semgrad_guard.evaluation.rows import ResumableFile
+    from semgrad_guard.evaluation.row_files import ResumableFile
 
 RATES = (0.1, 0.2, 0.3)
 """Error rates whose promise is checked when none is named."""
@@ -50,11 +52,16 @@ class Evaluation:
             tick: called after each graded answer and each compared method.
 
         Raises:
+            ContradictoryLabelsError: more than a fifth of the answers are labelled both right and wrong.
             GradedAlikeError: all answers are right, or all wrong.
             TooFewLabelsError: too few answers to compare anything.
             MissingExtraError: a library for fitting or plotting is not installed.
         """
-        grading = Grading(grader=self.grader, alike=self.alike, same=self.same, tick=tick)
+        answered = (row_of(line, file.path, number) for number, line in file.lines())
+        clashes = contradictions(answered, file.path)
+        grading = Grading(
+            grader=self.grader, alike=self.alike, same=self.same, tick=tick, contradicting=clashes.all_lines()
+        )
         labels = collect(grading.labels(file), seed=self.seed)
         grading.check_both_kinds(self.grader_name)
         ranked = rank(labels, seed=self.seed, tick=tick)

@@ -98,7 +98,7 @@ def read_labels(path: Path, *, grader: str = "contains") -> dict[str, bool]:
             raise DataFileError(path, row.line, "has no `id`", advice)
         if row.correct is None and row.answers is None and "correct" in row.fields:
             continue
-        right = labeller.correct(row, row.exchange)
+        right = labeller.correct(row)
         if labels.setdefault(str(name), right) != right:
             raise DataFileError(
                 path,
@@ -220,32 +220,56 @@ class _Place(NamedTuple):
 class RecordedRows:
     """The questions of a file of labelled rows, read one by one; of later answers only their places are kept."""
 
-    def __init__(self, path: Path, *, grader: str = "contains", unscored: frozenset[str] = frozenset()) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        grader: str = "contains",
+        unscored: frozenset[str] = frozenset(),
+        source: Path | None = None,
+    ) -> None:
         """Look through the file for later answers.
 
         Args:
             path: the file.
             grader: how an answer without a label is compared with the accepted ones.
             unscored: routes whose answers the policy passes without judging them: they need no signals.
+            source: the file that messages name, where `path` is a copy of it.
 
         Raises:
             DataFileError: a line cannot be used.
         """
-        self.path = path
-        self.labeller = Labeller(path=path, grader=grader)
+        self.path, self._source = path, source or path
+        self.labeller = Labeller(path=self._source, grader=grader)
         self.n_questions = 0
+        self.n_unscored = 0
+        """Rows that have nothing to judge them by: no signals, no confidence, and no error."""
+        self.first_scored: tuple[int, Exchange, Score] | None = None
+        """Line, exchange and score of the first answer that is judged by its signals."""
         self._unscored = unscored
         self._later: dict[str, list[_Place]] = {}
         for offset, row in read_placed_rows(path):
             form = self._form(row)
+            self._count(row, form)
             if form.way == FIRST:
                 self.n_questions += 1
                 continue
             self._later.setdefault(self._key_of_later(row), []).append(_Place(form.attempt or 2, row.line, offset))
         if not self.n_questions:
-            raise DataFileError(path, None, "holds no first answer", "give it rows without `attempt` and `route`")
+            why = "holds no first answer"
+            raise DataFileError(self._source, None, why, "give it rows without `attempt` and `route`")
         for places in self._later.values():
             places.sort()
+
+    def _count(self, row: Row, form: _AnswerForm) -> None:
+        """Note whether a row can be judged, and by what."""
+        if form.confidence is not None or form.error is not None:
+            return
+        if not signals_of(row.fields):
+            self.n_unscored += form.way not in self._unscored
+        elif self.first_scored is None and form.way == FIRST and row.fingerprint is not None:
+            score, _ = self._score(row, form)
+            self.first_scored = None if score is None else (row.line, row.exchange, score)
 
     def __iter__(self) -> Iterator[RecordedQuestion]:
         """Yield the questions, in the order of their first answers.
@@ -268,7 +292,7 @@ class RecordedRows:
         for key, places in self._later.items():
             if key not in first_lines:
                 why = "is a later answer to a question without a first one"
-                raise DataFileError(self.path, places[0].line, why, "add the row of its first answer (`attempt`: 1)")
+                raise DataFileError(self._source, places[0].line, why, "add the row of its first answer (`attempt`: 1)")
 
     def _places(self, key: str | None, line: int, first_lines: dict[str, int]) -> list[_Place]:
         """Return where the later answers of a question stand."""
@@ -277,14 +301,14 @@ class RecordedRows:
         if key in first_lines:
             why = f"is another first answer to the question of line {first_lines[key]}, which has later answers"
             raise DataFileError(
-                self.path, line, why, "give each first answer and its later ones a `group` of their own"
+                self._source, line, why, "give each first answer and its later ones a `group` of their own"
             )
         first_lines[key] = line
         return self._later[key]
 
     def _later_answer(self, file: BinaryIO, place: _Place) -> RecordedAnswer:
         file.seek(place.offset)
-        row = parse_row(file.readline(), self.path, place.line)
+        row = parse_row(file.readline(), self._source, place.line)
         return self._answer(row, self._form(row))
 
     def _form(self, row: Row) -> _AnswerForm:
@@ -297,28 +321,28 @@ class RecordedRows:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"])
             advice = "`route` is first, retry_retrieval or fallback_model:NAME, and times and costs are at least 0"
-            raise DataFileError(self.path, row.line, f"`{where}`: {first['msg']}", advice) from error
+            raise DataFileError(self._source, row.line, f"`{where}`: {first['msg']}", advice) from error
         if form.attempt is not None and (form.attempt == 1) != (form.way == FIRST):
             why = f"says attempt {form.attempt} and route {form.way}"
-            raise DataFileError(self.path, row.line, why, "attempt 1, and no other, has the route `first`")
+            raise DataFileError(self._source, row.line, why, "attempt 1, and no other, has the route `first`")
         return form
 
     def _key_of_later(self, row: Row) -> str:
         key = _key(row)
         if key is None:
             why = "is a later answer, but names neither `question` nor `group`"
-            raise DataFileError(self.path, row.line, why, "name the question, as in the row of its first answer")
+            raise DataFileError(self._source, row.line, why, "name the question, as in the row of its first answer")
         return key
 
     def _answer(self, row: Row, form: _AnswerForm) -> RecordedAnswer:
         score, scoring_s = self._score(row, form)
         if score is None and form.error is None and form.way not in self._unscored:
             advice = "run `semgrad-guard score` first, or give each row a `confidence`"
-            raise DataFileError(self.path, row.line, "has neither signals nor a confidence", advice)
+            raise DataFileError(self._source, row.line, "has neither signals nor a confidence", advice)
         return RecordedAnswer(
             exchange=replace(row.exchange, metadata=form.metadata, score=score),
             route=form.way,
-            correct=self.labeller.correct(row, row.exchange),
+            correct=self.labeller.correct(row),
             confidence=form.confidence,
             error=form.error,
             cost=form.cost,
@@ -335,7 +359,7 @@ class RecordedRows:
             score = score_from_fields(part)
         except WireError as error:
             advice = "leave `score` as `semgrad-guard score` wrote it"
-            raise DataFileError(self.path, row.line, f"`score`: {error.why}", advice) from error
+            raise DataFileError(self._source, row.line, f"`score`: {error.why}", advice) from error
         return score, score.seconds
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
-from semgrad_guard.errors import ScoringError, StepUnavailableError, UncalibratedError
+from semgrad_guard.errors import DataFileError, ScoringError, StepUnavailableError, UncalibratedError
+from semgrad_guard.evaluation.row_files import differences, settings_of
 from semgrad_guard.evaluation.simulate.recorded import FIRST, RETRY, UNKNOWN
 from semgrad_guard.flow import Accept, Action, FallbackModel, ReviewId, Status
 from semgrad_guard.guard.assembly import NoCalibrator, decider_of, profile_of
@@ -18,9 +19,10 @@ from semgrad_guard.routing import Resources
 if TYPE_CHECKING:
     import threading
     from collections.abc import Iterable, Sequence
+    from pathlib import Path
 
     from semgrad_guard.calibration import Profile
-    from semgrad_guard.evaluation.simulate.recorded import RecordedAnswer, RecordedQuestion
+    from semgrad_guard.evaluation.simulate.recorded import RecordedAnswer, RecordedQuestion, RecordedRows
     from semgrad_guard.flow import (
         Attempt,
         Confidence,
@@ -280,7 +282,7 @@ class Simulator:
         Raises:
             CalibrationError: the profile cannot be read, or cannot keep the error rate that `accept` asks for.
         """
-        profile = profile_of(policy)
+        self._profile = profile = profile_of(policy)
         self.policy = policy
         self._decider = decider_of(policy, profile)
         self.thresholds = self._decider.compute_thresholds()
@@ -289,6 +291,26 @@ class Simulator:
         specs = [(step_rule(place, entry), entry.spec) for place, entry in policy.escalation_steps()]
         self._costs = {rule: spec.cost for rule, spec in specs if isinstance(spec, NewAttemptStep)}
         self._fallbacks = {spec.name for _, spec in specs if isinstance(spec, FallbackModelStep)}
+
+    def check_setting(self, rows: RecordedRows, path: Path) -> None:
+        """Refuse rows that were scored by another setting than the policy's profile was fitted for.
+
+        Args:
+            rows: the recorded rows.
+            path: their file, for the message.
+
+        Raises:
+            DataFileError: the profile gives the first scored answer no confidence, because its setting differs.
+        """
+        if rows.first_scored is None or self._profile is None:
+            return
+        line, exchange, score = rows.first_scored
+        there, wanted = settings_of(asdict(score.fingerprint)), settings_of(asdict(self._profile.fingerprint))
+        found = differences(there, wanted, new=f"in profile {self._profile.name}")
+        if found and self._calibrator.confidence(exchange, score).value is None:
+            why = f"was scored by another setting than the policy's profile: {'; '.join(found)}"
+            advice = f"name the profile of that setting, or score the file again with {self.policy.scorer.model}"
+            raise DataFileError(path, line, why, f"{advice} (`semgrad-guard score --rescore`)")
 
     def replay(self, question: RecordedQuestion) -> Replay:
         """Return how a question ends under the policy."""

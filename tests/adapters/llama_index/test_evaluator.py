@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,12 +13,14 @@ from llama_index.core.query_engine import RetryQueryEngine, RetrySourceQueryEngi
 
 from llama_index_semgrad import SemGradEvaluator
 from semgrad_guard.errors import NonFiniteScoreError, UncalibratedError
-from semgrad_guard.flow import FallbackModel, HumanReview
+from semgrad_guard.flow import Abstain, Accept, AnswerWithWarning, Confidence, FallbackModel, HumanReview
 from tests.adapters.llama_index.index_and_llm import PASSAGES, QUESTION, WordEmbedding, index, llm
 from tests.fakes import LadderDecider, MemoryQueue, guard_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from semgrad_guard.flow import Decision, Exchange, Progress, Score, Step
 
 GOOD, BAD = "Marie Curie.", "It was Albert Einstein."
 SCORES = {GOOD: 0.1, BAD: 0.9}
@@ -79,7 +82,7 @@ def test_an_equal_answer_to_another_question_is_not_mistaken_for_it() -> None:
 def test_what_cannot_be_judged_is_an_invalid_result() -> None:
     """A batch of evaluations goes on, and does not wait and try again as the runner does on exceptions."""
     broken = SemGradEvaluator(guard=guard_of(scores={GOOD: NonFiniteScoreError("logits")})).evaluate(QUESTION, GOOD)
-    assert (broken.invalid_result, broken.passing, broken.score) == (True, False, None)
+    assert (broken.invalid_result, broken.passing, broken.score) == (True, None, None)
     assert broken.invalid_reason.startswith("NonFiniteScoreError")
 
     class Strict(LadderDecider):
@@ -87,7 +90,24 @@ def test_what_cannot_be_judged_is_an_invalid_result() -> None:
             raise UncalibratedError("no profile")
 
     strict = SemGradEvaluator(guard=guard_of(scores=SCORES, decider=Strict())).evaluate(QUESTION, GOOD)
-    assert strict.invalid_result
+    assert (strict.invalid_result, strict.passing) == (True, None)
+
+
+@pytest.mark.parametrize("step", [Accept(), Abstain(message="I do not know."), AnswerWithWarning(warning="careful")])
+def test_an_answer_without_confidence_neither_passes_nor_fails(step: Step) -> None:
+    """Whatever the policy does with such answers: nothing was found out about this one."""
+
+    class Uncalibrated(LadderDecider):
+        def decide(self, exchange: Exchange, score: Score, confidence: Confidence, progress: Progress) -> Decision:
+            return replace(
+                super().decide(exchange, score, confidence, progress),
+                step=step,
+                confidence=Confidence(value=None, why="profile p was fitted for another score"),
+            )
+
+    found = SemGradEvaluator(guard=guard_of(scores=SCORES, decider=Uncalibrated())).evaluate(QUESTION, GOOD)
+    assert (found.invalid_result, found.passing, found.score) == (True, None, None)
+    assert found.invalid_reason == "profile p was fitted for another score"
 
 
 def test_evaluating_carries_nothing_out() -> None:

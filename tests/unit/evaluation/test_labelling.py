@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-from types import SimpleNamespace
 
 import pytest
 
-from semgrad_guard.errors import DataFileError, EmptyAnswerError
-from semgrad_guard.evaluation.labelling import Labeller, ReviewedAnswers, group_of, signals_of
+from semgrad_guard.errors import ContradictoryLabelsError, DataFileError
+from semgrad_guard.evaluation.labelling import Labeller, ReviewedAnswers, contradictions, group_of, signals_of
 from semgrad_guard.evaluation.rows import Row, parse_row
 from semgrad_guard.flow import Exchange, Fingerprint, Score
 from semgrad_guard.wire import score_fields
@@ -26,44 +25,6 @@ FINGERPRINT = {
 def row(**fields: object) -> Row:
     """Return the row of one line."""
     return parse_row(json.dumps(fields), "data.jsonl", 7)
-
-
-class OneScorer:
-    """Gives every exchange one score, and keeps the exchanges that it was asked about."""
-
-    band_blocks = ("a block",)
-
-    def __init__(self) -> None:
-        self.asked: list = []
-
-    def score(self, exchange) -> Score:
-        """Return the score that the exchange brings, or the usual one."""
-        self.asked.append(exchange)
-        if not exchange.answer:
-            raise EmptyAnswerError
-        return exchange.score or self.score_generated()
-
-    def score_generated(self, *_: object) -> Score:
-        """Return the usual score."""
-        return Score(
-            method="semgrad", value=1.0, signals={"semgrad": 1.0}, fingerprint=Fingerprint(**FINGERPRINT), model="tiny"
-        )
-
-
-class Writer:
-    """A model that always answers `Paris`."""
-
-    is_chat = True
-
-    def generate(self, *_: object, states_of: object, **__: object):
-        """Return the usual answer; what makes its score cheap is kept too."""
-        assert states_of == OneScorer.band_blocks
-        return SimpleNamespace(text="Paris", prompt_ids=(1, 2), answer_ids=(3,))
-
-
-def labeller_with_model() -> Labeller:
-    """Return a labeller that can write and score."""
-    return Labeller(path="data.jsonl", model=Writer(), scorer=OneScorer())  # type: ignore[arg-type]
 
 
 def test_a_scored_row_needs_no_model() -> None:
@@ -147,35 +108,6 @@ def test_a_row_without_signals_needs_a_model() -> None:
         list(Labeller(path="d").label([row(question="Q", answer="x", correct=True)]))
 
 
-def test_a_row_without_signals_is_scored() -> None:
-    """With the prompt that its question makes for the model."""
-    labeller = labeller_with_model()
-    (label,) = labeller.label([row(question="Capital?", passages=["Paris is."], answer="Paris", correct=True)])
-    assert label.signals == {"semgrad": 1.0}
-    (asked,) = labeller.scorer.asked
-    assert "Capital?" in asked.prompt[0].content
-    assert "Paris is." in asked.prompt[0].content
-    assert not asked.on_policy
-
-
-def test_a_row_without_answer_is_answered_by_the_model() -> None:
-    """Then it is the model's own answer, with its token ids and the score of its writing."""
-    labeller = labeller_with_model()
-    (label,) = labeller.label([row(question="Capital?", answers=["paris"])])
-    (asked,) = labeller.scorer.asked
-    assert label.correct
-    assert (asked.answer, asked.prompt_ids, asked.answer_ids, asked.on_policy) == ("Paris", (1, 2), (3,), True)
-    assert asked.score is not None
-
-
-def test_a_row_that_cannot_be_scored_is_left_out_and_counted() -> None:
-    """One bad row does not end the run."""
-    labeller = labeller_with_model()
-    rows = [row(prompt="p", answer="", answer_ids=[], correct=True), row(prompt="p", answer="x", correct=True)]
-    assert len(list(labeller.label(rows))) == 1
-    assert labeller.left_out == {"EmptyAnswerError": 1}
-
-
 def test_a_row_that_scoring_gave_up_on_is_left_out_and_counted() -> None:
     """`semgrad-guard score` writes its error into the row."""
     labeller = Labeller(path="d")
@@ -183,10 +115,61 @@ def test_a_row_that_scoring_gave_up_on_is_left_out_and_counted() -> None:
     assert labeller.left_out == {"EmptyAnswerError": 1}
 
 
-def test_a_row_for_another_position_is_refused() -> None:
-    """A score at −3 says nothing about one at −1."""
-    with pytest.raises(DataFileError, match="names position -1"):
-        list(labeller_with_model().label([row(prompt="p", answer="x", correct=True, position=-1)]))
+def numbered(*fields: dict) -> list[Row]:
+    """Return the rows of a file, with their line numbers."""
+    return [parse_row(json.dumps(one), "data.jsonl", number) for number, one in enumerate(fields, 1)]
+
+
+FAIR = [{"question": f"q {i}", "passages": ["p"], "answer": "a", "correct": True} for i in range(20)]
+RIGHT = {"question": "Who?", "passages": ["It was Eiffel."], "answer": "Eiffel", "correct": True}
+WRONG = {**RIGHT, "correct": False}
+
+
+def test_the_same_answer_labelled_right_and_wrong_is_found_by_its_lines() -> None:
+    """The first and the last of these rows cannot both be true."""
+    found = contradictions(numbered(RIGHT, *FAIR, WRONG), "data.jsonl")
+    assert (found.lines, found.n_contradicting, found.n_rows) == (((1, 22),), 2, 22)
+    assert "data.jsonl: 2 of 22 rows" in found.in_words()
+    assert "lines 1 and 22" in found.in_words()
+
+
+@pytest.mark.parametrize(
+    "other", [{"answer": "Gustave Eiffel"}, {"passages": ["It was Bartholdi."]}, {"question": "Who else?"}]
+)
+def test_another_question_passage_or_answer_is_no_contradiction(other: dict) -> None:
+    """A label is about all three."""
+    assert contradictions(numbered(RIGHT, *FAIR, {**WRONG, **other}), "f").lines == ()
+
+
+def test_prompts_tell_rows_apart_where_no_passages_are_known() -> None:
+    """They may hold other passages."""
+    one, two = ({"question": "Who?", "prompt": p, "answer": "a", "correct": p == "x"} for p in "xy")
+    assert contradictions(numbered(one, *FAIR, two), "f").lines == ()
+    assert contradictions(numbered(one, *FAIR, {**two, "prompt": "x"}), "f").lines == ((1, 22),)
+
+
+def test_graded_rows_contradict_each_other_too() -> None:
+    """Two lists of accepted answers for one question."""
+    asked = {"question": "Who?", "passages": ["p"], "answer": "Eiffel"}
+    rows = numbered({**asked, "answers": ["Eiffel"]}, *FAIR, {**asked, "answers": ["Bartholdi"]})
+    assert contradictions(rows, "f").lines == ()
+    assert contradictions(rows, "f", Labeller(path="f").label_of).lines == ((1, 22),)
+
+
+def test_many_contradictions_end_the_run() -> None:
+    """With more than a fifth, the other labels can't be trusted either."""
+    contradictions(numbered(RIGHT, WRONG, *FAIR[:8]), "f")
+    with pytest.raises(ContradictoryLabelsError, match="2 of 9 rows") as caught:
+        contradictions(numbered(RIGHT, WRONG, *FAIR[:7]), "f")
+    assert (caught.value.lines, caught.value.allowed) == (((1, 2),), 0.2)
+
+
+def test_contradicting_rows_are_left_out_and_counted() -> None:
+    """The others keep their labels."""
+    rows = numbered(*({**one, "semgrad": 1.0, "fingerprint": FINGERPRINT} for one in (RIGHT, FAIR[0], WRONG)))
+    labeller = Labeller(path="f", contradicting=frozenset({1, 3}))
+    assert [label.group for label in labeller.label(rows)] == ["question q 0"]
+    assert labeller.left_out == {"labelled both right and wrong": 2}
 
 
 def group(**fields: object) -> str | None:

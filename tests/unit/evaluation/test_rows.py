@@ -87,3 +87,44 @@ def test_rows_are_read_one_by_one(tmp_path: Path) -> None:
     path = tmp_path / "data.jsonl"
     path.write_text('{"prompt": "p"}\n{')
     assert next(read_rows(path)).line == 1
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "meant"),
+    [
+        ("anwser", "a", "answer"),
+        ("awnser", "a", "answer"),
+        ("Answer", "a", "answer"),
+        ("quesiton", "q", "question"),
+        ("pasages", ["p"], "passages"),
+        ("corect", True, "correct"),
+        ("tag", ["t"], "tags"),
+    ],
+)
+def test_a_misspelt_field_is_named_with_what_was_meant(field: str, value: object, meant: str) -> None:
+    """Taken for a field of the user's own, it would be missing in silence."""
+    row = {"question": "q", "passages": ["p"], "answer": "a", "correct": True}
+    row.pop(meant, None)
+    with pytest.raises(DataFileError) as caught:
+        parse_row(json.dumps({**row, field: value}), "data.jsonl", 3)
+    assert caught.value.line == 3
+    assert f"`{field}` is not a field: did you mean `{meant}`?" in caught.value.why
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("question_id", "q"),
+        ("answer_start", 3),
+        ("answer2", "b"),
+        ("prompts", 3),
+        ("source", "s"),
+        ("mode", "m"),
+        ("anwser", "b"),
+        ("context", "c"),
+    ],
+)
+def test_fields_of_the_user_s_own_are_kept(field: str, value: object) -> None:
+    """Ids, numbered fields, values of another kind, and whatever the row has under its right name."""
+    row = {"question": "q", "passages": ["p"], "answer": "a", "answers": ["a"], "correct": True, field: value}
+    assert parse_row(json.dumps(row), "data.jsonl", 1).fields[field] == value

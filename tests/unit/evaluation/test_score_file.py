@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
 import pytest
 
 from semgrad_guard.errors import DataFileError, EmptyAnswerError
 from semgrad_guard.evaluation.labelling import Labeller
+from semgrad_guard.evaluation.row_files import ScoredFile, Setting
 from semgrad_guard.evaluation.rows import read_rows
-from semgrad_guard.evaluation.score_file import BATCH_ROWS, ScoreFile, score_rows
+from semgrad_guard.evaluation.score_file import BATCH_ROWS, score_rows
 from semgrad_guard.evaluation.simulate import RecordedRows
 from tests.fakes import FINGERPRINT, OneMinusScore, TableScorer
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 PRINT = asdict(FINGERPRINT)
+SETTING = Setting(fingerprint=FINGERPRINT, model="fake", method="fake")
 
 
 @pytest.fixture(name="data")
@@ -29,8 +31,8 @@ def _data(tmp_path: Path) -> Path:
     return path
 
 
-def _run(data: Path, out: Path, scorer: TableScorer, limit: int | None = None) -> ScoreFile:
-    file = ScoreFile(out, PRINT, "fake")
+def _run(data: Path, out: Path, scorer: TableScorer, limit: int | None = None) -> ScoredFile:
+    file = ScoredFile(out, SETTING)
     for n, found in enumerate(score_rows(file.pending(data), lambda _: scorer, None, chat=True, own_answers=True)):
         if n == limit:
             break
@@ -86,8 +88,8 @@ def test_scores_of_another_setting_are_not_mixed_in(data: Path, tmp_path: Path) 
     """They could not be compared with the new ones."""
     out = tmp_path / "out.jsonl"
     _run(data, out, TableScorer())
-    with pytest.raises(DataFileError) as caught:
-        ScoreFile(out, {**PRINT, "dtype": "bfloat16"}, "fake")
+    with pytest.raises(DataFileError, match="dtype float32 in the file, bfloat16 in this run") as caught:
+        ScoredFile(out, replace(SETTING, fingerprint=replace(FINGERPRINT, dtype="bfloat16")))
     assert caught.value.line == 1
 
 
@@ -96,7 +98,7 @@ def test_a_file_of_something_else_is_not_written_to(tmp_path: Path) -> None:
     out = tmp_path / "notes.jsonl"
     out.write_text('{"mine": 1}\n')
     with pytest.raises(DataFileError):
-        ScoreFile(out, PRINT, "fake")
+        ScoredFile(out, SETTING)
     assert out.read_text() == '{"mine": 1}\n'
 
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from semgrad_guard.errors import DataFileError
-from semgrad_guard.evaluation.compare.answering import AnswersFile, Asked, answer_rows
+from semgrad_guard.evaluation.compare.answering import Asked, answer_rows
+from semgrad_guard.evaluation.row_files import ScoredFile, Setting
 from semgrad_guard.evaluation.rows import read_rows
 from semgrad_guard.scoring import SemGradScorer
 from tests.models_for_tests import local_model
@@ -87,12 +88,12 @@ def test_an_answer_that_cannot_be_scored_does_not_end_the_run(data: Path, scorer
 def test_no_question_is_answered_twice(data: Path, scorer: SemGradScorer, tmp_path: Path) -> None:
     """A run that was killed behind the first row goes on with the second."""
     path = tmp_path / "answers.jsonl"
-    file = AnswersFile(path, scorer.fingerprint())
+    file = ScoredFile(path, Setting(fingerprint=scorer.fingerprint()))
     file.append(next(answer_rows(file.pending(data), scorer, FEW)))
     whole = path.read_bytes()
     path.write_bytes(whole + b'{"cut off')
     del file  # the earlier run has ended
-    again = AnswersFile(path, scorer.fingerprint())
+    again = ScoredFile(path, Setting(fingerprint=scorer.fingerprint()))
     assert [row.line for row in again.pending(data)] == [2, 3]
     assert [row.line for row in again.pending(data, 2)] == [2]
     assert path.read_bytes() == whole
@@ -101,10 +102,11 @@ def test_no_question_is_answered_twice(data: Path, scorer: SemGradScorer, tmp_pa
 def test_answers_of_another_setting_are_not_mixed_in(data: Path, scorer: SemGradScorer, tmp_path: Path) -> None:
     """Two positions in one file would be compared as one method."""
     path = tmp_path / "answers.jsonl"
-    file = AnswersFile(path, scorer.fingerprint())
+    file = ScoredFile(path, Setting(fingerprint=scorer.fingerprint()))
     for found in answer_rows(file.pending(data), scorer, Asked(max_new_tokens=4, n_samples=0)):
         file.append(found)
     del file  # the earlier run has ended
-    AnswersFile(path, scorer.fingerprint())
-    with pytest.raises(DataFileError, match="another model or setting"):
-        AnswersFile(path, SemGradScorer(scorer.model, position=-2).fingerprint())
+    ScoredFile(path, Setting(fingerprint=scorer.fingerprint()))
+    other = SemGradScorer(scorer.model, position=-2).fingerprint()
+    with pytest.raises(DataFileError, match=f"position {scorer.position} in the file, -2 in this run"):
+        ScoredFile(path, Setting(fingerprint=other))

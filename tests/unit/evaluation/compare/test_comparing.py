@@ -13,7 +13,7 @@ from semgrad_guard.errors import GradedAlikeError, TooFewLabelsError
 from semgrad_guard.evaluation.compare.comparing import compare, rank
 from semgrad_guard.evaluation.compare.labelled import Grading
 from semgrad_guard.evaluation.grading import by_words, shared_words
-from semgrad_guard.evaluation.rows import ResumableFile
+from semgrad_guard.evaluation.row_files import ResumableFile
 from tests.unit.evaluation.compare.answered import answered, write
 
 if TYPE_CHECKING:

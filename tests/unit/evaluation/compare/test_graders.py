@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 
-from semgrad_guard.errors import DataFileError
+from semgrad_guard.errors import DataFileError, TooFewLabelsError
 from semgrad_guard.evaluation import grading
 from semgrad_guard.evaluation.compare.labelled import check_rows
-from semgrad_guard.evaluation.rows import parse_row
+from semgrad_guard.evaluation.rows import Row, parse_row
 from tests.models_for_tests import local_model
 
 
@@ -49,20 +51,39 @@ def test_a_local_model_can_judge() -> None:
     assert isinstance(grading.local_judge(local_model())("Question: q"), str)
 
 
+def rows_of(*fields: dict) -> list[Row]:
+    """Return the rows of a file."""
+    return [parse_row(json.dumps(one), "f", number) for number, one in enumerate(fields, 1)]
+
+
+GOOD = [{"question": f"q {i}", "answers": []} for i in range(20)]
+
+
 @pytest.mark.parametrize(
     ("line", "why"),
-    [
-        ('{"question": "q"}', "has neither `answers` nor `correct`"),
-        ('{"answers": ["a"]}', "asks nothing"),
-    ],
+    [({"question": "q"}, "has neither `answers` nor `correct`"), ({"answers": ["a"]}, "asks nothing")],
 )
-def test_rows_are_checked_before_a_model_is_loaded(line: str, why: str) -> None:
+def test_rows_are_checked_before_a_model_is_loaded(line: dict, why: str) -> None:
     """An hour of answers must not end in line 900."""
-    good = parse_row('{"question": "q", "answers": []}', "f", 1)
-    assert check_rows([good], "f") == 1
+    check_rows(rows_of(*GOOD), "f")
     with pytest.raises(DataFileError, match=why) as caught:
-        check_rows([good, parse_row(line, "f", 2)], "f")
-    assert caught.value.line == 2
+        check_rows(rows_of(*GOOD, line), "f")
+    assert caught.value.line == 21
+
+
+def test_too_few_rows_are_refused_before_any_is_answered() -> None:
+    """Whatever the answers will be, they could not be compared."""
+    with pytest.raises(TooFewLabelsError) as caught:
+        check_rows(rows_of(*GOOD[:19]), "f")
+    assert (caught.value.n, caught.value.needed) == (19, 20)
+
+
+def test_labels_of_one_kind_are_refused_before_any_row_is_answered() -> None:
+    """Where all labels are known, so is what they will be worth: here only two questions have a right answer."""
+    few = rows_of(*({"question": f"q {i % 12}", "correct": i % 12 < 2} for i in range(36)))
+    with pytest.raises(TooFewLabelsError, match="questions with a right answer") as caught:
+        check_rows(few, "f")
+    assert caught.value.n == 2
 
 
 def test_an_empty_file_is_refused() -> None:

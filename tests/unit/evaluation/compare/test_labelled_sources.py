@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from semgrad_guard.errors import DataFileError
-from semgrad_guard.evaluation.compare.labelled import check_rows, fetch
+from semgrad_guard.evaluation.compare.labelled import fetch
 from semgrad_guard.evaluation.rows import read_rows
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def _target(tmp_path: Path) -> Path:
 def fetched(name: str, target: Path, *, limit: int | None = None, **fields: str) -> list[dict]:
     """Return the rows of a data set."""
     fetch(name, target, fields, limit)
-    check_rows(read_rows(target), target)
+    assert list(read_rows(target))
     return [json.loads(line) for line in target.read_text().splitlines()]
 
 
