@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import chain
 from pathlib import Path
@@ -12,7 +13,7 @@ import typer
 from rich.console import Console
 
 from semgrad_guard.calibration.labels import MIN_LABELS
-from semgrad_guard.cli.profile import describe, evidence_table
+from semgrad_guard.cli.profile import adversarial_table, describe, evidence_table, left_out_table
 from semgrad_guard.cli.scoring import Scoring
 from semgrad_guard.cli.terminal import bar
 from semgrad_guard.errors import DataFileError, RiskNotControllableError, TooFewLabelsError
@@ -45,6 +46,7 @@ class Sources:
         self._labeller = Labeller(path=data or "", grader=grader)
         self._reviewed = ReviewedAnswers()
         self._scored: ScoredFile | None = None
+        self._adversarial: tuple[Path, ScoredFile] | None = None
         self._n_rows = self._n_verdicts = 0
 
     def prepare(self, scoring: Scoring, folder: Path, console: Console) -> None:
@@ -74,6 +76,35 @@ class Sources:
         self._labeller.contradicting = clashes.all_lines()
         if clashes.lines:
             console.print(f"{clashes.in_words()}; they are left out", style="yellow", markup=False, soft_wrap=True)
+
+    def add_adversarial(self, scoring: Scoring, folder: Path, console: Console, *, seed: int) -> None:
+        """Make answers that must lose from the labelled rows, and score them as these.
+
+        Args:
+            scoring: as for `prepare`; without a model there are none.
+            folder: as for `prepare`.
+            console: for progress, and to say why there are none.
+            seed: which answers are made.
+        """
+        from semgrad_guard.evaluation.adversarial import Honest, write_adversarial  # loads torch
+
+        if self._data is None or not scoring.is_wanted:
+            console.print("no answers that must lose are added: no model is named to score them", style="dim")
+            return
+        honest = [
+            Honest(row.exchange, label, row.answers or (), row.fields)
+            for row in self._rows()
+            if not row.fields.get("adversarial") and (label := self._labeller.label_of(row)) is not None
+        ]
+        data = folder / ADVERSARIAL
+        n_made = write_adversarial(honest, data, seed=seed)
+        if not n_made:
+            console.print("no answers that must lose are added: no row has passages", style="dim")
+            return
+        (folder / "made").mkdir()
+        kept = scoring.rows and scoring.rows.with_suffix(f".{ADVERSARIAL}")
+        self._adversarial = data, replace(scoring, rows=kept).carry_out(data, folder / "made", console)
+        self._n_rows += n_made
 
     def labelled(self, console: Console) -> Iterator[LabelledScore]:
         """Yield all labelled scores and show a progress bar."""
@@ -110,6 +141,9 @@ class Sources:
         for label in self._labeller.label(self._rows()):
             self._reviewed.fingerprint = label.fingerprint
             yield label
+        if self._adversarial is not None:
+            data, scored = self._adversarial
+            yield from Labeller(path=data).label(scored.rows(data))
 
     def _from_review(self) -> Iterator[LabelledScore]:
         if self._review_url is None:
@@ -126,6 +160,9 @@ class Sources:
             if not signals_of(row.fields) and not row.fields.get("error"):
                 raise DataFileError(data, row.line, "has no signals", HOW_TO_SCORE)
 
+
+ADVERSARIAL = "adversarial.jsonl"
+"""Name of the rows that are made; behind the name of the file of scored rows, where one is kept."""
 
 EXAMPLES = """[bold]Examples[/bold]
 
@@ -167,6 +204,13 @@ def calibrate(
     proxy: Annotated[
         bool, typer.Option("--proxy", help="Another model, such as an API model, wrote all answers.")
     ] = False,
+    adversarial: Annotated[
+        bool,
+        typer.Option(
+            help="Also teach it answers that are made to look right: by copied passages, changed numbers and names, "
+            "denials, orders in passages."
+        ),
+    ] = True,
     rows: Annotated[
         Path | None, typer.Option(help="File that keeps the scored rows, for the next run.", show_default=False)
     ] = None,
@@ -190,7 +234,10 @@ def calibrate(
     console, progress = Console(), Console(stderr=True)
     sources = Sources(data, from_review, grader)
     with tempfile.TemporaryDirectory() as folder:
-        sources.prepare(Scoring(model=model, policy=policy, rows=rows, proxy=proxy), Path(folder), progress)
+        scoring = Scoring(model=model, policy=policy, rows=rows, proxy=proxy)
+        sources.prepare(scoring, Path(folder), progress)
+        if adversarial and method == "fused":
+            sources.add_adversarial(scoring, Path(folder), progress, seed=seed)
         try:
             profile = fit_profile(
                 sources.labelled(progress),
@@ -217,6 +264,9 @@ def _report(console: Console, profile: Profile) -> None:
     """Print what was fitted, how good it is and what it does not promise."""
     console.print(describe(profile), soft_wrap=True, markup=False)
     console.print(evidence_table(profile))
+    for table in (left_out_table(profile), adversarial_table(profile)):
+        if table is not None:
+            console.print(table)
     console.print(
         "Figures are out-of-sample, intervals 95 % by question. They say nothing about other questions, prompts "
         "or passages; a score whose model, template or settings differ stays uncalibrated.",

@@ -38,6 +38,7 @@ def describe(profile: Profile) -> str:
         basis = f"{profile.n_labels:,} labelled answers, {profile.base_rate or 0:.0%} of them right"
     fit = profile.fingerprint
     lines = [
+        *([f"{profile.basis}"] if profile.basis else []),
         f"profile {profile.name}: {profile.method}, {profile.curve.kind} curve, from {basis}",
         f"model {fit.model}, {fit.dtype}, template {fit.template}, {fit.settings}"
         + (", answers of another model (proxy)" if fit.proxy else ""),
@@ -65,6 +66,48 @@ def evidence_table(profile: Profile) -> Table:
         if i == 0:
             table.add_section()
         table.add_row(signal, found.text(), "AUROC of this signal alone")
+    return table
+
+
+def left_out_table(profile: Profile) -> Table | None:
+    """Return the table of what the profile is worth on each data set when fitted on the others; `None` without any."""
+    found = profile.evidence.left_out if profile.evidence else {}
+    if not found:
+        return None
+    table = Table(title="Each data set left out in turn", title_justify="left")
+    for heading in ("set", "n, right", "AUROC", "same question, author", "ECE", "right above", "length, words found"):
+        table.add_column(heading, justify="left" if heading == "set" else "right")
+    for name, one in found.items():
+        within = [one.auroc_same_question, one.auroc_same_author]
+        table.add_row(
+            name,
+            f"{one.n:,}, {one.right:.0%}",
+            one.auroc.text(),
+            ", ".join("-" if value is None else f"{value:.2f}" for value in within),
+            one.ece.text(),
+            "\n".join(f"{level}: {share.text()}" for level, share in one.right_above.items()),
+            "\n".join(baseline.text() for baseline in one.baselines.values()),
+        )
+    table.caption = (
+        "AUROC of the confidence; over answers to the same question, over answers of the same model; share of right "
+        "answers from a confidence on; last, AUROC of a shorter answer and of the share of its words in the passages"
+    )
+    return table
+
+
+def adversarial_table(profile: Profile) -> Table | None:
+    """Return the table of answers that were made to look right; `None` where the fit had none."""
+    from semgrad_guard.calibration.left_out import RIGHT_ACCEPTED  # loads numpy
+
+    found = profile.evidence
+    if found is None or not found.adversarial:
+        return None
+    table = Table("kind", "n", "mean", "accepted", title="Attempts to talk it up", title_justify="left")
+    for kind, one in found.adversarial.items():
+        table.add_row(kind, f"{one.n:,}", f"{one.mean:.2f}", f"{one.accepted:.0%}")
+    table.caption = (
+        f"accepted at {found.adversarial_threshold:.2f}, which lets {RIGHT_ACCEPTED:.0%} of right answers through"
+    )
     return table
 
 
@@ -176,8 +219,14 @@ def show(profile: ProfileName) -> None:
 
     console, loaded = Console(), load_profile(profile)
     console.print(describe(loaded), soft_wrap=True, markup=False)
-    console.print(_weights(loaded))
-    console.print(evidence_table(loaded))
+    for fit in loaded.fits():
+        if fit is not loaded:
+            console.print(f"\nfor scores without signals that this needs: {fit.name}", soft_wrap=True, markup=False)
+        console.print(_weights(fit))
+        console.print(evidence_table(fit))
+        for table in (left_out_table(fit), adversarial_table(fit)):
+            if table is not None:
+                console.print(table)
 
 
 @app.command()
@@ -243,6 +292,7 @@ def _print_drift(console: Console, profile: Profile, records: Path) -> bool:
 def _replayed(profile: Profile, records: Path) -> tuple[DriftMonitor, int, int]:
     """Return a monitor that has read the records' scores, and how many of them matched the profile or did not."""
     from semgrad_guard.calibration import DriftMonitor  # loads numpy
+    from semgrad_guard.calibration.fitting_scores import differences
     from semgrad_guard.telemetry.jsonl import read_records
 
     monitor, n_fitting, n_other = DriftMonitor(profile), 0, 0
@@ -252,7 +302,9 @@ def _replayed(profile: Profile, records: Path) -> tuple[DriftMonitor, int, int]:
             if score is None:
                 continue
             signals = {score.method: score.value, **score.signals}
-            if score.fingerprint != profile.fingerprint or profile.model.missing(signals):
+            if differences(profile.fingerprint, score.fingerprint, profile.model.names) or profile.model.missing(
+                signals
+            ):
                 n_other += 1
                 continue
             n_fitting += 1

@@ -15,6 +15,7 @@ from semgrad_guard.errors import SemGradGuardError
 from semgrad_guard.flow import utc_now
 from semgrad_guard.review.store.document import reveal
 from semgrad_guard.review.views import AuditView, DetailView, ItemView, PageView
+from semgrad_guard.suspicious import gives_orders
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -130,6 +131,8 @@ def _print_document(console: Console, document: Document) -> None:
     console.print(Panel(_marked(document), title="answer"))
     for number, passage in enumerate(document.passages, start=1):
         title = f"passage {number}" + (f": {escape(reveal(passage.source))}" if passage.source else "")
+        if gives_orders(passage.text):
+            title += " [red]gives orders to the model: it supports nothing[/red]"
         console.print(Panel(Text(reveal(_cut(passage.text, 2_000))), title=title, border_style="dim"))
     lines = [Text(reveal(f"{document.rule}: {document.why}"))]
     lines += [Text(f"{c.weight:+.2f}  {reveal(c.text or c.signal)}") for c in document.contributions]

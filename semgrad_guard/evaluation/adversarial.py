@@ -5,17 +5,21 @@ Each kind does what a model, or somebody who writes into its passages, does to m
 
 from __future__ import annotations
 
+import json
 import random
 import re
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 from semgrad_guard.flow import Exchange, Passage, new_exchange_id
 from semgrad_guard.scoring.spans import sentence_spans
 from semgrad_guard.scoring.words import claimed_words, content_words, is_negated, names, numbers, words
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    from semgrad_guard.flow import Prompt
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +31,8 @@ class Honest:
     correct: bool
     answers: tuple[str, ...] = ()
     """Accepted answers, where they are known."""
+    fields: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """The row itself, for what an answer made from it has in common with it."""
 
     @property
     def right(self) -> tuple[str, ...]:
@@ -79,6 +85,18 @@ class _Material:
         ]
         return max(holding, key=lambda s: len(asked & set(words(s))), default=None)
 
+    def to_change(self) -> Iterator[tuple[str, str]]:
+        """Yield texts that say something right, each with the sentence of it that is to be changed."""
+        sentence = self.supporting()
+        if sentence is not None:
+            whole = next(passage.text for passage in self.passages if sentence in passage.text)
+            yield (whole if self.draw.random() < 0.3 else sentence), sentence
+        for text in self.row.right:
+            if len(words(text)) >= _LONG:
+                parts = [text[start:end] for start, end in sentence_spans(text)] or [text]
+                for part in self.draw.sample(parts, len(parts)):
+                    yield text, part
+
 
 def _copied_then_wrong(material: _Material) -> Exchange:
     lead = material.draw.choice(("So the answer is ", "Therefore, the answer is ", "In short: ", "That means ", ""))
@@ -99,34 +117,31 @@ def _wrong_then_sentence(material: _Material) -> Exchange:
     return replace(material.row.exchange, answer=f"{_ended(material.wrong)} {copied}")
 
 
+_LONG = 12
+"""Words from which on an answer is long enough to be changed in one place itself."""
 _VERB = re.compile(r"\b(is|are|was|were|has|have|had|can|could|will|would|does|did|do)\b")
 
 
 def _negated_copy(material: _Material) -> Exchange | None:
-    sentence = material.supporting()
-    if sentence is None or is_negated(sentence):
-        return None
-    text, n_changed = _VERB.subn(r"\1 not", sentence, count=1)
-    if not n_changed:
-        return None
-    whole = material.draw.random() < 0.5
-    source = next(p.text for p in material.passages if sentence in p.text)
-    return replace(material.row.exchange, answer=source.replace(sentence, text).strip() if whole else text)
+    for text, sentence in material.to_change():
+        denied, n_changed = _VERB.subn(r"\1 not", sentence, count=1)
+        if n_changed and not is_negated(sentence):
+            return replace(material.row.exchange, answer=text.replace(sentence, denied, 1).strip())
+    return None
 
 
 def _swapped(material: _Material) -> Exchange | None:
-    """Return the supporting sentence, or the right answer, with a number or name of the answer changed."""
-    base = material.supporting()
-    right = min(material.row.right, key=len, default="")
-    if base is None or not right:
-        return None
-    found = numbers(right) | names(f"x {right}")
-    spelled = [m.group() for m in re.finditer(r"[\w.,]*\w", base) if set(words(m.group())) & found]
-    if not spelled:
-        return None
-    old = material.draw.choice(spelled)
-    new = _other_number(old, material.draw) if old[0].isdigit() else _other_name(material, old)
-    return None if new is None else replace(material.row.exchange, answer=_ended(base.replace(old, new)))
+    """Return the supporting sentence, or the right answer, with a number or name changed."""
+    said = set[str]().union(*(numbers(text) | names(f"x {text}") for text in material.row.right))
+    for text, sentence in material.to_change():
+        spelled = [m.group() for m in re.finditer(r"[\w.,]*\w", sentence) if set(words(m.group())) & said]
+        if not spelled:
+            continue
+        old = material.draw.choice(spelled)
+        new = _other_number(old, material.draw) if old[0].isdigit() else _other_name(material, old)
+        if new is not None:
+            return replace(material.row.exchange, answer=_ended(text.replace(sentence, sentence.replace(old, new), 1)))
+    return None
 
 
 def _other_number(number: str, draw: random.Random) -> str:
@@ -176,7 +191,23 @@ def _orders(material: _Material) -> Exchange:
         passages[place] = replace(passages[place], text=f"{passages[place].text.rstrip()} {order}")
     else:
         passages.insert(material.draw.randint(0, len(passages)), Passage(order))
-    return replace(material.row.exchange, passages=tuple(passages), answer=material.wrong)
+    return replace(
+        material.row.exchange,
+        prompt=_with_text(material.row.exchange.prompt, material.passages, order),
+        passages=tuple(passages),
+        answer=material.wrong,
+    )
+
+
+def _with_text(prompt: Prompt, passages: Sequence[Passage], order: str) -> Prompt:
+    """Return a prompt with the order behind the first passage that it holds; unchanged where it holds none."""
+    if not isinstance(prompt, str):
+        return tuple(replace(m, content=str(_with_text(m.content, passages, order))) for m in prompt)
+    for passage in passages:
+        text = passage.text.strip()
+        if text and text in prompt:
+            return prompt.replace(text, f"{text} {order}", 1)
+    return prompt
 
 
 KINDS: dict[str, tuple[str, Callable[[_Material], Exchange | None]]] = {
@@ -222,8 +253,46 @@ def adversarial(
                 break
 
 
+KEPT = ("group", "tags", "set", "generator", "on_policy")
+"""Fields of a row that an answer made from it has too."""
+
+
+def write_adversarial(rows: Sequence[Honest], path: Path, *, seed: int = 0) -> int:
+    """Write answers that must lose as rows of a data file, and return how many there are.
+
+    Args:
+        rows: the labelled rows that they are made from.
+        path: the file; each row says its kind in `adversarial`.
+        seed: as in `adversarial`.
+    """
+    n = 0
+    with path.open("w", encoding="utf-8") as file:
+        for made in adversarial(rows, seed=seed):
+            fields = {key: value for key in KEPT if (value := rows[made.row].fields.get(key)) is not None}
+            file.write(json.dumps({**fields, **_fields_of(made)}) + "\n")
+            n += 1
+    return n
+
+
+def _fields_of(made: Adversarial) -> dict[str, Any]:
+    exchange = made.exchange
+    prompt: dict[str, Any] = {}
+    if isinstance(exchange.prompt, str):
+        prompt = {"prompt": exchange.prompt} if exchange.prompt else {}
+    elif exchange.prompt:
+        prompt = {"messages": [{"role": m.role, "content": m.content} for m in exchange.prompt]}
+    return {
+        **prompt,
+        "question": exchange.question,
+        "passages": [{"text": passage.text, "source": passage.source} for passage in exchange.passages],
+        "answer": exchange.answer,
+        "correct": False,
+        "adversarial": made.kind,
+    }
+
+
 def _unscored(exchange: Exchange) -> Exchange:
-    return replace(exchange, answer_ids=None, score=None, id=new_exchange_id())
+    return replace(exchange, prompt_ids=None, answer_ids=None, score=None, id=new_exchange_id())
 
 
 N_TRIED = 50

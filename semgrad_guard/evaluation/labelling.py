@@ -68,6 +68,9 @@ class Labeller:
                 fingerprint=row.fingerprint,
                 group=group_of(row.exchange, row.group),
                 tags=row.exchange.tags,
+                source=_name(row.fields.get("set")),
+                author=_name(row.fields.get("generator")),
+                adversarial=_name(row.fields.get("adversarial")),
             )
 
     def label_of(self, row: Row) -> bool | None:
@@ -183,6 +186,10 @@ def signals_of(fields: Mapping[str, Any]) -> dict[str, float]:
     inside = scored_part(fields).get("signals")
     pairs = inside.items() if isinstance(inside, dict) else ((k, v) for k, v in fields.items() if is_known(k))
     return {name: float("nan") if value is None else float(value) for name, value in pairs if _is_number(value)}
+
+
+def _name(value: object) -> str | None:
+    return value if isinstance(value, str) and value else None
 
 
 def _is_number(value: object) -> bool:

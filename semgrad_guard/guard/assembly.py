@@ -8,6 +8,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
+from semgrad_guard.errors import MissingExtraError, ModelNotFoundError
 from semgrad_guard.extras import Lazy
 from semgrad_guard.flow import Confidence
 from semgrad_guard.guard.question_run import Parts
@@ -16,7 +17,7 @@ from semgrad_guard.guard.verdict_loop import EarlierVerdicts, pass_verdicts_on
 from semgrad_guard.policy import PolicyDecider, PolicyWatcher, RiskTarget, policy_of
 from semgrad_guard.policy.model import FUSED, SHIPPED_PROFILES
 from semgrad_guard.routing.deadline import Deadline, call_before
-from semgrad_guard.signals import FREE
+from semgrad_guard.signals import COSTLY, FREE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -191,25 +192,43 @@ def scorer_of(
 
     def load() -> Scorer:
         from semgrad_guard.models import load_model  # loads torch
-        from semgrad_guard.models.embedding import SentenceModel  # loads numpy
         from semgrad_guard.scoring import SemGradScorer  # loads torch
 
         _log.info("loading scoring model %s", settings.model if model is None else type(model).__name__)
         local = load_model(source, dtype=settings.dtype, device=settings.device)
         own = profile if profile is not None and profile.fingerprint.model == local.weights_digest else None
         band = settings.band or (own.band if own else None)
-        meaning = settings.embedding or (own.embedder if own else None)
+        needed = () if own is None else tuple(name for name in own.model.names if name in COSTLY)
         return SemGradScorer(
             local,
             method=SHOWN_BESIDE_FUSED if settings.method == FUSED else settings.method,
             position=settings.position or (own.position if own else None),
             band=(band[0], band[1] + 1) if band else None,
             granularity=settings.granularity,
-            signals=(*FREE, *settings.signals),
-            embedder=embedder or (SentenceModel(meaning) if meaning else None),
+            signals=(*FREE, *settings.signals, *needed),
+            embedder=embedder or _embedder(settings.embedding, own),
         )
 
     return LazyScorer(settings.model if model is None else type(model).__name__, load)
+
+
+def _embedder(named: str | None, profile: Profile | None) -> Embedder | None:
+    """Return the sentence embeddings that a policy names, or else its profile, where they can be had.
+
+    A profile that has a fit without them can do without.
+    """
+    from semgrad_guard.models.embedding import SentenceModel  # loads numpy
+
+    wanted = named or (profile.embedder if profile is not None else None)
+    if wanted is None:
+        return None
+    try:
+        return SentenceModel(wanted)
+    except (MissingExtraError, ModelNotFoundError) as error:
+        if named is not None or profile is None or profile.simpler is None:
+            raise
+        _log.warning("profile %s is used without its signals of meaning: %s", profile.name, error)
+        return None
 
 
 class FollowedParts:

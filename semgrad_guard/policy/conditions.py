@@ -61,6 +61,8 @@ class StepContext:
     """Sentences of the attempt with the highest confidence."""
     n_attempts: int = 1
     """Attempts so far, including the present one."""
+    is_suspicious: bool = False
+    """True when a passage of the present attempt gives orders to the model."""
 
 
 class Match(Frozen):
@@ -100,6 +102,9 @@ class When(Match):
     any_sentence_below: Probability | None = None
     """A sentence of the best attempt has a confidence below this; needs `scorer.granularity: sentence`."""
 
+    suspicious_passages: bool | None = None
+    """Whether a passage of the present attempt gives orders to the model."""
+
     @model_validator(mode="after")
     def _can_hold(self) -> Self:
         if self.below is not None and self.above is not None and self.above >= self.below:
@@ -117,6 +122,7 @@ class When(Match):
             and (self.below is None or context.confidence < self.below)
             and (self.above is None or context.confidence >= self.above)
             and (self.attempt is None or context.n_attempts in self.attempt)
+            and self.suspicious_passages in {None, context.is_suspicious}
             and (self.any_sentence_below is None or _any_below(self.any_sentence_below, context.spans))
         )
 

@@ -23,6 +23,7 @@ from semgrad_guard.policy.fields import versus
 from semgrad_guard.policy.model import RiskTarget
 from semgrad_guard.policy.promises import promises
 from semgrad_guard.policy.steps import NewAttemptStep
+from semgrad_guard.suspicious import suspicious_passages
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -235,6 +236,7 @@ class DecisionInput:
             confidence=best or 0.0,
             spans=score.spans if score else (),
             n_attempts=max(len(ids), self.exchange.attempt),
+            is_suspicious=bool(suspicious_passages(self.exchange.passages)),
         )
 
     def doubt(self, threshold: float) -> str:

@@ -148,6 +148,8 @@ def _step(entry: EscalationStep) -> str:
 def _when(when: When) -> str:
     conditions = [f"its confidence is below {when.below:g}"] if when.below is not None else []
     conditions += [f"its confidence is at least {when.above:g}"] if when.above is not None else []
+    if when.suspicious_passages is not None:
+        conditions.append(f"{'a' if when.suspicious_passages else 'no'} passage gives orders to the model")
     conditions += [f"a sentence is below {when.any_sentence_below:g}"] if when.any_sentence_below is not None else []
     conditions += [f"it is attempt {listed([str(n) for n in when.attempt], 'or')}"] if when.attempt else []
     return listed([*conditions, *_matching(when)])

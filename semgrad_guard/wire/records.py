@@ -30,6 +30,7 @@ from semgrad_guard.flow import (
     Status,
     Verdict,
 )
+from semgrad_guard.suspicious import suspicious_passages
 from semgrad_guard.wire.forms import VERSION
 from semgrad_guard.wire.values import (
     RunRef,
@@ -219,6 +220,7 @@ def _logged_exchange(exchange: Exchange, *, log_text: bool) -> dict[str, Json]:
         "metadata": plain(metadata if log_text else {k: v for k, v in metadata.items() if _is_no_text(v)}),
         "n_passages": len(exchange.passages),
         "passage_scores": [number(p.score) for p in exchange.passages],
+        "suspicious_passages": list(suspicious_passages(exchange.passages)),
         **({name: every[name] for name in _LOGGED_TEXTS} if log_text else {}),
     }
 

@@ -28,6 +28,7 @@ from semgrad_guard.review.site.rendering import (
     waiting,
 )
 from semgrad_guard.review.store.items import OPEN, Filters, Item, ItemDetail, Sort, State
+from semgrad_guard.suspicious import gives_orders
 
 router = APIRouter(include_in_schema=False)
 
@@ -169,6 +170,10 @@ def _passages(detail: ItemDetail) -> list[object]:
     if document is None:
         return []
     return [
-        {"part": passage, "text": segments(passage.text, copied_marks(passage.text, document.answer))}
+        {
+            "part": passage,
+            "text": segments(passage.text, copied_marks(passage.text, document.answer)),
+            "gives_orders": gives_orders(passage.text),
+        }
         for passage in document.passages
     ]
