@@ -194,6 +194,7 @@ def _orders(material: _Material) -> Exchange:
     return replace(
         material.row.exchange,
         prompt=_with_text(material.row.exchange.prompt, material.passages, order),
+        prompt_ids=None,
         passages=tuple(passages),
         answer=material.wrong,
     )
@@ -277,7 +278,9 @@ def write_adversarial(rows: Sequence[Honest], path: Path, *, seed: int = 0) -> i
 def _fields_of(made: Adversarial) -> dict[str, Any]:
     exchange = made.exchange
     prompt: dict[str, Any] = {}
-    if isinstance(exchange.prompt, str):
+    if exchange.prompt_ids is not None:
+        prompt = {"prompt_ids": list(exchange.prompt_ids)}
+    elif isinstance(exchange.prompt, str):
         prompt = {"prompt": exchange.prompt} if exchange.prompt else {}
     elif exchange.prompt:
         prompt = {"messages": [{"role": m.role, "content": m.content} for m in exchange.prompt]}
@@ -292,7 +295,7 @@ def _fields_of(made: Adversarial) -> dict[str, Any]:
 
 
 def _unscored(exchange: Exchange) -> Exchange:
-    return replace(exchange, prompt_ids=None, answer_ids=None, score=None, id=new_exchange_id())
+    return replace(exchange, answer_ids=None, score=None, id=new_exchange_id())
 
 
 N_TRIED = 50
