@@ -92,7 +92,7 @@ class Sources:
             console.print("no answers that must lose are added: no model is named to score them", style="dim")
             return
         honest = [
-            Honest(row.exchange, label, row.answers or (), row.fields)
+            Honest(row.exchange, label, row.answers or (), {**row.fields, "on_policy": row.is_own})
             for row in self._rows()
             if not row.fields.get("adversarial") and (label := self._labeller.label_of(row)) is not None
         ]

@@ -73,6 +73,9 @@ def evaluate(
     dtype: Annotated[str, typer.Option(help="Number type of the weights.")] = "float32",
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...")] = None,
     seed: Annotated[int, typer.Option(help="Seed of samples, folds and intervals.")] = 0,
+    adversarial: Annotated[
+        bool, typer.Option(help="Also score answers that are made to look right, and show what they get.")
+    ] = True,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Start again instead of continuing.")] = False,
 ) -> None:
     """Answer, grade and score questions, then compare all methods: tables with intervals, JSON and an HTML page."""
@@ -114,7 +117,8 @@ def evaluate(
     with console.status(f"Loading {model}"):
         scorer = _scorer(model, dtype, device, position, embedder)
     answers = _answered(console, folder / ANSWERS, questions, limit, scorer, requested)
-    _report(_compared(console, evaluation, answers, folder), folder)
+    made = _adversarial(console, folder, evaluation, answers, scorer, seed) if adversarial else None
+    _report(_compared(console, evaluation, answers, folder, made), folder)
 
 
 def _stem(name: str) -> str:
@@ -194,21 +198,46 @@ def _answered(
     return answers
 
 
-def _compared(console: Console, evaluation: Evaluation, answers: ScoredFile, folder: Path) -> Result:
+ADVERSARIAL = "adversarial.jsonl"
+"""Name of the file of answers that must lose; with their scores, behind `scored-`."""
+
+
+def _adversarial(
+    console: Console, folder: Path, evaluation: Evaluation, answers: ScoredFile, scorer: SemGradScorer, seed: int
+) -> ScoredFile | None:
+    """Make answers that must lose from the answered questions, and score them; `None` where no row gives any."""
+    from semgrad_guard.evaluation.adversarial import write_adversarial  # loads torch
+    from semgrad_guard.evaluation.compare.answering import ONLY_SCORES
+    from semgrad_guard.evaluation.row_files import ScoredFile, Setting
+
+    data = folder / ADVERSARIAL
+    if not write_adversarial(evaluation.honest(answers), data, seed=seed):
+        return None
+    made = ScoredFile(folder / f"scored-{ADVERSARIAL}", Setting(fingerprint=scorer.fingerprint(), model=scorer.name))
+    score_pending(console, made, data, scorer, ONLY_SCORES, title="Scoring answers that must lose")
+    return made
+
+
+def _compared(
+    console: Console, evaluation: Evaluation, answers: ScoredFile, folder: Path, made: ScoredFile | None
+) -> Result:
     with bar(console) as progress:
         task = progress.add_task("Comparing", total=len(answers.done) + 2 * N_METHODS)
-        result = evaluation.carry_out(answers, folder, tick=lambda: progress.advance(task))
+        result = evaluation.carry_out(answers, folder, tick=lambda: progress.advance(task), made=made)
         progress.update(task, completed=len(answers.done) + 2 * N_METHODS)
     return result
 
 
 def _report(result: Result, folder: Path) -> None:
     """Print the tables and the paths of the files."""
-    from semgrad_guard.evaluation.compare.report import findings, method_table
+    from semgrad_guard.evaluation.compare.report import adversarial_table, findings, method_table
     from semgrad_guard.evaluation.compare.run import REPORT, RESULT  # loads numpy
 
     console = wide_console(MIN_WIDTH)
     console.print(method_table(result))
+    attempts = adversarial_table(result)
+    if attempts is not None:
+        console.print(attempts)
     for line in findings(result):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     for line in result.caveats:

@@ -12,6 +12,9 @@ from jinja2 import Environment, StrictUndefined
 from pydantic import AwareDatetime, Field
 from rich.table import Table
 
+from semgrad_guard.calibration.left_out import RIGHT_ACCEPTED
+from semgrad_guard.calibration.profile import AdversarialEvidence
+from semgrad_guard.evaluation.adversarial import KINDS as MADE
 from semgrad_guard.evaluation.compare.comparing import Comparison, MethodResult
 from semgrad_guard.evaluation.compare.promise import PromiseCheck
 from semgrad_guard.evaluation.reliability import bins_of, wilson
@@ -56,6 +59,12 @@ class Result(Frozen):
     """Mean seconds an answer of each step."""
     comparison: Comparison
     promises: tuple[PromiseCheck, ...]
+    adversarial: dict[str, AdversarialEvidence] = Field(default_factory=dict)
+    """Answers that were made to look right, by kind; each judged by a fit on other questions."""
+    adversarial_threshold: float | None = None
+    """The confidence at which they are accepted: it lets `RIGHT_ACCEPTED` of the right answers through."""
+    right_mean: float | None = None
+    """Mean confidence of the right answers from the same fits."""
     caveats: tuple[str, ...] = CAVEATS
 
     def method(self, name: str) -> MethodResult | None:
@@ -95,6 +104,20 @@ def method_table(result: Result) -> Table:
             table.add_row(*_cells(one))
         if rows:
             table.add_section()
+    return table
+
+
+def adversarial_table(result: Result) -> Table | None:
+    """Return the table of answers that were made to look right; `None` where there are none."""
+    if not result.adversarial:
+        return None
+    table = Table("answers", "n", "mean confidence", "accepted", title="Attempts to talk it up", title_justify="left")
+    table.add_row("right answers", "", number(result.right_mean), f"{RIGHT_ACCEPTED:.0%}")
+    table.add_section()
+    for kind, one in result.adversarial.items():
+        what = f"{kind}: {MADE[kind][0]}" if kind in MADE else kind
+        table.add_row(what, f"{one.n:,}", f"{one.mean:.2f}", f"{one.accepted:.0%}")
+    table.caption = f"accepted at a confidence of {number(result.adversarial_threshold)}"
     return table
 
 
@@ -288,6 +311,7 @@ def write_report(path: Path, result: Result, plots: Mapping[str, str]) -> None:
         plots=plots,
         kinds=kinds,
         risks=risks,
+        made=MADE,
         short=short,
         number=number,
     )

@@ -59,7 +59,10 @@ def test_a_run_prints_tables_and_writes_everything(data: Path, model: Path, tmp_
     result = json.loads((out / "result.json").read_text())
     assert result["comparison"]["n"] + sum(result["left_out"].values()) == 36
     assert {"fused", "semgrad", "mean_nll", "p_true"} <= {one["name"] for one in result["comparison"]["methods"]}
+    assert "Attempts to talk it up" in said
+    assert all(one["n"] > 0 and 0 < one["mean"] < 1 for one in result["adversarial"].values())
     page = (out / "report.html").read_text()
+    assert all(f"<td>{kind}: " in page for kind in result["adversarial"])
     assert page.count("<svg") == 4
     assert re.search(r"""(src|href)=["'](?!#)|url\((?!#)""", page) is None
     before = (out / "answers.jsonl").read_bytes()
