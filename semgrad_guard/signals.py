@@ -594,6 +594,8 @@ MEANING = tuple(name for name, signal in SIGNALS.items() if signal.cost == "embe
 """Signals that are computed too where an embedder is given."""
 COSTLY = tuple(name for name, signal in SIGNALS.items() if signal.cost == "forward")
 """Signals that take another forward pass each."""
+OF_PROXY = ("context_gain",)
+"""Signals of a further forward pass that a guard computes where another model wrote the answer: a proxy needs them."""
 METHODS = tuple(name for name, signal in SIGNALS.items() if signal.is_score)
 """Signals that can be a score's value."""
 

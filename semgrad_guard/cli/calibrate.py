@@ -193,6 +193,9 @@ def calibrate(
         str | None, typer.Option(help="URL of a review queue whose verdicts are used as labels.", show_default=False)
     ] = None,
     name: Annotated[str | None, typer.Option(help="Name of the profile; by default the file's name.")] = None,
+    basis: Annotated[
+        str, typer.Option(help="What the answers are, in a few words; shown with every confidence of a proxy.")
+    ] = "",
     method: Annotated[str, typer.Option(help="fused, or the name of one signal.")] = "fused",
     calibrator: Annotated[
         Literal["auto", "platt", "beta", "isotonic", "venn_abers"], typer.Option(help="Calibration curve.")
@@ -246,10 +249,12 @@ def calibrate(
                 calibrator=calibrator,
                 expires=datetime.now(UTC) + timedelta(days=expires_days) if expires_days else None,
                 held_out=held_out,
+                simpler=proxy,
                 seed=seed,
             )
         finally:
             sources.report(progress)  # also why rows were left out, where too few remain
+    profile = profile.model_copy(update={"basis": basis})
     profile.save(out)
     _report(console, profile)
     if error_rate is not None:

@@ -17,7 +17,7 @@ from semgrad_guard.guard.verdict_loop import EarlierVerdicts, pass_verdicts_on
 from semgrad_guard.policy import PolicyDecider, PolicyWatcher, RiskTarget, policy_of
 from semgrad_guard.policy.model import FUSED, SHIPPED_PROFILES
 from semgrad_guard.routing.deadline import Deadline, call_before
-from semgrad_guard.signals import COSTLY, FREE
+from semgrad_guard.signals import FREE, OF_PROXY
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -198,14 +198,14 @@ def scorer_of(
         local = load_model(source, dtype=settings.dtype, device=settings.device)
         own = profile if profile is not None and profile.fingerprint.model == local.weights_digest else None
         band = settings.band or (own.band if own else None)
-        needed = () if own is None else tuple(name for name in own.model.names if name in COSTLY)
         return SemGradScorer(
             local,
             method=SHOWN_BESIDE_FUSED if settings.method == FUSED else settings.method,
             position=settings.position or (own.position if own else None),
             band=(band[0], band[1] + 1) if band else None,
             granularity=settings.granularity,
-            signals=(*FREE, *settings.signals, *needed),
+            signals=(*FREE, *settings.signals),
+            proxy_signals=OF_PROXY,
             embedder=embedder or _embedder(settings.embedding, own),
         )
 
@@ -327,14 +327,20 @@ class ShippedCalibrator:
 
     def confidence(self, exchange: Exchange, score: Score) -> Confidence:
         """Return the confidence by the first profile that fits; without one, why there is none and what makes one."""
-        found = [one.confidence(exchange, score) for one in self._profiles if _is_of_model(one, score)]
-        fitting = next((confidence for confidence in found if confidence.value is not None), None)
-        return fitting or next(iter(found), Confidence(value=None, why=NO_PROFILE.format(model=score.model)))
+        for one in self._by_fit(score):
+            found = one.confidence(exchange, score)
+            if found.value is not None:
+                return found
+        return Confidence(value=None, why=NO_PROFILE.format(model=score.model))
 
     def with_span_confidences(self, score: Score) -> Score:
         """Return the score with a confidence for every span, by the first profile that fits."""
-        changed = (one.with_span_confidences(score) for one in self._profiles if _is_of_model(one, score))
-        return next((other for other in changed if other is not score), score)
+        first = next(iter(self._by_fit(score)), None)
+        return score if first is None else first.with_span_confidences(score)
+
+    def _by_fit(self, score: Score) -> list[ProfileCalibrator]:
+        """Return the profiles for a score: those for its model and author first, then those that read texts alone."""
+        return sorted(self._profiles, key=lambda one: not _is_of_model(one, score))
 
 
 NO_PROFILE = (
@@ -345,7 +351,8 @@ NO_PROFILE = (
 
 
 def _is_of_model(one: ProfileCalibrator, score: Score) -> bool:
-    return one.profile.fingerprint.model == score.fingerprint.model
+    fitted = one.profile.fingerprint
+    return (fitted.model, fitted.proxy) == (score.fingerprint.model, score.fingerprint.proxy)
 
 
 def _calibrator(policy: Policy, profile: Profile | None) -> Calibrator:
