@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 
 from semgrad_guard.calibration.labels import MIN_LABELS
-from semgrad_guard.cli.profile import adversarial_table, describe, evidence_table, left_out_table
+from semgrad_guard.cli.profile import describe, evidence_table, more_evidence
 from semgrad_guard.cli.scoring import Scoring
 from semgrad_guard.cli.terminal import bar
 from semgrad_guard.errors import DataFileError, RiskNotControllableError, TooFewLabelsError
@@ -269,9 +269,8 @@ def _report(console: Console, profile: Profile) -> None:
     """Print what was fitted, how good it is and what it does not promise."""
     console.print(describe(profile), soft_wrap=True, markup=False)
     console.print(evidence_table(profile))
-    for table in (left_out_table(profile), adversarial_table(profile)):
-        if table is not None:
-            console.print(table)
+    for table in more_evidence(profile):
+        console.print(table)
     console.print(
         "Figures are out-of-sample, intervals 95 % by question. They say nothing about other questions, prompts "
         "or passages; a score whose model, template or settings differ stays uncalibrated.",

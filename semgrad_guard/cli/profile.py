@@ -69,46 +69,53 @@ def evidence_table(profile: Profile) -> Table:
     return table
 
 
-def left_out_table(profile: Profile) -> Table | None:
-    """Return the table of what the profile is worth on each data set when fitted on the others; `None` without any."""
+def left_out_tables(profile: Profile) -> list[Table]:
+    """Return the tables of what the profile is worth on each data set when fitted on the others; none without sets."""
     found = profile.evidence.left_out if profile.evidence else {}
     if not found:
-        return None
-    table = Table(title="Each data set left out in turn", title_justify="left")
-    for heading in ("set", "n, right", "AUROC", "same question, author", "ECE", "right above", "length, words found"):
-        table.add_column(heading, justify="left" if heading == "set" else "right")
+        return []
+    ranking = Table(title="Each data set left out in turn: AUROC", title_justify="left")
+    for heading in ("set", "n", "confidence", "question", "author", *next(iter(found.values())).baselines):
+        ranking.add_column(heading, justify="left" if heading == "set" else "right", overflow="fold")
+    honesty = Table(title="Each data set left out in turn: share right from a confidence on", title_justify="left")
+    for heading in ("set", "right", *next(iter(found.values())).right_above, "ECE"):
+        honesty.add_column(heading, justify="left" if heading == "set" else "right", overflow="fold")
     for name, one in found.items():
-        within = [one.auroc_same_question, one.auroc_same_author]
-        table.add_row(
-            name,
-            f"{one.n:,}, {one.right:.0%}",
-            one.auroc.text(),
-            ", ".join("-" if value is None else f"{value:.2f}" for value in within),
-            one.ece.text(),
-            "\n".join(f"{level}: {share.text()}" for level, share in one.right_above.items()),
-            "\n".join(baseline.text() for baseline in one.baselines.values()),
-        )
-    table.caption = (
-        "AUROC of the confidence; over answers to the same question, over answers of the same model; share of right "
-        "answers from a confidence on; last, AUROC of a shorter answer and of the share of its words in the passages"
-    )
-    return table
+        within = ["-" if v is None else f"{v:.2f}" for v in (one.auroc_same_question, one.auroc_same_author)]
+        ranking.add_row(name, f"{one.n:,}", _brief(one.auroc), *within, *map(_brief, one.baselines.values()))
+        honesty.add_row(name, f"{one.right:.2f}", *map(_brief, one.right_above.values()), _brief(one.ece))
+    ranking.caption = "question, author: over pairs of answers to the same question, of the same model"
+    honesty.caption = "intervals 95 % by question or page; -: no answer has so much"
+    return [ranking, honesty]
 
 
-def adversarial_table(profile: Profile) -> Table | None:
-    """Return the table of answers that were made to look right; `None` where the fit had none."""
+def _brief(interval: Interval) -> str:
+    """Return a value and its interval in two digits."""
+    if interval.value is None:
+        return "-"
+    ends = "" if interval.low is None or interval.high is None else f" {interval.low:.2f}-{interval.high:.2f}"
+    return f"{interval.value:.2f}{ends}"
+
+
+def more_evidence(profile: Profile) -> list[Table]:
+    """Return the tables of data sets left out, and of answers that were made to look right, as far as there are any."""
+    return [*left_out_tables(profile), *adversarial_tables(profile)]
+
+
+def adversarial_tables(profile: Profile) -> list[Table]:
+    """Return the table of answers that were made to look right; none where the fit had none."""
     from semgrad_guard.calibration.left_out import RIGHT_ACCEPTED  # loads numpy
 
     found = profile.evidence
     if found is None or not found.adversarial:
-        return None
+        return []
     table = Table("kind", "n", "mean", "accepted", title="Attempts to talk it up", title_justify="left")
     for kind, one in found.adversarial.items():
         table.add_row(kind, f"{one.n:,}", f"{one.mean:.2f}", f"{one.accepted:.0%}")
     table.caption = (
         f"accepted at {found.adversarial_threshold:.2f}, which lets {RIGHT_ACCEPTED:.0%} of right answers through"
     )
-    return table
+    return [table]
 
 
 EXAMPLES = """[bold]Examples[/bold]
@@ -224,9 +231,8 @@ def show(profile: ProfileName) -> None:
             console.print(f"\nfor scores without signals that this needs: {fit.name}", soft_wrap=True, markup=False)
         console.print(_weights(fit))
         console.print(evidence_table(fit))
-        for table in (left_out_table(fit), adversarial_table(fit)):
-            if table is not None:
-                console.print(table)
+        for table in more_evidence(fit):
+            console.print(table)
 
 
 @app.command()
