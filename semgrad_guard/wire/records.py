@@ -54,7 +54,7 @@ if TYPE_CHECKING:
 
     from semgrad_guard.flow import Exchange, Json, Score, Step
 
-_LOGGED = ("version", "id", "attempt", "author", "on_policy", "tags")
+_LOGGED = ("version", "id", "attempt", "author", "on_policy", "passages_from", "tags")
 _LOGGED_TEXTS = ("question", "prompt", "answer", "passages")
 
 
@@ -135,6 +135,7 @@ def summary_fields(record: Record) -> dict[str, Json]:
         "rule": last.rule if last else None,
         "confidence": number(answer.decision.confidence.value) if answer else None,
         **(_score_summary(answer.decision.score) if answer and answer.decision.score else {}),
+        "passages_from": answer.exchange.passages_from if answer else None,
         "n_attempts": len(record.attempts),
         "error_type": record.failures[0].type if record.failures else None,
         "policy": record.policy,
