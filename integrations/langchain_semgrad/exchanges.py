@@ -7,24 +7,27 @@ import re
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from langchain_core.documents import Document
+
 from langchain_semgrad.capture import STORE, recorded
 from langchain_semgrad.convert import documents_in, run_id_of, to_passage, to_prompt
 from langchain_semgrad.values import Slot, find_answers
 from semgrad_guard.adapter_kit import Candidate, stated_here
+from semgrad_guard.adapter_kit import answering as kit_answering
 from semgrad_guard.context import each_once, question_asked
 from semgrad_guard.errors import ModelError, NotGuardableError, PromptNotFoundError, ScoringError
 from semgrad_guard.flow import RUN_KEY, Exchange
 from semgrad_guard.wire import RunRef
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from uuid import UUID
 
     from langchain_core.callbacks import BaseCallbackManager
     from langchain_core.callbacks.manager import BaseRunManager
-    from langchain_core.documents import Document
 
     from langchain_semgrad.capture import Documents, LlmRun
+    from semgrad_guard.adapter_kit import Answering
     from semgrad_guard.flow import Json, Passage, PassagesFrom, Prompt
     from semgrad_guard.models import LocalModel
 
@@ -89,6 +92,34 @@ ADVICE = (
     "put the guard into the chain that calls the model, as in `prompt | llm | SemGradGuard()`, and pass `config` on "
     "where your own function calls the model in another thread"
 )
+
+
+def answering(
+    question: str | None = None,
+    passages: Iterable[Document | Passage | str] | str | None = None,
+) -> Answering:
+    """State the question and the passages of the answers that are written or judged within a `with` block.
+
+    They take the place of those that the guard finds; see `semgrad_guard.adapter_kit.answering` for how blocks nest and
+    which threads know them. Around the model's call alone is enough, wherever the guard stands.
+
+    Args:
+        question: the user's question alone; `None` leaves it to be found.
+        passages: the texts that the answer is written from: documents, strings or `Passage`. An empty list says that it
+            is written without any; `None` leaves them to be found.
+
+    Raises:
+        OptionError: something among the passages is no text.
+
+    Example:
+        >>> with answering(question="Who discovered radium?", passages=documents):  # doctest: +SKIP
+        ...     answer = chain.invoke(prompt)
+    """
+    return kit_answering(question, passages, convert=_passage_or_none)
+
+
+def _passage_or_none(value: object) -> Passage | None:
+    return to_passage(value) if isinstance(value, Document) else None
 
 
 @dataclass(frozen=True, slots=True)
