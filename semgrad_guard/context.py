@@ -302,7 +302,7 @@ def _blocks(text: str, label: str) -> list[str]:
     blocks = _without_turns(_split(text), label)
     while blocks and not blocks[0].is_shown and _is_instruction(blocks[0].text):
         blocks = blocks[1:]
-    while blocks and _is_instruction(blocks[-1].text):
+    while blocks and not _is_marked(blocks[-1].lines[0]) and _is_instruction(blocks[-1].text):
         blocks = blocks[:-1]
     return [block.text for block in blocks if block.text]
 

@@ -545,9 +545,8 @@ FORMS: dict[Callable[[Guard], None], str] = {
 """Each form, and where its passages are found."""
 
 
-def judged_by(form: Callable[[Guard], None]) -> Exchange:
-    """Return the exchange that a form gives to the guard's scorer."""
-    guard = guard_of(default=0.1, decider=LadderDecider(accept=0.0))
+def ask(form: Callable[[Guard], None], guard: Guard) -> None:
+    """Ask the question in one form."""
     loop = asyncio.new_event_loop()
     asyncio.set_event_loop(loop)  # LlamaIndex' synchronous methods would make one and leave it behind
     try:
@@ -555,15 +554,15 @@ def judged_by(form: Callable[[Guard], None]) -> Exchange:
     finally:
         asyncio.set_event_loop(None)
         loop.close()
-    scorer = guard.parts.scorer
-    assert isinstance(scorer, TableScorer)
-    (seen,) = scorer.seen
-    return seen
 
 
 @pytest.mark.parametrize("form", FORMS, ids=lambda form: form.__name__)
 def test_one_exchange_is_the_same_wherever_the_guard_stands(form: Callable[[Guard], None]) -> None:
     """A number that changes with the place of the guard means nothing."""
-    seen = judged_by(form)
+    guard = guard_of(default=0.1, decider=LadderDecider(accept=0.0))
+    ask(form, guard)
+    scorer = guard.parts.scorer
+    assert isinstance(scorer, TableScorer)
+    (seen,) = scorer.seen
     assert (seen.question, [p.text for p in seen.passages], seen.answer) == (QUESTION, list(TEXTS), ANSWER)
     assert seen.passages_from == FORMS[form]
