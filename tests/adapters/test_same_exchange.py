@@ -112,6 +112,20 @@ def chain_that_was_given_the_prompt(guard: Guard) -> None:
     (model() | SemGradGuard(guard=guard)).invoke(PROMPT_TEXT)
 
 
+def chain_that_searches_in_a_function(guard: Guard) -> None:
+    """Only the inner step's output shows the documents."""
+    search = RunnableLambda(lambda _: [(document, 0.5) for document in docs()])
+    found = RunnableLambda(lambda question: shown([document for document, _ in search.invoke(question)]))
+    ({"context": found, "question": RunnablePassthrough()} | RAG | model() | SemGradGuard(guard=guard)).invoke(QUESTION)
+
+
+def chain_that_was_given_the_documents(guard: Guard) -> None:
+    """Only the chain's input shows them; some are not used, and the others stand in another order."""
+    chain = RunnableLambda(lambda d: {"question": d["question"], "context": shown(d["context"][:0:-1])})
+    found = [Document("Radium is a metal."), *docs()[::-1]]
+    (chain | RAG | model() | SemGradGuard(guard=guard)).invoke({"question": QUESTION, "context": found})
+
+
 def stream_of_a_chain(guard: Guard) -> None:
     """A stream that passes and is judged at its end."""
     found = {"context": Search() | shown, "question": RunnablePassthrough()}
@@ -471,6 +485,14 @@ def stated_call(guard: Guard) -> None:
         llm(ANSWER).complete("Radium, Curie, 1898, dials. Its discoverer, please")
 
 
+def stated_call_that_is_evaluated(guard: Guard) -> None:
+    """The evaluation comes after the block has ended."""
+    evaluator = SemGradEvaluator(guard=guard)
+    with llama_index_semgrad.answering(question=QUESTION, passages=TEXTS):
+        llm(ANSWER).complete("Radium, Curie, 1898, dials. Its discoverer, please")
+    evaluator.evaluate(response=ANSWER)
+
+
 def llama_index_parser(guard: Guard) -> None:
     """The guard as an output parser of a prompt."""
     parser = llama_index_semgrad.SemGradOutputParser(guard=guard)
@@ -507,6 +529,8 @@ def core_batch(guard: Guard) -> None:
 FORMS: dict[Callable[[Guard], None], str] = {
     chain_with_a_retriever: "retriever",
     chain_with_a_search_function: "state",
+    chain_that_searches_in_a_function: "state",
+    chain_that_was_given_the_documents: "state",
     chain_that_was_given_the_texts: "prompt",
     chain_that_was_given_the_prompt: "prompt",
     stream_of_a_chain: "retriever",
@@ -536,6 +560,7 @@ FORMS: dict[Callable[[Guard], None], str] = {
     event_handler: "retriever",
     model_called_by_hand: "prompt",
     stated_call: "stated",
+    stated_call_that_is_evaluated: "stated",
     llama_index_parser: "prompt",
     evaluator: "stated",
     core_with_everything: "stated",
