@@ -54,6 +54,16 @@ class Passage:
     """The retriever's relevance score, in the retriever's own unit and direction."""
 
 
+PassagesFrom = Literal["stated", "retriever", "tool", "state", "prompt"]
+"""Where the passages of an exchange were found.
+
+- `stated`: whoever made the exchange named them.
+- `retriever`: a retriever of the framework returned them.
+- `tool`: a tool returned them, as text or beside it.
+- `state`: they were in the values that a chain's steps or a graph's nodes pass on.
+- `prompt`: no retrieval was seen; they are the text of the prompt beside the question.
+"""
+
 RUN_KEY = "run"
 """Reserved key of `Exchange.metadata`: the traced run that wrote the answer; see `semgrad_guard.wire.RunRef`."""
 
@@ -73,6 +83,8 @@ class Exchange:
     question: str | None = None
     """The user's question alone, without passages and instructions."""
     passages: tuple[Passage, ...] = ()
+    passages_from: PassagesFrom | None = None
+    """Where the passages were found; `stated` without any says that there are none, so the prompt is not searched."""
     tags: frozenset[str] = frozenset()
     metadata: Mapping[str, Json] = field(default_factory=dict[str, "Json"])
     attempt: int = 1
@@ -91,12 +103,17 @@ class Exchange:
     def next_attempt(
         self, *, prompt: Prompt, answer: str, passages: tuple[Passage, ...], author: str | None = None
     ) -> Exchange:
-        """Return the exchange of a new attempt at the same question; nothing of the earlier answer is carried over."""
+        """Return the exchange of a new attempt at the same question; nothing of the earlier answer is carried over.
+
+        Other passages than before count as found by a retriever.
+        """
+        found: PassagesFrom | None = "retriever" if passages else None
         return replace(
             self,
             prompt=prompt,
             answer=answer,
             passages=passages,
+            passages_from=self.passages_from if passages == self.passages else found,
             attempt=self.attempt + 1,
             metadata={key: value for key, value in self.metadata.items() if key != RUN_KEY},
             prompt_ids=None,

@@ -6,6 +6,7 @@
 - `SemGradMiddleware` guards agents made by `create_agent`, `SemGradNode` hand-built graphs (extra `agents`);
   `ReviewedRuns` resumes their stopped runs once people have judged in the review queue, and `resume_with` turns one
   verdict into what such a graph is resumed with.
+- `answering` states the question and the passages of an answer, where they cannot be found.
 - `SemGradChatModel` is a local model that scores its answers while it writes them.
 """
 
@@ -17,6 +18,7 @@ require("langchain_core", extra="langchain")
 
 from langchain_semgrad.callback import SemGradCallbackHandler  # noqa: E402 - the line above names a missing extra
 from langchain_semgrad.chat_model import SemGradChatModel  # noqa: E402
+from langchain_semgrad.exchanges import answering  # noqa: E402
 from langchain_semgrad.guard import GuardedChain, SemGradGuard  # noqa: E402
 from langchain_semgrad.output_parser import SemGradOutputParser  # noqa: E402
 from langchain_semgrad.retrievers import GuardedRetriever  # noqa: E402
@@ -39,6 +41,7 @@ __all__ = [
     "SemGradMiddleware",
     "SemGradNode",
     "SemGradOutputParser",
+    "answering",
     "resume_with",
 ]
 

@@ -165,7 +165,7 @@ class SemGradCallbackHandler(BaseCallbackHandler):
         captured = STORE.around(call.run.id)
         exchange = exchange_of(
             call.run,
-            question=captured.question if captured else None,
+            questions=captured.questions if captured else (),
             documents=captured.documents if captured else (),
             own_model=self._own_model,
         )

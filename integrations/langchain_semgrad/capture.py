@@ -12,6 +12,7 @@ import threading
 from collections import OrderedDict, deque
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -21,11 +22,11 @@ from langchain_core.tracers.context import register_configure_hook
 from langsmith import get_current_run_tree  # noqa: TID253 - langchain-core cannot do without it
 from typing_extensions import override
 
-from langchain_semgrad.convert import question_in, result_score, result_text
-from semgrad_guard.adapter_kit import match_call
+from langchain_semgrad.convert import documents_in, question_in, result_score, result_text
+from semgrad_guard.adapter_kit import NOTHING_STATED, match_call, stated_here
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from langchain_core.callbacks import BaseCallbackManager
     from langchain_core.callbacks.manager import BaseRunManager
@@ -34,7 +35,11 @@ if TYPE_CHECKING:
     from langchain_core.outputs import LLMResult
     from langsmith import RunTree as TracedRun
 
-    from semgrad_guard.flow import Score
+    from semgrad_guard.adapter_kit import Stated
+    from semgrad_guard.flow import PassagesFrom, Score
+
+    Documents = Mapping[PassagesFrom, Sequence[Document]]
+    """Documents by where they were found."""
 
 _ID_LENGTH = 36
 
@@ -81,15 +86,18 @@ class LlmRun:
     """The score that a single-pass model took while it wrote."""
     asked_for_tools: bool = False
     """Whether it asked for tools instead of answering."""
+    stated: Stated = NOTHING_STATED
+    """What `answering` blocks around the call state."""
 
 
 @dataclass(frozen=True, slots=True)
 class Retrieval:
-    """One call of a retriever, and the documents that it returned."""
+    """Documents that a retriever returned, or that a step of a chain was given or gave."""
 
     id: UUID
     query: str | None
     documents: tuple[Document, ...]
+    found: PassagesFrom = "retriever"
 
 
 @dataclass(slots=True)
@@ -102,6 +110,8 @@ class RunTree:
     """The question in each run's input, where there is one; the inputs of streaming chains are not known."""
     llm_runs: deque[LlmRun] = field(default_factory=lambda: deque(maxlen=MAX_LLM_RUNS))
     retrievals: deque[Retrieval] = field(default_factory=lambda: deque(maxlen=MAX_RETRIEVALS))
+    passed_on: deque[Retrieval] = field(default_factory=lambda: deque(maxlen=MAX_RETRIEVALS))
+    """Documents in what steps were given and gave: those of searches that are no retriever's run."""
 
     def upwards(self, run_id: UUID) -> Iterator[UUID]:
         """Yield a run, its parent, and so on up to the root."""
@@ -120,39 +130,35 @@ class RunTree:
         """Return the finished model calls at or below a run, oldest first."""
         return [run for run in self.llm_runs if run.text is not None and self.is_below(run.id, ancestor)]
 
-    def question(self, scopes: Sequence[UUID], llm_run: UUID | None) -> str | None:
-        """Return the question: that in the input of the nearest run above which has one.
+    def questions_for(self, scopes: Sequence[UUID], llm_run: UUID | None) -> tuple[str, ...]:
+        """Return what the question may be, the likeliest first: what the runs above were given, nearest first.
 
         A chain that streams learns its input only while it runs; then the oldest step before the model's call that was
-        given a question knows it.
+        given a question knows it. Last is what a retriever was asked, which may be the question in other words.
 
         Args:
             scopes: the runs looked below, nearest first.
             llm_run: the model call that wrote the answer.
         """
         above = [*scopes[:-1], *self.upwards(scopes[-1])] if scopes else []
-        for run in above:
-            if run in self.questions:
-                return self.questions[run]
-        for run in self.parents if llm_run else ():
-            if run == llm_run:
-                break
-            if run in self.questions and any(self.is_below(run, scope) for scope in scopes):
-                return self.questions[run]
-        return None
+        known = [self.questions[run] for run in above if run in self.questions]
+        if not known and llm_run in self.parents:
+            before = takewhile(lambda run: run != llm_run, self.parents)
+            asked = (run for run in before if run in self.questions)
+            known += [self.questions[run] for run in asked if any(self.is_below(run, scope) for scope in scopes)][:1]
+        return (*known, *filter(None, map(self.query_below, scopes)))
 
     def query_below(self, ancestor: UUID) -> str | None:
         """Return the query of the last retriever call at or below a run."""
-        return next((r.query for r in reversed(self.retrievals) if self.is_below(r.id, ancestor)), None)
+        return next((r.query for r in reversed(self.retrievals) if r.query and self.is_below(r.id, ancestor)), None)
 
-    def documents_below(self, ancestor: UUID) -> list[Document]:
-        """Return the documents retrieved at or below a run, oldest first, each once."""
-        documents: dict[tuple[str, str], Document] = {}
-        for retrieval in self.retrievals:
+    def documents_below(self, ancestor: UUID) -> Documents:
+        """Return the documents retrieved or passed on at or below a run, oldest first, by where they were found."""
+        documents: dict[PassagesFrom, list[Document]] = {}
+        for retrieval in (*self.retrievals, *self.passed_on):
             if self.is_below(retrieval.id, ancestor):
-                for document in retrieval.documents:
-                    documents.setdefault((document.page_content, str(document.metadata)), document)
-        return list(documents.values())
+                documents.setdefault(retrieval.found, []).extend(retrieval.documents)
+        return documents
 
 
 MAX_TREES = 10_000
@@ -164,8 +170,10 @@ class Captured:
     """What is known about the text that a guard received."""
 
     llm_run: LlmRun | None
-    question: str | None
-    documents: tuple[Document, ...]
+    questions: tuple[str, ...]
+    """What the question may be, the likeliest first."""
+    documents: tuple[Documents, ...]
+    """Documents below each of the runs above, nearest first."""
     query: str | None
     """The retriever's query, which need not be the question."""
     root: UUID
@@ -188,6 +196,13 @@ class RunStore:
         """Note that a run began; one with an unknown parent is a root of its own."""
         with self._lock:
             self._start(run_id, parent, question)
+
+    def passed(self, run_id: UUID, documents: Sequence[Document]) -> None:
+        """Note documents that a step of a chain was given, or gave."""
+        with self._lock:
+            tree = self._tree_of.get(run_id) if documents else None
+            if tree is not None:
+                tree.passed_on.append(Retrieval(run_id, None, tuple(documents), "state"))
 
     def start_llm(self, run: LlmRun, parent: UUID | None) -> None:
         """Note that a model was called."""
@@ -274,10 +289,11 @@ class RunStore:
 
 
 def _around(tree: RunTree, scopes: Sequence[UUID], run: LlmRun | None) -> Captured:
-    question = tree.question(scopes, run.id if run else None)
-    documents = next((d for d in map(tree.documents_below, scopes) if d), [])
+    questions = tree.questions_for(scopes, run.id if run else None)
+    above = [*scopes[:-1], *tree.upwards(scopes[-1])] if scopes else []
+    documents = tuple(filter(None, map(tree.documents_below, above)))
     query = next((q for q in map(tree.query_below, scopes) if q), None)
-    return Captured(run, question, tuple(documents), query, tree.root)
+    return Captured(run, questions, documents, query, tree.root)
 
 
 class CaptureHandler(BaseCallbackHandler):
@@ -300,6 +316,7 @@ class CaptureHandler(BaseCallbackHandler):
         **kwargs: Any,
     ) -> None:
         self._store.start(run_id, parent_run_id, question_in(inputs))
+        self._store.passed(run_id, documents_in(inputs))
 
     @override
     def on_tool_start(
@@ -362,6 +379,7 @@ class CaptureHandler(BaseCallbackHandler):
 
     @override
     def on_chain_end(self, outputs: Any, *, run_id: UUID, **kwargs: Any) -> None:
+        self._store.passed(run_id, documents_in(outputs))
         self._store.end(run_id)
 
     @override
@@ -389,7 +407,14 @@ def llm_run(
     about, metadata, params = serialized or {}, details.get("metadata") or {}, details.get("invocation_params") or {}
     model = metadata.get("ls_model_name") or params.get("model") or params.get("model_name") or params.get("model_id")
     name = details.get("name") or about.get("name") or (about.get("id") or ["model"])[-1]
-    return LlmRun(id=run_id, name=str(name), prompt=prompt, model=str(model) if model else None, serialized=serialized)
+    return LlmRun(
+        id=run_id,
+        name=str(name),
+        prompt=prompt,
+        model=str(model) if model else None,
+        serialized=serialized,
+        stated=stated_here(),
+    )
 
 
 STORE = RunStore()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from typing import TYPE_CHECKING
 from uuid import UUID
 
@@ -18,6 +19,7 @@ from langchain_core.messages import (
 )
 from langchain_core.outputs import ChatGeneration
 from langchain_core.prompt_values import PromptValue
+from pydantic import BaseModel
 
 from semgrad_guard.flow import Message, Passage
 from semgrad_guard.wire import WireError, score_from_fields
@@ -34,6 +36,8 @@ SOURCE_KEYS = ("source", "title", "url", "id")
 SCORE_KEY = "semgrad_score"
 """Key of a message's `response_metadata` under which a single-pass model puts its score."""
 SCORE_KEYS = ("relevance_score", "score")
+MAX_DEPTH = 2
+"""Levels of a value's fields in which documents are looked for."""
 
 _ROLES = {"human": "user", "ai": "assistant", "system": "system", "tool": "tool", "function": "tool"}
 _RUN_PREFIXES = ("lc_run--", "run--", "run-")
@@ -103,13 +107,41 @@ def to_document(passage: Passage) -> Document:
     return Document(page_content=passage.text, metadata=metadata)
 
 
-def documents_in(value: object) -> list[Document]:
-    """Return the documents that a chain's value carries beside the answer, as under the key `context`."""
-    if not isinstance(value, Mapping):
-        return []
-    return [
-        doc for part in value.values() if isinstance(part, list | tuple) for doc in part if isinstance(doc, Document)
-    ]
+def documents_in(value: object, depth: int = MAX_DEPTH) -> list[Document]:
+    """Return the documents in a value, in order: in a list, under a key of a mapping, in a field of a graph's state.
+
+    A list counts only if its first entry is a document, or a pair of one and its score, and messages are left out: this
+    is called for everything that the steps of a chain give to each other.
+    """
+    if isinstance(value, Document):
+        return [value]
+    if isinstance(value, list | tuple):
+        entries = [_without_score(part) for part in value] if value and _is_document(value[0]) else []
+        return [part for part in entries if isinstance(part, Document)]
+    parts = fields_of(value).values() if depth else ()
+    return [document for part in parts for document in documents_in(part, depth - 1)]
+
+
+def _is_document(entry: object) -> bool:
+    return isinstance(_without_score(entry), Document)
+
+
+def _without_score(entry: object) -> object:
+    """Return the document of a pair of one and its score, as `similarity_search_with_score` gives them."""
+    return entry[0] if isinstance(entry, tuple) and entry else entry
+
+
+def fields_of(value: object) -> Mapping[str, object]:
+    """Return the fields of a graph's state, however it is typed; nothing for a message or another object."""
+    if isinstance(value, Mapping):
+        return value
+    if isinstance(value, BaseMessage | Document):
+        return {}
+    if isinstance(value, BaseModel):
+        return {name: getattr(value, name, None) for name in type(value).model_fields}
+    if is_dataclass(value) and not isinstance(value, type):
+        return {field.name: getattr(value, field.name, None) for field in fields(value)}
+    return {}
 
 
 # --- results and questions --------------------------------------------------------------------------------------------
@@ -152,14 +184,15 @@ def question_in(inputs: object, key: str | None = None) -> str | None:
     """Return the question in a chain's input, where there is one.
 
     Args:
-        inputs: a text, a mapping with one of `QUESTION_KEYS` or `messages`, or messages.
+        inputs: a text, a mapping or a graph's state with one of `QUESTION_KEYS` or `messages`, or messages.
         key: key of the mapping, when it is another one.
     """
     if isinstance(inputs, str):
         return inputs.strip() or None
-    if isinstance(inputs, Mapping):
+    given = {} if isinstance(inputs, PromptValue) else fields_of(inputs)
+    if given:
         keys = (key,) if key else (*QUESTION_KEYS, "messages")
-        questions = (question_in(inputs[k]) for k in keys if k in inputs and not isinstance(inputs[k], Mapping))
+        questions = (question_in(given[k]) for k in keys if k in given and not isinstance(given[k], Mapping))
         return next(filter(None, questions), None)
     return _last_human(inputs)
 

@@ -4,27 +4,31 @@ from __future__ import annotations
 
 import logging
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from langchain_core.documents import Document
+
 from langchain_semgrad.capture import STORE, recorded
-from langchain_semgrad.convert import documents_in, question_in, run_id_of, to_passage, to_prompt
+from langchain_semgrad.convert import documents_in, run_id_of, to_passage, to_prompt
 from langchain_semgrad.values import Slot, find_answers
-from semgrad_guard.adapter_kit import Candidate
+from semgrad_guard.adapter_kit import Candidate, stated_here
+from semgrad_guard.adapter_kit import answering as kit_answering
+from semgrad_guard.context import each_once, question_asked
 from semgrad_guard.errors import ModelError, NotGuardableError, PromptNotFoundError, ScoringError
 from semgrad_guard.flow import RUN_KEY, Exchange
 from semgrad_guard.wire import RunRef
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from uuid import UUID
 
     from langchain_core.callbacks import BaseCallbackManager
     from langchain_core.callbacks.manager import BaseRunManager
-    from langchain_core.documents import Document
 
-    from langchain_semgrad.capture import LlmRun
-    from semgrad_guard.flow import Json, Passage, Prompt
+    from langchain_semgrad.capture import Documents, LlmRun
+    from semgrad_guard.adapter_kit import Answering
+    from semgrad_guard.flow import Json, Passage, PassagesFrom, Prompt
     from semgrad_guard.models import LocalModel
 
 
@@ -90,6 +94,34 @@ ADVICE = (
 )
 
 
+def answering(
+    question: str | None = None,
+    passages: Iterable[Document | Passage | str] | str | None = None,
+) -> Answering:
+    """State the question and the passages of the answers that are written or judged within a `with` block.
+
+    They take the place of those that the guard finds; see `semgrad_guard.adapter_kit.answering` for how blocks nest and
+    which threads know them. Around the model's call alone is enough, wherever the guard stands.
+
+    Args:
+        question: the user's question alone; `None` leaves it to be found.
+        passages: the texts that the answer is written from: documents, strings or `Passage`. An empty list says that it
+            is written without any; `None` leaves them to be found.
+
+    Raises:
+        OptionError: something among the passages is no text.
+
+    Example:
+        >>> with answering(question="Who discovered radium?", passages=documents):  # doctest: +SKIP
+        ...     answer = chain.invoke(prompt)
+    """
+    return kit_answering(question, passages, convert=_passage_or_none)
+
+
+def _passage_or_none(value: object) -> Passage | None:
+    return to_passage(value) if isinstance(value, Document) else None
+
+
 @dataclass(frozen=True, slots=True)
 class ChainCandidate(Candidate):
     """One answer in a chain's value, to be judged."""
@@ -101,17 +133,6 @@ class ChainCandidate(Candidate):
     query: str | None = None
     """The query of the chain's retriever; `None` where it was not called."""
 
-    def with_context(self, question: str | None, documents: Sequence[Document]) -> ChainCandidate:
-        """Return the same answer with a question and passages that are known better.
-
-        Args:
-            question: the question; `None` leaves it as it is.
-            documents: what was retrieved, where the exchange names no passages yet.
-        """
-        exchange = self.exchange
-        passages = exchange.passages or passages_in(documents, exchange.prompt)
-        return replace(self, exchange=replace(exchange, question=question or exchange.question, passages=passages))
-
 
 @dataclass(frozen=True, slots=True)
 class CallContext:
@@ -122,7 +143,9 @@ class CallContext:
     manager: BaseRunManager | BaseCallbackManager | None = None
     within: bool = False
     question: str | None = None
-    """The question, where the caller knows it."""
+    """The question in the input, where the caller has it."""
+    documents: Documents = field(default_factory=dict["PassagesFrom", "Sequence[Document]"])
+    """Documents that the caller has, by where they were found; they count more than those of other runs."""
     key: str | None = None
     """The answer's key in a mapping."""
     own_model: OwnModel | None = None
@@ -140,7 +163,7 @@ def _candidate_or_error(value: Any, slot: Slot | None, context: CallContext) -> 
     except Exception as error:  # noqa: BLE001 - an answer that cannot be read takes `on_error`, it does not break the chain
         _log.exception("could not read what a chain gave")
         failure = ScoringError(f"could not read what the chain gave: {type(error).__name__}: {error}")
-        exchange = Exchange(answer=slot.text if slot else "", question=context.question)
+        exchange = stated_here().apply(Exchange(answer=slot.text if slot else "", question=context.question))
         return ChainCandidate(exchange, failure, slot)
 
 
@@ -152,10 +175,12 @@ def _candidate(value: Any, slot: Slot | None, context: CallContext) -> ChainCand
     about = _about(context, run)
     if run is None:
         error = PromptNotFoundError("among the model calls of this chain", ADVICE)
-        return ChainCandidate(Exchange(answer=text or "", question=context.question, **about), error, slot)
-    question = context.question or (captured.question if captured else None)
-    documents = (captured.documents if captured else ()) or documents_in(value)
-    exchange = exchange_of(run, text, question=question, documents=documents, own_model=context.own_model)
+        exchange = stated_here().apply(Exchange(answer=text or "", question=context.question, **about))
+        return ChainCandidate(exchange, error, slot)
+    asked = (context.question, *(captured.questions if captured else ()))
+    elsewhere: Documents = {"state": documents_in(value)}
+    documents = (context.documents, *(captured.documents if captured else ()), elsewhere)
+    exchange = exchange_of(run, text, questions=asked, documents=documents, own_model=context.own_model)
     query = captured.query if captured else None
     return ChainCandidate(replace(exchange, **about), slot=slot, llm_run=run, query=query)
 
@@ -164,17 +189,19 @@ def exchange_of(
     run: LlmRun,
     text: str | None = None,
     *,
-    question: str | None,
-    documents: Sequence[Document],
+    questions: Sequence[str | None] = (),
+    documents: Sequence[Documents] = (),
     own_model: OwnModel | None = None,
 ) -> Exchange:
     """Return a model call as an exchange.
 
+    What `answering` blocks state counts first; what is not known is found in the prompt (`semgrad_guard.context`).
+
     Args:
         run: the call.
         text: what the chain made of the model's words; `None` leaves them as they are.
-        question: the question, where it is known; else the last user message of the prompt.
-        documents: what was retrieved for it.
+        questions: what the question may be, the likeliest first.
+        documents: what may have been retrieved for it, the nearest first, each by where it was found.
         own_model: the scoring model, where it may have written the answer.
     """
     prompt, raw = to_prompt(run.prompt), run.text or ""
@@ -182,14 +209,23 @@ def exchange_of(
     written = own_model.without_prompt(raw, prompt) if own_model and on_policy else without_prompt(raw, prompt)
     answer = written if text is None or text.strip() == raw.strip() else without_prompt(text, prompt)
     unchanged = answer.strip() == written.strip()
-    return Exchange(
+    passages, found = passages_in(documents, prompt)
+    exchange = Exchange(
         prompt=prompt,
         answer=answer,
-        question=question or _question_of(run),
-        passages=passages_in(documents, prompt),
+        question=question_asked(prompt, questions),
+        passages=passages,
+        passages_from=found,
         author=run.model,
         on_policy=on_policy and unchanged,
         score=run.score if unchanged else None,
+    )
+    exchange = run.stated.over(stated_here()).apply(exchange)
+    if exchange.passages_from is not None:
+        return exchange
+    passed_on = next(filter(None, (near.get("state") for near in documents)), ())
+    return replace(
+        exchange, passages=each_once(map(to_passage, passed_on)), passages_from="state" if passed_on else None
     )
 
 
@@ -198,16 +234,36 @@ def without_prompt(text: str, prompt: Prompt) -> str:
     return text.removeprefix(prompt) if isinstance(prompt, str) and prompt else text
 
 
-def _question_of(run: LlmRun) -> str | None:
-    return None if isinstance(run.prompt, str) else question_in(list(run.prompt))
+def passages_in(documents: Sequence[Documents], prompt: Prompt) -> tuple[tuple[Passage, ...], PassagesFrom | None]:
+    """Return the retrieved texts that are in the prompt, in its order, and where they were found.
 
+    Where none is in it, because the chain rewrote them, they are all the texts that a retriever or tool gave; other
+    steps may pass on documents that are not meant for the model.
 
-def passages_in(documents: Sequence[Document], prompt: Prompt) -> tuple[Passage, ...]:
-    """Return the retrieved texts that are in the prompt; all of them where none is, because the chain rewrote them."""
-    passages = tuple(map(to_passage, documents))
+    Args:
+        documents: what may have been retrieved, the nearest first; the first with texts in the prompt counts.
+        prompt: what the model read.
+    """
     read = _squeezed(prompt if isinstance(prompt, str) else "\n".join(m.content for m in prompt))
-    used = tuple(p for p in passages if p.text.strip() and _squeezed(p.text) in read)
-    return used or passages
+    for near in documents:
+        found = [(kind, to_passage(document)) for kind, part in near.items() for document in part]
+        used = [(at, kind, p) for kind, p in found if p.text.strip() and (at := read.find(_squeezed(p.text))) >= 0]
+        if used:
+            return each_once(p for _, _, p in sorted(used, key=lambda one: one[0])), used[0][1]
+    given = ((part, kind) for near in documents for kind, part in near.items() if part and kind != "state")
+    part, kind = next(given, ((), None))
+    return each_once(map(to_passage, part)), kind
+
+
+def read_from(exchange: Exchange, documents: Sequence[Document]) -> Exchange:
+    """Return the exchange of a retry with the documents that the guard retrieved for it; they count before all others.
+
+    Args:
+        exchange: the new answer.
+        documents: what it was to be written from; empty where the chain retrieved by itself.
+    """
+    passages, found = passages_in([{"retriever": documents}], exchange.prompt)
+    return replace(exchange, passages=passages, passages_from=found) if passages else exchange
 
 
 def _squeezed(text: str) -> str:

@@ -14,7 +14,7 @@ from langchain_core.runnables.config import patch_config
 from typing_extensions import override
 
 from langchain_semgrad.convert import asks_for_tools, from_prompt, text_of, to_passage
-from langchain_semgrad.exchanges import CallContext, candidates_in
+from langchain_semgrad.exchanges import CallContext, candidates_in, read_from
 from langchain_semgrad.invoke import Tracked
 from langchain_semgrad.retrievers import asking_for, hand
 from langchain_semgrad.values import Slot, waits_for_tools
@@ -290,8 +290,8 @@ class ChainAttempts(QuestionAttempts):
         candidate = next((c for c in candidates if c.slot and c.slot.path == path), candidates[0])
         if candidate.error is not None:
             raise candidate.error
-        candidate = candidate.with_context(None, documents)  # the guard's own retrieval is no part of the attempt's run
-        following = replace(candidate.exchange, attempt=exchange.attempt + 1)
+        following = replace(candidate.exchange, attempt=exchange.attempt + 1, question=exchange.question)
+        following = read_from(following, documents)
         self.values[following.id] = (value, replace(candidate, exchange=following))
         return following
 

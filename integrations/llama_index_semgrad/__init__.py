@@ -3,6 +3,7 @@
 - `SemGradGuard(...).wrap(engine)` returns an engine of the same kind whose answers are guarded by the policy.
 - `SemGradEvaluator` is for LlamaIndex' evaluation tools, `SemGradOutputParser` for any place of an output parser.
 - `SemGradEventHandler` judges every answer in the process, and changes none.
+- `answering` states the question and the passages of an answer, where they cannot be found.
 - `SemGradLLM` is a local model that scores its answers while it writes; `ReviewWorkflow` waits for a reviewer.
 """
 
@@ -14,6 +15,7 @@ require("llama_index.core", extra="llama-index")
 from llama_index_semgrad.chat_engine import GuardedChatEngine  # noqa: E402
 from llama_index_semgrad.evaluator import SemGradEvaluator  # noqa: E402
 from llama_index_semgrad.events import SemGradAnswerEvent, SemGradEventHandler  # noqa: E402
+from llama_index_semgrad.exchanges import answering  # noqa: E402
 from llama_index_semgrad.guard import SemGradGuard, WrapOptions  # noqa: E402
 from llama_index_semgrad.llm import SemGradLLM  # noqa: E402
 from llama_index_semgrad.output_parser import SemGradOutputParser  # noqa: E402
@@ -45,4 +47,5 @@ __all__ = [
     "SemGradOutputParser",
     "VerdictEvent",
     "WrapOptions",
+    "answering",
 ]

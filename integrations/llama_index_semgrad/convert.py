@@ -12,6 +12,7 @@ from llama_index.core.prompts.default_prompts import DEFAULT_TEXT_QA_PROMPT
 from llama_index.core.schema import MetadataMode
 from llama_index_instrumentation.dispatcher import active_instrument_tags
 
+from semgrad_guard.adapter_kit import NOTHING_STATED, Stated
 from semgrad_guard.flow import Message, Passage
 from semgrad_guard.wire import WireError, score_from_fields
 
@@ -95,6 +96,8 @@ class LlmCall:
     """Whether the model asked for tools instead of answering."""
     rendered: str | None = None
     """The text that a local model really read, where it is known."""
+    stated: Stated = NOTHING_STATED
+    """What `answering` blocks around the call state."""
     raw: object | None = field(default=None, repr=False)
     extra: Mapping[str, Any] = field(default_factory=dict[str, Any], repr=False)
 

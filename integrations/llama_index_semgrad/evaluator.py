@@ -11,7 +11,7 @@ from llama_index_semgrad.convert import prompt_holds, rebuilt_prompt, request_ta
 from llama_index_semgrad.exchanges import call_fields
 from llama_index_semgrad.guard import SemGradGuard
 from llama_index_semgrad.watcher import WATCHER
-from semgrad_guard.adapter_kit import match_call
+from semgrad_guard.adapter_kit import NOTHING_STATED, match_call, stated_here
 from semgrad_guard.errors import UncalibratedError
 from semgrad_guard.flow import Accept, Exchange, Passage
 from semgrad_guard.guard import in_thread
@@ -114,14 +114,16 @@ class SemGradEvaluator(BaseEvaluator):
     def _exchange(self, query: str | None, answer: str, contexts: tuple[str, ...]) -> Exchange:
         call = _recent_call(answer, query, contexts)
         rebuilt: dict[str, Any] = {"prompt": rebuilt_prompt(query or "", contexts)}
-        return Exchange(
+        exchange = Exchange(
             answer=answer,
             question=query,
             passages=tuple(map(Passage, contexts)),
+            passages_from="stated" if contexts else None,
             tags=request_tags(),
             metadata={"prompt": "captured" if call else "rebuilt"},
             **(call_fields(call, answer, self._weights) if call else rebuilt),
         )
+        return (call.stated if call else NOTHING_STATED).over(stated_here()).apply(exchange)
 
 
 def _recent_call(answer: str, query: str | None, contexts: Sequence[str]) -> LlmCall | None:

@@ -2,22 +2,55 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from llama_index.core.base.response.schema import PydanticResponse
+from llama_index.core.schema import BaseNode, NodeWithScore
 
-from llama_index_semgrad.convert import passages_of, rebuilt_prompt, request_tags, weights_of
-from semgrad_guard.adapter_kit import Candidate, match_call
+from llama_index_semgrad.convert import passage_of, passages_of, rebuilt_prompt, request_tags, weights_of
+from semgrad_guard.adapter_kit import NOTHING_STATED, Candidate, Stated, match_call, stated_here
+from semgrad_guard.adapter_kit import answering as kit_answering
+from semgrad_guard.context import question_asked
 from semgrad_guard.errors import PromptNotFoundError
 from semgrad_guard.flow import Exchange
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from llama_index_semgrad.convert import LlmCall
     from llama_index_semgrad.responses import Reply
-    from semgrad_guard.flow import Json
+    from semgrad_guard.adapter_kit import Answering
+    from semgrad_guard.flow import Json, Passage
+
+
+def answering(
+    question: str | None = None,
+    passages: Iterable[NodeWithScore | BaseNode | Passage | str] | str | None = None,
+) -> Answering:
+    """State the question and the passages of the answers that are written or judged within a `with` block.
+
+    They take the place of those that the guard finds; see `semgrad_guard.adapter_kit.answering` for how blocks nest and
+    which threads know them.
+
+    Args:
+        question: the user's question alone; `None` leaves it to be found.
+        passages: the texts that the answer is written from: nodes, strings or `Passage`. An empty list says that it is
+            written without any; `None` leaves them to be found.
+
+    Raises:
+        OptionError: something among the passages is no text.
+
+    Example:
+        >>> with answering(question="Who discovered radium?", passages=nodes):  # doctest: +SKIP
+        ...     handler_judges = llm.complete(prompt)
+    """
+    return kit_answering(question, passages, convert=_passage_or_none)
+
+
+def _passage_or_none(value: object) -> Passage | None:
+    node = NodeWithScore(node=value) if isinstance(value, BaseNode) else value
+    return passage_of(node) if isinstance(node, NodeWithScore) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +63,8 @@ class EngineContext:
     """The live model that scores; an answer that it wrote itself is on-policy."""
     empty_response: str | None = None
     """The text that the engine returns, without calling a model, when nothing was retrieved."""
+    stated: Stated = field(default_factory=stated_here)
+    """What `answering` blocks around the question state."""
 
 
 def engine_candidate(reply: Reply, calls: Sequence[LlmCall], context: EngineContext) -> Candidate:
@@ -49,14 +84,23 @@ def engine_candidate(reply: Reply, calls: Sequence[LlmCall], context: EngineCont
     rebuilt: dict[str, Any] = {"prompt": rebuilt_prompt(context.question, [p.text for p in passages])}
     exchange = Exchange(
         answer=answer,
-        question=context.question,
+        question=_question(context.question, call, calls),
         passages=passages,
+        passages_from="retriever" if passages else None,
         tags=context.tags | request_tags(),
         metadata=_prompt_metadata(calls, call),
         **(call_fields(call, answer, context.weights) if call else rebuilt),
     )
+    exchange = (call.stated if call else NOTHING_STATED).over(context.stated).apply(exchange)
     is_empty_response = call is None and reply.text == context.empty_response
     return Candidate(exchange, _no_model_call() if is_empty_response else None)
+
+
+def _question(question: str, call: LlmCall | None, calls: Sequence[LlmCall]) -> str | None:
+    """Return the question that a model call answered; an earlier call may have reworded the user's."""
+    if call is None:
+        return question or None
+    return question_asked(call.prompt, [question, *(one.text for one in calls if one is not call)])
 
 
 def call_fields(call: LlmCall, answer: str, weights: object | None) -> dict[str, Any]:

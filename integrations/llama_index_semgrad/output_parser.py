@@ -11,7 +11,16 @@ from llama_index_semgrad.convert import request_tags
 from llama_index_semgrad.exchanges import call_fields
 from llama_index_semgrad.guard import SemGradGuard
 from llama_index_semgrad.watcher import WATCHER, last_calls
-from semgrad_guard.adapter_kit import Candidate, OnWithheld, check_option, held_back, match_call, run_guard
+from semgrad_guard.adapter_kit import (
+    NOTHING_STATED,
+    Candidate,
+    OnWithheld,
+    check_option,
+    held_back,
+    match_call,
+    run_guard,
+    stated_here,
+)
 from semgrad_guard.errors import PromptNotFoundError
 from semgrad_guard.flow import Exchange, Status
 
@@ -99,4 +108,5 @@ class SemGradOutputParser(BaseOutputParser):
         call = match_call([last_calls()], output, exact=True)
         fields = call_fields(call, output, self._weights) if call else {}
         exchange = Exchange(answer=output, tags=request_tags(), **fields)
+        exchange = (call.stated if call else NOTHING_STATED).over(stated_here()).apply(exchange)
         return run_guard(self.guard, Candidate(exchange, None if call else _NO_CALL))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MethodType
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -230,6 +230,7 @@ class EngineRun:
     def __init__(self, tools: RerunTools, asker: Asker) -> None:
         """Keep how to ask the question again."""
         self.tools, self.asker = tools, asker
+        self._context = tools.context(asker.question)  # a stream may be judged outside of an `answering` block
         self._attempts = Attempts[Reply]()
         self._retrieved: dict[ExchangeId, list[NodeWithScore]] = {}
         self._nodes_by_text: dict[str, NodeWithScore] = {}
@@ -281,6 +282,8 @@ class EngineRun:
         """Ask an engine the question, and return the new attempt; nothing of the earlier answer is in it."""
         with capturing() as calls:
             reply = self.asker.ask(engine)
+        if nodes is not None:  # what a retry retrieved counts before what was stated
+            earlier = replace(earlier, passages_from="retriever")
         return self.following(earlier, reply, calls, nodes)
 
     def following(
@@ -301,13 +304,16 @@ class EngineRun:
         Raises:
             ScoringError: the new answer cannot be judged.
         """
-        exchange = self._attempts.following(earlier, self._candidate(reply, calls), reply)
+        candidate = self._candidate(reply, calls)
+        if nodes is not None and earlier.passages_from == "retriever":
+            candidate = _read_from(candidate, nodes)
+        exchange = self._attempts.following(earlier, candidate, reply)
         if nodes is not None:
             self._retrieved[exchange.id] = list(nodes)
         return exchange
 
     def _candidate(self, reply: Reply, calls: Sequence[LlmCall]) -> Candidate:
-        return engine_candidate(reply, calls, self.tools.context(self.question))
+        return engine_candidate(reply, calls, self._context)
 
     def _resources(self) -> Resources:
         """Return what the policy's steps act with."""
@@ -319,6 +325,12 @@ class EngineRun:
             rewriter=tools.rewriter,
             fallbacks={name: answer_model(self, fallback) for name, fallback in tools.fallbacks.items()},
         )
+
+
+def _read_from(candidate: Candidate, nodes: Sequence[NodeWithScore]) -> Candidate:
+    """Return an answer with the nodes that it was written from."""
+    exchange = replace(candidate.exchange, passages=passages_of(nodes), passages_from="retriever")
+    return replace(candidate, exchange=exchange)
 
 
 class NodeRetriever:

@@ -8,7 +8,7 @@ import weakref
 from collections import OrderedDict, deque
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from llama_index.core.base.llms.base import BaseLLM
@@ -20,12 +20,15 @@ from llama_index_instrumentation.span_handlers import NullSpanHandler
 from typing_extensions import override
 
 from llama_index_semgrad.convert import LlmCall, call_of
+from semgrad_guard.adapter_kit import stated_here
 
 if TYPE_CHECKING:
     import inspect
     from collections.abc import Generator
 
     from llama_index_instrumentation.base import BaseEvent
+
+    from semgrad_guard.adapter_kit import Stated
 
 _log = logging.getLogger("semgrad_guard")
 
@@ -48,6 +51,17 @@ class _Capture:
 
     calls: list[LlmCall] = field(default_factory=list[LlmCall])
     outer: _Capture | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _OpenCall:
+    """A model call that has not ended."""
+
+    llm: object | None
+    is_nested: bool
+    """Whether it is made inside another call."""
+    stated: Stated
+    """What `answering` blocks around its begin state; a stream may end outside of them."""
 
 
 _capture: ContextVar[_Capture | None] = ContextVar("semgrad_capture", default=None)
@@ -105,7 +119,7 @@ class Watcher:
         self.remember_recent = False
         self.listeners: list[Listener] = []
         self._lock = threading.Lock()
-        self._open: OrderedDict[str, tuple[object, bool]] = OrderedDict()
+        self._open: OrderedDict[str, _OpenCall] = OrderedDict()
         self._recent: deque[LlmCall] = deque(maxlen=MAX_RECENT_CALLS)
         self._seen: deque[weakref.ref[Any]] = deque(maxlen=_MAX_SEEN)
 
@@ -119,7 +133,7 @@ class Watcher:
         if not isinstance(instance, BaseLLM) or method_of(span_id) not in CALL_METHODS:
             return
         with self._lock:
-            self._open[span_id] = (instance, parent_id in self._open)
+            self._open[span_id] = _OpenCall(instance, parent_id in self._open, stated_here())
             if len(self._open) > MAX_OPEN_CALLS:
                 self._open.popitem(last=False)
 
@@ -131,12 +145,13 @@ class Watcher:
 
     def call_ended(self, event: LLMChatEndEvent | LLMCompletionEndEvent) -> None:
         """Pass a finished call on to the blocks that capture it, and to the listeners."""
-        llm, is_nested = self._close(event.span_id)
-        if is_nested or self._was_reported(event.response):
+        opened = self._close(event.span_id)
+        if opened.is_nested or self._was_reported(event.response):
             return
-        call = call_of(event, llm)
+        call = call_of(event, opened.llm)
         if call is None:
             return
+        call = replace(call, stated=opened.stated)
         innermost = capture = _capture.get()
         while capture is not None:
             capture.calls.append(call)
@@ -149,9 +164,9 @@ class Watcher:
         for listener in self.listeners if innermost is None else ():  # a guard records the calls that it captures
             listener.call_ended(event.span_id, call)
 
-    def _close(self, span_id: str | None) -> tuple[object | None, bool]:
+    def _close(self, span_id: str | None) -> _OpenCall:
         with self._lock:
-            return self._open.pop(span_id or "", (None, False))
+            return self._open.pop(span_id or "", None) or _OpenCall(None, is_nested=False, stated=stated_here())
 
     def _was_reported(self, response: object) -> bool:
         """Return whether this very response was reported before: an async method may return that of its sync twin."""

@@ -3,6 +3,7 @@
 - `GuardedPipeline` guards anything that can be asked, by the five functions of `Pipeline`.
 - `GuardOptions` are the options of every entry point; `findings` is what callers read of an outcome.
 - `match_call` finds the model call that wrote an answer; `Candidate` is an answer to judge.
+- `answering` states question and passages, where they cannot be found.
 - `observe` judges without touching an answer, `BackgroundJudge` in a thread of its own.
 - `SinglePass` writes an answer and scores it in one pass.
 - `contract` (imported by its own name) holds the checks that every adapter passes, for an adapter's own tests.
@@ -32,10 +33,13 @@ from semgrad_guard.adapter_kit.observe import BackgroundJudge, observe, recordin
 from semgrad_guard.adapter_kit.options import GuardOptions, check_option
 from semgrad_guard.adapter_kit.pipeline import GuardedPipeline, OnWithheld, Pipeline
 from semgrad_guard.adapter_kit.single_pass import AnswerSettings, ScoredAnswer, SinglePass
+from semgrad_guard.adapter_kit.stated import NOTHING_STATED, Answering, Stated, answering, stated_here
 
 __all__ = [
+    "NOTHING_STATED",
     "Answer",
     "AnswerSettings",
+    "Answering",
     "Attempts",
     "BackgroundJudge",
     "Candidate",
@@ -46,6 +50,8 @@ __all__ = [
     "Pipeline",
     "ScoredAnswer",
     "SinglePass",
+    "Stated",
+    "answering",
     "candidate_of",
     "check_option",
     "findings",
@@ -58,6 +64,7 @@ __all__ = [
     "run_guard",
     "shown_decision",
     "shown_error",
+    "stated_here",
     "text_for",
     "with_call",
     "without_answers",

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
+from semgrad_guard.adapter_kit.stated import stated_here
+from semgrad_guard.context import question_asked
 from semgrad_guard.flow import Exchange
 from semgrad_guard.routing import NO_RESOURCES
 
@@ -129,14 +131,17 @@ def candidate_of(
             question and the passages.
     """
     call = match_call([calls], answer.text)
+    prompt = call.prompt if call else "\n\n".join([*(p.text for p in answer.passages), question])
     exchange = Exchange(
-        prompt=call.prompt if call else "\n\n".join([*(p.text for p in answer.passages), question]),
+        prompt=prompt,
         answer=answer.text,
-        question=question,
+        question=question_asked(prompt, [question, *(one.text for one in calls if one is not call)]),
         passages=answer.passages,
+        passages_from="retriever" if answer.passages else None,
         metadata={**answer.metadata, "prompt": "captured" if call else "rebuilt"},
         tags=answer.tags,
     )
+    exchange = stated_here().apply(exchange)
     if call is None:
         return Candidate(exchange, missing)
     return Candidate(with_call(exchange, call))
@@ -171,6 +176,7 @@ def next_exchange(earlier: Exchange, candidate: Candidate) -> Exchange:
     following = earlier.next_attempt(prompt=new.prompt, answer=new.answer, passages=new.passages, author=new.author)
     return replace(
         following,
+        passages_from=new.passages_from,
         prompt_ids=new.prompt_ids,
         answer_ids=new.answer_ids,
         on_policy=new.on_policy,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from semgrad_guard.context import with_context
 from semgrad_guard.errors import DataFileError
 from semgrad_guard.flow import Exchange, Fingerprint, Message, Passage
 from semgrad_guard.wire import FingerprintForm, MessageForm, PassageForm
@@ -174,7 +175,7 @@ class Row:
     """What the signals in `fields` depend on, when the row was scored."""
 
     def exchange_for(self, *, chat: bool, on_policy: bool = False) -> Exchange:
-        """Return the exchange with a prompt for one model.
+        """Return the exchange with a prompt for one model, and with question and passages as a guard would see them.
 
         Args:
             chat: whether the model has a chat template; it matters when the prompt is made from question and passages.
@@ -183,7 +184,7 @@ class Row:
         prompt: Prompt = self.exchange.prompt
         if not prompt and self.exchange.prompt_ids is None and self.exchange.question:
             prompt = question_prompt(self.exchange.question, self.exchange.passages, chat=chat)
-        return replace(self.exchange, prompt=prompt, on_policy=on_policy)
+        return with_context(replace(self.exchange, prompt=prompt, on_policy=on_policy))
 
 
 def read_rows(path: Path | str) -> Iterator[Row]:

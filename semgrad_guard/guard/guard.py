@@ -9,6 +9,7 @@ import time
 from contextvars import copy_context
 from typing import TYPE_CHECKING, TypeVar, TypeVarTuple
 
+from semgrad_guard.context import with_context
 from semgrad_guard.flow import Failure, Progress
 from semgrad_guard.guard.question_run import NOT_BEGUN, QuestionRun, judge, keep_time, on_error
 from semgrad_guard.routing import NO_RESOURCES, Resources
@@ -143,7 +144,7 @@ class Guard:
             UncalibratedError: there is no confidence and the policy says `on_uncalibrated: error`.
             CancelledError: (of `asyncio`) `cancel` was set.
         """
-        return judge(self._current(), exchange, progress or Progress(), cancel=cancel)
+        return judge(self._current(), with_context(exchange), progress or Progress(), cancel=cancel)
 
     def judge_failed(self, exchange: Exchange, error: ScoringError) -> Decision:
         """Return the policy's decision about an answer that cannot be judged, without carrying it out or logging it."""
@@ -217,7 +218,7 @@ class Guard:
             resources: retrievers and models for retries and fallbacks, for each answer.
             cancel: as for `run`, for the whole batch.
         """
-        parts = self._current()
+        parts, exchanges = self._current(), [with_context(exchange) for exchange in exchanges]
         limit_s = None if parts.budget_s is None else parts.budget_s * len(exchanges)
         scored: Sequence[Score | Exception | None]
         try:

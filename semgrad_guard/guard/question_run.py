@@ -8,6 +8,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
+from semgrad_guard.context import with_context
 from semgrad_guard.errors import NonFiniteScoreError, UncalibratedError
 from semgrad_guard.flow import (
     UNCALIBRATED,
@@ -225,6 +226,7 @@ class QuestionRun:
             PostponedError: the next attempt will come in another call.
             CancelledError: (of `asyncio`) the question was cancelled.
         """
+        exchange = with_context(exchange)
         decision = self._judge(exchange, scored)
         for _ in range(MAX_STEPS - sum(self._tried.values())):
             step = decision.step
@@ -252,7 +254,7 @@ class QuestionRun:
         """Return the next attempt and its decision; if the step fails, the same attempt and the next step."""
         self._tried[decision.rule] = self._tried.get(decision.rule, 0) + 1
         try:
-            retried = next_attempt(step, exchange, self._resources, self._deadline)
+            retried = with_context(next_attempt(step, exchange, self._resources, self._deadline))
         except PostponedError as postponed:
             self._earlier_attempts = (*self._earlier_attempts, Attempt(exchange, decision, judged_at=self._judged_at))
             postponed.progress = self._progress()

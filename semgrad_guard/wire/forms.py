@@ -10,7 +10,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue
 
-from semgrad_guard.flow import ScorePath
+from semgrad_guard.flow import PassagesFrom, ScorePath
 
 VERSION = 2
 """Number of the forms that are written; every number from 1 to it is read. Version 1 wrote the scores of a log, and of
@@ -111,6 +111,7 @@ class ExchangeForm(Frozen):
     prompt: str | tuple[MessageForm, ...] = ""
     answer: str = ""
     passages: tuple[PassageForm, ...] = ()
+    passages_from: PassagesFrom | None = None
     tags: tuple[str, ...] = ()
     metadata: dict[str, JsonValue] = Field(default_factory=dict)
     attempt: int = 1

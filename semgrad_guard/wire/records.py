@@ -55,7 +55,7 @@ if TYPE_CHECKING:
 
     from semgrad_guard.flow import Exchange, Json, Score, Step
 
-_LOGGED = ("version", "id", "attempt", "author", "on_policy", "tags")
+_LOGGED = ("version", "id", "attempt", "author", "on_policy", "passages_from", "tags")
 _LOGGED_TEXTS = ("question", "prompt", "answer", "passages")
 
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 from uuid import UUID
 
 from pydantic import ValidationError
@@ -22,6 +22,7 @@ from semgrad_guard.flow import (
     Fingerprint,
     Message,
     Passage,
+    PassagesFrom,
     Score,
     SpanScore,
 )
@@ -168,6 +169,7 @@ def exchange_fields(exchange: Exchange) -> dict[str, Json]:
         "prompt": _prompt_fields(exchange.prompt),
         "answer": exchange.answer,
         "passages": [{"text": p.text, "source": p.source, "score": number(p.score)} for p in exchange.passages],
+        "passages_from": exchange.passages_from,
         "tags": plain(sorted(exchange.tags)),
         "metadata": plain(exchange.metadata),
         "attempt": exchange.attempt,
@@ -195,6 +197,7 @@ def exchange_from_fields(fields: Mapping[str, Any]) -> Exchange:
             answer=fields.get("answer", ""),
             question=fields.get("question"),
             passages=tuple(Passage(p["text"], p.get("source"), p.get("score")) for p in fields.get("passages", ())),
+            passages_from=_passages_from(fields.get("passages_from")),
             tags=frozenset(fields["tags"]),
             metadata=dict(fields["metadata"]),
             attempt=fields["attempt"],
@@ -204,6 +207,14 @@ def exchange_from_fields(fields: Mapping[str, Any]) -> Exchange:
             on_policy=fields["on_policy"],
             score=None if score is None else score_from_fields(score),
         )
+
+
+def _passages_from(value: object) -> PassagesFrom | None:
+    known: tuple[PassagesFrom, ...] = get_args(PassagesFrom)
+    if value is None or value in known:
+        return next((one for one in known if one == value), None)
+    why = f"`passages_from` is {value!r}, known are {', '.join(known)}"
+    raise WireError("an exchange", why)
 
 
 def _prompt_fields(prompt: Prompt) -> Json:

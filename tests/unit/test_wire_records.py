@@ -106,6 +106,13 @@ def test_the_summary_speaks_of_the_answer_that_was_returned() -> None:
     assert summary_fields(replace(record, answer_id=record.attempts[1].exchange.id))["confidence"] == 0.2
 
 
+def test_the_summary_says_where_the_passages_come_from() -> None:
+    """Findings, traces and logs hold it, also without texts."""
+    attempt = make_attempt("a1")
+    attempt = replace(attempt, exchange=replace(attempt.exchange, passages_from="prompt"))
+    assert record_fields(make_record(attempt), log_text=False)["passages_from"] == "prompt"
+
+
 def test_of_equally_confident_attempts_the_summary_speaks_of_the_last() -> None:
     """The later one is what the policy ended with."""
     attempts = (make_attempt("a1", None), replace(make_attempt("a2", None), decision=_scored("a2", 9.0)))

@@ -50,6 +50,18 @@ def test_a_bare_exchange_comes_back() -> None:
     assert exchange_from_fields(through_json(exchange_fields(exchange))) == exchange
 
 
+def test_where_the_passages_come_from_comes_back() -> None:
+    """Also from a log without texts; older forms do not say it, and nobody may invent a word for it."""
+    attempt = make_attempt("a1")
+    attempt = replace(attempt, exchange=replace(attempt.exchange, passages_from="prompt"))
+    fields = exchange_fields(attempt.exchange)
+    assert exchange_from_fields(through_json(fields)).passages_from == "prompt"
+    assert attempt_from_fields(attempt_fields(attempt, log_text=False)).exchange.passages_from == "prompt"
+    assert exchange_from_fields({k: v for k, v in fields.items() if k != "passages_from"}).passages_from is None
+    with pytest.raises(WireError, match="`passages_from` is 'guess', known are stated, retriever"):
+        exchange_from_fields({**fields, "passages_from": "guess"})
+
+
 def test_the_fields_of_an_exchange_are_those_of_its_form() -> None:
     """What a caller over HTTP is checked by must be what is written."""
     fields = through_json(exchange_fields(scored_exchange()))

@@ -12,7 +12,7 @@ from langchain_core.runnables.config import patch_config
 from typing_extensions import TypedDict, override
 
 from langchain_semgrad.agents.search import final_answer
-from langchain_semgrad.convert import asks_for_tools, documents_in, question_in
+from langchain_semgrad.convert import asks_for_tools, documents_in, fields_of, question_in
 from langchain_semgrad.exchanges import CallContext, ChainCandidate, candidates_in
 from langchain_semgrad.guard import build_guard
 from langchain_semgrad.invoke import call_here, on_this_loop
@@ -136,8 +136,9 @@ class SemGradNode(Runnable[Any, Any]):
         update: dict[str, Any] = await self._acall_with_config(self._ainvoke, input, config)
         return update
 
-    def review(self, state: Mapping[str, Any]) -> dict[str, Any]:
+    def review(self, state: Any) -> dict[str, Any]:
         """Ask a person about an answer that waits, and put what they decide in its place; a node of its own."""
+        state = fields_of(state)
         held = state.get(HELD_KEY)
         if not held:
             return {}
@@ -159,6 +160,7 @@ class SemGradNode(Runnable[Any, Any]):
     def _update(
         self, state: Any, manager: Any, config: RunnableConfig, call: Caller, cancel: threading.Event | None = None
     ) -> dict[str, Any]:
+        state = fields_of(state)
         try:
             value = self._answer(state)
         except NotGuardableError as error:
@@ -178,6 +180,11 @@ class SemGradNode(Runnable[Any, Any]):
         return {**self._object(judged, outcome), METADATA_KEY: findings_with_run(outcome)}
 
     def _answer(self, state: Mapping[str, Any]) -> Any:
+        """Return the answer in the state.
+
+        Raises:
+            NotGuardableError: there is none under the key.
+        """
         part = state.get(self._answer_key)
         value = part[-1] if isinstance(part, list | tuple) and part else part
         if isinstance(value, AIMessage):
@@ -192,14 +199,17 @@ class SemGradNode(Runnable[Any, Any]):
 
     def _candidate(self, state: Mapping[str, Any], value: Any, manager: BaseRunManager) -> ChainCandidate:
         question = question_in(state, self._question_key)
+        documents, own_model = documents_in(state), self._tools.own_model
         if isinstance(value, AIMessage):
-            before = _messages(state[self._answer_key])
-            candidate = final_answer(value, before[:-1], own_model=self._tools.own_model, within=False)
-        else:
-            context = CallContext(manager.run_id, manager, question=question, own_model=self._tools.own_model)
-            candidate = candidates_in(value, context)[0]
-            candidate = candidate if isinstance(value, str) else replace(candidate, slot=None)
-        return candidate.with_context(question, documents_in(state))
+            before = _messages(state[self._answer_key])[:-1]
+            return final_answer(
+                value, before, own_model=own_model, within=False, question=question, documents=documents
+            )
+        context = CallContext(
+            manager.run_id, manager, question=question, documents={"state": documents}, own_model=own_model
+        )
+        candidate = candidates_in(value, context)[0]
+        return candidate if isinstance(value, str) else replace(candidate, slot=None)
 
     def _settled(self, state: Mapping[str, Any], value: Any, outcome: Outcome) -> dict[str, Any]:
         findings = findings_with_run(outcome)

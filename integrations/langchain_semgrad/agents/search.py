@@ -16,11 +16,12 @@ from langgraph.constants import TAG_NOSTREAM
 from langgraph.errors import GraphBubbleUp
 from typing_extensions import override
 
-from langchain_semgrad.capture import STORE, LlmRun
-from langchain_semgrad.convert import asks_for_tools, run_id_of, to_message
-from langchain_semgrad.exchanges import CallContext, ChainCandidate, candidates_in, exchange_of, passages_in
+from langchain_semgrad.capture import LlmRun
+from langchain_semgrad.convert import asks_for_tools, documents_in, question_in, run_id_of, to_message
+from langchain_semgrad.exchanges import CallContext, ChainCandidate, candidates_in, exchange_of, read_from
 from langchain_semgrad.rerun import QuestionAttempts
 from langchain_semgrad.values import Slot
+from semgrad_guard.context import blocks_of
 from semgrad_guard.errors import FallbackFailedError, StepUnavailableError
 from semgrad_guard.flow import Failure, Progress, RetryRetrieval, utc_now
 from semgrad_guard.routing import PostponedError
@@ -32,12 +33,19 @@ if TYPE_CHECKING:
     from langchain.agents.middleware import ModelRequest
     from langchain_core.messages import BaseMessage
 
+    from langchain_semgrad.capture import Documents
     from langchain_semgrad.exchanges import OwnModel
     from semgrad_guard.flow import Exchange, ExchangeId, Passage
 
 
 def final_answer(
-    message: AIMessage, before: Sequence[BaseMessage], *, own_model: OwnModel | None, within: bool = True
+    message: AIMessage,
+    before: Sequence[BaseMessage],
+    *,
+    own_model: OwnModel | None,
+    within: bool = True,
+    question: str | None = None,
+    documents: Sequence[Document] = (),
 ) -> ChainCandidate:
     """Return the answer of an agent's model with what it read.
 
@@ -46,25 +54,27 @@ def final_answer(
 
     Args:
         message: the answer; calls of tools (a structured answer) are judged as their text.
-        before: the messages that led to it, with the system message.
+        before: the messages that led to it, with the system message; tools gave documents in their artifacts.
         own_model: the scoring model, where it may have written the answer.
         within: whether the model was called by the node that runs now, or by an earlier one.
+        question: the question in the graph's state.
+        documents: the documents in it.
     """
+    text = to_message(message).content
+    known: Documents = {"tool": documents_of(before), "state": documents}
+    slot = Slot((), text, message)
     callbacks = ensure_config().get("callbacks")
     run_id = getattr(callbacks, "parent_run_id", None)
-    text = to_message(message).content
-    exchange = exchange_of(_uncaptured(message, before), question=None, documents=())
-    candidate = ChainCandidate(exchange, slot=Slot((), text, message))
+    labels: dict[str, Any] = {}
     if isinstance(callbacks, BaseCallbackManager) and run_id is not None:
-        context = CallContext(run_id, callbacks, within=within, own_model=own_model)
+        context = CallContext(run_id, callbacks, within=within, question=question, documents=known, own_model=own_model)
         seen = candidates_in(message if text == str(message.text) else text, context)[0]
-        slot, labels = candidate.slot, seen.exchange
-        candidate = replace(seen, slot=slot) if seen.error is None else _labelled(candidate, labels)
-    return _with_passages(candidate, before)
-
-
-def _labelled(candidate: ChainCandidate, labels: Exchange) -> ChainCandidate:
-    return replace(candidate, exchange=replace(candidate.exchange, tags=labels.tags, metadata=labels.metadata))
+        if seen.error is None:
+            return _naming_tools(replace(seen, slot=slot), before)
+        labels = {"tags": seen.exchange.tags, "metadata": seen.exchange.metadata}
+    asked = (question, question_in(list(before)))
+    exchange = exchange_of(_uncaptured(message, before), questions=asked, documents=[known])
+    return _naming_tools(ChainCandidate(replace(exchange, **labels), slot=slot), before)
 
 
 def _uncaptured(message: AIMessage, before: Sequence[BaseMessage]) -> LlmRun:
@@ -77,37 +87,44 @@ def _uncaptured(message: AIMessage, before: Sequence[BaseMessage]) -> LlmRun:
     )
 
 
-def _with_passages(candidate: ChainCandidate, before: Sequence[BaseMessage]) -> ChainCandidate:
-    """Add the passages since the question: artifacts of tools, else captured retrievals, else the tools' texts."""
-    exchange = candidate.exchange
-    if exchange.passages:
-        return candidate
-    messages = _since_question(before)
-    around = STORE.around(candidate.llm_run.id) if candidate.llm_run else None
-    documents = documents_of(messages) or list(around.documents if around else ())
-    documents = documents or [
-        Document(str(m.text), metadata={"source": m.name}) for m in messages if isinstance(m, ToolMessage)
-    ]
-    return replace(candidate, exchange=replace(exchange, passages=passages_in(documents, exchange.prompt)))
-
-
 def documents_of(messages: Sequence[BaseMessage]) -> list[Document]:
-    """Return the documents that tools gave as artifacts beside their text."""
-    artifacts = [message.artifact for message in messages if isinstance(message, ToolMessage)]
-    parts: list[Any] = [part for a in artifacts for part in (a if isinstance(a, list | tuple) else [a])]
-    return [part for part in parts if isinstance(part, Document)]
+    """Return what tools found since the question, or before it where they found nothing since.
 
-
-def _since_question(messages: Sequence[BaseMessage]) -> list[BaseMessage]:
+    That are the documents that they gave as artifacts beside their text; where some gave documents, the texts of the
+    others are documents as well. Where none did, the texts are in the prompt, and there are no documents.
+    """
     last = max((i for i, message in enumerate(messages) if isinstance(message, HumanMessage)), default=-1)
-    return list(messages[last + 1 :])
+    for part in (messages[last + 1 :], messages[: last + 1]):
+        tools = [message for message in part if isinstance(message, ToolMessage)]
+        found = [documents_in(message.artifact) for message in tools]
+        if any(found):
+            return [
+                document
+                for message, given in zip(tools, found, strict=True)
+                for document in given or [Document(block) for block in blocks_of(str(message.text))]
+            ]
+    return []
+
+
+def _naming_tools(candidate: ChainCandidate, before: Sequence[BaseMessage]) -> ChainCandidate:
+    """Return an answer whose passages from texts of tools have the tool's name as their source."""
+    texts = [(message.name, str(message.text)) for message in before if isinstance(message, ToolMessage)]
+
+    def named(passage: Passage) -> Passage:
+        name = None if passage.source else next((name for name, text in texts if passage.text in text), None)
+        return replace(passage, source=name) if name else passage
+
+    exchange = candidate.exchange
+    return replace(candidate, exchange=replace(exchange, passages=tuple(map(named, exchange.passages))))
 
 
 SEARCH_AGAIN = (
-    "What your tools found so far is not enough for an answer that can be relied on. Search again with your tools "
-    "before you answer: in other words than before, or with another tool."
+    "You have not found enough for an answer that can be relied on. Search again with your tools before you answer: in "
+    "other words than before, or with another tool."
 )
-"""What the agent's model is told, at the end of its system message; nothing of the rejected answer is in it."""
+"""What the agent's model is told, at the end of its system message; nothing of the rejected answer is in it.
+
+It reads as an instruction (`semgrad_guard.context`), so it is not taken for a passage."""
 REWORDED = "You may ask for: {query}"
 """The question in other words, where the policy wants that and there is a rewriter."""
 
@@ -238,7 +255,7 @@ class AgentAttempts(QuestionAttempts):
     def answer(self, exchange: Exchange, passages: Sequence[Passage] | None) -> Exchange:
         """Return the exchange of a new answer from other passages."""
         documents = self.documents.documents_of(passages or ())
-        return self._ask(exchange, _request_with_passages(self.request, documents))
+        return self._ask(exchange, _request_with_passages(self.request, documents), documents=documents)
 
     @override
     def answer_again(self, exchange: Exchange, *, query: str, step: RetryRetrieval) -> Exchange:
@@ -262,7 +279,13 @@ class AgentAttempts(QuestionAttempts):
         """Send a fallback model the request that the agent's own model got, and return the exchange of its answer."""
         return self._ask(exchange, self.quiet(self.request.override(model=model)), author=name)
 
-    def _ask(self, exchange: Exchange, request: ModelRequest[Any], author: str | None = None) -> Exchange:
+    def _ask(
+        self,
+        exchange: Exchange,
+        request: ModelRequest[Any],
+        author: str | None = None,
+        documents: Sequence[Document] = (),
+    ) -> Exchange:
         """Return the exchange of the model's answer to a request, and keep its response.
 
         Raises:
@@ -279,7 +302,7 @@ class AgentAttempts(QuestionAttempts):
             raise FallbackFailedError(msg)
         candidate = final_answer(message, messages_of(request), own_model=self.tools.own_model)
         following = replace(
-            candidate.exchange,
+            read_from(candidate.exchange, documents),
             attempt=exchange.attempt + 1,
             question=exchange.question,
             author=author or candidate.exchange.author,

@@ -22,6 +22,7 @@ def test_exactly_these_names_are_public() -> None:
         "SemGradMiddleware",
         "SemGradNode",
         "SemGradOutputParser",
+        "answering",
         "resume_with",
     ]
     assert all(getattr(langchain_semgrad, name) is not None for name in langchain_semgrad.__all__)

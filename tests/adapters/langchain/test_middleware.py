@@ -10,6 +10,7 @@ from langchain.agents import create_agent
 from langchain.agents.middleware import AgentMiddleware, ModelFallbackMiddleware
 from langchain.agents.structured_output import ToolStrategy
 from langchain_core.messages import HumanMessage, ToolMessage
+from langchain_core.tools import tool
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.checkpoint.sqlite import SqliteSaver
 from langgraph.types import Command
@@ -61,6 +62,25 @@ def test_only_final_answers_are_judged_with_what_the_tools_found(guard: Guard) -
     assert [m.role for m in seen.prompt] == ["system", "user", "assistant", "tool"]
     assert (seen.answer, seen.question) == ("Paris", "Capital?")
     assert [(p.text, p.source) for p in seen.passages] == [("Paris is the capital.", "atlas")]
+
+
+def test_texts_of_tools_count_beside_documents_of_others(guard: Guard) -> None:
+    """Either may hold the answer; a text has the tool's name as its source."""
+
+    @tool
+    def calendar(day: str) -> str:
+        """Look a day up."""
+        return f"{day} is a holiday."
+
+    calls = [call_of("search", "c1", query="capital"), call_of("calendar", "c2", day="Monday")]
+    for called, tools in ((calls, [search, calendar]), (calls[1:], [calendar])):
+        ask(create_agent(says(*called, "Paris"), tools, middleware=[SemGradMiddleware(guard=guard)]))
+    both, text = seen_by(guard)
+    assert [(p.text, p.source) for p in both.passages] == [
+        ("Paris is the capital.", "atlas"),
+        ("Monday is a holiday.", "calendar"),
+    ]
+    assert [(p.text, p.source) for p in text.passages] == [("Monday is a holiday.", "calendar")]
 
 
 def test_the_prompt_is_what_the_model_really_read(guard: Guard) -> None:

@@ -42,6 +42,14 @@ def test_a_question_with_passages_becomes_a_prompt_of_the_model_s_kind() -> None
     assert [p.text for p in base.passages] == ["One.", "Two."]
 
 
+def test_a_row_with_a_prompt_alone_has_the_passages_that_a_guard_would_see() -> None:
+    """A profile that is fitted on other signals than those of the guard fits no answer of it."""
+    exchange = _row(prompt="Passage: One.\nQuestion: Who?", answer="a").exchange_for(chat=True)
+    assert (exchange.question, [p.text for p in exchange.passages]) == ("Who?", ["One."])
+    from_memory = _row(question="Who?", answer="a").exchange_for(chat=True)
+    assert (from_memory.question, from_memory.passages) == ("Who?", ())
+
+
 @pytest.mark.parametrize(("said", "own"), [({}, False), ({"answer_ids": [1]}, True), ({"on_policy": True}, True)])
 def test_rows_say_whether_the_model_wrote_the_answer(said: dict, own: bool) -> None:
     """Own answers and foreign ones are calibrated apart."""

@@ -110,7 +110,7 @@ def test_human_review_stores_the_best_answer_and_answers_pending() -> None:
     guard = guard_of(scores={"bad": 0.9}, decider=LadderDecider([HumanReview(message="wait")]), queue=queue)
     outcome = guard.run(BAD)
     assert (outcome.text, outcome.status, outcome.review_id) == ("wait", Status.PENDING, "item-1")
-    assert queue.items == [BAD]
+    assert [item.id for item in queue.items] == [BAD.id]
 
 
 def test_a_person_reads_the_best_attempt_with_its_own_confidence() -> None:
@@ -119,7 +119,7 @@ def test_a_person_reads_the_best_attempt_with_its_own_confidence() -> None:
     decider = LadderDecider([RETRY, HumanReview(message="wait")])
     guard = guard_of(scores={"bad": 0.5, "worse": 0.9}, decider=decider, queue=queue)
     guard.run(BAD, Resources(chain=Answerer(lambda _, __: "worse"), retriever=ListRetriever(["one", "two"])))
-    assert queue.items == [BAD]
+    assert [item.id for item in queue.items] == [BAD.id]
     assert queue.decisions[0].confidence.value == pytest.approx(0.5)
 
 
