@@ -438,6 +438,7 @@ def _profile(labels: Labels, name: str, settings: Settings) -> Profile:
     needed = labels.select([signal for signal, is_needed in required.items() if is_needed]).signals
     complete: NDArray[np.bool_] = np.all(np.isfinite(needed), axis=1)
     n_dropped = int((~complete & labels.honest).sum())
+    is_sample = labels.n_seen > len(labels)
     labels = labels.take(complete)
     _check(labels)
     honest = labels.take(labels.honest)
@@ -464,7 +465,7 @@ def _profile(labels: Labels, name: str, settings: Settings) -> Profile:
         evidence=evidence,
         reference=reference_of(fitted.model, honest),
         pairs=pairs,
-        notes=_notes(settings.method, plan, labels, n_dropped),
+        notes=_notes(settings.method, plan, labels, n_dropped, is_sample=is_sample),
     )
 
 
@@ -533,7 +534,7 @@ def _pairs(confidence: NDArray[np.float64], labels: Labels, *, held_out: bool) -
     )
 
 
-def _notes(method: str, plan: Plan, labels: Labels, n_dropped: int) -> tuple[str, ...]:
+def _notes(method: str, plan: Plan, labels: Labels, n_dropped: int, *, is_sample: bool) -> tuple[str, ...]:
     """Describe the choices made while fitting."""
     notes: list[str] = []
     if plan.method == "best":
@@ -548,6 +549,6 @@ def _notes(method: str, plan: Plan, labels: Labels, n_dropped: int) -> tuple[str
     n_made = int((~labels.honest).sum())
     if n_made:
         notes.append(f"{n_made} answers that were made to look right taught the fit at a small weight")
-    if labels.n_seen > len(labels) + n_dropped:
+    if is_sample:
         notes.append(f"a uniform sample of {len(labels) + n_dropped} of {labels.n_seen} rows was used")
     return tuple(notes)
