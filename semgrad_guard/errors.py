@@ -34,6 +34,25 @@ class ModelNotFoundError(ModelError, LookupError):
         super().__init__(f"no model {name!r}: looked at {', '.join(self.looked)}; {advice}")
 
 
+class ModelNotInstalledError(ModelNotFoundError):
+    """A model that comes as a Python package is not installed."""
+
+    def __init__(self, name: str, package: str, command: str, pip: str, size: str) -> None:
+        """Keep the model's name, the command that installs it, and the pip line that does the same."""
+        self.command, self.pip = command, pip
+        advice = f"it is not installed: run `{command}` ({size}; the same as `{pip}`)"
+        super().__init__(name, [f"the Python package {package}"], advice)
+
+
+class ModelInstallError(ModelError):
+    """The package of a model could not be installed."""
+
+    def __init__(self, name: str, why: str, command: str) -> None:
+        """Keep the model's name, what went wrong, and the command to try by hand."""
+        self.name, self.why, self.command = name, why, command
+        super().__init__(f"{name} was not installed: {why}: {command}")
+
+
 class ModelFilesError(ModelError):
     """A model folder or file exists but does not contain a usable model."""
 

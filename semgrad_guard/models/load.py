@@ -10,9 +10,10 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from semgrad_guard.errors import ModelError, ModelNotFoundError, ModelSettingError
-from semgrad_guard.models.files import PACKAGED, Loaded, LoadOptions, from_folder, from_hub, parse_dtype
+from semgrad_guard.models.files import Loaded, LoadOptions, from_folder, from_hub, parse_dtype
 from semgrad_guard.models.gguf import from_gguf
 from semgrad_guard.models.local import LocalModel
+from semgrad_guard.packaged import LANGUAGE_MODELS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -165,7 +166,7 @@ def load_model(  # noqa: PLR0913 - each passes one argument of transformers thro
     if device is not None and device_map is not None:
         raise ModelSettingError("device_map", device_map, "either device or device_map, not both")
     name = str(os.fspath(source))
-    name = name.lower() if name.lower() in PACKAGED else name
+    name = name.lower() if name.lower() in LANGUAGE_MODELS else name
     model, tokenizer = _from_files(name, options)
     loaded: Any = model
     if options.device is not None:
@@ -175,7 +176,7 @@ def load_model(  # noqa: PLR0913 - each passes one argument of transformers thro
 
 
 def _from_files(name: str, options: LoadOptions) -> Loaded:
-    packaged = PACKAGED.get(name)
+    packaged = LANGUAGE_MODELS.get(name)
     if packaged:
         return from_gguf(packaged.paths(), options)
     path = Path(name).expanduser()
