@@ -304,13 +304,16 @@ class PolicyError(SemGradGuardError):
 
 
 class PolicyFileError(PolicyError, ValueError):
-    """A policy file has a mistake at a known place."""
+    """A policy file has mistakes at known places; the attributes are those of the first, the message lists all."""
 
-    def __init__(self, path: Path | str, line: int | None, key: str, why: str) -> None:
-        """Keep the file, the 1-based line, the dotted key and what is wrong there."""
-        self.path, self.line, self.key, self.why = str(path), line, key, why
+    def __init__(
+        self, path: Path | str, line: int | None, key: str, why: str, others: Sequence[PolicyFileError] = ()
+    ) -> None:
+        """Keep the file, the 1-based line, the dotted key, what is wrong there, and the file's other mistakes."""
+        self.path, self.line, self.key, self.why, self.others = str(path), line, key, why, tuple(others)
         where = f"{path}:{line}" if line else str(path)
-        super().__init__(f"{where}: `{key}`: {why}" if key else f"{where}: {why}")
+        first = f"{where}: `{key}`: {why}" if key else f"{where}: {why}"
+        super().__init__("\n".join([first, *map(str, self.others)]))
 
 
 # --- routing ----------------------------------------------------------------------------------------------------------
