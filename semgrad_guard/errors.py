@@ -261,6 +261,18 @@ class ProfileFileError(CalibrationError, ValueError):
         super().__init__(f"{path}: {why}; build a profile with `semgrad-guard calibrate`")
 
 
+class ProfileMismatchError(CalibrationError, ValueError):
+    """A profile was fitted for another model than the one that is to score."""
+
+    def __init__(self, profile: str, model: str, why: str) -> None:
+        """Keep the profile's and the model's name, and how they differ."""
+        self.profile, self.model, self.why = profile, model, why
+        super().__init__(
+            f"profile {profile} does not fit model {model}: {why}; name the model that it was fitted for, or build a "
+            "profile of your own with `semgrad-guard calibrate`"
+        )
+
+
 class UncalibratedError(CalibrationError):
     """There is no calibrated confidence, and the policy says that this is an error."""
 

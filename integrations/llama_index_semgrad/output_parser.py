@@ -11,7 +11,16 @@ from llama_index_semgrad.convert import request_tags
 from llama_index_semgrad.exchanges import call_fields
 from llama_index_semgrad.guard import SemGradGuard
 from llama_index_semgrad.watcher import WATCHER, last_calls
-from semgrad_guard.adapter_kit import Candidate, OnWithheld, check_option, held_back, match_call, run_guard
+from semgrad_guard.adapter_kit import (
+    Candidate,
+    Means,
+    OnWithheld,
+    check_means,
+    check_option,
+    held_back,
+    match_call,
+    run_guard,
+)
 from semgrad_guard.errors import PromptNotFoundError
 from semgrad_guard.flow import Exchange, Status
 
@@ -62,11 +71,13 @@ class SemGradOutputParser(BaseOutputParser):
 
         Raises:
             OptionError: an unknown option.
+            StepUnavailableError: a step of the policy answers again, which only a guarded engine can do.
         """
         if on_withheld is not None:
             check_option("on_withheld", on_withheld, get_args(OnWithheld))
         chosen = SemGradGuard(llm, policy=policy, guard=guard)
         self.guard, self._weights = chosen.guard, chosen.weights
+        check_means(self.guard, Means(advice="SemGradGuard(...).wrap(engine, {})"))
         self._parser = parser
         self._raises = (parser is not None) if on_withheld is None else on_withheld == "raise"
         WATCHER.remember_last = True

@@ -2,6 +2,7 @@
 
 - `GuardedPipeline` guards anything that can be asked, by the five functions of `Pipeline`.
 - `GuardOptions` are the options of every entry point; `findings` is what callers read of an outcome.
+- `check_means` says when a guard is built which step of its policy lacks something.
 - `match_call` finds the model call that wrote an answer; `Candidate` is an answer to judge.
 - `observe` judges without touching an answer, `BackgroundJudge` in a thread of its own.
 - `SinglePass` writes an answer and scores it in one pass.
@@ -20,6 +21,7 @@ from semgrad_guard.adapter_kit.candidates import (
     with_call,
 )
 from semgrad_guard.adapter_kit.findings import findings, held_back, shown_decision, shown_error, without_answers
+from semgrad_guard.adapter_kit.means import Means, check_means
 from semgrad_guard.adapter_kit.observe import BackgroundJudge, observe, recording_faults
 from semgrad_guard.adapter_kit.options import GuardOptions, check_option
 from semgrad_guard.adapter_kit.pipeline import GuardedPipeline, OnWithheld, Pipeline
@@ -33,12 +35,14 @@ __all__ = [
     "Candidate",
     "GuardOptions",
     "GuardedPipeline",
+    "Means",
     "ModelCall",
     "OnWithheld",
     "Pipeline",
     "ScoredAnswer",
     "SinglePass",
     "candidate_of",
+    "check_means",
     "check_option",
     "findings",
     "held_back",

@@ -59,6 +59,17 @@ class GuardOptions:
             options = "+".join(("scorer", self.embedder_option))
             raise OptionError(options, "given together", allowed)
 
+    def check_policy(self) -> None:
+        """Check the policy where the scoring model will be found later.
+
+        Raises:
+            PolicyFileError: the policy has mistakes.
+            CalibrationError: the profile is missing.
+        """
+        from semgrad_guard.guard.readiness import Given, ready_policy  # loads the policy's parser
+
+        ready_policy(self.policy, Given(embedder=self.embedder, finds_model=True))
+
     def build(self, local: object | None = None) -> Guard:
         """Return the guard.
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Generic, Literal, Protocol
 
 from semgrad_guard.adapter_kit.candidates import Attempts, Candidate, Value, candidate_of, run_guard
 from semgrad_guard.adapter_kit.findings import findings, held_back
+from semgrad_guard.adapter_kit.means import Means, check_means
 from semgrad_guard.adapter_kit.observe import recording_faults
 from semgrad_guard.adapter_kit.options import check_option
 from semgrad_guard.errors import ScoringError
@@ -82,7 +83,8 @@ class GuardedPipeline(Generic[Value]):
             `LowConfidenceError`.
 
     Raises:
-        OptionError: `on_withheld` has an unknown value.
+        OptionError: `on_withheld` has an unknown value, or the policy names no such fallback model.
+        StepUnavailableError: the policy names a fallback model that the pipeline does not know.
     """
 
     def __init__(
@@ -95,6 +97,8 @@ class GuardedPipeline(Generic[Value]):
         on_withheld: OnWithheld = "message",
     ) -> None:
         check_option("on_withheld", on_withheld, ("message", "raise"))
+        means = Means(retrieves=True, fallbacks=fallbacks, advice="GuardedPipeline(pipeline, guard, {})")
+        check_means(guard, means)
         self.pipeline, self.guard = pipeline, guard
         self._fallbacks, self._rewriter, self._raises = tuple(fallbacks), rewriter, on_withheld == "raise"
 

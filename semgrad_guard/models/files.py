@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from semgrad_guard.errors import ModelError, ModelFilesError, ModelNotFoundError, ModelSettingError
-from semgrad_guard.packaged import LANGUAGE_MODELS
+from semgrad_guard.model_names import LANGUAGE_MODELS, check_model_folder
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
@@ -104,7 +104,7 @@ def from_folder(folder: Path, options: LoadOptions) -> Loaded:
     Raises:
         ModelFilesError: something is missing or damaged.
     """
-    check_folder(folder)
+    check_model_folder(folder)
     return _load(str(folder), options)
 
 
@@ -131,25 +131,6 @@ def from_hub(name: str, options: LoadOptions) -> Loaded:
     except Exception as error:  # readers of config, tokenizer and weights raise errors of all types
         raise _unusable(name, error) from error
     return _load(name, options)
-
-
-def check_folder(folder: Path) -> None:
-    """Check a model folder before transformers does, to report clearly what is missing.
-
-    Raises:
-        ModelFilesError: there is no config, or there are no weights that may be loaded.
-    """
-    if not (folder / "config.json").is_file():
-        raise ModelFilesError(
-            folder, "it has no config.json", "give the folder that `save_pretrained` wrote, or a .gguf file"
-        )
-    if any(folder.glob("*.safetensors")):
-        return
-    if any(file for pattern in ("*.bin", "*.pt", "*.pth") for file in folder.glob(pattern)):
-        why, advice = "it has only pickled weights, which may run code", "convert them: load once and save_pretrained()"
-    else:
-        why, advice = "it has no weights", "it needs *.safetensors files: copy them there or save_pretrained() again"
-    raise ModelFilesError(folder, why, advice)
 
 
 @contextmanager

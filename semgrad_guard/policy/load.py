@@ -12,15 +12,12 @@ from threading import Lock
 from typing import TYPE_CHECKING
 
 from semgrad_guard.errors import PolicyFileError
-from semgrad_guard.policy.model import Policy
+from semgrad_guard.policy.model import SHIPPED, Policy
 from semgrad_guard.policy.survey import survey
 from semgrad_guard.policy.yaml_source import Document, Place, dotted, read_yaml
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-SHIPPED = "the shipped policy"
-"""`source` of the policy that comes with the package."""
 
 MAX_BYTES = 1_000_000
 """Largest policy file that is read."""

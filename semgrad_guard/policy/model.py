@@ -140,6 +140,9 @@ OnUncalibrated = Literal["warn", "abstain", "error"]
 MAX_LADDER = 50
 """Most tries of all steps of one `escalate` list together, so that every question ends."""
 
+SHIPPED = "the shipped policy"
+"""`source` of the policy that comes with the package."""
+
 DEFAULT_PROFILE = "smollm2-135m-demo"
 """The shipped profile that fits the default scorer."""
 

