@@ -365,7 +365,7 @@ class SemGradGuard(_GuardRunnable):
     @override
     def _check_use(self) -> None:
         """Refuse to stand in a chain without `wrap` where the policy answers again; only a call shows that it does."""
-        check_means(self._guard, Means(advice="SemGradGuard(...).wrap(chain, {})"))
+        check_means(self._guard, Means(asks_again=False, advice="SemGradGuard(...).wrap(chain, {})"))
 
     @override
     def _may_change(self) -> bool:

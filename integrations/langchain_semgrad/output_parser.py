@@ -83,7 +83,7 @@ class SemGradOutputParser(BaseOutputParser[Any]):
         self._guard, self._own_model = build_guard(
             GuardOptions(llm=llm, policy=policy, model=model, scorer=scorer, guard=guard)
         )
-        check_means(self._guard, Means(advice="SemGradGuard(...).wrap(chain, {}) around the chain"))
+        check_means(self._guard, Means(asks_again=False, advice="SemGradGuard(...).wrap(chain, {}) around the chain"))
         self._withheld = withheld
 
     @property

@@ -77,7 +77,7 @@ class SemGradOutputParser(BaseOutputParser):
             check_option("on_withheld", on_withheld, get_args(OnWithheld))
         chosen = SemGradGuard(llm, policy=policy, guard=guard)
         self.guard, self._weights = chosen.guard, chosen.weights
-        check_means(self.guard, Means(advice="SemGradGuard(...).wrap(engine, {})"))
+        check_means(self.guard, Means(asks_again=False, advice="SemGradGuard(...).wrap(engine, {})"))
         self._parser = parser
         self._raises = (parser is not None) if on_withheld is None else on_withheld == "raise"
         WATCHER.remember_last = True

@@ -20,9 +20,11 @@ from semgrad_guard.errors import ScoringEndedError, ScoringError
 from semgrad_guard.flow import Confidence, Fingerprint, ReviewId, Score
 from semgrad_guard.guard import Guard, Parts
 from semgrad_guard.policy import PolicyDecider, policy_from
+from semgrad_guard.policy.needs import needs_of
 
 if TYPE_CHECKING:
     from semgrad_guard.flow import Exchange, Record
+    from semgrad_guard.policy import Policy
 
 Ability = Literal["sync", "async", "cancel", "fallback", "retry", "raise", "queue", "tools"]
 """What a form of an adapter can do.
@@ -220,14 +222,21 @@ class Case:
     sink: ListSink = field(default_factory=ListSink)
 
     @property
+    def fallbacks(self) -> tuple[str, ...]:
+        """Names of the fallback models that the policy names: `FALLBACK`, or none."""
+        return tuple(need.name for need in needs_of(self._policy()) if need.what == "fallback")
+
+    def _policy(self) -> Policy:
+        messages = {"abstain": ABSTAIN, "pending": PENDING, "unchecked": UNCHECKED}
+        return policy_from({"version": 1, "accept": 0.7, "messages": messages, **self.policy})
+
+    @property
     def guard(self) -> Guard:
         """The guard that the framework must use."""
-        messages = {"abstain": ABSTAIN, "pending": PENDING, "unchecked": UNCHECKED}
-        policy = policy_from({"version": 1, "accept": 0.7, "messages": messages, **self.policy})
         parts = Parts(
             scorer=self.scorer,
             calibrator=_OneMinusScore(),
-            decider=PolicyDecider(policy),
+            decider=PolicyDecider(self._policy()),
             queue=self.queue,
             sink=self.sink,
             abstain_message=ABSTAIN,

@@ -18,21 +18,25 @@ if TYPE_CHECKING:
 class Means:
     """What an entry point of an adapter has for the steps that answer again."""
 
+    asks_again: bool = True
+    """Whether it can ask for another answer at all."""
     retrieves: bool = False
-    """Whether it can retrieve and answer again without being given a retriever by name."""
+    """Whether it can retrieve again without being given a retriever by name."""
     retrievers: Collection[str] = ()
     """Names of the retrievers that it was given."""
     fallbacks: Collection[str] = ()
     """Names of the fallback models that it was given."""
     makes_models: bool = False
     """Whether it makes fallback models from names such as `openai:gpt-4o`."""
+    may_have_more: bool = False
+    """Whether it may have been given fallback models and retrievers that no step names."""
     advice: str = "wrap(chain, {})"
-    """How it is given what is missing; `{}` stands for the argument."""
+    """How it is given what is missing; `{}` stands for the argument, which may be empty."""
 
     def has(self, need: Need) -> bool:
         """Return whether a step can act."""
-        if need.what == "chain":
-            return self.retrieves
+        if need.what in {"chain", "retrieval"} or not self.asks_again:
+            return self.asks_again and (self.retrieves or need.what == "chain")
         given = self.retrievers if need.what == "retriever" else self.fallbacks
         return need.name in given or (self.makes_models and need.is_made_by_name)
 
@@ -55,11 +59,12 @@ def check_means(guard: Guard, means: Means) -> None:
         ("retrievers", "retriever", means.retrievers),
     ):
         named = sorted({need.name for need in needs if need.what == what})
-        if surplus := sorted(set(given) - set(named)):
+        surplus = sorted(set(given) - set(named))
+        if surplus and not means.may_have_more:
             allowed = f"the names in the policy's steps ({', '.join(named) or 'none'})"
             raise OptionError(option, surplus, allowed)
     missing = [need for need in needs if not means.has(need)]
     if missing:
-        said = [f"{need.rule} needs {means.advice.format(need.argument)}" for need in missing]
+        said = [f"{need.rule} needs {means.advice.format(need.argument).replace(', )', ')')}" for need in missing]
         msg = f"{'; '.join(said)}: without it the step can't act; or take the step out of the policy"
         raise StepUnavailableError(msg)

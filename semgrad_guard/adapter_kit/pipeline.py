@@ -83,7 +83,7 @@ class GuardedPipeline(Generic[Value]):
             `LowConfidenceError`.
 
     Raises:
-        OptionError: `on_withheld` has an unknown value, or the policy names no such fallback model.
+        OptionError: `on_withheld` has an unknown value.
         StepUnavailableError: the policy names a fallback model that the pipeline does not know.
     """
 
@@ -97,8 +97,8 @@ class GuardedPipeline(Generic[Value]):
         on_withheld: OnWithheld = "message",
     ) -> None:
         check_option("on_withheld", on_withheld, ("message", "raise"))
-        means = Means(retrieves=True, fallbacks=fallbacks, advice="GuardedPipeline(pipeline, guard, {})")
-        check_means(guard, means)
+        advice = "GuardedPipeline(pipeline, guard, {})"
+        check_means(guard, Means(retrieves=True, fallbacks=fallbacks, may_have_more=True, advice=advice))
         self.pipeline, self.guard = pipeline, guard
         self._fallbacks, self._rewriter, self._raises = tuple(fallbacks), rewriter, on_withheld == "raise"
 

@@ -17,8 +17,9 @@ class Need:
 
     rule: str
     """The step, such as `escalate[0].retry_retrieval`."""
-    what: Literal["chain", "retriever", "fallback"]
-    """`chain`: the chain and its own retriever, to retrieve and answer again."""
+    what: Literal["chain", "retrieval", "retriever", "fallback"]
+    """`chain`: the chain, to ask it again; `retrieval`: the chain's own retriever as well; `retriever`, `fallback`: one
+    by its name."""
     name: str = ""
     """Name of the retriever or fallback model."""
 
@@ -30,9 +31,9 @@ class Need:
     @property
     def argument(self) -> str:
         """How `wrap` is given it."""
-        if self.what == "chain":
-            return "retriever=..."
-        return f"{self.what}s={{{self.name!r}: ...}}"
+        if self.what == "chain" or self.is_made_by_name:
+            return ""
+        return "retriever=..." if self.what == "retrieval" else f"{self.what}s={{{self.name!r}: ...}}"
 
 
 def needs_of(policy: Policy) -> tuple[Need, ...]:
@@ -44,15 +45,14 @@ def needs_of(policy: Policy) -> tuple[Need, ...]:
             found.append(Need(rule, "fallback", entry.spec.name))
         elif isinstance(entry.spec, RetryRetrievalStep) and entry.spec.retriever:
             found.append(Need(rule, "retriever", entry.spec.retriever))
-        elif isinstance(entry.spec, RetryRetrievalStep) and not entry.spec.configurable:
-            found.append(Need(rule, "chain"))
+        elif isinstance(entry.spec, RetryRetrievalStep):
+            found.append(Need(rule, "chain" if entry.spec.configurable else "retrieval"))
     return tuple(found)
 
 
 def needs_in_words(policy: Policy) -> list[str]:
     """Explain what the code must give, line by line; nothing where the policy needs nothing."""
     lines = [
-        f"  - wrap(chain{'' if need.is_made_by_name else f', {need.argument}'}) [{need.rule}]"
-        for need in needs_of(policy)
+        f"  - wrap({', '.join(filter(None, ['chain', need.argument]))}) [{need.rule}]" for need in needs_of(policy)
     ]
     return ["Needs, to answer again:", *lines] if lines else []

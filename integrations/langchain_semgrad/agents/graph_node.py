@@ -109,7 +109,7 @@ class SemGradNode(Runnable[Any, Any]):
             retrievers=(retrievers or ()) if answer is not None else (),
             fallbacks=fallbacks or (),
             makes_models=True,
-            advice="SemGradNode(answer=..., {})",
+            advice="SemGradNode({})" if answer is not None else "SemGradNode(answer=..., {})",
         )
         check_means(self._guard, means)
         self._answer_key, self._question_key = answer_key, question_key

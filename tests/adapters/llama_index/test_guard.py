@@ -20,7 +20,12 @@ def test_a_guard_without_any_choice_warns_once_that_the_demo_model_scores(
     """A remote LLM chooses nothing: its answers are scored from outside too."""
     monkeypatch.setattr(options, "_default_noted", threading.Event())
     monkeypatch.setattr(options.Guard, "from_yaml", lambda *_, **__: guard_of())
-    chosen: list[dict[str, Any]] = [{"policy": {}}, {"model": "smollm2-135m"}, {"llm": llm("Marie Curie.")}, {}]
+    chosen: list[dict[str, Any]] = [
+        {"policy": {"accept": 0.7}},
+        {"model": "smollm2-135m"},
+        {"llm": llm("Marie Curie.")},
+        {},
+    ]
     warnings = []
     for choice in chosen:
         assert SemGradGuard(**choice).guard
