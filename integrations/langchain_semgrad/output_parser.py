@@ -14,7 +14,7 @@ from typing_extensions import override
 from langchain_semgrad.convert import asks_for_tools, to_message
 from langchain_semgrad.exchanges import ADVICE, CallContext, candidates_in
 from langchain_semgrad.guard import build_guard
-from semgrad_guard.adapter_kit import Candidate, GuardOptions, held_back, run_guard
+from semgrad_guard.adapter_kit import Candidate, GuardOptions, Means, check_means, held_back, run_guard
 from semgrad_guard.errors import OptionError, PromptNotFoundError
 from semgrad_guard.flow import Exchange, Status
 from semgrad_guard.guard import in_thread
@@ -53,6 +53,7 @@ class SemGradOutputParser(BaseOutputParser[Any]):
 
     Raises:
         OptionError: both a type and a parser.
+        StepUnavailableError: a step of the policy answers again, which only a guard around the chain can do.
 
     Example:
         >>> chain = prompt | llm | SemGradOutputParser(Reply)  # doctest: +SKIP
@@ -83,6 +84,7 @@ class SemGradOutputParser(BaseOutputParser[Any]):
         self._guard, self._own_model = build_guard(
             GuardOptions(llm=llm, accept=accept, policy=policy, model=model, scorer=scorer, guard=guard)
         )
+        check_means(self._guard, Means(asks_again=False, advice="SemGradGuard(...).wrap(chain, {}) around the chain"))
         self._withheld = withheld
 
     @property

@@ -23,7 +23,7 @@ from llama_index_semgrad.rerun import (
 )
 from llama_index_semgrad.streams import StreamMode
 from llama_index_semgrad.watcher import install
-from semgrad_guard.adapter_kit import GuardOptions, check_option
+from semgrad_guard.adapter_kit import GuardOptions, Means, check_means, check_option
 from semgrad_guard.errors import NotGuardableError
 from semgrad_guard.ports import AnswerModel
 
@@ -102,8 +102,14 @@ class SemGradGuard:
     ) -> None:
         """Keep the options.
 
+        What cannot work is said here, except that the policy's scoring model is missing: `wrap` says that, because the
+        engine's own local LLM may take its place.
+
         Raises:
             OptionError: options that exclude each other, or an unknown one.
+            PolicyFileError: the policy has mistakes.
+            ModelError: `model` is not installed, missing or misspelt; the error says what to type.
+            CalibrationError: the profile is missing or another model's.
         """
         self._options = GuardOptions(
             llm=llm,
@@ -119,6 +125,10 @@ class SemGradGuard:
         self._stream: StreamMode | None = stream
         self._guards: dict[int, tuple[object | None, Guard]] = {}
         self._lock = threading.Lock()
+        if model is not None or scorer is not None or is_local(llm):
+            self._guard_for(llm)
+        elif guard is None and policy is not None:
+            self._options.check_policy()
         install()
 
     @property
@@ -147,7 +157,9 @@ class SemGradGuard:
 
         Raises:
             NotGuardableError: no engine can be guarded with these options; the message says what to change.
-            PolicyFileError: the policy has a mistake.
+            ModelError: the policy's scoring model is needed and not installed; the error says what to type.
+            StepUnavailableError: a step of the policy needs something that is neither given nor found in the engine.
+            OptionError: the policy names no such fallback model or retriever.
         """
         guarded = engine if engine is not None else _assembled(options)
         if not isinstance(guarded, BaseQueryEngine | BaseChatEngine):  # pyright: ignore[reportUnnecessaryIsInstance] - untyped callers
@@ -156,6 +168,13 @@ class SemGradGuard:
         _check_fallbacks(guarded, options.get("fallbacks", {}))
         guard, weights = self._guard_for(self._options.llm or llm_of(guarded))
         tools = _rerun_tools(guarded, options, weights)
+        means = Means(
+            retrieves=tools.retriever is not None,
+            retrievers=tools.retrievers,
+            fallbacks=tools.fallbacks,
+            advice="SemGradGuard(...).wrap(engine, {})",
+        )
+        check_means(guard, means)
         if isinstance(guarded, BaseChatEngine):
             return GuardedChatEngine(guarded, guard, tools, self._stream)
         return GuardedQueryEngine(guarded, guard, tools, self._stream)

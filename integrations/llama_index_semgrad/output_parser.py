@@ -14,7 +14,9 @@ from llama_index_semgrad.watcher import WATCHER, last_calls
 from semgrad_guard.adapter_kit import (
     NOTHING_STATED,
     Candidate,
+    Means,
     OnWithheld,
+    check_means,
     check_option,
     held_back,
     match_call,
@@ -71,11 +73,13 @@ class SemGradOutputParser(BaseOutputParser):
 
         Raises:
             OptionError: an unknown option.
+            StepUnavailableError: a step of the policy answers again, which only a guarded engine can do.
         """
         if on_withheld is not None:
             check_option("on_withheld", on_withheld, get_args(OnWithheld))
         chosen = SemGradGuard(llm, accept=accept, policy=policy, guard=guard)
         self.guard, self._weights = chosen.guard, chosen.weights
+        check_means(self.guard, Means(asks_again=False, advice="SemGradGuard(...).wrap(engine, {})"))
         self._parser = parser
         self._raises = (parser is not None) if on_withheld is None else on_withheld == "raise"
         WATCHER.remember_last = True

@@ -2,6 +2,7 @@
 
 - `GuardedPipeline` guards anything that can be asked, by the five functions of `Pipeline`.
 - `GuardOptions` are the options of every entry point; `findings` is what callers read of an outcome.
+- `check_means` says when a guard is built which step of its policy lacks something.
 - `match_call` finds the model call that wrote an answer; `Candidate` is an answer to judge.
 - `answering` states question and passages, where they cannot be found.
 - `observe` judges without touching an answer, `BackgroundJudge` in a thread of its own.
@@ -29,6 +30,7 @@ from semgrad_guard.adapter_kit.findings import (
     text_for,
     without_answers,
 )
+from semgrad_guard.adapter_kit.means import Means, check_means
 from semgrad_guard.adapter_kit.observe import BackgroundJudge, observe, recording_faults
 from semgrad_guard.adapter_kit.options import GuardOptions, check_option
 from semgrad_guard.adapter_kit.pipeline import GuardedPipeline, OnWithheld, Pipeline
@@ -45,6 +47,7 @@ __all__ = [
     "Candidate",
     "GuardOptions",
     "GuardedPipeline",
+    "Means",
     "ModelCall",
     "OnWithheld",
     "Pipeline",
@@ -53,6 +56,7 @@ __all__ = [
     "Stated",
     "answering",
     "candidate_of",
+    "check_means",
     "check_option",
     "findings",
     "held_back",

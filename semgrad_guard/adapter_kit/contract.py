@@ -223,7 +223,8 @@ def check_retry(driver: Driver, *, asynchronous: bool) -> None:
 def check_cancel(driver: Driver, *, asynchronous: bool) -> None:
     """Cancelling the task that asks ends the scoring, and no step of the policy follows."""
     _require(asynchronous, "cancel: only an asynchronous call can be cancelled")
-    policy = {"escalate": [{"fallback_model": FALLBACK}, "human_review"], "on_error": "human_review"}
+    steps = [{"fallback_model": FALLBACK}] if "fallback" in driver.abilities else []
+    policy = {"escalate": [*steps, "human_review"], "on_error": "human_review"}
     scorer = AnswerScorer(waits=True)
     case = Case(model=Writer([DOUBTFUL]), scorer=scorer, policy=policy)
 

@@ -20,9 +20,11 @@ from semgrad_guard.errors import ScoringEndedError, ScoringError
 from semgrad_guard.flow import Confidence, Fingerprint, ReviewId, Score
 from semgrad_guard.guard import Guard, Parts
 from semgrad_guard.policy import PolicyDecider, policy_from
+from semgrad_guard.policy.needs import needs_of
 
 if TYPE_CHECKING:
     from semgrad_guard.flow import Exchange, Record
+    from semgrad_guard.policy import Policy
 
 Ability = Literal["sync", "async", "cancel", "fallback", "retry", "raise", "queue", "tools"]
 """What a form of an adapter can do.
@@ -220,15 +222,22 @@ class Case:
     sink: ListSink = field(default_factory=ListSink)
 
     @property
-    def guard(self) -> Guard:
-        """The guard that the framework must use."""
+    def fallbacks(self) -> tuple[str, ...]:
+        """Names of the fallback models that the policy names: `FALLBACK`, or none."""
+        return tuple(need.name for need in needs_of(self._policy()) if need.what == "fallback")
+
+    def _policy(self) -> Policy:
         messages = {"abstain": ABSTAIN, "pending": PENDING, "unchecked": UNCHECKED}
         queue = {"url": "interrupt"}  # the queue is the one below
-        policy = policy_from({"version": 1, "accept": 0.7, "messages": messages, "review": queue, **self.policy})
+        return policy_from({"version": 1, "accept": 0.7, "messages": messages, "review": queue, **self.policy})
+
+    @property
+    def guard(self) -> Guard:
+        """The guard that the framework must use."""
         parts = Parts(
             scorer=self.scorer,
             calibrator=_OneMinusScore(),
-            decider=PolicyDecider(policy),
+            decider=PolicyDecider(self._policy()),
             queue=self.queue,
             sink=self.sink,
             abstain_message=ABSTAIN,

@@ -66,6 +66,18 @@ class GuardOptions:
 
         policy_of(None, self.accept)
 
+    def check_policy(self) -> None:
+        """Check the policy where the scoring model will be found later.
+
+        Raises:
+            PolicyFileError: the policy has mistakes.
+            CalibrationError: the profile is missing.
+        """
+        from semgrad_guard.guard.readiness import Given, ready_policy  # loads the policy's parser
+
+        if self.policy is not None:
+            ready_policy(self.policy, Given(embedder=self.embedder, finds_model=True))
+
     def build(self, local: object | None = None) -> Guard:
         """Return the guard.
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Generic, Literal, Protocol
 
 from semgrad_guard.adapter_kit.candidates import Attempts, Candidate, Value, candidate_of, run_guard
 from semgrad_guard.adapter_kit.findings import findings, held_back
+from semgrad_guard.adapter_kit.means import Means, check_means
 from semgrad_guard.adapter_kit.observe import recording_faults
 from semgrad_guard.adapter_kit.options import check_option
 from semgrad_guard.errors import ScoringError
@@ -83,6 +84,7 @@ class GuardedPipeline(Generic[Value]):
 
     Raises:
         OptionError: `on_withheld` has an unknown value.
+        StepUnavailableError: the policy names a fallback model that the pipeline does not know.
     """
 
     def __init__(
@@ -95,6 +97,8 @@ class GuardedPipeline(Generic[Value]):
         on_withheld: OnWithheld = "message",
     ) -> None:
         check_option("on_withheld", on_withheld, ("message", "raise"))
+        advice = "GuardedPipeline(pipeline, guard, {})"
+        check_means(guard, Means(retrieves=True, fallbacks=fallbacks, may_have_more=True, advice=advice))
         self.pipeline, self.guard = pipeline, guard
         self._fallbacks, self._rewriter, self._raises = tuple(fallbacks), rewriter, on_withheld == "raise"
 

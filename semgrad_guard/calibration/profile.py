@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from difflib import get_close_matches
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -242,8 +243,11 @@ def load_profile(name_or_path: str | Path, *, base: Path | None = None) -> Profi
     try:
         content = path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
+        guess = get_close_matches(text, shipped_profiles(), n=1) if is_name else []
+        meant = f": did you mean `{guess[0]}`?" if guess else ""
         names = ", ".join(shipped_profiles()) or "none"
-        raise ProfileFileError(path, f"no such file (shipped profiles: {names})") from error
+        what = "shipped profile" if is_name else "file"
+        raise ProfileFileError(path, f"no such {what}{meant} (shipped profiles: {names})") from error
     except (OSError, UnicodeDecodeError) as error:
         raise ProfileFileError(path, f"cannot be read: {error}") from error
     return parse_profile(content, path)

@@ -153,10 +153,10 @@ def _embedder(name: str) -> SentenceModel | None:
     """Return the embedder; `auto` is the packaged one if it is installed."""
     if name == "none":
         return None
-    from semgrad_guard.models.embedding import MINILM, SentenceModel, has_packaged  # loads numpy
+    from semgrad_guard.models.embedding import SentenceModel, has_packaged  # loads numpy
 
     if name == "auto":
-        return SentenceModel(MINILM) if has_packaged() else None
+        return SentenceModel() if has_packaged() else None
     return SentenceModel(name)
 
 

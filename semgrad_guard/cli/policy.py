@@ -18,6 +18,7 @@ from semgrad_guard.cli.scoring import Scoring, write_scored_copy
 from semgrad_guard.cli.terminal import bar
 from semgrad_guard.errors import DataFileError, PolicyError
 from semgrad_guard.guard.assembly import profile_of
+from semgrad_guard.guard.readiness import ready_policy
 from semgrad_guard.guard.thresholds import promised
 from semgrad_guard.policy import default_text, explain, load_policy, policy_schema
 from semgrad_guard.policy.promises import promises
@@ -68,7 +69,6 @@ def simulate(
     """
     from semgrad_guard.evaluation.simulate import Simulator, save_simulation_plot  # loads numpy
     from semgrad_guard.evaluation.simulate import simulate as run
-    from semgrad_guard.policy import load_policy  # loads pydantic
 
     loaded = load_policy(policy)
     simulator, console = Simulator(loaded), Console(stderr=True)
@@ -187,16 +187,17 @@ def check(
         Path | None, typer.Argument(help="Policy file; by default the policy that ships with the package.")
     ] = None,
 ) -> None:
-    """Explain in words what a policy file does and promises, or name its first mistake.
+    """Explain in words what a policy file does, needs and promises, or list all its mistakes.
 
-    Exit code 0 if the file can be used; 2 if not, or if an error rate that it sets cannot be kept.
+    Exit code 0 if the file can be used here; 2 if not: a mistake, a model that is missing or not installed, a profile
+    that is missing or another model's, an error rate that cannot be kept.
 
     Examples:
         semgrad-guard policy check policy.yaml
 
         semgrad-guard policy check          (the shipped policy)
     """
-    policy = load_policy(file)
+    policy = ready_policy(file, listed=True)
     typer.echo("\n".join(explain(policy)))
     if not promises(policy):
         return

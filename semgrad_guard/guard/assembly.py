@@ -12,9 +12,10 @@ from semgrad_guard.errors import MissingExtraError, ModelNotFoundError
 from semgrad_guard.extras import Lazy
 from semgrad_guard.flow import Confidence
 from semgrad_guard.guard.question_run import Parts
+from semgrad_guard.guard.readiness import Given, check_ready, ready_policy
 from semgrad_guard.guard.thresholds import resolver
 from semgrad_guard.guard.verdict_loop import EarlierVerdicts, pass_verdicts_on
-from semgrad_guard.policy import PolicyDecider, PolicyWatcher, RiskTarget, policy_of
+from semgrad_guard.policy import Policy, PolicyDecider, PolicyWatcher, RiskTarget, policy_of
 from semgrad_guard.policy.model import FUSED, SHIPPED_PROFILES
 from semgrad_guard.routing.deadline import Deadline, call_before
 from semgrad_guard.signals import FREE, OF_PROXY
@@ -145,12 +146,19 @@ def assemble(
 
     Raises:
         OptionError: `accept` is given beside a policy, or is no confidence.
-        PolicyFileError: the policy has a mistake.
-        CalibrationError: the profile cannot be read, or cannot keep the error rate that `accept` asks for.
+        PolicyFileError: the policy has mistakes.
+        ModelError: the scoring model is not installed, missing or misspelt.
+        CalibrationError: the profile cannot be read, is another model's, or cannot keep the error rate that `accept`
+            asks for.
     """
-    if reload and accept is None and isinstance(source, str | Path):
-        return FollowedParts(PolicyWatcher(source), model=model, scorer=scorer, embedder=embedder).current
-    policy = policy_of(source, accept)
+    given = Given(model=model, scorer=scorer, embedder=embedder)
+    if source is None or accept is not None:
+        policy = policy_of(source, accept)
+        check_ready(policy, given)
+    else:
+        policy = ready_policy(source, given)
+        if reload and isinstance(source, str | Path):
+            return FollowedParts(PolicyWatcher(source), model=model, scorer=scorer, embedder=embedder).current
     return parts_of(policy, scorer or _scorer(policy, model, embedder))
 
 
@@ -260,6 +268,7 @@ class FollowedParts:
 
     def _rebuild(self, policy: Policy, *, keep_scorer: bool) -> None:
         try:
+            check_ready(policy, Given(model=self._model, scorer=self._given, embedder=self._embedder))
             scorer = self._given or (
                 self._parts.scorer if keep_scorer else _scorer(policy, self._model, self._embedder)
             )

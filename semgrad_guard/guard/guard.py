@@ -99,8 +99,10 @@ class Guard:
 
         Raises:
             OptionError: `accept` is given beside a policy, or is no confidence.
-            PolicyFileError: the file has a mistake; the error names file, line and key.
-            CalibrationError: the profile cannot be read, or cannot keep the error rate that `accept` asks for.
+            PolicyFileError: the file has mistakes; the error lists all, with file, line and key.
+            ModelError: the scoring model is not installed, missing or misspelt; the error says what to type.
+            CalibrationError: the profile cannot be read, is another model's, or cannot keep the error rate that
+                `accept` asks for.
         """
         from semgrad_guard.guard.assembly import assemble  # a guard of given parts needs no YAML
 

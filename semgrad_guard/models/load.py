@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from semgrad_guard.errors import ModelError, ModelNotFoundError, ModelSettingError
-from semgrad_guard.models.files import PACKAGED, Loaded, LoadOptions, from_folder, from_hub, parse_dtype
+from semgrad_guard.errors import ModelError, ModelSettingError
+from semgrad_guard.model_names import LANGUAGE_MODELS, check_language_model, gguf_in
+from semgrad_guard.models.files import Loaded, LoadOptions, from_folder, from_hub, parse_dtype
 from semgrad_guard.models.gguf import from_gguf
 from semgrad_guard.models.local import LocalModel
 
@@ -165,7 +166,7 @@ def load_model(  # noqa: PLR0913 - each passes one argument of transformers thro
     if device is not None and device_map is not None:
         raise ModelSettingError("device_map", device_map, "either device or device_map, not both")
     name = str(os.fspath(source))
-    name = name.lower() if name.lower() in PACKAGED else name
+    name = name.lower() if name.lower() in LANGUAGE_MODELS else name
     model, tokenizer = _from_files(name, options)
     loaded: Any = model
     if options.device is not None:
@@ -175,22 +176,14 @@ def load_model(  # noqa: PLR0913 - each passes one argument of transformers thro
 
 
 def _from_files(name: str, options: LoadOptions) -> Loaded:
-    packaged = PACKAGED.get(name)
+    check_language_model(name)
+    packaged = LANGUAGE_MODELS.get(name)
     if packaged:
         return from_gguf(packaged.paths(), options)
     path = Path(name).expanduser()
     if path.is_dir():
-        return _from_dir(path, options)
+        gguf = gguf_in(path)
+        return from_gguf([gguf], options) if gguf else from_folder(path, options)
     if path.suffix.lower() == ".gguf":
-        if not path.is_file():
-            raise ModelNotFoundError(name, [str(path.absolute())], "check the path")
         return from_gguf([path], options)
     return from_hub(name, options)
-
-
-def _from_dir(path: Path, options: LoadOptions) -> Loaded:
-    """Load a model from a folder, or from its single .gguf file if it has no config.json."""
-    weights = sorted(path.glob("*.gguf"))
-    if len(weights) == 1 and not (path / "config.json").exists():
-        return from_gguf(weights, options)
-    return from_folder(path, options)

@@ -20,7 +20,8 @@ from semgrad_guard.flow import (
 )
 from semgrad_guard.policy.conditions import StepContext
 from semgrad_guard.policy.fields import versus
-from semgrad_guard.policy.model import RiskTarget
+from semgrad_guard.policy.model import SHIPPED, RiskTarget
+from semgrad_guard.policy.needs import needs_of
 from semgrad_guard.policy.promises import promises
 from semgrad_guard.policy.steps import NewAttemptStep
 from semgrad_guard.suspicious import suspicious_passages
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
     from semgrad_guard.flow import Exchange, Progress, Score, Step
     from semgrad_guard.policy.model import Budget, Messages, OnError, OnUncalibrated, Otherwise, Override, Policy
+    from semgrad_guard.policy.needs import Need
     from semgrad_guard.policy.promises import Promise
     from semgrad_guard.policy.steps import EscalationStep
 
@@ -309,6 +311,11 @@ class PolicyDecider:
     def can_answer_again(self) -> bool:
         """Whether a step of the policy asks the chain or a fallback model for another answer."""
         return any(entry.spec.answers_again for _, entry in self.policy.escalation_steps())
+
+    @property
+    def needs(self) -> tuple[Need, ...]:
+        """What the steps need from the code around the policy; nothing for the shipped policy, which nobody chose."""
+        return () if self.policy.source == SHIPPED else needs_of(self.policy)
 
     def compute_thresholds(self) -> dict[str, float]:
         """Compute and return the confidence that each `accept` requires, by rule.

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from semgrad_guard.policy.conditions import ALWAYS
 from semgrad_guard.policy.decide import step_rule
 from semgrad_guard.policy.fields import listed
-from semgrad_guard.policy.load import SHIPPED
-from semgrad_guard.policy.model import RiskTarget
+from semgrad_guard.policy.model import SHIPPED, RiskTarget
+from semgrad_guard.policy.needs import needs_in_words
 from semgrad_guard.policy.review import review_in_words
 from semgrad_guard.policy.steps import FallbackModelStep
 
@@ -108,6 +108,8 @@ def explain(policy: Policy) -> list[str]:
     if len(policy.overrides) > 1:
         lines += ["", "If several overrides match, the first one that sets a key is used for that key."]
     lines += ["", *_failures(policy), "", *_places(policy)]
+    if needed := needs_in_words(policy):
+        lines += ["", *needed]
     found = notes(policy)
     return [*lines, "", "Notes:", *(f"  - {note}" for note in found)] if found else lines
 

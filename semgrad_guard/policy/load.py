@@ -5,19 +5,19 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
 from threading import Lock
-
-from pydantic import ValidationError
+from typing import TYPE_CHECKING
 
 from semgrad_guard.errors import PolicyFileError
-from semgrad_guard.policy.mistakes import complain
-from semgrad_guard.policy.model import Policy
-from semgrad_guard.policy.yaml_source import Document, read_yaml
+from semgrad_guard.policy.model import SHIPPED, Policy
+from semgrad_guard.policy.survey import survey
+from semgrad_guard.policy.yaml_source import Document, Place, dotted, read_yaml
 
-SHIPPED = "the shipped policy"
-"""`source` of the policy that comes with the package."""
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 MAX_BYTES = 1_000_000
 """Largest policy file that is read."""
@@ -30,6 +30,39 @@ def default_text() -> str:
     return files("semgrad_guard.policy").joinpath("default.yaml").read_text(encoding="utf-8")
 
 
+@dataclass(frozen=True, slots=True)
+class PolicyReading:
+    """What was read of a policy file: the policy, and the mistakes of the file."""
+
+    policy: Policy | None
+    """What the file says, with stand-ins for what is wrong in it; `None` where nothing can be made of it."""
+    source: str
+    """A path or a description."""
+    document: Document = field(default_factory=lambda: Document({}))
+    mistakes: tuple[tuple[Place, PolicyFileError], ...] = ()
+    """Each with its place."""
+
+    def mistake(self, place: Place, why: str) -> PolicyFileError:
+        """Return a mistake at a place, with its line."""
+        return PolicyFileError(self.source, self.document.line_of(place), dotted(place), why)
+
+    def sound(self) -> Policy:
+        """Return the policy.
+
+        Raises:
+            PolicyFileError: there are mistakes; the error lists all.
+        """
+        if self.policy is None or self.mistakes:
+            raise all_of([error for _, error in self.mistakes])
+        return self.policy
+
+
+def all_of(mistakes: Sequence[PolicyFileError]) -> PolicyFileError:
+    """Return one error that lists all mistakes of a file, in the order of their lines."""
+    first, *others = sorted(mistakes, key=lambda error: error.line or 0)
+    return PolicyFileError(first.path, first.line, first.key, first.why, others) if others else first
+
+
 def load_policy(path: Path | str | None = None, *, env: Mapping[str, str] | None = None) -> Policy:
     """Return the policy of a file.
 
@@ -38,11 +71,9 @@ def load_policy(path: Path | str | None = None, *, env: Mapping[str, str] | None
         env: where `${NAME}` values come from; `None` is the process's environment.
 
     Raises:
-        PolicyFileError: the file is missing or has a mistake; the error names file, line and key.
+        PolicyFileError: the file is missing or has mistakes; the error names file, line and key of each.
     """
-    if path is None:
-        return parse_policy(default_text(), source=SHIPPED, env=env)
-    return parse_policy(read_file(path), source=str(path), env=env, folder=Path(path).absolute().parent)
+    return read_policy(path, env=env).sound()
 
 
 def read_file(path: Path | str) -> str:
@@ -78,9 +109,9 @@ def parse_policy(
         folder: where relative profile paths start; `None` is the working directory.
 
     Raises:
-        PolicyFileError: the text has a mistake; the error names line and key.
+        PolicyFileError: the text has mistakes; the error names line and key of each.
     """
-    return _validated(read_yaml(text, source), source, env, folder)
+    return _read(read_yaml(text, source), source, env, folder).sound()
 
 
 def policy_from(given: Policy | Mapping[str, object] | Path | str, *, env: Mapping[str, str] | None = None) -> Policy:
@@ -91,25 +122,42 @@ def policy_from(given: Policy | Mapping[str, object] | Path | str, *, env: Mappi
         env: where `${NAME}` values come from; `None` is the process's environment.
 
     Raises:
-        PolicyFileError: the policy has a mistake.
+        PolicyFileError: the policy has mistakes.
+    """
+    return read_policy(given, env=env).sound()
+
+
+def read_policy(
+    given: Policy | Mapping[str, object] | Path | str | None, *, env: Mapping[str, str] | None = None
+) -> PolicyReading:
+    """Return what a policy says and the mistakes in it; see `policy_from`.
+
+    Raises:
+        PolicyFileError: there is no such file, or its content is no policy at all.
     """
     if isinstance(given, Policy):
-        return given
+        return PolicyReading(given, given.source)
     if isinstance(given, Mapping):
-        return _validated(Document(dict(given)), "policy", env, None)
-    return load_policy(given, env=env)
+        return _read(Document(dict(given)), "policy", env, None)
+    if given is None:
+        return _read(read_yaml(default_text(), SHIPPED), SHIPPED, env, None)
+    source = str(given)
+    return _read(read_yaml(read_file(given), source), source, env, Path(given).absolute().parent)
 
 
-def _validated(document: Document, source: str, env: Mapping[str, str] | None, folder: Path | None) -> Policy:
+def _read(document: Document, source: str, env: Mapping[str, str] | None, folder: Path | None) -> PolicyReading:
     if not isinstance(document.data, dict):
+        if document.mistakes:
+            raise all_of([error for _, error in document.mistakes])
         line = document.line_of(())
         raise PolicyFileError(source, line, "", f"must be `key: value` lines such as `accept: 0.7`: {_WRITE_ONE}")
-    context = {"env": os.environ if env is None else env}
-    try:
-        policy = Policy.model_validate(document.data, context=context)
-    except ValidationError as error:
-        raise complain(error, document, source) from None
-    return policy.from_source(source, folder or Path())
+    policy, found = survey(document, os.environ if env is None else env)
+    reading = PolicyReading(policy and policy.from_source(source, folder or Path()), source, document)
+    order = {place: number for number, place in enumerate(document.lines)}
+    # of one line, misspelt keys come first: they explain the most
+    found.sort(key=lambda mistake: (not mistake.misspelt, order.get(mistake.place, len(order))))
+    named = [(mistake.place, reading.mistake(mistake.place, mistake.why)) for mistake in found]
+    return replace(reading, mistakes=(*document.mistakes, *named))
 
 
 _log = logging.getLogger("semgrad_guard")

@@ -8,16 +8,15 @@ from collections.abc import Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any, cast
 
-from semgrad_guard.errors import PolicyFileError
 from semgrad_guard.policy.fields import has_reference, mask_url
 from semgrad_guard.policy.model import ACCEPT_KINDS, Policy
-from semgrad_guard.policy.yaml_source import Document, Place, dotted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from pydantic import ValidationError
     from pydantic_core import ErrorDetails
+
+    from semgrad_guard.policy.yaml_source import Place
 
 Schema = dict[str, Any]
 
@@ -35,12 +34,12 @@ def _schema() -> Schema:
 
 def keys_at(place: Place) -> tuple[str, ...]:
     """Return the keys that the mapping at a place may have."""
-    return tuple(dict.fromkeys(key for node in _nodes_at(place) for key in node.get("properties", {})))
+    return tuple(dict.fromkeys(key for node in nodes_at(place) for key in node.get("properties", {})))
 
 
 def words_at(place: Place) -> tuple[str, ...]:
     """Return the words allowed for the value at a place, if it must be one of a fixed list."""
-    nodes = _nodes_at(place)
+    nodes = nodes_at(place)
     listed = [str(word) for node in nodes for word in node.get("enum", [])]
     return tuple(dict.fromkeys([*listed, *(str(node["const"]) for node in nodes if "const" in node)]))
 
@@ -59,7 +58,8 @@ def _all_keys(node: Schema, home: str) -> Iterator[tuple[str, str]]:
             yield from _all_keys(branch["items"], f"{home}[]")
 
 
-def _nodes_at(place: Place) -> list[Schema]:
+def nodes_at(place: Place) -> list[Schema]:
+    """Return the schemas that a value at a place may have."""
     nodes = _branches(_schema())
     for part in place:
         nodes = [branch for node in nodes for inner in _inner(node, part) for branch in _branches(inner)]
@@ -113,6 +113,9 @@ _LIMITS = {
     "less_than_equal": ("at most", "le"),
 }
 
+MISSING, UNKNOWN = "missing", "extra_forbidden"
+"""pydantic's names for a key that is missing, and for one that does not exist."""
+
 _NEEDED = {
     "accept": "the confidence that an answer needs, for example `accept: 0.7`",
     "match": "the exchanges to apply it to, for example `match: {tags: [medical]}`",
@@ -121,38 +124,20 @@ _NEEDED = {
 }
 
 
-def complain(error: ValidationError, document: Document, source: str) -> PolicyFileError:
-    """Return an error that explains the first mistake in a file and gives the number of further ones.
-
-    Args:
-        error: all mistakes found by pydantic.
-        document: the data with its line numbers.
-        source: name of the file.
-    """
-    found: dict[Place, ErrorDetails] = {}
-    for details in error.errors(include_url=False):
-        found.setdefault(_place(details, document), details)
-    # a misspelt key also leaves a required one missing; on the same line the misspelt one is the better explanation
-    place = min(found, key=lambda p: (document.line_of(p) or 0, found[p]["type"] != "extra_forbidden"))
-    why, line = _why(found[place], place, document), document.line_of(place)
-    more = len(found) - 1
-    if more:
-        why += f" ({more} more {'mistake' if more == 1 else 'mistakes'} in this file)"
-    return PolicyFileError(source, line, dotted(place), why)
-
-
 def nearest(word: str, allowed: tuple[str, ...]) -> str | None:
     """Return the allowed word that was probably meant."""
     return next(iter(difflib.get_close_matches(word.lower().replace("-", "_"), allowed, n=1, cutoff=0.6)), None)
 
 
-def _place(details: ErrorDetails, document: Document) -> Place:
+def place_of(details: ErrorDetails, content: object) -> Place:
     """Return the place of an error in the file, without pydantic's own steps such as union members."""
     inner: Place = tuple(details.get("ctx", {}).get("path", ()))
     loc = (*details["loc"], *inner)
-    if details["type"] in {"missing", "extra_forbidden"}:
+    if details["type"] in {MISSING, UNKNOWN}:
         return (*(part for part in loc[:-1] if part not in ACCEPT_KINDS), loc[-1])
-    data: object = document.data
+    if inner:
+        return tuple(part for part in loc if part not in ACCEPT_KINDS)
+    data = content
     place: Place = ()
     for part in loc:
         if isinstance(data, Mapping) and part in data:
@@ -165,18 +150,19 @@ def _place(details: ErrorDetails, document: Document) -> Place:
     return place
 
 
-def _value_at(place: Place, document: Document) -> object:
-    data: Any = document.data
+def _value_at(place: Place, content: object) -> object:
+    data: Any = content
     for part in place:
-        data = data[part]
+        data = data[part] if holds(data, part) else None
     return data
 
 
-def _why(details: ErrorDetails, place: Place, document: Document) -> str:
+def reason(details: ErrorDetails, place: Place, content: object) -> str:
+    """Explain one mistake: what was seen, what is allowed, what was probably meant."""
     kind = details["type"]
-    if kind in {"missing", "extra_forbidden"}:
-        return _missing(place) if kind == "missing" else _unknown_key(place, document)
-    seen = _value_at(place, document)
+    if kind in {MISSING, UNKNOWN}:
+        return _missing(place) if kind == MISSING else _unknown_key(place, content)
+    seen = _value_at(place, content)
     if kind == "literal_error":
         return _not_listed(seen, place)
     if kind in _LIMITS:
@@ -192,9 +178,9 @@ def _missing(place: Place) -> str:
     return f"is missing: {needed}" if needed else "is missing"
 
 
-def _unknown_key(place: Place, document: Document) -> str:
+def _unknown_key(place: Place, content: object) -> str:
     key, allowed = str(place[-1]), keys_at(place[:-1])
-    is_bare = isinstance(_value_at(place[:-1], document), str)
+    is_bare = isinstance(_value_at(place[:-1], content), str)
     what = "unknown step" if is_bare else "unknown key"
     guess = nearest(key, allowed)
     homes = () if is_bare else homes_of(key)
@@ -244,3 +230,13 @@ def show(value: object) -> str:
         return "a list"
     text = mask_url(repr(value))
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
+
+
+def holds(node: object, part: object) -> bool:
+    """Return whether a value is a mapping or list with this key or index."""
+    return isinstance(node, dict | list) and part in keys_of(node)
+
+
+def keys_of(node: dict[Any, Any] | list[Any]) -> list[Any]:
+    """Return the keys of a mapping, or the indices of a list."""
+    return list(node) if isinstance(node, dict) else list(range(len(node)))

@@ -144,6 +144,8 @@ SHIPPED_PROFILES = ("smollm2-135m-demo",)
 """Where nobody chose a scorer: the shipped profiles of the packaged model, of which the first that fits is used."""
 DEFAULT_PROFILE = SHIPPED_PROFILES[0]
 """The shipped profile that the packaged model reads and computes its signals for."""
+SHIPPED = "the shipped policy"
+"""`source` of the policy that comes with the package."""
 
 
 _NUMBER, _TARGET = "<number>", "<target>"

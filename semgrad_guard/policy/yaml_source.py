@@ -40,6 +40,8 @@ class Document:
     data: object
     lines: dict[Place, int] = field(default_factory=dict[Place, int])
     """Place -> 1-based line; empty for data that did not come from a file."""
+    mistakes: tuple[tuple[Place, PolicyFileError], ...] = ()
+    """What of the text could not be read and is left out of the data: the place and the mistake."""
 
     def line_of(self, place: Place) -> int | None:
         """Return the line of a value, or of the nearest value that contains it."""
@@ -60,7 +62,8 @@ def read_yaml(text: str, source: str) -> Document:
         source: the file, for errors.
 
     Raises:
-        PolicyFileError: the text is empty or is not plain YAML with unique text keys.
+        PolicyFileError: the text is empty or not valid YAML. What is valid and no part of a policy (a key that is given
+            twice, a tag) is left out and among the document's mistakes.
     """
     try:
         loader = _Loader(text)
@@ -93,6 +96,7 @@ class _Reading:
     def __init__(self, source: str, loader: _Loader) -> None:
         self._source, self._loader = source, loader
         self._lines: dict[Place, int] = {}
+        self._mistakes: list[tuple[Place, PolicyFileError]] = []
         self._open: set[int] = set()
         self._n_values = 0
 
@@ -104,7 +108,7 @@ class _Reading:
             data = self._value(node, ())
         finally:
             self._loader.dispose()
-        return Document(data, self._lines)
+        return Document(data, self._lines, tuple(self._mistakes))
 
     def _value(self, node: yaml.Node, place: Place) -> Json:
         self._lines.setdefault(place, node.start_mark.line + 1)
@@ -128,36 +132,46 @@ class _Reading:
             return [self._value(item, (*place, index)) for index, item in enumerate(node.value)]
         if isinstance(node, yaml.ScalarNode) and node.tag in _SCALARS | _TEXT_TOO:
             return self._scalar(node, place)
-        raise self._refuse(place, node, f"the tag {node.tag!r} is not allowed: a policy is plain values only")
+        self._leave_out(place, node, f"the tag {node.tag!r} is not allowed: a policy is plain values only")
+        return None
 
     def _scalar(self, node: yaml.ScalarNode, place: Place) -> Json:
         if node.tag in _TEXT_TOO:
             return str(node.value)
         try:
             value: Json = self._loader.construct_object(node)
-        except ValueError as error:
-            raise self._refuse(place, node, f"cannot be read as {node.tag.removeprefix(_CORE)}") from error
+        except ValueError:
+            self._leave_out(place, node, f"cannot be read as {node.tag.removeprefix(_CORE)}")
+            return None
         return value
 
     def _mapping(self, node: yaml.MappingNode, place: Place) -> Json:
         data: dict[str, Json] = {}
         for key_node, value_node in node.value:
             key = self._key(key_node, place)
+            if key is None:
+                continue
             inner = (*place, key)
             if key in data:
-                first = self._lines[inner]
-                raise self._refuse(inner, key_node, f"given twice, first on line {first}: keep one of them")
+                self._leave_out(inner, key_node, f"given twice, first on line {self._lines[inner]}: keep one of them")
+                continue
             self._lines[inner] = key_node.start_mark.line + 1
             data[key] = self._value(value_node, inner)
         return data
 
-    def _key(self, node: yaml.Node, place: Place) -> str:
+    def _key(self, node: yaml.Node, place: Place) -> str | None:
+        """Return a key; `None` for one that is left out."""
         if node.tag == _CORE + "merge":
-            raise self._refuse(place, node, "merge keys (<<) are not supported: write the keys out")
+            self._leave_out(place, node, "merge keys (<<) are not supported: write the keys out")
+            return None
         if not isinstance(node, yaml.ScalarNode) or node.tag not in _TEXT_TOO | {_CORE + "str"}:
             seen = node.value if isinstance(node, yaml.ScalarNode) else "a list or mapping"
-            raise self._refuse(place, node, f"a key must be text, but {seen!r} is not: put it in quotes")
+            self._leave_out(place, node, f"a key must be text, but {seen!r} is not: put it in quotes")
+            return None
         return str(node.value)
+
+    def _leave_out(self, place: Place, node: Any, why: str) -> None:
+        self._mistakes.append((place, self._refuse(place, node, why)))
 
     def _refuse(self, place: Place, node: Any, why: str) -> PolicyFileError:
         line = node.start_mark.line + 1 if isinstance(node, yaml.Node) else None

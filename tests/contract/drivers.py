@@ -111,6 +111,11 @@ def on_withheld(case: Case) -> Any:
     return "raise" if case.raises else "message"
 
 
+def chat_fallbacks(case: Case) -> dict[str, ChatWriter]:
+    """Fallback models that the policy names."""
+    return {name: ChatWriter(writer=case.fallback) for name in case.fallbacks}
+
+
 class LangChainChain:
     """Form (a): `prompt | llm | SemGradGuard()`."""
 
@@ -135,9 +140,7 @@ class LangChainWrap(LangChainChain):
     @override
     def chain(self, case: Case) -> Runnable[Any, Any]:
         guard = SemGradGuard(guard=case.guard, on_withheld=on_withheld(case))
-        return guard.wrap(
-            prompt() | ChatWriter(writer=case.model), fallbacks={FALLBACK: ChatWriter(writer=case.fallback)}
-        )
+        return guard.wrap(prompt() | ChatWriter(writer=case.model), fallbacks=chat_fallbacks(case))
 
 
 class LangChainRag(LangChainChain):
@@ -151,7 +154,7 @@ class LangChainRag(LangChainChain):
         found = (lambda inputs: inputs["question"]) | facts | (lambda docs: "\n".join(d.page_content for d in docs))
         chain = RunnablePassthrough.assign(context=found) | prompt("\n{context}") | ChatWriter(writer=case.model)
         guard = SemGradGuard(guard=case.guard, on_withheld=on_withheld(case))
-        return guard.wrap(chain, retriever=facts, fallbacks={FALLBACK: ChatWriter(writer=case.fallback)})
+        return guard.wrap(chain, retriever=facts, fallbacks=chat_fallbacks(case))
 
 
 class LangChainAgent:
@@ -163,7 +166,7 @@ class LangChainAgent:
         middleware = SemGradMiddleware(
             guard=case.guard,
             retriever=Facts(),
-            fallbacks={FALLBACK: ChatWriter(writer=case.fallback)},
+            fallbacks=chat_fallbacks(case),
             on_withheld=on_withheld(case),
         )
         return create_agent(ChatWriter(writer=case.model), [look_up], system_prompt=SYSTEM, middleware=[middleware])
@@ -189,7 +192,7 @@ class LangGraphNode:
         builder = StateGraph(Chat)
         node = SemGradNode(
             guard=case.guard,
-            fallbacks={FALLBACK: ChatWriter(writer=case.fallback)},
+            fallbacks=chat_fallbacks(case),
             retriever=Facts(),
             answer=lambda question, documents: model.invoke(
                 [SystemMessage(SYSTEM), HumanMessage("\n".join([question, *(d.page_content for d in documents)]))]
@@ -249,10 +252,15 @@ def written_by(writer: Writer) -> Any:
     return llm(lambda _: writer.write())
 
 
+def fallbacks_of(case: Case) -> dict[str, Any]:
+    """Fallback models that the policy names."""
+    return {name: written_by(case.fallback) for name in case.fallbacks}
+
+
 def query_engine(case: Case) -> Any:
     """Guarded query engine."""
     engine = index().as_query_engine(llm=written_by(case.model), similarity_top_k=2)
-    return LlamaIndexGuard(guard=case.guard).wrap(engine, fallbacks={FALLBACK: written_by(case.fallback)})
+    return LlamaIndexGuard(guard=case.guard).wrap(engine, fallbacks=fallbacks_of(case))
 
 
 class LlamaIndexQuery:
@@ -280,7 +288,7 @@ class LlamaIndexChat:
         memory = ChatMemoryBuffer.from_defaults(token_limit=3000, tokenizer_fn=str.split)
         retriever = index().as_retriever(similarity_top_k=2)
         engine = ContextChatEngine.from_defaults(retriever, llm=written_by(case.model), memory=memory)
-        return LlamaIndexGuard(guard=case.guard).wrap(engine, fallbacks={FALLBACK: written_by(case.fallback)})
+        return LlamaIndexGuard(guard=case.guard).wrap(engine, fallbacks=fallbacks_of(case))
 
     def ask(self, case: Case) -> Reply:
         with own_loop():

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from semgrad_guard.flow import Message
+from semgrad_guard.model_names import SMOLLM2
 from semgrad_guard.models import LocalModel, gguf, load_model
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def test_a_later_start_reads_the_converted_weights(local: LocalModel, monkeypatc
         pytest.fail("converted again")
 
     monkeypatch.setattr(gguf, "convert", forbidden)
-    assert load_model("smollm2-135m").weights_digest == local.weights_digest
+    assert load_model("smollm2-135m").weights_digest == local.weights_digest == SMOLLM2.digest
 
 
 def test_its_template_brings_its_own_system_message(local: LocalModel) -> None:

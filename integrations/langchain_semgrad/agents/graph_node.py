@@ -20,7 +20,7 @@ from langchain_semgrad.judging import ChainValue, findings_with_run, outcome_of
 from langchain_semgrad.rerun import ChainAttempts, FallbackModels, RerunTools
 from langchain_semgrad.review import REVIEWS, Review, guard_for, held_answer, settle_held, stops
 from langchain_semgrad.values import METADATA_KEY, Slot, with_answer
-from semgrad_guard.adapter_kit import GuardOptions, check_option, held_back, no_place, text_for
+from semgrad_guard.adapter_kit import GuardOptions, Means, check_means, check_option, held_back, no_place, text_for
 from semgrad_guard.errors import NotGuardableError, ScoringError
 from semgrad_guard.flow import Exchange, Status
 from semgrad_guard.guard import in_thread
@@ -108,6 +108,14 @@ class SemGradNode(Runnable[Any, Any]):
         self._guard, own_model = build_guard(
             GuardOptions(llm=llm, accept=accept, policy=policy, model=model, scorer=scorer, guard=guard)
         )
+        means = Means(
+            retrieves=retriever is not None and answer is not None,
+            retrievers=(retrievers or ()) if answer is not None else (),
+            fallbacks=fallbacks or (),
+            makes_models=True,
+            advice="SemGradNode({})" if answer is not None else "SemGradNode(answer=..., {})",
+        )
+        check_means(self._guard, means)
         self._answer_key, self._question_key = answer_key, question_key
         self._review: Review | None = review
         self._tools = RerunTools(

@@ -35,7 +35,15 @@ from langchain_semgrad.review import (
     stops,
 )
 from langchain_semgrad.values import METADATA_KEY, Slot, with_answer
-from semgrad_guard.adapter_kit import GuardOptions, OnWithheld, check_option, held_back, text_for
+from semgrad_guard.adapter_kit import (
+    GuardOptions,
+    Means,
+    OnWithheld,
+    check_means,
+    check_option,
+    held_back,
+    text_for,
+)
 from semgrad_guard.flow import Status
 from semgrad_guard.guard import in_thread
 from semgrad_guard.routing import PostponedError
@@ -137,6 +145,14 @@ class SemGradMiddleware(AgentMiddleware[SemGradState, Any, Any]):
         self._guard, own_model = build_guard(
             GuardOptions(llm=llm, accept=accept, policy=policy, model=model, scorer=scorer, guard=guard)
         )
+        means = Means(
+            retrieves=True,  # without a retriever the agent searches again by its own tools
+            retrievers=retrievers or (),
+            fallbacks=fallbacks or (),
+            makes_models=True,
+            advice="SemGradMiddleware({})",
+        )
+        check_means(self._guard, means)
         self._tools = RerunTools(
             retriever=retriever,
             retrievers=dict(retrievers or {}),

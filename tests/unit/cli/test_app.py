@@ -71,6 +71,18 @@ def test_the_version_is_the_package_s() -> None:
     assert run("--version").stdout.strip().count(".") >= 2
 
 
+def test_a_policy_that_cannot_act_is_listed_with_all_its_mistakes_and_exit_code_two(tmp_path: Path) -> None:
+    """A deployment stops at it."""
+    text = "acept: 0.7\nscorer: {model: smolm2-135m, profile: nowhere.json}\n"
+    (tmp_path / "policy.yaml").write_text(text)
+    done = run("policy", "check", "policy.yaml", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    lines = done.stderr.splitlines()
+    starts = ["error: policy.yaml:1: `acept`", "policy.yaml:2: `scorer.model`", "policy.yaml:2: `scorer.profile`"]
+    assert [line.startswith(start) for line, start in zip(lines, starts, strict=True)] == [True] * 3
+
+
 def test_a_typo_in_a_policy_names_file_line_key_and_the_nearest_word(tmp_path: Path) -> None:
     """The four things that mend it."""
     (tmp_path / "policy.yaml").write_text("version: 1\naccept: 0.7\nescalte: []\non_error: abstain\n")

@@ -16,8 +16,8 @@ from safetensors import SafetensorError
 from transformers import LlamaForCausalLM
 
 from semgrad_guard.errors import ModelFilesError, ModelNotFoundError
+from semgrad_guard.model_names import LANGUAGE_MODELS, PackagedModel
 from semgrad_guard.models import gguf, load_model
-from semgrad_guard.models.files import PACKAGED, PackagedModel
 from semgrad_guard.models.gguf import cache_root
 from tests.unit.models.conftest import TEMPLATE, make_model
 from tests.unit.models.tiny_gguf import write_gguf
@@ -296,7 +296,7 @@ def make_packages(folder: Path, file: Path, n_parts: int) -> PackagedModel:
         (package / "__init__.py").write_text("raise ImportError('needs a compiler')")
         (package / "data" / f"part{n}").write_bytes(data[n * size : (n + 1) * size])
         parts.append((package.name, f"data/part{n}"))
-    return PackagedModel("packed", tuple(parts), "pip install packed")
+    return PackagedModel(name="packed", files=tuple(parts), distribution="packed")
 
 
 @pytest.mark.parametrize("n_parts", [1, 3])
@@ -304,7 +304,7 @@ def test_a_packaged_model_is_found_without_importing_it(
     file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n_parts: int
 ) -> None:
     """Such packages import runtimes that are not needed; a large file comes in parts."""
-    monkeypatch.setitem(PACKAGED, "packed", make_packages(tmp_path / "site", file, n_parts))
+    monkeypatch.setitem(LANGUAGE_MODELS, "packed", make_packages(tmp_path / "site", file, n_parts))
     monkeypatch.syspath_prepend(tmp_path / "site")
     local = load_model("Packed")
     assert local.name == "packed"
@@ -322,7 +322,7 @@ def test_a_packaged_model_that_is_not_installed_names_its_pip_line(
     monkeypatch: pytest.MonkeyPatch, name: str, line: str
 ) -> None:
     """The line can be pasted."""
-    monkeypatch.setattr("semgrad_guard.models.files.find_spec", lambda _: None)
+    monkeypatch.setattr("semgrad_guard.model_names.find_spec", lambda _: None)
     with pytest.raises(ModelNotFoundError, match=line):
         load_model(name)
 
@@ -331,7 +331,7 @@ def test_a_packaged_model_without_its_file_is_refused(
     file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A broken installation is not a missing one."""
-    monkeypatch.setitem(PACKAGED, "packed", make_packages(tmp_path / "site", file, 2))
+    monkeypatch.setitem(LANGUAGE_MODELS, "packed", make_packages(tmp_path / "site", file, 2))
     monkeypatch.syspath_prepend(tmp_path / "site")
     (tmp_path / "site" / "packed_part1" / "data" / "part1").unlink()
     with pytest.raises(ModelFilesError, match="install it again"):

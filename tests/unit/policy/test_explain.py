@@ -51,7 +51,32 @@ If the guard itself fails, the answer is held back. [on_error]
 Without a confidence (no profile fits), the answer is held back. [on_uncalibrated]
 
 Decisions are not logged anywhere.
+
+Needs, to answer again:
+  - wrap(chain, retriever=...) [escalate[0].retry_retrieval]
 """
+
+
+def test_what_the_code_must_give_is_said() -> None:
+    """Whoever writes the file is not always the one who calls `wrap`."""
+    policy = parse_policy("""
+        accept: 0.7
+        escalate:
+          - retry_retrieval: {retriever: wide}
+          - retry_retrieval: {configurable: {k: 9}}
+          - fallback_model: openai:gpt-4o
+        overrides: [{match: {tags: a}, escalate: [{fallback_model: big}, retry_retrieval]}]
+    """)
+    text = "\n".join(explain(policy))
+    needed = [
+        "  - wrap(chain, retrievers={'wide': ...}) [escalate[0].retry_retrieval]",
+        "  - wrap(chain) [escalate[1].retry_retrieval]",
+        "  - wrap(chain) [escalate[2].fallback_model]",
+        "  - wrap(chain, fallbacks={'big': ...}) [overrides[0].escalate[0].fallback_model]",
+        "  - wrap(chain, retriever=...) [overrides[0].escalate[1].retry_retrieval]",
+    ]
+    assert "\n".join(["Needs, to answer again:", *needed]) in text
+    assert "Needs" not in "\n".join(explain(parse_policy("accept: 0.7")))
 
 
 @pytest.mark.parametrize(
