@@ -94,7 +94,7 @@ def test_a_query_engine_is_guarded(names: dict[str, Any], capsys: pytest.Capture
     """The same for LlamaIndex."""
     documents = [LlamaDocument(text="Paris is the capital of France.")]
     names["index"] = VectorStoreIndex.from_documents(documents, embed_model=MockEmbedding(embed_dim=4))
-    names["llm"] = SemGradLLM(model=names["llm"].local_model, max_tokens=8)
+    names["llm"] = names["big_llm"] = SemGradLLM(model=names["llm"].local_model, max_tokens=8)
     exec(compile(BLOCKS["llama"], "README", "exec"), names)  # noqa: S102 - our own README
     assert capsys.readouterr().out.strip()
 
