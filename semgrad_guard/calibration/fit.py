@@ -470,8 +470,11 @@ def _profile(labels: Labels, name: str, settings: Settings) -> Profile:
 
 
 def usable_signals(labels: Labels) -> dict[str, bool]:
-    """Return the signals that a fused model can use, and whether each is required."""
-    share = dict(zip(labels.names, np.isfinite(labels.signals).mean(axis=0), strict=True))
+    """Return the signals that a fused model can use, and whether each is required.
+
+    Honest rows decide which there are; adversarial ones may be the only ones in which a signal varies.
+    """
+    share = dict(zip(labels.names, np.isfinite(labels.signals[labels.honest]).mean(axis=0), strict=True))
     spread = {n: len(np.unique(c[np.isfinite(c)])) > 1 for n, c in zip(labels.names, labels.signals.T, strict=True)}
     return {
         n: bool(s >= REQUIRED_SHARE) and may_be_required(n) for n, s in share.items() if s >= USABLE_SHARE and spread[n]

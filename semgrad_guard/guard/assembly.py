@@ -18,7 +18,7 @@ from semgrad_guard.guard.verdict_loop import EarlierVerdicts, pass_verdicts_on
 from semgrad_guard.policy import Policy, PolicyDecider, PolicyWatcher, RiskTarget, policy_of
 from semgrad_guard.policy.model import FUSED, SHIPPED_PROFILES
 from semgrad_guard.routing.deadline import Deadline, call_before
-from semgrad_guard.signals import FREE, OF_PROXY
+from semgrad_guard.signals import FREE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -213,7 +213,6 @@ def scorer_of(
             band=(band[0], band[1] + 1) if band else None,
             granularity=settings.granularity,
             signals=(*FREE, *settings.signals),
-            proxy_signals=OF_PROXY,
             embedder=embedder or _embedder(settings.embedding, own),
         )
 
@@ -336,11 +335,13 @@ class ShippedCalibrator:
 
     def confidence(self, exchange: Exchange, score: Score) -> Confidence:
         """Return the confidence by the first profile that fits; without one, why there is none and what makes one."""
+        own = Confidence(value=None, why=NO_PROFILE.format(model=score.model))
         for one in self._by_fit(score):
             found = one.confidence(exchange, score)
             if found.value is not None:
                 return found
-        return Confidence(value=None, why=NO_PROFILE.format(model=score.model))
+            own = found if _is_of_model(one, score) else own
+        return own
 
     def with_span_confidences(self, score: Score) -> Score:
         """Return the score with a confidence for every span, by the first profile that fits."""
@@ -349,7 +350,7 @@ class ShippedCalibrator:
 
     def _by_fit(self, score: Score) -> list[ProfileCalibrator]:
         """Return the profiles for a score: those for its model and author first, then those that read texts alone."""
-        return sorted(self._profiles, key=lambda one: not _is_of_model(one, score))
+        return sorted(self._profiles, key=lambda one: (not _is_of_model(one, score), not _is_of_author(one, score)))
 
 
 NO_PROFILE = (
@@ -360,8 +361,11 @@ NO_PROFILE = (
 
 
 def _is_of_model(one: ProfileCalibrator, score: Score) -> bool:
-    fitted = one.profile.fingerprint
-    return (fitted.model, fitted.proxy) == (score.fingerprint.model, score.fingerprint.proxy)
+    return one.profile.fingerprint.model == score.fingerprint.model
+
+
+def _is_of_author(one: ProfileCalibrator, score: Score) -> bool:
+    return one.profile.fingerprint.proxy == score.fingerprint.proxy
 
 
 def _calibrator(policy: Policy, profile: Profile | None) -> Calibrator:

@@ -125,7 +125,7 @@ def test_simulate_scores_rows_without_a_score(folder: Path) -> None:
 
 def test_simulate_names_the_setting_of_a_profile_that_fits_no_row() -> None:
     """Instead of a table in which nothing has a confidence."""
-    run(*CALIBRATE)
+    run(*CALIBRATE, "--method", "semgrad")
     run("score", "logs.jsonl", "--out", "other.jsonl", "--model", "tiny", "--position", -2)
     with pytest.raises(DataFileError, match=r"position -2 in the file, .* in profile p") as caught:
         run("policy", "simulate", "policy.yaml", "other.jsonl")

@@ -114,7 +114,7 @@ MISTAKES = [
         id="condition that never holds",
     ),
     pytest.param(
-        "accept: 0.7\nescalate:\n- human_review: {when: {any_sentence_below: 0.3}}",
+        "accept: 0.7\nescalate:\n- human_review: {when: {any_sentence_below: 0.3}}\nreview: {url: interrupt}",
         3,
         "escalate[0].human_review.when.any_sentence_below",
         "granularity: sentence",
@@ -197,7 +197,8 @@ SEVERAL = [
         id="inside misspelt sections",
     ),
     pytest.param(
-        "accept: 1.7\nescalate:\n- human_revew\n- fallback_model\n- retry_retrieval: {top_k: 0}\n- fallbck_model: big",
+        "accept: 1.7\nescalate:\n- human_revew\n- fallback_model\n- retry_retrieval: {top_k: 0}\n- fallbck_model: big\n"
+        "review: {url: interrupt}",
         [
             "1 accept",
             "3 escalate[0].human_revew",
@@ -208,7 +209,8 @@ SEVERAL = [
         id="in every step",
     ),
     pytest.param(
-        "accept: x\nescalate:\n- abstain\n- human_review: {when: {any_sentence_below: 0.3, above: 2}}",
+        "accept: x\nescalate:\n- abstain\n- human_review: {when: {any_sentence_below: 0.3, above: 2}}\n"
+        "review: {url: interrupt}",
         [
             "1 accept",
             "3 escalate[0].abstain",
@@ -223,7 +225,7 @@ SEVERAL = [
         id="emptied lists are no mistakes",
     ),
     pytest.param(
-        "accept: 0.7\nreview: {deadline_s: soon, at_deadline: reject}\nscorer: {position: 3}",
+        "accept: 0.7\nreview: {url: 'sqlite://', deadline_s: soon, at_deadline: reject}\nscorer: {position: 3}",
         ["2 review.deadline_s", "3 scorer.position"],
         id="a wrong value is not missed",
     ),

@@ -72,7 +72,7 @@ def test_a_review_site_is_reached_with_a_token_from_the_environment() -> None:
         ("{lease: 5}", "review.lease", "did you mean `lease_s`?"),
         ("{deadline_s: 0}", "review.deadline_s", "must be more than 0"),
         ("{deadline_s: soon}", "review.deadline_s", "number"),
-        ("{deadline_s: 60, at_deadline: rejct}", "review.at_deadline", "did you mean `reject`?"),
+        ("{url: 'sqlite://', deadline_s: 60, at_deadline: rejct}", "review.at_deadline", "did you mean `reject`?"),
         ("{at_deadline: reject}", "review.at_deadline", "needs `deadline_s`"),
         ("{tag_weights: {a: -1}}", "review.tag_weights.a", "must be at least 0"),
         ("{retention_days: 0}", "review.retention_days", "must be more than 0"),
@@ -117,10 +117,10 @@ def test_the_json_schema_knows_the_keys(review: dict[str, object], is_valid: boo
 @pytest.mark.parametrize(
     ("text", "key"),
     [
-        ("escalate: [retry_retrieval, human_review]", "escalate[1]"),
+        ("escalate: [retry_retrieval, human_review]", "escalate[1].human_review"),
         ("escalate: [{human_review: {wait_s: 5}}]", "escalate[0].human_review"),
         ("on_error: human_review", "on_error"),
-        ("overrides: [{match: {tags: a}, escalate: [human_review]}]", "overrides[0].escalate[0]"),
+        ("overrides: [{match: {tags: a}, escalate: [human_review]}]", "overrides[0].escalate[0].human_review"),
         ("overrides: [{match: {tags: a}, on_error: human_review}]", "overrides[0].on_error"),
     ],
 )
