@@ -42,8 +42,8 @@ def test_a_scorer_that_no_shipped_profile_was_fitted_for_is_told_what_makes_one(
 def test_other_settings_of_the_same_model_are_told_what_differs() -> None:
     """Then there is something to change."""
     scorer = ProfileScorer()
-    scorer.own = replace(scorer.own, settings="position -9")
-    assert "position -9" in Guard.from_yaml(scorer=scorer).judge(PARIS).confidence.why
+    scorer.own = replace(scorer.own, settings=f"{scorer.own.settings} in de")
+    assert "'by claim in de'" in Guard.from_yaml(scorer=scorer).judge(PARIS).confidence.why
 
 
 def test_whatever_fails_is_a_finding_while_it_measures() -> None:
