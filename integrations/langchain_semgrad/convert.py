@@ -51,7 +51,7 @@ def to_message(message: BaseMessage) -> Message:
     """Return one message as the guard's; calls of tools are part of the text, as a model's template shows them."""
     role = message.role if isinstance(message, ChatMessage) else _role(message)
     calls = message.tool_calls if isinstance(message, AIMessage) else []
-    text = str(message.text)
+    text = text_of(message) or ""
     if calls:
         shown = [json.dumps({"name": c["name"], "arguments": c["args"]}, default=str) for c in calls]
         text = "\n".join([text, *shown]).strip()
@@ -122,7 +122,7 @@ def result_text(result: LLMResult) -> tuple[str, bool]:
         return "", False
     if isinstance(first, ChatGeneration):
         wants_tools = asks_for_tools(first.message)
-        return to_message(first.message).content if wants_tools else str(first.message.text), wants_tools
+        return to_message(first.message).content if wants_tools else text_of(first.message) or "", wants_tools
     return first.text, False
 
 
@@ -137,15 +137,26 @@ def result_score(result: LLMResult) -> Score | None:
 
 
 def asks_for_tools(message: object) -> bool:
-    """Tell whether a message is a request to run tools rather than an answer."""
-    return isinstance(message, AIMessage) and bool(message.tool_calls or message.invalid_tool_calls)
+    """Tell whether a message is a request to run tools rather than an answer.
+
+    A request that cannot be read (`invalid_tool_calls`) runs no tool, so the message that holds it is an answer.
+    """
+    return isinstance(message, AIMessage) and bool(message.tool_calls)
 
 
 def text_of(value: object) -> str | None:
-    """Return the text of a string, a message or a model's result; `None` for anything else."""
+    """Return the text of a string or a message; `None` for anything else.
+
+    A message without text whose request for a tool cannot be read says what that request says.
+    """
     if isinstance(value, str):
         return value
-    return str(value.text) if isinstance(value, BaseMessage) else None
+    if not isinstance(value, BaseMessage):
+        return None
+    text = str(value.text)
+    if text.strip() or not isinstance(value, AIMessage):
+        return text
+    return "\n".join(str(call["args"]) for call in value.invalid_tool_calls if call["args"]) or text
 
 
 def question_in(inputs: object, key: str | None = None) -> str | None:

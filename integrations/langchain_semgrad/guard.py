@@ -235,10 +235,11 @@ class _GuardRunnable(Runnable[Any, Any]):
 
     def _chain_value(self, call: _Call, caller: Caller | None) -> ChainValue:
         """Return a value with the answers in it; without a caller, the question cannot be answered again."""
+        context = self._context(call)
         if waits_for_tools(call.value, self._returns.answer_key):
-            return ChainValue(call.value, ())
+            return ChainValue(call.value, (), manager=call.manager, context=context)
         attempts = self._attempts(call, caller) if caller is not None else None
-        return ChainValue(call.value, candidates_in(call.value, self._context(call)), attempts, call.manager)
+        return ChainValue(call.value, candidates_in(call.value, context), attempts, call.manager, context)
 
 
 class GuardedChain(_GuardRunnable):

@@ -2,6 +2,8 @@
 
 - `GuardedPipeline` guards anything that can be asked, by the five functions of `Pipeline`.
 - `GuardOptions` are the options of every entry point; `findings` is what callers read of an outcome.
+- `Cleaner` takes copies of a withheld answer (`withheld_by`) out of the value that comes out beside it.
+- `judge_beside_tools` treats text beside a request for tools as the policy says.
 - `match_call` finds the model call that wrote an answer; `Candidate` is an answer to judge.
 - `observe` judges without touching an answer, `BackgroundJudge` in a thread of its own.
 - `SinglePass` writes an answer and scores it in one pass.
@@ -19,29 +21,43 @@ from semgrad_guard.adapter_kit.candidates import (
     run_guard,
     with_call,
 )
-from semgrad_guard.adapter_kit.findings import findings, held_back, shown_decision, shown_error, without_answers
-from semgrad_guard.adapter_kit.observe import BackgroundJudge, observe, recording_faults
+from semgrad_guard.adapter_kit.findings import (
+    LEFT_OUT,
+    findings,
+    held_back,
+    shown_decision,
+    shown_error,
+    without_answers,
+)
+from semgrad_guard.adapter_kit.observe import BackgroundJudge, judge_beside_tools, observe, recording_faults
 from semgrad_guard.adapter_kit.options import GuardOptions, check_option
 from semgrad_guard.adapter_kit.pipeline import GuardedPipeline, OnWithheld, Pipeline
 from semgrad_guard.adapter_kit.single_pass import AnswerSettings, ScoredAnswer, SinglePass
+from semgrad_guard.adapter_kit.withheld import UNKNOWN, Cleaner, Place, Withheld, turn_start, withheld_by
 
 __all__ = [
+    "LEFT_OUT",
+    "UNKNOWN",
     "Answer",
     "AnswerSettings",
     "Attempts",
     "BackgroundJudge",
     "Candidate",
+    "Cleaner",
     "GuardOptions",
     "GuardedPipeline",
     "ModelCall",
     "OnWithheld",
     "Pipeline",
+    "Place",
     "ScoredAnswer",
     "SinglePass",
+    "Withheld",
     "candidate_of",
     "check_option",
     "findings",
     "held_back",
+    "judge_beside_tools",
     "match_call",
     "next_exchange",
     "observe",
@@ -49,6 +65,8 @@ __all__ = [
     "run_guard",
     "shown_decision",
     "shown_error",
+    "turn_start",
     "with_call",
+    "withheld_by",
     "without_answers",
 ]

@@ -15,6 +15,7 @@ from semgrad_guard.policy.steps import FallbackModelStep
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from semgrad_guard.flow import BesideToolCalls
     from semgrad_guard.policy.conditions import Match, When
     from semgrad_guard.policy.model import AcceptTarget, Override, Policy
     from semgrad_guard.policy.steps import EscalationStep
@@ -84,6 +85,11 @@ _ON_UNCALIBRATED = {
     "warn": "the answer is given, marked as unchecked",
     "abstain": "the answer is held back",
     "error": "an error is raised",
+}
+_BESIDE_TOOL_CALLS = {
+    "judge": "is judged like an answer, and left out where an answer would not be given",
+    "blank": "is left out",
+    "pass": "is given unjudged",
 }
 
 
@@ -173,6 +179,8 @@ def _override(override: Override, place: str, abstain: str) -> list[str]:
         lines.append(f"If the guard itself fails, {_ON_ERROR[override.on_error]}. [{place}.on_error]")
     if override.on_uncalibrated:
         lines.append(f"Without a confidence, {_ON_UNCALIBRATED[override.on_uncalibrated]}. [{place}.on_uncalibrated]")
+    if override.beside_tool_calls:
+        lines.append(_beside_tool_calls(override.beside_tool_calls, f"{place}.beside_tool_calls"))
     if override.messages:
         lines.append(f"Other words for {listed(sorted(override.messages.model_fields_set))}. [{place}.messages]")
     return [lines[0], *(f"  {line}" for line in lines[1:])]
@@ -192,7 +200,12 @@ def _failures(policy: Policy) -> list[str]:
     return [
         f"If the guard itself fails, {_ON_ERROR[policy.on_error]}. [on_error]",
         f"Without a confidence (no profile fits), {_ON_UNCALIBRATED[policy.on_uncalibrated]}. [on_uncalibrated]",
+        _beside_tool_calls(policy.beside_tool_calls, "beside_tool_calls"),
     ]
+
+
+def _beside_tool_calls(handling: BesideToolCalls, rule: str) -> str:
+    return f"Text that comes with requests for tools {_BESIDE_TOOL_CALLS[handling]}. [{rule}]"
 
 
 def _places(policy: Policy) -> list[str]:

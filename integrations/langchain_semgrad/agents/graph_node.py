@@ -11,7 +11,8 @@ from langchain_core.runnables.config import patch_config
 from typing_extensions import TypedDict, override
 
 from langchain_semgrad.agents.search import final_answer
-from langchain_semgrad.convert import asks_for_tools, documents_in, question_in
+from langchain_semgrad.agents.state import cleaned_state, state_update, treated_beside_tools
+from langchain_semgrad.convert import asks_for_tools, documents_in, question_in, text_of
 from langchain_semgrad.exchanges import CallContext, ChainCandidate, candidates_in
 from langchain_semgrad.guard import build_guard
 from langchain_semgrad.invoke import call_here, on_this_loop
@@ -26,7 +27,7 @@ from semgrad_guard.guard import in_thread
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Collection, Mapping
     from pathlib import Path
 
     from langchain_core.callbacks.manager import BaseRunManager
@@ -74,6 +75,8 @@ class SemGradNode(Runnable[Any, Any]):
         rewriter: model that rewords the question for retrieval.
         review: `"interrupt"`, `"queue"` or `"both"`, as for `SemGradMiddleware`; `None` interrupts where the graph has
             a checkpointer.
+        reduced_keys: keys of the state, beside its messages, whose reducer adds to what is there, as `operator.add`
+            does. Where such a part repeats a withheld answer it is overwritten; a part without a reducer needs no entry.
 
     Example:
         >>> node = SemGradNode(policy="policy.yaml")  # doctest: +SKIP
@@ -98,6 +101,7 @@ class SemGradNode(Runnable[Any, Any]):
         fallbacks: Mapping[str, Runnable[Any, Any]] | None = None,
         rewriter: Runnable[Any, Any] | None = None,
         review: Review | None = None,
+        reduced_keys: Collection[str] = (),
     ) -> None:
         check_option("review", review, REVIEWS)
         self.name = "semgrad_node"
@@ -106,6 +110,7 @@ class SemGradNode(Runnable[Any, Any]):
         )
         self._answer_key, self._question_key = answer_key, question_key
         self._review: Review | None = review
+        self._reduced = frozenset(reduced_keys)
         self._tools = RerunTools(
             answer=answer,
             retriever=retriever,
@@ -141,7 +146,7 @@ class SemGradNode(Runnable[Any, Any]):
         message = next((m for m in _messages(state[self._answer_key]) if m.id == held["message_id"]), None)
         changed: Any = text
         if message is not None:
-            changed = with_answer(message, Slot((), str(message.text), message), text, findings)
+            changed = with_answer(message, Slot((), text_of(message) or "", message), text, findings)
         return {self._answer_key: self._in_place(state, changed), METADATA_KEY: findings, HELD_KEY: None}
 
     def _invoke(self, state: Any, run_manager: BaseRunManager, config: RunnableConfig) -> dict[str, Any]:
@@ -154,14 +159,32 @@ class SemGradNode(Runnable[Any, Any]):
     def _update(
         self, state: Any, manager: Any, config: RunnableConfig, call: Caller, cancel: threading.Event | None = None
     ) -> dict[str, Any]:
+        self._answer(state)
+        before, state = state, self._treated(state, cancel)
         value = self._answer(state)
         if asks_for_tools(value):
-            return {}
+            return state_update(before, state, self._reduced)
         config = patch_config(config, callbacks=manager.get_child())
         attempts = ChainAttempts(tools=self._tools, call=call, config=config, input=value, manager=manager)
         judged = ChainValue(value, (self._candidate(state, value, manager),), attempts, manager)
         outcome = outcome_of(guard_for(self._guard, self._review), judged, cancel)
-        return self._settled(state, value, outcome)
+        return self._settled(before, state, value, outcome)
+
+    def _treated(self, state: Mapping[str, Any], cancel: threading.Event | None) -> Mapping[str, Any]:
+        """Return the state with its texts beside requests for tools treated as the policy says."""
+        part = state[self._answer_key]
+        messages = part if isinstance(part, list | tuple) else [part]
+        if not all(isinstance(message, BaseMessage) for message in messages):
+            return state
+        treated, outcomes = treated_beside_tools(
+            messages, (), self._guard, own_model=self._tools.own_model, within=False, cancel=cancel
+        )
+        if not outcomes:
+            return state
+        state = {**state, self._answer_key: treated if isinstance(part, list | tuple) else treated[0]}
+        for outcome in outcomes:
+            state, _ = cleaned_state(state, outcome, self._answer_key)
+        return state
 
     def _answer(self, state: Mapping[str, Any]) -> Any:
         part = state.get(self._answer_key)
@@ -184,16 +207,32 @@ class SemGradNode(Runnable[Any, Any]):
             (candidate,) = candidates_in(value, context)
         return candidate.with_context(question, documents_in(state))
 
-    def _settled(self, state: Mapping[str, Any], value: Any, outcome: Outcome) -> dict[str, Any]:
-        findings, same = findings_with_run(outcome), outcome.text == outcome.exchange.answer
+    def _settled(
+        self, before: Mapping[str, Any], state: Mapping[str, Any], value: Any, outcome: Outcome
+    ) -> dict[str, Any]:
+        """Return the update of the state: the answer, what repeated it, and the findings.
+
+        Args:
+            before: the state as the graph has it.
+            state: the same with its texts beside requests for tools treated.
+            value: the answer.
+            outcome: how the question ended.
+        """
+        cleaned, left_out = cleaned_state(state, outcome, self._answer_key)
+        findings, same = findings_with_run(outcome, left_out), outcome.text == outcome.exchange.answer
         changed: Any = outcome.text
         if isinstance(value, AIMessage):
-            text = str(value.text) if same and outcome.exchange.attempt == 1 else outcome.text
-            changed = with_answer(value, Slot((), str(value.text), value), text, findings)
+            text = text_of(value) or ""
+            given = text if same and outcome.exchange.attempt == 1 else outcome.text
+            changed = with_answer(value, Slot((), text, value), given, findings)
             changed = changed if changed.id else changed.model_copy(update={"id": str(uuid4())})
         held = held_answer(outcome, str(changed.id) if isinstance(value, AIMessage) else "")
         waits = held if stops(self._review) else None
-        return {self._answer_key: self._in_place(state, changed), METADATA_KEY: findings, HELD_KEY: waits}
+        update = state_update(before, cleaned, self._reduced)
+        earlier = [m for m in update.pop(self._answer_key, ()) if m is not value]
+        given_back = self._in_place(state, changed)
+        update[self._answer_key] = [*earlier, *given_back] if isinstance(given_back, list) else given_back
+        return {**update, METADATA_KEY: findings, HELD_KEY: waits}
 
     def _in_place(self, state: Mapping[str, Any], changed: Any) -> Any:
         """Return the update of the answer's key: the reducer of messages replaces the one with the same id."""

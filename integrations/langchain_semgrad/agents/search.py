@@ -18,7 +18,7 @@ from typing_extensions import override
 
 from langchain_semgrad.capture import STORE, LlmRun
 from langchain_semgrad.convert import asks_for_tools, run_id_of, to_message
-from langchain_semgrad.exchanges import CallContext, ChainCandidate, candidates_in, exchange_of, passages_in
+from langchain_semgrad.exchanges import CallContext, ChainCandidate, candidate_at, exchange_of, passages_in
 from langchain_semgrad.rerun import QuestionAttempts
 from langchain_semgrad.values import Slot
 from semgrad_guard.errors import FallbackFailedError, StepUnavailableError
@@ -37,7 +37,12 @@ if TYPE_CHECKING:
 
 
 def final_answer(
-    message: AIMessage, before: Sequence[BaseMessage], *, own_model: OwnModel | None, within: bool = True
+    message: AIMessage,
+    before: Sequence[BaseMessage],
+    *,
+    own_model: OwnModel | None,
+    within: bool = True,
+    text: str | None = None,
 ) -> ChainCandidate:
     """Return the answer of an agent's model with what it read.
 
@@ -49,15 +54,17 @@ def final_answer(
         before: the messages that led to it, with the system message.
         own_model: the scoring model, where it may have written the answer.
         within: whether the model was called by the node that runs now, or by an earlier one.
+        text: the part of the message that is judged, when it is not the whole.
     """
     callbacks = ensure_config().get("callbacks")
     run_id = getattr(callbacks, "parent_run_id", None)
-    text = to_message(message).content
-    exchange = exchange_of(_uncaptured(message, before), question=None, documents=())
+    whole = to_message(message).content
+    text = whole if text is None else text
+    exchange = exchange_of(_uncaptured(message, before), text, question=None, documents=())
     candidate = ChainCandidate(exchange, slot=Slot((), text, message))
     if isinstance(callbacks, BaseCallbackManager) and run_id is not None:
         context = CallContext(run_id, callbacks, within=within, own_model=own_model)
-        seen = candidates_in(message if text == str(message.text) else text, context)[0]
+        seen = candidate_at(message, Slot((), text, message), context)
         slot, labels = candidate.slot, seen.exchange
         candidate = replace(seen, slot=slot) if seen.error is None else _labelled(candidate, labels)
     return _with_passages(candidate, before)
