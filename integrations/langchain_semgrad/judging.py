@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from langchain_semgrad.capture import recorded
+from langchain_semgrad.copies import without_copies
 from langchain_semgrad.exchanges import candidate_at
 from langchain_semgrad.values import (
     METADATA_KEY,
@@ -13,7 +14,6 @@ from langchain_semgrad.values import (
     texts_beside_tools,
     with_answer,
     with_message,
-    without_copies,
 )
 from semgrad_guard.adapter_kit import OnWithheld, check_option, findings, held_back, judge_beside_tools, withheld_by
 from semgrad_guard.errors import LowConfidenceError
@@ -167,11 +167,10 @@ def _given(
             return held_back(outcome)
     answers = [candidate.slot.path for candidate in judged.candidates if candidate.slot is not None]
     question = outcomes[0].exchange.question if outcomes else None
-    value, blanked = _without_texts_beside(guard, judged, answers, question, returns, cancel)
-    kept = [*answers, *blanked]
+    value = _without_texts_beside(guard, judged, answers, question, returns, cancel)
     for candidate, outcome in zip(judged.candidates, outcomes, strict=True):
         if candidate.slot is not None:
-            value = _replaced(value, candidate, outcome, kept, _name(candidate) if several else None)
+            value = _replaced(value, candidate, outcome, answers, _name(candidate) if several else None)
     if returns.output == "same" or not judged.candidates:
         return value
     results = {
@@ -195,22 +194,21 @@ def _replaced(value: Any, candidate: ChainCandidate, outcome: Outcome, kept: Seq
     return with_answer(value, slot, text, findings_with_run(outcome, left_out), name)
 
 
-def _without_texts_beside(  # noqa: PLR0917, PLR0913 - what a value is treated with
+def _without_texts_beside(
     guard: Guard,
     judged: ChainValue,
     answers: Sequence[Place],
     question: str | None,
     returns: ReturnOptions,
     cancel: threading.Event | None,
-) -> tuple[Any, list[Place]]:
-    """Return a value whose texts beside requests for tools are treated, and where such a text was left out."""
-    value, blanked = judged.value, list[Place]()
+) -> Any:
+    """Return a value whose texts beside requests for tools are treated as the policy says."""
+    value = judged.value
     for slot, outcome in _beside_tools(guard, judged, question, returns, cancel):
         value, left_out = without_copies(value, withheld_by(outcome), [*answers, slot.path])
-        same = outcome.text == outcome.exchange.answer
-        value = with_message(value, slot, slot.text if same else outcome.text, findings_with_run(outcome, left_out))
-        blanked += [] if same else [slot.path]
-    return value, blanked
+        text = slot.text if outcome.text == outcome.exchange.answer else outcome.text
+        value = with_message(value, slot, text, findings_with_run(outcome, left_out))
+    return value
 
 
 def _beside_tools(

@@ -7,18 +7,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from langchain_core.documents import Document
-from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolMessage
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
 from pydantic import BaseModel
 from typing_extensions import override
 
 from langchain_semgrad.convert import asks_for_tools, text_of
-from semgrad_guard.adapter_kit import LEFT_OUT, UNKNOWN, Cleaner, shown_decision, turn_start
+from semgrad_guard.adapter_kit import shown_decision, turn_start
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from semgrad_guard.adapter_kit import Place, Withheld
+    from semgrad_guard.adapter_kit import Place
     from semgrad_guard.flow import Attempt, Decision, Json, Outcome, ReviewId, Status
 
 
@@ -90,12 +87,6 @@ HARMLESS_METADATA = frozenset(
     {"model_name", "model_provider", "model", "finish_reason", "created", "service_tier", METADATA_KEY}
 )
 """What stays of a withheld message's `response_metadata`: anything else (log-probabilities, …) may hold its words."""
-HISTORY_KEYS = frozenset({"chat_history", "history"})
-"""Keys under which chains carry the conversation before the question; it stays as it is."""
-_BESIDE_CONTENT = frozenset(
-    {"additional_kwargs", "response_metadata", "tool_calls", "invalid_tool_calls", "tool_call_chunks", "artifact"}
-)
-"""Fields of messages that may repeat an answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +171,7 @@ def texts_beside_tools(value: Any, question: str | None, key: str | None = None)
     """
     if isinstance(value, Mapping):
         names = [name for name in ((key,) if key else ANSWER_KEYS) if name in value]
-        parts = [((name,), value[name]) for name in (*names[:1], "messages") if name in value]
+        parts: list[tuple[Place, Any]] = [((name,), value[name]) for name in (*names[:1], "messages") if name in value]
     else:
         parts = [((), value)]
     found = [slot for path, part in parts for slot in _beside_tools(path, part, question)]
@@ -240,11 +231,11 @@ def _part_with(part: Any, before: str, text: str, findings: dict[str, Json]) -> 
     if text == before:
         return part.model_copy(update={"response_metadata": {**part.response_metadata, METADATA_KEY: findings}})
     # Requests for tools stay beside a text that is left out; what is no text and no request may repeat the answer.
-    changed = _blanked(part, text, findings)
+    changed = blanked(part, text, findings)
     return changed if asks_for_tools(part) else changed.model_copy(update=_no_calls(part))
 
 
-def _blanked(message: BaseMessage, text: str, findings: dict[str, Json] | None = None) -> BaseMessage:
+def blanked(message: BaseMessage, text: str, findings: dict[str, Json] | None = None) -> BaseMessage:
     """Return a message with another text and nothing that says what the old one was."""
     kept = {key: value for key, value in message.response_metadata.items() if key in HARMLESS_METADATA}
     metadata = kept if findings is None else {**kept, METADATA_KEY: findings}
@@ -257,78 +248,3 @@ def _blanked(message: BaseMessage, text: str, findings: dict[str, Json] | None =
 def _no_calls(message: BaseMessage) -> dict[str, Any]:
     names = ("tool_calls", "invalid_tool_calls", "tool_call_chunks")
     return {name: [] for name in names if name in type(message).model_fields}
-
-
-# --- copies of a withheld answer ----------------------------------------------------------------------------------------
-
-
-def without_copies(value: Any, withheld: Withheld | None, kept: Iterable[Place] = ()) -> tuple[Any, list[str]]:
-    """Return a value without the texts that repeat a withheld answer, and the names of the places left out.
-
-    Documents keep their text, and messages up to the one that asks the question stay as they are.
-
-    Args:
-        value: what the chain gave; it is not changed.
-        withheld: what the caller must not get; with `None` the value itself is returned.
-        kept: where the judged answers are: these are replaced, not searched.
-    """
-    if withheld is None:
-        return value, []
-    cleaner = Cleaner(withheld, _own_types, [*kept, (METADATA_KEY,)])
-    return cleaner.clean(value), cleaner.left_out
-
-
-def cleaned_messages(messages: Sequence[Any], cleaner: Cleaner, place: Place = ()) -> list[Any]:
-    """Return messages without copies of a withheld answer: those after the question, or all where it is not there."""
-    first = messages_start(messages, cleaner.withheld.question) + 1
-    return [m if i < first else cleaner.clean(m, (*place, i)) for i, m in enumerate(messages)]
-
-
-def cleaner_for(withheld: Withheld) -> Cleaner:
-    """Return what cleans LangChain's values."""
-    return Cleaner(withheld, _own_types)
-
-
-def _own_types(cleaner: Cleaner, value: Any, place: Place) -> Any:
-    if isinstance(value, list | tuple) and any(isinstance(part, BaseMessage) for part in value):
-        history = bool(place) and place[-1] in HISTORY_KEYS
-        parts = list(value) if history else cleaned_messages(value, cleaner, place)
-        changed = any(part is not before for part, before in zip(parts, value, strict=True))
-        return (parts if isinstance(value, list) else tuple(parts)) if changed else value
-    if isinstance(value, BaseMessage):
-        return _message(cleaner, value, place)
-    if isinstance(value, Document):
-        metadata = cleaner.mapping(value.metadata, (*place, "metadata"), of_passage=True)
-        return value if metadata is value.metadata else value.model_copy(update={"metadata": metadata})
-    if isinstance(value, BaseModel) and type(value).__module__.partition(".")[0].startswith("lang"):
-        changes = cleaner.fields({name: getattr(value, name) for name in type(value).model_fields}, place)
-        return value.model_copy(update=changes) if changes else value
-    return UNKNOWN
-
-
-def _message(cleaner: Cleaner, message: BaseMessage, place: Place) -> BaseMessage:
-    """Return a message without copies; where its text goes, so does all that may say what it was."""
-    by_tool = isinstance(message, ToolMessage)
-    texts = [str(message.text), *_texts_in(message.content)]
-    if any(cleaner.withheld.holds(text, passage=by_tool) for text in texts):
-        text = cleaner.text(texts[0], (*place, "content"), passage=by_tool)
-        cleaner.note((*place, "content"))
-        message = _blanked(message, "" if asks_for_tools(message) else LEFT_OUT if text == texts[0] else text)
-    changes: dict[str, Any] = {}
-    for name in _BESIDE_CONTENT & set(type(message).model_fields):
-        before = getattr(message, name)
-        after = cleaner.clean(before, (*place, name), passage=by_tool and name == "artifact")
-        if after is not before:
-            changes[name] = after
-    for name in {"tool_calls", "invalid_tool_calls", "tool_call_chunks"} & set(changes):
-        empty: Any = {} if name == "tool_calls" else ""
-        changes[name] = [{**call, "args": empty if call["args"] is None else call["args"]} for call in changes[name]]
-    return message.model_copy(update=changes) if changes else message
-
-
-def _texts_in(content: Any) -> list[str]:
-    """Return the texts of a message's blocks, with those of its reasoning."""
-    if isinstance(content, str):
-        return [content]
-    parts = content.values() if isinstance(content, Mapping) else content if isinstance(content, list) else ()
-    return [text for part in parts for text in _texts_in(part)]

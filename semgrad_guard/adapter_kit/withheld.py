@@ -11,6 +11,7 @@ passage takes no passage away.
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 import unicodedata
@@ -39,7 +40,7 @@ RUN = 8
 SNIPPET = 8
 """Words from which a text that is part of a passage counts as quoted from it."""
 CHANCE = 24
-"""An answer of small words alone (`no`, `it is not`) is part of many texts by chance; only shorter ones hold it then."""
+"""An answer of small words alone (`no`, `it is not`) is part of longer texts by chance; these do not hold it."""
 MAX_DEPTH = 24
 """Levels of a value that are walked; what lies deeper is left out where it repeats the answer."""
 MAX_LEVELS, MAX_PARTS = 6, 10_000
@@ -53,8 +54,10 @@ _SENTENCE_END = re.compile(r"(?<=[.!?;:])\s+|(?<=[\u3002\uff01\uff1f])|\n+")
 _NUMBER = re.compile(r"\s*[-+]?\d+(\.\d+)?\s*\Z", re.ASCII)
 _FENCE = re.compile(r"^\s*```\w*\s*|\s*```\s*$")
 _SMALL_WORDS = frozenset(
-    "a an and are as at be but by can did do does for from had has have he i if in is it its my no not of on or she so "
-    "that the their them there they this to was we were will with yes you your true false".split()
+    _WORD.findall(
+        "a an and are as at be but by can did do does for from had has have he i if in is it its my no not of on or "
+        "she so that the their them there they this to was we were will with yes you your true false"
+    )
 )
 
 
@@ -103,7 +106,7 @@ class Withheld:
         self._asked = asked
         before = {words_of(text) for text in (question or "", *passages, *prompts)}
         self._prompts = sorted(before, key=len, reverse=True)
-        # A text from before that is part of an answer would hide the answer's copies: only its own place tells them apart.
+        # A text from before that is part of an answer would hide the answer's copies: only places tell these apart.
         self._known = [text for text in self._prompts if _n(text) and not any(text in a for a in self._answers)]
 
     def holds(self, text: str, *, passage: bool = False) -> bool:
@@ -132,10 +135,12 @@ class Withheld:
         return value in self._numbers
 
     def _holds(self, words: str, *, passage: bool) -> bool:
-        if not _n(words) or words in self._known or (passage and any(words in text for text in self._prompts)):
+        if not _n(words) or words in self._known or (passage and words in self._prompts):
             return False
         if words in self._equal:
             return True
+        if passage and any(words in text for text in self._prompts):
+            return False
         if _n(words) >= SENTENCE and words not in self._asked and any(words.rstrip() in a for a in self._answers):
             return True
         rest = words
@@ -246,7 +251,7 @@ class KeyNames:
     """Keys of mappings whose texts say what they are."""
 
     questions: frozenset[str] = frozenset({"question", "input", "query"})
-    """The user's question; it stays as it is."""
+    """The user's question, at the first level of a value; it stays as it is."""
     passages: frozenset[str] = frozenset(
         {"context", "contexts", "documents", "docs", "passages", "source_documents", "sources", "chunks"}
     )
@@ -284,7 +289,7 @@ class Cleaner:
 
     @property
     def left_out(self) -> list[str]:
-        """Names of the places whose text was left out, in order; a name that holds the answer itself is left out too."""
+        """Names of the places whose text was left out, in order; names that hold the answer are left out too."""
         return list(self._places)
 
     def note(self, place: Place) -> None:
@@ -336,7 +341,7 @@ class Cleaner:
         changed: dict[Any, Any] = {}
         for key, part in value.items():
             at = (*place, key if isinstance(key, int) else str(key))
-            is_kept = key in KEY_NAMES.questions or (of_passage and key in KEY_NAMES.origins)
+            is_kept = key in (KEY_NAMES.origins if of_passage else () if place else KEY_NAMES.questions)
             if is_kept and isinstance(part, str):
                 changed[key] = part
                 continue
@@ -370,15 +375,19 @@ class Cleaner:
 
     def _sequence(self, value: Any, place: Place, *, passage: bool) -> Any:
         parts = [self.clean(part, (*place, index), passage=passage) for index, part in enumerate(value)]
-        if all(isinstance(part, str) for part in parts) and parts == list(value) and len(parts) > 1:
-            if not passage and any(self.withheld.holds(between.join(parts)) for between in ("", " ")):
-                self.note(place)  # the answer in pieces, such as its tokens
-                parts = [""] * len(parts)
+        if not passage and self._in_pieces(parts) and parts == list(value):
+            self.note(place)
+            parts = [""] * len(parts)
         if len(parts) == len(value) and all(part is before for part, before in zip(parts, value, strict=True)):
             return value
         if hasattr(value, "_fields"):  # a named tuple
             return type(value)(*parts)
         return type(value)(parts)
+
+    def _in_pieces(self, parts: Sequence[Any]) -> bool:
+        """Return whether texts put together repeat the answer, as its tokens do."""
+        texts = [part for part in parts if isinstance(part, str)]
+        return 1 < len(texts) == len(parts) and any(self.withheld.holds(between.join(texts)) for between in ("", " "))
 
     def _object(self, value: Any) -> Any:
         """Return the value itself, which is no text, mapping or list, with its fields cleaned."""
@@ -386,7 +395,7 @@ class Cleaner:
         changed = self.fields(own, ())
         if not changed:
             return value
-        copied = value.model_copy() if hasattr(value, "model_copy") else _copy(value)
+        copied = value.model_copy() if hasattr(value, "model_copy") else copy.copy(value)
         for name, part in changed.items():
             object.__setattr__(copied, name, part)
         return copied
@@ -414,16 +423,10 @@ def _like(value: Mapping[Any, Any], parts: dict[Any, Any]) -> Any:
     """Return a mapping of the same kind with other entries."""
     if type(value) is dict or not isinstance(value, dict):
         return parts
-    copied = _copy(value)
+    copied = copy.copy(value)
     copied.clear()
     copied.update(parts)
     return copied
-
-
-def _copy(value: Any) -> Any:
-    import copy
-
-    return copy.copy(value)
 
 
 def _attributes(value: Any) -> dict[str, Any]:
@@ -462,5 +465,5 @@ def _printed(value: object) -> Iterator[str]:
     for printing in (str, repr):
         try:
             yield printing(value)
-        except Exception:  # noqa: BLE001, S112, PERF203 - an object that cannot print itself shows nothing
+        except Exception:  # noqa: BLE001, S112 - an object that cannot print itself shows nothing
             continue

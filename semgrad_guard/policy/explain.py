@@ -15,7 +15,6 @@ from semgrad_guard.policy.steps import FallbackModelStep
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from semgrad_guard.flow import BesideToolCalls
     from semgrad_guard.policy.conditions import Match, When
     from semgrad_guard.policy.model import AcceptTarget, Override, Policy
     from semgrad_guard.policy.steps import EscalationStep
@@ -175,12 +174,7 @@ def _override(override: Override, place: str, abstain: str) -> list[str]:
         lines += _escalation(override.escalate, f"{place}.escalate")
     if override.otherwise:
         lines.append(f"If no step is left, {_otherwise(override.otherwise, abstain)} [{place}.otherwise]")
-    if override.on_error:
-        lines.append(f"If the guard itself fails, {_ON_ERROR[override.on_error]}. [{place}.on_error]")
-    if override.on_uncalibrated:
-        lines.append(f"Without a confidence, {_ON_UNCALIBRATED[override.on_uncalibrated]}. [{place}.on_uncalibrated]")
-    if override.beside_tool_calls:
-        lines.append(_beside_tool_calls(override.beside_tool_calls, f"{place}.beside_tool_calls"))
+    lines += _failures(override, f"{place}.")
     if override.messages:
         lines.append(f"Other words for {listed(sorted(override.messages.model_fields_set))}. [{place}.messages]")
     return [lines[0], *(f"  {line}" for line in lines[1:])]
@@ -196,16 +190,18 @@ def _budget(policy: Policy) -> list[str]:
     return [f"Retries and fallbacks stop after {listed(limits, 'or')}; review and the last step still happen. [budget]"]
 
 
-def _failures(policy: Policy) -> list[str]:
-    return [
-        f"If the guard itself fails, {_ON_ERROR[policy.on_error]}. [on_error]",
-        f"Without a confidence (no profile fits), {_ON_UNCALIBRATED[policy.on_uncalibrated]}. [on_uncalibrated]",
-        _beside_tool_calls(policy.beside_tool_calls, "beside_tool_calls"),
-    ]
-
-
-def _beside_tool_calls(handling: BesideToolCalls, rule: str) -> str:
-    return f"Text that comes with requests for tools {_BESIDE_TOOL_CALLS[handling]}. [{rule}]"
+def _failures(section: Policy | Override, place: str = "") -> list[str]:
+    """Return what happens to answers that were not judged, and to texts that are none; what is not set is left out."""
+    lines: list[str] = []
+    if section.on_error:
+        lines.append(f"If the guard itself fails, {_ON_ERROR[section.on_error]}. [{place}on_error]")
+    if section.on_uncalibrated:
+        without = "Without a confidence" if place else "Without a confidence (no profile fits)"
+        lines.append(f"{without}, {_ON_UNCALIBRATED[section.on_uncalibrated]}. [{place}on_uncalibrated]")
+    if section.beside_tool_calls:
+        does = _BESIDE_TOOL_CALLS[section.beside_tool_calls]
+        lines.append(f"Text that comes with requests for tools {does}. [{place}beside_tool_calls]")
+    return lines
 
 
 def _places(policy: Policy) -> list[str]:

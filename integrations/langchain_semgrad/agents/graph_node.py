@@ -76,7 +76,7 @@ class SemGradNode(Runnable[Any, Any]):
         review: `"interrupt"`, `"queue"` or `"both"`, as for `SemGradMiddleware`; `None` interrupts where the graph has
             a checkpointer.
         reduced_keys: keys of the state, beside its messages, whose reducer adds to what is there, as `operator.add`
-            does. Where such a part repeats a withheld answer it is overwritten; a part without a reducer needs no entry.
+            does: where such a part repeats a withheld answer it is overwritten.
 
     Example:
         >>> node = SemGradNode(policy="policy.yaml")  # doctest: +SKIP

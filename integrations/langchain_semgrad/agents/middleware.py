@@ -234,10 +234,11 @@ class SemGradMiddleware(AgentMiddleware[SemGradState, Any, Any]):
         )
         if not outcomes:
             return response
-        state = earlier = _earlier(request)
+        before: dict[str, Any] = dict(request.state)
+        state = before
         for outcome in outcomes:
-            state, _ = cleaned_state(state, outcome, "messages")
-        changed, update = ModelResponse(treated, response.structured_response), state_update(earlier, state)
+            state, _ = cleaned_state(state, outcome, "messages", answered=False)
+        changed, update = ModelResponse(treated, response.structured_response), state_update(before, state)
         return ExtendedModelResponse(changed, Command(update=update)) if update else changed
 
     # --- a person -----------------------------------------------------------------------------------------------------
@@ -279,26 +280,20 @@ def _searching(attempts: AgentAttempts, search: Search) -> ExtendedModelResponse
     return ExtendedModelResponse(ModelResponse([empty]), Command(update={"semgrad_search": kept}))
 
 
-def _earlier(request: ModelRequest[Any]) -> dict[str, Any]:
-    """Return the agent's state before the model's answer, with a place for it behind the messages."""
-    state: dict[str, Any] = dict(request.state)
-    return {**state, "messages": [*state.get("messages", ()), AIMessage("")]}
-
-
 def _settled(attempts: AgentAttempts, outcome: Outcome, *, held: bool) -> ExtendedModelResponse[Any]:
     """Return the response of the chosen attempt with the outcome's text in it, and what the state must know."""
     response = attempts.responses[outcome.exchange.id]
     message, same = answer_in(response) or AIMessage(""), outcome.text == outcome.exchange.answer
-    earlier = _earlier(attempts.request)
-    cleaned, left_out = cleaned_state(earlier, outcome, "messages")
-    findings, before = findings_with_run(outcome, left_out), text_of(message) or ""
-    changed = with_answer(message, Slot((), before, message), before if same else outcome.text, findings)
+    before: dict[str, Any] = dict(attempts.request.state)
+    cleaned, left_out = cleaned_state(before, outcome, "messages", answered=False)
+    findings, written = findings_with_run(outcome, left_out), text_of(message) or ""
+    changed = with_answer(message, Slot((), written, message), written if same else outcome.text, findings)
     update: dict[str, Any] = {} if same else {"tool_calls": [], "invalid_tool_calls": []}
     changed = changed.model_copy(update={**update, "id": changed.id or str(uuid4())})
     result = [changed if part is message else part for part in response.result] if same else [changed]
     command: Command[Any] = Command(
         update={
-            **state_update(earlier, cleaned),
+            **state_update(before, cleaned),
             METADATA_KEY: findings,
             "semgrad_held": held_answer(outcome, str(changed.id)) if held else None,
             "semgrad_search": None,

@@ -10,28 +10,34 @@ from langgraph.types import Overwrite
 
 from langchain_semgrad.agents.search import final_answer
 from langchain_semgrad.convert import text_of
+from langchain_semgrad.copies import cleaned_messages, cleaner_for
 from langchain_semgrad.judging import findings_with_run
-from langchain_semgrad.values import METADATA_KEY, Slot, cleaned_messages, cleaner_for, texts_beside_tools, with_message
+from langchain_semgrad.values import METADATA_KEY, Slot, texts_beside_tools, with_message
 from semgrad_guard.adapter_kit import judge_beside_tools, withheld_by
 
 if TYPE_CHECKING:
     import threading
     from collections.abc import Collection, Mapping, Sequence
 
+    from typing_extensions import TypeIs
+
     from langchain_semgrad.exchanges import OwnModel
     from semgrad_guard.flow import Outcome
     from semgrad_guard.guard import Guard
 
 
-def cleaned_state(state: Mapping[str, Any], outcome: Outcome, answer_key: str) -> tuple[dict[str, Any], list[str]]:
+def cleaned_state(
+    state: Mapping[str, Any], outcome: Outcome, answer_key: str, *, answered: bool = True
+) -> tuple[dict[str, Any], list[str]]:
     """Return a graph's state without what repeats an answer that the caller does not get, and the places' names.
 
-    The answer itself, the last message or the text under `answer_key`, is not looked at.
+    The answer itself is not looked at.
 
     Args:
         state: the graph's state.
         outcome: how the question ended.
         answer_key: key of the state that holds the answer.
+        answered: whether the answer is there already: the last message, or the text.
     """
     withheld, changed = withheld_by(outcome), dict(state)
     if withheld is None:
@@ -41,8 +47,10 @@ def cleaned_state(state: Mapping[str, Any], outcome: Outcome, answer_key: str) -
     changed |= cleaner.mapping(others, ())
     messages = state.get(answer_key)
     if isinstance(messages, list | tuple):
-        earlier, last = messages[:-1], messages[-1:]
-        changed[answer_key] = [*cleaned_messages(earlier, cleaner, (answer_key,)), *last]
+        earlier, last = (messages[:-1], messages[-1:]) if answered else (messages, ())
+        cleaned = [*cleaned_messages(earlier, cleaner, (answer_key,)), *last]
+        if any(new is not old for new, old in zip(cleaned, messages, strict=True)):
+            changed[answer_key] = cleaned
     return changed, cleaner.left_out
 
 
@@ -59,7 +67,7 @@ def state_update(before: Mapping[str, Any], after: Mapping[str, Any], reduced: C
     update: dict[str, Any] = {}
     for key, part in after.items():
         old = before.get(key)
-        if _is_conversation(old) and isinstance(part, list | tuple) and len(part) == len(old):
+        if _is_conversation(old) and _is_conversation(part):
             if changed := [new for was, new in zip(old, part, strict=True) if new is not was]:
                 update[key] = changed
         elif part is not old:
@@ -67,12 +75,12 @@ def state_update(before: Mapping[str, Any], after: Mapping[str, Any], reduced: C
     return update
 
 
-def _is_conversation(part: Any) -> bool:
-    messages = isinstance(part, list | tuple) and bool(part)
-    return messages and all(isinstance(m, BaseMessage) and m.id for m in part)
+def _is_conversation(part: Any) -> TypeIs[Sequence[BaseMessage]]:
+    """Return whether this is a list of messages that have ids."""
+    return isinstance(part, list | tuple) and bool(part) and all(isinstance(m, BaseMessage) and m.id for m in part)
 
 
-def treated_beside_tools(  # noqa: PLR0913 - what a text is judged with
+def treated_beside_tools(
     messages: Sequence[BaseMessage],
     before: Sequence[BaseMessage],
     guard: Guard,
