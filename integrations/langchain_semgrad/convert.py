@@ -117,19 +117,28 @@ def documents_in(value: object) -> list[Document]:
 
 def result_text(result: LLMResult) -> tuple[str, bool]:
     """Return what a model call wrote, and whether it asked for tools; the calls are then part of the text."""
-    first: Generation | None = next((g for candidates in result.generations for g in candidates), None)
-    if first is None:
-        return "", False
-    if isinstance(first, ChatGeneration):
-        wants_tools = asks_for_tools(first.message)
-        return to_message(first.message).content if wants_tools else text_of(first.message) or "", wants_tools
-    return first.text, False
+    message = result_message(result)
+    if message is not None:
+        wants_tools = asks_for_tools(message)
+        return to_message(message).content if wants_tools else text_of(message) or "", wants_tools
+    first = _first_of(result)
+    return first.text if first is not None else "", False
+
+
+def result_message(result: LLMResult) -> BaseMessage | None:
+    """Return the message of a model call; `None` from a model that writes plain text."""
+    first = _first_of(result)
+    return first.message if isinstance(first, ChatGeneration) else None
+
+
+def _first_of(result: LLMResult) -> Generation | None:
+    return next((g for candidates in result.generations for g in candidates), None)
 
 
 def result_score(result: LLMResult) -> Score | None:
     """Return the score that a single-pass model took while it wrote; `None` from any other model."""
-    first: Generation | None = next((g for candidates in result.generations for g in candidates), None)
-    score = first.message.response_metadata.get(SCORE_KEY) if isinstance(first, ChatGeneration) else None
+    message = result_message(result)
+    score = message.response_metadata.get(SCORE_KEY) if message is not None else None
     try:
         return score_from_fields(score) if score else None
     except WireError:  # another model's metadata under our key: it is scored from outside

@@ -321,7 +321,7 @@ class Cleaner:
 
     def fields(self, values: Mapping[str, Any], place: Place) -> dict[str, Any]:
         """Return the cleaned ones of an object's fields that changed."""
-        cleaned = {name: self.clean(value, (*place, name)) for name, value in values.items()}
+        cleaned = {name: self._entry(name, value, place) for name, value in values.items()}
         return {name: value for name, value in cleaned.items() if value is not values[name]}
 
     def mapping(
@@ -340,20 +340,23 @@ class Cleaner:
             return None
         changed: dict[Any, Any] = {}
         for key, part in value.items():
-            at = (*place, key if isinstance(key, int) else str(key))
-            is_kept = key in (KEY_NAMES.origins if of_passage else () if place else KEY_NAMES.questions)
-            if is_kept and isinstance(part, str):
-                changed[key] = part
-                continue
-            is_passage = passage or of_passage or key in KEY_NAMES.passages
-            changed[self._key(key, at, changed)] = self.clean(part, at, passage=is_passage)
+            cleaned = self._entry(key, part, place, passage=passage, of_passage=of_passage)
+            changed[self._key(key, place, changed)] = cleaned
         return value if _same(changed, value) else _like(value, changed)
+
+    def _entry(self, key: Any, part: Any, place: Place, *, passage: bool = False, of_passage: bool = False) -> Any:
+        """Return one part of a mapping or an object, cleaned as its name says."""
+        is_kept = key in (KEY_NAMES.origins if of_passage else () if place else KEY_NAMES.questions)
+        if is_kept and isinstance(part, str):
+            return part
+        at = (*place, key if isinstance(key, int) else str(key))
+        return self.clean(part, at, passage=passage or of_passage or key in KEY_NAMES.passages)
 
     def _key(self, key: Any, place: Place, used: Mapping[Any, Any]) -> Any:
         """Return a key; of data, not of the program's own first level, it may be the answer itself."""
-        if not isinstance(key, str) or len(place) == 1 or not self.withheld.holds(key):
+        if not isinstance(key, str) or not place or not self.withheld.holds(key):
             return key
-        self.note(place)
+        self.note((*place, key))
         names = (LEFT_OUT if number == 1 else f"{LEFT_OUT} {number}" for number in range(1, len(used) + 2))
         return next(name for name in names if name not in used)
 
