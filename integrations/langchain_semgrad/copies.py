@@ -73,7 +73,8 @@ def _message(cleaner: Cleaner, message: BaseMessage, place: Place) -> BaseMessag
     """Return a message without copies; where its text goes, so does all that may say what it was."""
     by_tool = isinstance(message, ToolMessage)
     texts = [str(message.text), *_texts_in(message.content)]
-    if any(cleaner.withheld.holds(text, passage=by_tool) for text in texts):
+    is_kept = cleaner.keeps((*place, "content"))
+    if not is_kept and any(cleaner.withheld.holds(text, passage=by_tool) for text in texts):
         text = cleaner.text(texts[0], (*place, "content"), passage=by_tool)
         cleaner.note((*place, "content"))
         message = blanked(message, "" if asks_for_tools(message) else LEFT_OUT if text == texts[0] else text)

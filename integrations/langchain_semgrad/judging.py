@@ -165,7 +165,7 @@ def _given(
     for candidate, outcome in zip(judged.candidates, outcomes, strict=True):
         if outcome.withheld and (returns.on_withheld == "raise" or candidate.slot is None):
             return held_back(outcome)
-    answers = [candidate.slot.path for candidate in judged.candidates if candidate.slot is not None]
+    answers = [candidate.slot.text_path for candidate in judged.candidates if candidate.slot is not None]
     question = outcomes[0].exchange.question if outcomes else None
     value = _without_texts_beside(guard, judged, answers, question, returns, cancel)
     for candidate, outcome in zip(judged.candidates, outcomes, strict=True):
@@ -205,7 +205,7 @@ def _without_texts_beside(
     """Return a value whose texts beside requests for tools are treated as the policy says."""
     value = judged.value
     for slot, outcome in _beside_tools(guard, judged, question, returns, cancel):
-        value, left_out = without_copies(value, withheld_by(outcome), [*answers, slot.path])
+        value, left_out = without_copies(value, withheld_by(outcome), [*answers, slot.text_path])
         text = slot.text if outcome.text == outcome.exchange.answer else outcome.text
         value = with_message(value, slot, text, findings_with_run(outcome, left_out))
     return value

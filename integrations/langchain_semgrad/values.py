@@ -99,6 +99,11 @@ class Slot:
     message: BaseMessage | None = None
 
     @property
+    def text_path(self) -> Place:
+        """Keys that lead to the text alone: what else a message holds is not part of it."""
+        return self.path if self.message is None else (*self.path, "content")
+
+    @property
     def name(self) -> str:
         """Name of the answer among several."""
         return ".".join(map(str, self.path)) or "answer"

@@ -275,7 +275,7 @@ class GuardedChatEngine(BaseChatEngine):
         written: list[ChatMessage] = list(getattr(reply.native, "_semgrad_written", ()))
         for index, message in enumerate(written):
             if asks_for_tools(message) and (message.content or "").strip():
-                beside = run.beside_tools(message.content or "", calls)
+                beside = run.beside_tools(message.content or "", reply, calls)
                 if not judge_beside_tools(self.guard, beside, cancel).text:
                     written[index] = without_text(message)
         return finished_turn(cleaned_turn(outcome, written), run.question, outcome.text)

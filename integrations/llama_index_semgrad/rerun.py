@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MethodType
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -251,9 +251,9 @@ class EngineRun:
         chosen = self.reply_to(outcome.exchange)  # there is none for an answer model of the caller's own
         return outcome, chosen or Reply(Response(outcome.exchange.answer), outcome.exchange.answer)
 
-    def beside_tools(self, text: str, calls: Sequence[LlmCall]) -> Candidate:
-        """Return a text that stood beside a request for tools as something to judge."""
-        return self._candidate(Reply(None, text), calls)
+    def beside_tools(self, text: str, reply: Reply, calls: Sequence[LlmCall]) -> Candidate:
+        """Return a text that stood beside a request for tools, on the way to a reply, as something to judge."""
+        return self._candidate(replace(reply, text=text), calls)
 
     def reply_to(self, exchange: Exchange) -> Reply | None:
         """Return the response of an attempt; `None` for one that LlamaIndex did not make."""

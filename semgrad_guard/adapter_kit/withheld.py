@@ -208,11 +208,15 @@ def withheld_by(outcome: Outcome) -> Withheld | None:
     if not any(answer.strip() for answer in missing):
         return None
     exchanges = [*(attempt.exchange for attempt in outcome.attempts), outcome.exchange]
+    prompts = {text for exchange in exchanges for text in _read(exchange)}
+    # What an adapter took for a passage may have been changed since; what the model read was there before the answer.
+    read = "".join(map(words_of, prompts))
+    passages = {text for exchange in exchanges for p in exchange.passages for text in (p.text, p.source or "")}
     return Withheld(
         missing,
         question=outcome.exchange.question,
-        passages={text for exchange in exchanges for p in exchange.passages for text in (p.text, p.source or "")},
-        prompts={text for exchange in exchanges for text in _read(exchange)},
+        passages={text for text in passages if not read.strip() or words_of(text) in read},
+        prompts=prompts,
         instead=outcome.text,
     )
 
@@ -292,6 +296,10 @@ class Cleaner:
         """Names of the places whose text was left out, in order; names that hold the answer are left out too."""
         return list(self._places)
 
+    def keeps(self, place: Place) -> bool:
+        """Return whether a place is left alone."""
+        return place in self._kept
+
     def note(self, place: Place) -> None:
         """Count a place as left out."""
         names = (str(part) for part in place)
@@ -305,7 +313,7 @@ class Cleaner:
             place: where it is.
             passage: whether its place says that it is a passage.
         """
-        if place in self._kept or value is None or isinstance(value, bool | type | FunctionType | ModuleType):
+        if self.keeps(place) or value is None or isinstance(value, bool | type | FunctionType | ModuleType):
             return value
         if len(place) > MAX_DEPTH:
             return self._opaque(value, place, passage=passage)
@@ -378,7 +386,7 @@ class Cleaner:
 
     def _sequence(self, value: Any, place: Place, *, passage: bool) -> Any:
         parts = [self.clean(part, (*place, index), passage=passage) for index, part in enumerate(value)]
-        if not passage and self._in_pieces(parts) and parts == list(value):
+        if self._in_pieces(parts, passage=passage) and parts == list(value):
             self.note(place)
             parts = [""] * len(parts)
         if len(parts) == len(value) and all(part is before for part, before in zip(parts, value, strict=True)):
@@ -387,10 +395,11 @@ class Cleaner:
             return type(value)(*parts)
         return type(value)(parts)
 
-    def _in_pieces(self, parts: Sequence[Any]) -> bool:
-        """Return whether texts put together repeat the answer, as its tokens do."""
+    def _in_pieces(self, parts: Sequence[Any], *, passage: bool) -> bool:
+        """Return whether texts put together repeat the answer, as its tokens do; for passages, whether they are it."""
         texts = [part for part in parts if isinstance(part, str)]
-        return 1 < len(texts) == len(parts) and any(self.withheld.holds(between.join(texts)) for between in ("", " "))
+        check = self.withheld.is_copy if passage else self.withheld.holds
+        return 1 < len(texts) == len(parts) and any(check(between.join(texts)) for between in ("", " "))
 
     def _object(self, value: Any) -> Any:
         """Return the value itself, which is no text, mapping or list, with its fields cleaned."""
