@@ -227,6 +227,17 @@ def check_on_error(driver: Driver, *, asynchronous: bool) -> None:
                 _require([item.answer for item in case.queue.items] == [DOUBTFUL], f"{what}: the queue got no answer")
 
 
+def check_small_answers(driver: Driver, *, asynchronous: bool) -> None:
+    """An answer of one small word, or of a sign, is an answer: it is judged, and given where the policy allows it."""
+    for answer in ("No", "0", "Yes.", "It is not.", "A", "?"):
+        case = Case(model=Writer([answer]), scorer=AnswerScorer({answer: 0.1}))
+        reply = _reply(driver, case, asynchronous=asynchronous)
+        judged = [exchange.answer for exchange in case.scorer.seen]
+        _require(judged == [answer], "small answers: it was not judged, or something else was", answer, judged)
+        _require(reply.text == answer, "small answers: it was not given", answer, reply.text)
+        _found(reply, "small answers", status="answered", confidence=0.9)
+
+
 def check_fallback(driver: Driver, *, asynchronous: bool) -> None:
     """A fallback's better answer takes the place of a doubtful one; a fallback that raises is skipped and recorded."""
     policy, what = {"escalate": [{"fallback_model": FALLBACK}]}, "fallback"
@@ -360,6 +371,7 @@ _CHECKS: tuple[tuple[Callable[..., None], AbstractSet[str]], ...] = (
     (check_nothing_leaks, frozenset()),
     (check_passages_stay, frozenset()),
     (check_no_copies, frozenset({"copies"})),
+    (check_small_answers, frozenset()),
     (check_on_error, frozenset()),
     (check_time_limit, frozenset()),
     (check_confidence, frozenset()),

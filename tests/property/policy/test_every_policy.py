@@ -88,6 +88,7 @@ endings: dict[str, st.SearchStrategy[Any]] = {
     "otherwise": st.sampled_from(["abstain", "answer_with_warning"]),
     "on_error": st.sampled_from(["abstain", "human_review", "answer_with_warning"]),
     "on_uncalibrated": st.sampled_from(["warn", "abstain", "error"]),
+    "beside_tool_calls": st.sampled_from(["judge", "blank", "pass"]),
 }
 matches = st.fixed_dictionaries({"tags": tags}, optional={"metadata": metadata}) | st.fixed_dictionaries(
     {"metadata": metadata}

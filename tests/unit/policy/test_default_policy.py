@@ -19,6 +19,7 @@ def test_it_retries_then_asks_a_person_then_abstains() -> None:
     assert [rung.name for rung in policy.escalate] == [Action.RETRY_RETRIEVAL, Action.HUMAN_REVIEW]
     assert policy.escalate[0].spec.to_flow("") == RetryRetrieval(top_k=8)
     assert (policy.otherwise, policy.on_error, policy.on_uncalibrated) == ("abstain", "abstain", "warn")
+    assert policy.beside_tool_calls == "judge"
 
 
 def test_it_gives_no_reason_for_a_note() -> None:
