@@ -85,6 +85,14 @@ async def test_in_every_way_to_call_a_chain() -> None:
     assert [message.tool_calls[0]["name"] for message in given] == ["search"] * 3
 
 
+def test_an_annotated_stream_ends_with_its_findings() -> None:
+    """The text has passed; the record and the last chunk say what the policy thinks of it."""
+    guard = guard_with()
+    *_, last = (PROMPT | says(ASKING) | SemGradGuard(guard=guard, stream="annotate")).stream(QUESTION)
+    assert last.response_metadata["semgrad"]["beside_tool_calls"] == "judge"
+    assert records_of(guard) == [("judge", "abstained")]
+
+
 def test_a_conversation_is_treated_message_by_message() -> None:
     """A chain around an agent gives all its messages."""
     guard = guard_with()
