@@ -289,9 +289,10 @@ class SemGradGuard(_GuardRunnable):
 
     The value keeps its type: a message comes out as a message with `response_metadata["semgrad"]`, a text as a text, a
     mapping as a mapping with the answer replaced and `semgrad` added. A message that asks for tools is no answer and
-    passes; text beside the request is treated as the policy's `beside_tool_calls` says. Where an answer is held back, other
-    parts of the value that repeat it are left out, and the finding `left_out` names them. An object without text of its own (a parsed one) is judged by the text that the model wrote, and
-    `LowConfidenceError` is raised where it must be held back.
+    passes; text beside the request is treated as the policy's `beside_tool_calls` says. Where an answer is held back,
+    other parts of the value that repeat it are left out, and the finding `left_out` names them. An object without text
+    of its own (a parsed one) is judged by the text that the model wrote, and `LowConfidenceError` is raised where it
+    must be held back.
 
     Args:
         llm: the chain's model, when it is local: its own weights score its answers.
