@@ -21,6 +21,7 @@ from semgrad_guard.adapter_kit.candidates import (
     run_guard,
     with_call,
 )
+from semgrad_guard.adapter_kit.cleaner import UNKNOWN, Cleaner, Place
 from semgrad_guard.adapter_kit.findings import (
     LEFT_OUT,
     findings,
@@ -33,7 +34,7 @@ from semgrad_guard.adapter_kit.observe import BackgroundJudge, judge_beside_tool
 from semgrad_guard.adapter_kit.options import GuardOptions, check_option
 from semgrad_guard.adapter_kit.pipeline import GuardedPipeline, OnWithheld, Pipeline
 from semgrad_guard.adapter_kit.single_pass import AnswerSettings, ScoredAnswer, SinglePass
-from semgrad_guard.adapter_kit.withheld import UNKNOWN, Cleaner, Place, Withheld, turn_start, withheld_by
+from semgrad_guard.adapter_kit.withheld import Withheld, turn_start, withheld_by
 
 __all__ = [
     "LEFT_OUT",

@@ -11,10 +11,11 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Generic, Literal, Protocol
 
 from semgrad_guard.adapter_kit.candidates import Attempts, Candidate, Value, candidate_of, run_guard
+from semgrad_guard.adapter_kit.cleaner import Cleaner
 from semgrad_guard.adapter_kit.findings import findings, held_back
 from semgrad_guard.adapter_kit.observe import recording_faults
 from semgrad_guard.adapter_kit.options import check_option
-from semgrad_guard.adapter_kit.withheld import Cleaner, withheld_by
+from semgrad_guard.adapter_kit.withheld import withheld_by
 from semgrad_guard.errors import ScoringError
 from semgrad_guard.flow import Exchange
 from semgrad_guard.guard import in_thread
