@@ -460,6 +460,10 @@ class Ruling:
     at: datetime
 
 
+BesideToolCalls = Literal["judge", "blank", "pass"]
+"""What happens to text beside a request for tools: it is judged like an answer, left out, or passes unjudged."""
+
+
 # --- Record -----------------------------------------------------------------------------------------------------------
 
 
@@ -488,3 +492,5 @@ class Record:
     """Id of an earlier record, in a record of the verdict that a person gave later; it has no attempts."""
     ruling: Ruling | None = None
     """The person's verdict, in a record that follows another."""
+    beside_tool_calls: BesideToolCalls | None = None
+    """What happened to it, in the record of a text that is no answer but stood beside a request for tools."""

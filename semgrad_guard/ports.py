@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from semgrad_guard.errors import ScoringError
     from semgrad_guard.flow import (
         Attempt,
+        BesideToolCalls,
         Confidence,
         Decision,
         Exchange,
@@ -113,6 +114,15 @@ class Decider(Protocol):
         Raises:
             UncalibratedError: there is no confidence and the policy says that this is an error.
         """
+        ...
+
+
+@runtime_checkable
+class RulesBesideTools(Protocol):
+    """A decider that says what happens to text beside a request for tools; any other has it judged."""
+
+    def beside_tool_calls(self, exchange: Exchange) -> tuple[BesideToolCalls, str]:
+        """Return what happens to such a text, and the rule that says so."""
         ...
 
 

@@ -11,7 +11,7 @@ from langchain_core.callbacks import BaseCallbackHandler
 from typing_extensions import override
 
 from langchain_semgrad.capture import STORE, llm_run
-from langchain_semgrad.convert import result_score, result_text
+from langchain_semgrad.convert import asks_for_tools, result_message, result_score, result_text, text_of
 from langchain_semgrad.exchanges import about_run, exchange_of
 from langchain_semgrad.guard import build_guard
 from semgrad_guard.adapter_kit import BackgroundJudge, Candidate, GuardOptions, observe
@@ -51,7 +51,7 @@ class SemGradCallbackHandler(BaseCallbackHandler):
     """Judges the answer of every model call and logs a record of it; the answers themselves are never touched.
 
     The record says what the policy would have done; nothing is retried, handed over or held back, and failures are
-    logged. Requests for tools are no answers and are left out.
+    logged. Requests for tools are no answers; text beside one is judged as well, and its record says so.
 
     Args:
         llm: the chain's model, when it is local: its own weights score its answers.
@@ -141,6 +141,8 @@ class SemGradCallbackHandler(BaseCallbackHandler):
         if call is None:
             return
         try:
+            message = result_message(response)
+            beside_tools = asks_for_tools(message)
             exchange = self._exchange(call, response, is_root=parent_run_id is None)
         except Exception:  # noqa: BLE001 - an observer must never be noticed
             _log.exception("could not observe an answer")
@@ -148,9 +150,9 @@ class SemGradCallbackHandler(BaseCallbackHandler):
         if exchange is None:
             return
         if self._background is None:
-            self._judge(exchange)
+            self._judge(exchange, beside_tools=beside_tools)
         else:
-            self._background.put(lambda: self._judge(exchange))
+            self._background.put(lambda: self._judge(exchange, beside_tools=beside_tools))
 
     def _started(self, run: LlmRun, tags: list[str] | None, metadata: Mapping[str, Any] | None) -> None:
         self._calls[run.id] = _Call(run, tuple(tags or ()), metadata or {})
@@ -158,8 +160,9 @@ class SemGradCallbackHandler(BaseCallbackHandler):
             self._calls.popitem(last=False)
 
     def _exchange(self, call: _Call, response: LLMResult, *, is_root: bool) -> Exchange | None:
-        text, asks_for_tools = result_text(response)
-        if asks_for_tools:
+        message = result_message(response)
+        text = (text_of(message) or "") if asks_for_tools(message) else result_text(response)[0]
+        if asks_for_tools(message) and not text.strip():
             return None
         call.run.text, call.run.score = text, result_score(response)
         captured = STORE.around(call.run.id)
@@ -171,10 +174,10 @@ class SemGradCallbackHandler(BaseCallbackHandler):
         )
         return replace(exchange, **about_run(call.run, traced_run(call.run.id, is_root), call.tags, call.metadata))
 
-    def _judge(self, exchange: Exchange) -> None:
+    def _judge(self, exchange: Exchange, *, beside_tools: bool) -> None:
         """Judge an answer and log what the policy would have done."""
         try:
-            record = observe(self._guard, Candidate(exchange), is_marked=False).record
+            record = observe(self._guard, Candidate(exchange), is_marked=False, beside_tools=beside_tools).record
             self.records.append(record)
             if self._on_record is not None:
                 self._on_record(record)

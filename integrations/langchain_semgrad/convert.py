@@ -55,7 +55,7 @@ def to_message(message: BaseMessage) -> Message:
     """Return one message as the guard's; calls of tools are part of the text, as a model's template shows them."""
     role = message.role if isinstance(message, ChatMessage) else _role(message)
     calls = message.tool_calls if isinstance(message, AIMessage) else []
-    text = str(message.text)
+    text = text_of(message) or ""
     if calls:
         shown = [json.dumps({"name": c["name"], "arguments": c["args"]}, default=str) for c in calls]
         text = "\n".join([text, *shown]).strip()
@@ -149,19 +149,28 @@ def fields_of(value: object) -> Mapping[str, object]:
 
 def result_text(result: LLMResult) -> tuple[str, bool]:
     """Return what a model call wrote, and whether it asked for tools; the calls are then part of the text."""
-    first: Generation | None = next((g for candidates in result.generations for g in candidates), None)
-    if first is None:
-        return "", False
-    if isinstance(first, ChatGeneration):
-        wants_tools = asks_for_tools(first.message)
-        return to_message(first.message).content if wants_tools else str(first.message.text), wants_tools
-    return first.text, False
+    message = result_message(result)
+    if message is not None:
+        wants_tools = asks_for_tools(message)
+        return to_message(message).content if wants_tools else text_of(message) or "", wants_tools
+    first = _first_of(result)
+    return first.text if first is not None else "", False
+
+
+def result_message(result: LLMResult) -> BaseMessage | None:
+    """Return the message of a model call; `None` from a model that writes plain text."""
+    first = _first_of(result)
+    return first.message if isinstance(first, ChatGeneration) else None
+
+
+def _first_of(result: LLMResult) -> Generation | None:
+    return next((g for candidates in result.generations for g in candidates), None)
 
 
 def result_score(result: LLMResult) -> Score | None:
     """Return the score that a single-pass model took while it wrote; `None` from any other model."""
-    first: Generation | None = next((g for candidates in result.generations for g in candidates), None)
-    score = first.message.response_metadata.get(SCORE_KEY) if isinstance(first, ChatGeneration) else None
+    message = result_message(result)
+    score = message.response_metadata.get(SCORE_KEY) if message is not None else None
     try:
         return score_from_fields(score) if score else None
     except WireError:  # another model's metadata under our key: it is scored from outside
@@ -169,15 +178,26 @@ def result_score(result: LLMResult) -> Score | None:
 
 
 def asks_for_tools(message: object) -> bool:
-    """Tell whether a message is a request to run tools rather than an answer."""
-    return isinstance(message, AIMessage) and bool(message.tool_calls or message.invalid_tool_calls)
+    """Tell whether a message is a request to run tools rather than an answer.
+
+    A request that cannot be read (`invalid_tool_calls`) runs no tool, so the message that holds it is an answer.
+    """
+    return isinstance(message, AIMessage) and bool(message.tool_calls)
 
 
 def text_of(value: object) -> str | None:
-    """Return the text of a string, a message or a model's result; `None` for anything else."""
+    """Return the text of a string or a message; `None` for anything else.
+
+    A message without text whose request for a tool cannot be read says what that request says.
+    """
     if isinstance(value, str):
         return value
-    return str(value.text) if isinstance(value, BaseMessage) else None
+    if not isinstance(value, BaseMessage):
+        return None
+    text = str(value.text)
+    if text.strip() or not isinstance(value, AIMessage):
+        return text
+    return "\n".join(str(call["args"]) for call in value.invalid_tool_calls if call["args"]) or text
 
 
 def question_in(inputs: object, key: str | None = None) -> str | None:

@@ -154,10 +154,11 @@ class CallContext:
 def candidates_in(value: Any, context: CallContext) -> tuple[ChainCandidate, ...]:
     """Return the answers in a value, each as an exchange with the prompt, question and passages that it came from."""
     slots = find_answers(value, lambda text: STORE.wrote_text(context.run_id, text), context.key)
-    return tuple(_candidate_or_error(value, slot, context) for slot in slots or (None,))
+    return tuple(candidate_at(value, slot, context) for slot in slots or (None,))
 
 
-def _candidate_or_error(value: Any, slot: Slot | None, context: CallContext) -> ChainCandidate:
+def candidate_at(value: Any, slot: Slot | None, context: CallContext) -> ChainCandidate:
+    """Return the text in one place of a value as an exchange, or why it cannot be judged."""
     try:
         return _candidate(value, slot, context)
     except Exception as error:  # noqa: BLE001 - an answer that cannot be read takes `on_error`, it does not break the chain

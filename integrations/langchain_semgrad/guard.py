@@ -236,10 +236,11 @@ class _GuardRunnable(Runnable[Any, Any]):
 
     def _chain_value(self, call: _Call, caller: Caller | None) -> ChainValue:
         """Return a value with the answers in it; without a caller, the question cannot be answered again."""
+        context = self._context(call)
         if waits_for_tools(call.value, self._returns.answer_key):
-            return ChainValue(call.value, ())
+            return ChainValue(call.value, (), manager=call.manager, context=context)
         attempts = self._attempts(call, caller) if caller is not None else None
-        return ChainValue(call.value, candidates_in(call.value, self._context(call)), attempts, call.manager)
+        return ChainValue(call.value, candidates_in(call.value, context), attempts, call.manager, context)
 
 
 class GuardedChain(_GuardRunnable):
@@ -297,8 +298,10 @@ class SemGradGuard(_GuardRunnable):
 
     The value keeps its type: a message comes out as a message with `response_metadata["semgrad"]`, a text as a text, a
     mapping as a mapping with the answer replaced and `semgrad` added. A message that asks for tools is no answer and
-    passes untouched. An object without text of its own (a parsed one) is judged by the text that the model wrote, and
-    `LowConfidenceError` is raised where it must be held back.
+    passes; text beside the request is treated as the policy's `beside_tool_calls` says. Where an answer is held back,
+    other parts of the value that repeat it are left out, and the finding `left_out` names them. An object without text
+    of its own (a parsed one) is judged by the text that the model wrote, and `LowConfidenceError` is raised where it
+    must be held back.
 
     Args:
         llm: the chain's model, when it is local: its own weights score its answers.

@@ -7,14 +7,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from langchain_core.messages import AIMessage, BaseMessage
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
 from pydantic import BaseModel
 from typing_extensions import override
 
 from langchain_semgrad.convert import asks_for_tools, text_of
-from semgrad_guard.adapter_kit import shown_decision
+from semgrad_guard.adapter_kit import shown_decision, turn_start
 
 if TYPE_CHECKING:
+    from semgrad_guard.adapter_kit import Place
     from semgrad_guard.flow import Attempt, Decision, Json, Outcome, ReviewId, Status
 
 
@@ -82,7 +83,9 @@ ANSWER_KEYS = ("answer", "output", "result", "response")
 """Keys under which an answer is looked for in a mapping or a pydantic object, in this order."""
 METADATA_KEY = "semgrad"
 """Where the guard's findings are put: in a message's `response_metadata`, or beside the answer in a mapping."""
-HARMLESS_METADATA = frozenset({"model_name", "model_provider", "model", "finish_reason", "created", "service_tier"})
+HARMLESS_METADATA = frozenset(
+    {"model_name", "model_provider", "model", "finish_reason", "created", "service_tier", METADATA_KEY}
+)
 """What stays of a withheld message's `response_metadata`: anything else (log-probabilities, …) may hold its words."""
 
 
@@ -99,6 +102,11 @@ class Slot:
     def is_field(self) -> bool:
         """Whether it is the text of a field, which programs read, rather than a message or the whole value."""
         return self.message is None and bool(self.path)
+
+    @property
+    def text_path(self) -> Place:
+        """Keys that lead to the text alone: what else a message holds is not part of it."""
+        return self.path if self.message is None else (*self.path, "content")
 
     @property
     def name(self) -> str:
@@ -161,10 +169,42 @@ def waits_for_tools(value: Any, key: str | None = None) -> bool:
     return asks_for_tools(value)
 
 
+def texts_beside_tools(value: Any, question: str | None, key: str | None = None) -> tuple[Slot, ...]:
+    """Return the texts that stand beside requests for tools, in a message or in those since the question.
+
+    A message that a guard has treated already is left out.
+
+    Args:
+        value: what the chain gave.
+        question: the question, which tells where its messages begin.
+        key: the answer's key in a mapping.
+    """
+    if isinstance(value, Mapping):
+        names = [name for name in ((key,) if key else ANSWER_KEYS) if name in value]
+        parts: list[tuple[Place, Any]] = [((name,), value[name]) for name in (*names[:1], "messages") if name in value]
+    else:
+        parts = [((), value)]
+    found = [slot for path, part in parts for slot in _beside_tools(path, part, question)]
+    return tuple({slot.path: slot for slot in found}.values())
+
+
+def _beside_tools(path: Place, part: Any, question: str | None) -> list[Slot]:
+    if isinstance(part, list | tuple):
+        first = messages_start(part, question) + 1
+        return [slot for i, one in enumerate(part) if i >= first for slot in _beside_tools((*path, i), one, question)]
+    if not asks_for_tools(part) or "beside_tool_calls" in part.response_metadata.get(METADATA_KEY, {}):
+        return []
+    text = text_of(part) or ""
+    return [Slot(path, text, part)] if text.strip() else []
+
+
+def messages_start(messages: Sequence[Any], question: str | None) -> int:
+    """Return the index of the message that asks the question; -1 where there is none."""
+    return turn_start([(isinstance(m, HumanMessage), text_of(m) or "") for m in messages], question)
+
+
 def with_answer(value: Any, slot: Slot, text: str, findings: dict[str, Json], name: str | None = None) -> Any:
     """Return a value of the same type with a text in the answer's place and the guard's findings beside it.
-
-    Where the text changed, other places of a mapping that repeat the old one are changed too.
 
     Args:
         value: what the chain gave; it is not changed.
@@ -174,34 +214,47 @@ def with_answer(value: Any, slot: Slot, text: str, findings: dict[str, Json], na
         name: the answer's name, when the value holds several.
     """
     if isinstance(value, Mapping):
-        return _mapping_with(value, slot, text, findings, name)
+        changed = with_message(value, slot, text, findings)
+        changed[METADATA_KEY] = {**(value.get(METADATA_KEY) or {}), name: findings} if name else findings
+        return changed
+    return with_message(value, slot, text, findings)
+
+
+def with_message(value: Any, slot: Slot, text: str, findings: dict[str, Json]) -> Any:
+    """Same as `with_answer`, but a mapping itself gets no findings: only the message does, where the slot is one."""
     if not slot.path:
         return _part_with(value, slot.text, text, findings)
     first, rest = slot.path[0], Slot(slot.path[1:], slot.text, slot.message)
+    if isinstance(value, Mapping):
+        changed: Any = copy.copy(value) if isinstance(value, dict) else dict(value)
+        changed[first] = with_message(value[first], rest, text, findings)
+        return changed
     if isinstance(value, BaseModel):
-        return value.model_copy(update={str(first): with_answer(getattr(value, str(first)), rest, text, findings)})
-    changed = [with_answer(part, rest, text, findings) if i == first else part for i, part in enumerate(value)]
-    return changed if isinstance(value, list) else tuple(changed)
-
-
-def _mapping_with(value: Mapping[Any, Any], slot: Slot, text: str, findings: dict[str, Json], name: str | None) -> Any:
-    changed: Any = copy.copy(value) if isinstance(value, dict) else dict(value)
-    rest = Slot(slot.path[1:], slot.text, slot.message)
-    changed[slot.path[0]] = with_answer(value[slot.path[0]], rest, text, findings)
-    if text != slot.text:
-        for key, part in value.items():
-            if key != slot.path[0] and slot.text.strip() and (text_of(part) or "").strip() == slot.text.strip():
-                changed[key] = _part_with(part, slot.text, text, findings)
-    changed[METADATA_KEY] = {**(value.get(METADATA_KEY) or {}), name: findings} if name else findings
-    return changed
+        return value.model_copy(update={str(first): with_message(getattr(value, str(first)), rest, text, findings)})
+    parts = [with_message(part, rest, text, findings) if i == first else part for i, part in enumerate(value)]
+    return parts if isinstance(value, list) else tuple(parts)
 
 
 def _part_with(part: Any, before: str, text: str, findings: dict[str, Json]) -> Any:
     if not isinstance(part, BaseMessage):
         return part if text == before else text
-    kept = dict(part.response_metadata)
     if text == before:
-        return part.model_copy(update={"response_metadata": {**kept, METADATA_KEY: findings}})
-    kept = {key: value for key, value in kept.items() if key in HARMLESS_METADATA}
-    metadata = {**kept, METADATA_KEY: findings}
-    return part.model_copy(update={"content": text, "additional_kwargs": {}, "response_metadata": metadata})
+        return part.model_copy(update={"response_metadata": {**part.response_metadata, METADATA_KEY: findings}})
+    # Requests for tools stay beside a text that is left out; what is no text and no request may repeat the answer.
+    changed = blanked(part, text, findings)
+    return changed if asks_for_tools(part) else changed.model_copy(update=_no_calls(part))
+
+
+def blanked(message: BaseMessage, text: str, findings: dict[str, Json] | None = None) -> BaseMessage:
+    """Return a message with another text and nothing that says what the old one was."""
+    kept = {key: value for key, value in message.response_metadata.items() if key in HARMLESS_METADATA}
+    metadata = kept if findings is None else {**kept, METADATA_KEY: findings}
+    calls = _no_calls(message)
+    if asks_for_tools(message):
+        calls.pop("tool_calls", None)
+    return message.model_copy(update={"content": text, "additional_kwargs": {}, "response_metadata": metadata, **calls})
+
+
+def _no_calls(message: BaseMessage) -> dict[str, Any]:
+    names = ("tool_calls", "invalid_tool_calls", "tool_call_chunks")
+    return {name: [] for name in names if name in type(message).model_fields}

@@ -12,7 +12,8 @@ from llama_index.core.memory import BaseMemory
 from pydantic import Field, PrivateAttr
 from typing_extensions import override
 
-from llama_index_semgrad.convert import METADATA_KEY
+from llama_index_semgrad.convert import METADATA_KEY, asks_for_tools
+from llama_index_semgrad.copies import cleaned_beside, cleaned_turn, without_text
 from llama_index_semgrad.rerun import EngineRun, RerunTools, with_memory
 from llama_index_semgrad.responses import Reply, mark
 from llama_index_semgrad.responses import read as read_response
@@ -26,16 +27,18 @@ from llama_index_semgrad.streams import (
     passes,
 )
 from llama_index_semgrad.watcher import capturing
-from semgrad_guard.adapter_kit import findings, recording_faults
+from semgrad_guard.adapter_kit import findings, judge_beside_tools, recording_faults
 from semgrad_guard.errors import NotGuardableError
 from semgrad_guard.guard import in_thread
 
 if TYPE_CHECKING:
+    import threading
     from collections.abc import AsyncGenerator, Callable, Generator, Sequence
     from typing import Self
 
     from llama_index.core.tools import ToolOutput
 
+    from llama_index_semgrad.convert import LlmCall
     from llama_index_semgrad.streams import GuardedStreamingChatResponse, StreamMode
     from semgrad_guard.flow import Outcome
     from semgrad_guard.guard import Guard
@@ -137,7 +140,8 @@ def finished_turn(written: Sequence[ChatMessage], question: str, text: str) -> l
     answers = [message for message in written if message.role is MessageRole.ASSISTANT]
     if answers and (answers[-1].content or "").strip() == text.strip():
         return list(written)
-    others = [message for message in written if message.role is not MessageRole.ASSISTANT]
+    # A request for tools stays: without it, what the tools said would follow nothing.
+    others = [m for m in written if m.role is not MessageRole.ASSISTANT or asks_for_tools(m)]
     user_turn = others or [ChatMessage(role=MessageRole.USER, content=question)]
     return [*user_turn, ChatMessage(role=MessageRole.ASSISTANT, content=text)]
 
@@ -196,7 +200,7 @@ class GuardedChatEngine(BaseChatEngine):
         with recording_faults(self.guard, message), capturing() as calls:
             reply = asker.ask(self._engine)
         outcome, reply = run.outcome(self.guard, reply, calls)
-        self._memory.put_messages(_turn_of(reply, message, outcome.text))
+        self._memory.put_messages(self._turn(run, reply, calls, outcome))
         return _chat_response(reply, outcome)
 
     @override
@@ -208,7 +212,7 @@ class GuardedChatEngine(BaseChatEngine):
         with recording_faults(self.guard, message), capturing() as calls:
             reply = reply_of(await with_memory(self._engine, draft).achat(message), draft)
         outcome, reply = await in_thread(run.outcome, self.guard, reply, calls)
-        await self._memory.aput_messages(_turn_of(reply, message, outcome.text))
+        await self._memory.aput_messages(await in_thread(self._turn, run, reply, calls, outcome))
         return _chat_response(reply, outcome)
 
     @override
@@ -262,6 +266,23 @@ class GuardedChatEngine(BaseChatEngine):
         response.achat_stream = stream()
         return response
 
+    def _turn(
+        self,
+        run: EngineRun,
+        reply: Reply,
+        calls: Sequence[LlmCall],
+        outcome: Outcome,
+        cancel: threading.Event | None = None,
+    ) -> list[ChatMessage]:
+        """Return the messages of a turn for the conversation, without what the caller did not get."""
+        written: list[ChatMessage] = list(getattr(reply.native, "_semgrad_written", ()))
+        for index, message in enumerate(written):
+            if asks_for_tools(message) and (message.content or "").strip():
+                beside = run.beside_tools(message.content or "", reply, calls)
+                if not judge_beside_tools(self.guard, beside, cancel).text:
+                    written[index] = without_text(message)
+        return finished_turn(cleaned_turn(outcome, written), run.question, outcome.text)
+
     @override
     def reset(self) -> None:
         self._engine.reset()
@@ -283,16 +304,13 @@ def _memory_of(engine: BaseChatEngine) -> BaseMemory:
     return memory
 
 
-def _turn_of(reply: Reply, message: str, text: str) -> list[ChatMessage]:
-    return finished_turn(getattr(reply.native, "_semgrad_written", ()), message, text)
-
-
 def _chat_response(reply: Reply, outcome: Outcome) -> AgentChatResponse:
     """Return the response that the caller gets; sources are left out where they may repeat a withheld answer."""
     native = reply.native
-    metadata = {**(getattr(native, "metadata", None) or {}), METADATA_KEY: findings(outcome)}
+    metadata, nodes, left_out = cleaned_beside(outcome, getattr(native, "metadata", None), reply.nodes)
+    metadata[METADATA_KEY] = findings(outcome, left_out=left_out)
     given = outcome.text == outcome.exchange.answer and not outcome.withheld
     sources: list[ToolOutput] = list(getattr(native, "sources", None) or ()) if given else []
     response = AgentChatResponse(response=outcome.text, sources=sources, metadata=metadata)
-    response.source_nodes = reply.nodes
+    response.source_nodes = nodes
     return mark(response)

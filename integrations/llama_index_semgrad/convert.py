@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -151,9 +152,9 @@ def call_of(event: LLMChatEndEvent | LLMCompletionEndEvent, llm: object | None) 
     chat = event.response
     return LlmCall(
         prompt=flow_messages(event.messages),
-        text=chat.message.content or "",
+        text=said_text(chat.message),
         llm=llm,
-        asked_for_tools=_asks_for_tools(chat.message),
+        asked_for_tools=asks_for_tools(chat.message),
         rendered=_rendered(llm, event.messages),
         raw=chat.raw,
         extra={**chat.message.additional_kwargs, **chat.additional_kwargs},
@@ -181,10 +182,43 @@ def weights_of(source: object) -> object | None:
     return inner if hasattr(inner, "generate") else (source if hasattr(source, "generate") else None)
 
 
-def _asks_for_tools(message: ChatMessage) -> bool:
-    """Return whether a model's message asks for tools; older integrations say so in `additional_kwargs` alone."""
-    in_blocks = any(isinstance(block, ToolCallBlock) for block in message.blocks)
-    return in_blocks or bool(message.additional_kwargs.get("tool_calls"))
+def asks_for_tools(message: ChatMessage) -> bool:
+    """Return whether a model's message asks for tools; older integrations say so in `additional_kwargs` alone.
+
+    A request whose arguments cannot be read runs no tool, so a message that holds no other is an answer.
+    """
+    return any(_is_readable(arguments) for arguments in _arguments(message))
+
+
+def said_text(message: ChatMessage) -> str:
+    """Return the text of a message; one without text says what its unreadable requests for tools say."""
+    text = message.content or ""
+    if text.strip():
+        return text
+    return "\n".join(str(arguments) for arguments in _arguments(message) if not _is_readable(arguments)) or text
+
+
+def _arguments(message: ChatMessage) -> list[Any]:
+    """Return the arguments of each request for a tool."""
+    in_blocks = [block.tool_kwargs for block in message.blocks if isinstance(block, ToolCallBlock)]
+    return in_blocks or [_arguments_of(call) for call in message.additional_kwargs.get("tool_calls") or ()]
+
+
+def _arguments_of(call: Any) -> Any:
+    """Return the arguments of a request in a provider's own form: a mapping, or an object of its client."""
+    for _ in range(2):  # the function of the call, and its arguments
+        inner = call.get("function") if isinstance(call, Mapping) else getattr(call, "function", None)
+        call = call if inner is None else inner
+    return call.get("arguments") if isinstance(call, Mapping) else getattr(call, "arguments", None)
+
+
+def _is_readable(arguments: Any) -> bool:
+    if not isinstance(arguments, str) or not arguments.strip():
+        return True
+    try:
+        return isinstance(json.loads(arguments), dict)
+    except ValueError:
+        return False
 
 
 def _rendered(llm: object, messages: Sequence[Any]) -> str | None:

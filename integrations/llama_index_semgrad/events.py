@@ -213,7 +213,7 @@ def _failed(response: object) -> bool:
 
 def _response_text(response: object) -> str:
     if isinstance(response, PydanticResponse):
-        return response.response.model_dump_json() if response.response else ""
+        return "" if response.response is None else response.response.model_dump_json()
     if isinstance(response, Response | AgentChatResponse | StreamingAgentChatResponse):
         return response.response or ""
     return str(response)
@@ -231,7 +231,8 @@ def _wrote_stream(call: LlmCall, question: _OpenQuestion) -> bool:
 class SemGradEventHandler(BaseEventHandler):
     """Judges every answer of the query engines, chat engines and LLMs in this process, and logs a record of each.
 
-    The policy's decision is logged, not carried out. Errors while judging are logged and never reach the engine.
+    The policy's decision is logged, not carried out. A bare LLM's text beside a request for tools is no answer: it is
+    judged as well, and its record says so. Errors while judging are logged and never reach the engine.
 
     Example:
         >>> from llama_index.core.instrumentation import get_dispatcher
@@ -287,11 +288,14 @@ class SemGradEventHandler(BaseEventHandler):
             return
         try:
             context = EngineContext(event.question or "", weights=self._weights)
+            beside_tools = event.reply.native is None and all(call.asked_for_tools for call in event.calls)
+            if beside_tools and not event.answer.strip():
+                return
             candidate = engine_candidate(event.reply, event.calls, context)
             if self._background is None:
-                self._judge(candidate)
+                self._judge(candidate, beside_tools=beside_tools)
             else:
-                self._background.put(partial(self._judge, candidate))
+                self._background.put(partial(self._judge, candidate, beside_tools=beside_tools))
         except Exception:  # noqa: BLE001 - the dispatcher would swallow it unseen
             _log.exception("an answer could not be observed")
 
@@ -304,7 +308,7 @@ class SemGradEventHandler(BaseEventHandler):
         """Wait until every answer so far is judged; the background thread ends then."""
         self.flush()
 
-    def _judge(self, candidate: Candidate) -> None:
-        outcome = observe(self._guard, candidate)
+    def _judge(self, candidate: Candidate, *, beside_tools: bool) -> None:
+        outcome = observe(self._guard, candidate, beside_tools=beside_tools)
         if self._on_outcome is not None:
             self._on_outcome(outcome)

@@ -252,6 +252,10 @@ class EngineRun:
         chosen = self.reply_to(outcome.exchange)  # there is none for an answer model of the caller's own
         return outcome, chosen or Reply(Response(outcome.exchange.answer), outcome.exchange.answer)
 
+    def beside_tools(self, text: str, reply: Reply, calls: Sequence[LlmCall]) -> Candidate:
+        """Return a text that stood beside a request for tools, on the way to a reply, as something to judge."""
+        return self._candidate(replace(reply, text=text), calls)
+
     def reply_to(self, exchange: Exchange) -> Reply | None:
         """Return the response of an attempt; `None` for one that LlamaIndex did not make."""
         return self._attempts.values.get(exchange.id)

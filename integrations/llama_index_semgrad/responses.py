@@ -15,6 +15,7 @@ from llama_index.core.base.response.schema import (
 from pydantic import BaseModel, ValidationError
 
 from llama_index_semgrad.convert import METADATA_KEY
+from llama_index_semgrad.copies import cleaned_beside
 from semgrad_guard.adapter_kit import findings, held_back, no_place, text_for
 from semgrad_guard.errors import NotGuardableError
 
@@ -55,7 +56,7 @@ def read(native: object) -> Reply:
     if isinstance(native, Response):
         return Reply(native, native.response or "")
     if isinstance(native, PydanticResponse):
-        return Reply(native, native.response.model_dump_json() if native.response else "")
+        return Reply(native, "" if native.response is None else native.response.model_dump_json())
     if isinstance(native, StreamingResponse):
         if native.response_txt is not None:
             return Reply(native, native.response_txt)
@@ -90,8 +91,8 @@ def guarded(like: RESPONSE_TYPE, reply: Reply, outcome: Outcome) -> RESPONSE_TYP
         outcome: what the guard decided.
     """
     native = reply.native
-    nodes = reply.nodes
-    metadata = {**(native.metadata or {}), METADATA_KEY: findings(outcome)}
+    metadata, nodes, left_out = cleaned_beside(outcome, native.metadata, reply.nodes)
+    metadata[METADATA_KEY] = findings(outcome, left_out=left_out)
     if isinstance(like, PydanticResponse):
         return mark(PydanticResponse(_object(like, native, outcome), nodes, metadata))
     unchanged = not outcome.withheld and outcome.text == outcome.exchange.answer

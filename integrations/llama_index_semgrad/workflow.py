@@ -133,6 +133,7 @@ class ReviewWorkflow(Workflow):
         if ev.review_id != findings["review_id"]:
             _log.warning("a verdict on %s was ignored: %s waits", ev.review_id, findings["review_id"])
             return None
+        await ctx.store.set(_PENDING, {METADATA_KEY: {**findings, "review_id": None}})  # a stored run keeps no answer
         texts = {"approved": pending["answer"], "edited": ev.text, "rejected": pending["refusal"]}
         status = Status.ABSTAINED if ev.verdict == "rejected" else Status.REVIEWED
         changes = {"status": str(status), "withheld": ev.verdict == "rejected", "verdict": ev.verdict}

@@ -2,6 +2,8 @@
 
 - `GuardedPipeline` guards anything that can be asked, by the five functions of `Pipeline`.
 - `GuardOptions` are the options of every entry point; `findings` is what callers read of an outcome.
+- `Cleaner` takes copies of a withheld answer (`withheld_by`) out of the value that comes out beside it.
+- `judge_beside_tools` treats text beside a request for tools as the policy says.
 - `check_means` says when a guard is built which step of its policy lacks something.
 - `match_call` finds the model call that wrote an answer; `Candidate` is an answer to judge.
 - `answering` states question and passages, where they cannot be found.
@@ -21,7 +23,9 @@ from semgrad_guard.adapter_kit.candidates import (
     run_guard,
     with_call,
 )
+from semgrad_guard.adapter_kit.cleaner import UNKNOWN, Cleaner, Place
 from semgrad_guard.adapter_kit.findings import (
+    LEFT_OUT,
     findings,
     held_back,
     no_place,
@@ -31,35 +35,42 @@ from semgrad_guard.adapter_kit.findings import (
     without_answers,
 )
 from semgrad_guard.adapter_kit.means import Means, check_means
-from semgrad_guard.adapter_kit.observe import BackgroundJudge, observe, recording_faults
+from semgrad_guard.adapter_kit.observe import BackgroundJudge, judge_beside_tools, observe, recording_faults
 from semgrad_guard.adapter_kit.options import GuardOptions, check_option
 from semgrad_guard.adapter_kit.pipeline import GuardedPipeline, OnWithheld, Pipeline
 from semgrad_guard.adapter_kit.single_pass import AnswerSettings, ScoredAnswer, SinglePass
 from semgrad_guard.adapter_kit.stated import NOTHING_STATED, Answering, Stated, answering, stated_here
+from semgrad_guard.adapter_kit.withheld import Withheld, turn_start, withheld_by
 
 __all__ = [
+    "LEFT_OUT",
     "NOTHING_STATED",
+    "UNKNOWN",
     "Answer",
     "AnswerSettings",
     "Answering",
     "Attempts",
     "BackgroundJudge",
     "Candidate",
+    "Cleaner",
     "GuardOptions",
     "GuardedPipeline",
     "Means",
     "ModelCall",
     "OnWithheld",
     "Pipeline",
+    "Place",
     "ScoredAnswer",
     "SinglePass",
     "Stated",
+    "Withheld",
     "answering",
     "candidate_of",
     "check_means",
     "check_option",
     "findings",
     "held_back",
+    "judge_beside_tools",
     "match_call",
     "next_exchange",
     "no_place",
@@ -70,6 +81,8 @@ __all__ = [
     "shown_error",
     "stated_here",
     "text_for",
+    "turn_start",
     "with_call",
+    "withheld_by",
     "without_answers",
 ]

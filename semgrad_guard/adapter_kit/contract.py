@@ -6,9 +6,11 @@ the driver's abilities allow; each raises `AssertionError` with what went wrong.
     >>> for check in checks_for(MyDriver()):  # doctest: +SKIP
     ...     check()
 
-What is checked: no text of a withheld answer reaches the caller or a log without texts; the policy's `on_error` decides
-about an answer that cannot be judged; fallbacks and retries are carried out; cancelling ends the scoring and the
-question; the time limit holds; an answer has the same confidence as in every other adapter; requests for tools pass.
+What is checked: no text of a withheld answer reaches the caller or a log without texts, copies beside the answer
+included, while question and passages stay; text beside requests for tools is treated as the policy says; the policy's
+`on_error` decides about an answer that cannot be judged; fallbacks and retries are carried out; cancelling ends the
+scoring and the question; the time limit holds; an answer has the same confidence as in every other adapter; requests
+for tools pass.
 """
 
 from __future__ import annotations
@@ -27,9 +29,12 @@ from typing_extensions import override
 from semgrad_guard.adapter_kit.contract_case import (
     ABSTAIN,
     ALSO_DOUBTFUL,
+    BROKEN_ARGUMENTS,
+    BROKEN_REQUEST,
     DOUBTFUL,
     FALLBACK,
     GOOD,
+    LONG,
     PENDING,
     QUESTION,
     TOOL,
@@ -43,6 +48,7 @@ from semgrad_guard.adapter_kit.contract_case import (
     ListSink,
     Reply,
     Writer,
+    copies_of,
     doubt,
     reachable,
 )
@@ -57,6 +63,8 @@ if TYPE_CHECKING:
     from semgrad_guard.flow import Record
 
 __all__ = [
+    "BROKEN_ARGUMENTS",
+    "BROKEN_REQUEST",
     "FALLBACK",
     "TOOL",
     "TOOL_REQUEST",
@@ -67,6 +75,7 @@ __all__ = [
     "Reply",
     "Writer",
     "checks_for",
+    "copies_of",
     "reachable",
 ]
 
@@ -123,6 +132,34 @@ def check_nothing_leaks(driver: Driver, *, asynchronous: bool) -> None:
             _require(word not in logged, f"{what}: a word of a withheld answer is in the log", word)
 
 
+def check_no_copies(driver: Driver, *, asynchronous: bool) -> None:
+    """Copies of a withheld answer beside it are left out, and the findings name their places."""
+    for answer in (DOUBTFUL, LONG):
+        case = Case(model=Writer([answer]), scorer=AnswerScorer({answer: 0.9}), copies=True)
+        reply = _shown(driver, case, "copies", asynchronous=asynchronous)
+        readable = f"{reply.text}\n{json.dumps(reply.findings, default=repr)}\n{reply.everything}".casefold()
+        for word in answer.replace(".", "").casefold().split():
+            _require(word not in readable, "copies: the caller can read a word of a withheld answer", word)
+        left_out = reply.findings.get("left_out") if reply.findings is not None else ["unknown"]
+        _require(left_out, "copies: the findings name no place that was left out")
+        given = replace(case, scorer=AnswerScorer({answer: 0.1}), model=Writer([answer]), sink=ListSink())
+        reply = _reply(driver, given, asynchronous=asynchronous)
+        _require(answer in reply.everything, "copies: an answer that was given is left out")
+        _found(reply, "copies of an answer that was given", left_out=[])
+
+
+def check_passages_stay(driver: Driver, *, asynchronous: bool) -> None:
+    """A withheld answer that is a word of the question and of passages takes neither away."""
+    answer = "Radium"
+    policy: dict[str, object] = {"accept": 0.7}
+    given = Case(model=Writer([answer]), scorer=AnswerScorer({answer: 0.1}), policy=policy)
+    before = _reply(driver, given, asynchronous=asynchronous).everything
+    held = replace(given, model=Writer([answer]), scorer=AnswerScorer({answer: 0.9}), sink=ListSink())
+    after = _shown(driver, held, "passages", asynchronous=asynchronous).everything
+    for text in (QUESTION, *(passage.text for passage in given.scorer.seen[0].passages)):
+        _require(text in after or text not in before, "passages: a withheld answer took a text from before away", text)
+
+
 def _shown(driver: Driver, case: Case, what: str, *, asynchronous: bool) -> Reply:
     reply = _reply(driver, case, asynchronous=asynchronous)
     _require(reply.text in {ABSTAIN, PENDING}, f"{what}: the answer was not withheld", reply.text)
@@ -172,7 +209,7 @@ def check_on_error(driver: Driver, *, asynchronous: bool) -> None:
     texts = {
         "abstain": (ABSTAIN, "abstained"),
         "human_review": (PENDING, "pending"),
-        "answer_with_warning": (f"{UNCHECKED}\n\n{DOUBTFUL}", "warned"),
+        "answer_with_warning": (DOUBTFUL if "field" in driver.abilities else f"{UNCHECKED}\n\n{DOUBTFUL}", "warned"),
     }
     for on_error, (text, status) in texts.items():
         for error in (RuntimeError("the device is gone"), EmptyAnswerError()):
@@ -188,6 +225,17 @@ def check_on_error(driver: Driver, *, asynchronous: bool) -> None:
             _require(type(error).__name__ in types, f"{what}: the record does not name the error", types)
             if on_error == "human_review" and "queue" in driver.abilities:
                 _require([item.answer for item in case.queue.items] == [DOUBTFUL], f"{what}: the queue got no answer")
+
+
+def check_small_answers(driver: Driver, *, asynchronous: bool) -> None:
+    """An answer of one small word, or of a sign, is an answer: it is judged, and given where the policy allows it."""
+    for answer in ("No", "0", "Yes.", "It is not.", "A", "?"):
+        case = Case(model=Writer([answer]), scorer=AnswerScorer({answer: 0.1}))
+        reply = _reply(driver, case, asynchronous=asynchronous)
+        judged = [exchange.answer for exchange in case.scorer.seen]
+        _require(judged == [answer], "small answers: it was not judged, or something else was", answer, judged)
+        _require(reply.text == answer, "small answers: it was not given", answer, reply.text)
+        _found(reply, "small answers", status="answered", confidence=0.9)
 
 
 def check_fallback(driver: Driver, *, asynchronous: bool) -> None:
@@ -286,14 +334,53 @@ def check_tool_request(driver: Driver, *, asynchronous: bool) -> None:
     _require(judged or reply.findings is None, "tools: there are findings about the request", reply.findings)
 
 
+def check_text_beside_tools(driver: Driver, *, asynchronous: bool) -> None:
+    """Text beside a request for tools is judged, left out or passes, as the policy says, and is recorded."""
+    cases = (("judge", DOUBTFUL, False), ("judge", GOOD, True), ("blank", GOOD, False), ("pass", DOUBTFUL, True))
+    for handling, text, stays in cases:
+        what = f"text beside tools: {handling}"
+        scorer = AnswerScorer({DOUBTFUL: 0.9, GOOD: 0.1, "Done.": 0.1})
+        case = Case(
+            model=Writer([f"{text}{TOOL_REQUEST}", "Done."]), scorer=scorer, policy={"beside_tool_calls": handling}
+        )
+        reply = _reply(driver, case, asynchronous=asynchronous)
+        _require(TOOL in reply.everything, f"{what}: the request did not get through")
+        for word in text.replace(".", "").split():
+            _require(
+                (word in reply.everything) is stays, f"{what}: a word is (not) there (word, expected)", word, stays
+            )
+        judged = text in [exchange.answer for exchange in scorer.seen]
+        _require(judged is (handling == "judge"), f"{what}: it was (not) judged", judged)
+        recorded = [record for record in case.sink.records if record.beside_tool_calls is not None]
+        _require([r.beside_tool_calls for r in recorded] == [handling], f"{what}: not recorded once", recorded)
+        _require((recorded[0].status != "abstained") is stays, f"{what}: another status was recorded", recorded[0])
+
+
+def check_broken_request(driver: Driver, *, asynchronous: bool) -> None:
+    """A request for tools that cannot be read ends the question, so its message is judged as an answer."""
+    for text in (DOUBTFUL, ""):
+        scorer = AnswerScorer()
+        case = Case(model=Writer([f"{text}{BROKEN_REQUEST}"]), scorer=scorer, policy={"accept": 1.0})
+        reply = _shown(driver, case, "broken request", asynchronous=asynchronous)
+        _require(BROKEN_ARGUMENTS not in reply.everything, "broken request: the request itself was given")
+        _require(text not in reply.everything or not text, "broken request: its text was given")
+        judged = [exchange.answer for exchange in scorer.seen]
+        _require(judged == [text or BROKEN_ARGUMENTS], "broken request: something else was judged", judged)
+
+
 _CHECKS: tuple[tuple[Callable[..., None], AbstractSet[str]], ...] = (
     (check_nothing_leaks, frozenset()),
+    (check_passages_stay, frozenset()),
+    (check_no_copies, frozenset({"copies"})),
+    (check_small_answers, frozenset()),
     (check_on_error, frozenset()),
     (check_time_limit, frozenset()),
     (check_confidence, frozenset()),
     (check_fallback, frozenset({"fallback"})),
     (check_retry, frozenset({"retry"})),
     (check_tool_request, frozenset({"tools"})),
+    (check_text_beside_tools, frozenset({"tool_text"})),
+    (check_broken_request, frozenset({"broken_tools"})),
     (check_cancel, frozenset({"async", "cancel"})),
 )
 """Each check with the abilities that it needs."""

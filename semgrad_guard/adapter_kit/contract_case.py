@@ -6,6 +6,8 @@ its framework with them and returns a `Reply`; `reachable` collects what a calle
 
 from __future__ import annotations
 
+import json
+import re
 import threading
 import time
 import traceback
@@ -26,12 +28,28 @@ if TYPE_CHECKING:
     from semgrad_guard.flow import Exchange, Record
     from semgrad_guard.policy import Policy
 
-Ability = Literal["sync", "async", "cancel", "fallback", "retry", "raise", "queue", "tools"]
+Ability = Literal[
+    "sync",
+    "async",
+    "cancel",
+    "fallback",
+    "retry",
+    "raise",
+    "queue",
+    "tools",
+    "tool_text",
+    "broken_tools",
+    "copies",
+    "field",
+]
 """What a form of an adapter can do.
 
 It is called by `ask` (`sync`), by `aask` (`async`) or by both; cancelling the task that awaits `aask` ends the question
 (`cancel`); it asks the fallback model `FALLBACK`; it retrieves and answers again (`retry`); it raises in the place of a
-withheld answer where the case `raises`; it uses the policy's review queue; it lets requests for tools pass.
+withheld answer where the case `raises`; it uses the policy's review queue; it lets requests for tools pass; its model
+can write text beside such a request (`tool_text`), or a request that cannot be read (`broken_tools`); its values have
+room for copies of the answer (`copies`); its answers are fields that programs read, so a warning is a finding only
+(`field`).
 """
 
 QUESTION = "Who discovered radium?"
@@ -41,6 +59,15 @@ DOUBTFUL = "Quixotic marmalade zeppelins."
 ALSO_DOUBTFUL = "Perhaps lukewarm periwinkles."
 TOOL_REQUEST = "(request for the tool look_up)"
 """What a `Writer` gives where the framework's model must ask for the tool `TOOL` instead of answering."""
+BROKEN_REQUEST = "(request that cannot be read)"
+"""The same for a request whose arguments cannot be read.
+
+What stands before one of the two in a text is what the model says beside its request.
+"""
+BROKEN_ARGUMENTS = '{"query": "bombastic'
+"""The arguments of such a request."""
+LONG = "Quixotic zeppelins hover above marmalade meadows. Unbuttoned walruses seldom juggle turquoise anvils there."
+"""A longer answer that the guard doubts."""
 TOOL = "look_up"
 FALLBACK = "big"
 """Name of the fallback model in the policies of the checks."""
@@ -216,6 +243,8 @@ class Case:
     """The fallback model; its name is `FALLBACK`."""
     raises: bool = False
     """Whether a withheld answer must be raised; only where the driver can do that."""
+    copies: bool = False
+    """Whether each place that a value has beside the answer holds `copies_of` the answer; only where the driver can."""
     question: str = QUESTION
     queue: ListQueue = field(default_factory=ListQueue)
     budget_s: float | None = None
@@ -244,6 +273,18 @@ class Case:
             budget_s=self.budget_s,
         )
         return Guard(parts)
+
+
+def copies_of(answer: str) -> dict[str, Any]:
+    """Return copies of an answer as programs carry them along: whole, in another spelling, quoted, nested, as a key."""
+    return {
+        "draft": answer,
+        "shouted": f"  {answer.upper()}\n",
+        "raw": json.dumps({"said": answer}),
+        "first": answer.split(". ", maxsplit=1)[0],
+        "steps": [f"I think: {answer}", {"noted": {answer: 1}}, ("step", answer)],
+        "tokens": re.findall(r"\w+\W*", answer),
+    }
 
 
 # --- what the caller can read -----------------------------------------------------------------------------------------

@@ -26,6 +26,8 @@ from semgrad_guard.flow import AnswerWithWarning, Status
 from semgrad_guard.wire import answered_attempt, signals_fields, summary_fields
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from semgrad_guard.flow import Decision, Failure, Json, Outcome, Step
 
 LEFT_OUT = "[left out]"
@@ -38,11 +40,15 @@ EXCERPT = 24
 _ESCAPED = re.compile(r"\\(?:u([0-9a-fA-F]{4})|x([0-9a-fA-F]{2})|.)", re.DOTALL)
 
 
-def findings(outcome: Outcome) -> dict[str, Json]:
+def findings(outcome: Outcome, *, left_out: Sequence[str] = ()) -> dict[str, Json]:
     """Return what the guard found as plain JSON values; callers see them under `semgrad`.
 
     Confidence and score are those of the attempt that was returned, withheld or sent to review. No text of a withheld
     answer is included. Without a score, the keys of the score are `None`.
+
+    Args:
+        outcome: how the question ended.
+        left_out: names of the other places of the value whose text repeated an answer that the caller does not get.
     """
     judged = answered_attempt(outcome.record) or outcome.attempts[-1]
     score = judged.decision.score
@@ -56,6 +62,7 @@ def findings(outcome: Outcome) -> dict[str, Json]:
         "author": judged.exchange.author,
         "signals": dict(signals_fields(score.signals)) if score else {},
         "error": shown_error(outcome),
+        "left_out": list(left_out),
     }
 
 
@@ -134,7 +141,7 @@ def _failures(outcome: Outcome) -> list[Failure]:
 
 
 def _repeats(text: str, answer: str) -> bool:
-    readings, letters = (text, _unescaped(text)), _letters(answer)
+    readings, letters = (text, unescaped(text)), _letters(answer)
     if len(letters) < SHORT:
         words = "|".join(map(re.escape, (answer, answer.strip(string.punctuation) or answer)))
         return any(re.search(rf"(?<!\w)({words})(?!\w)", reading, re.ASCII | re.IGNORECASE) for reading in readings)
@@ -143,7 +150,7 @@ def _repeats(text: str, answer: str) -> bool:
     return any(not excerpts.isdisjoint(_excerpts(_letters(reading), length)) for reading in readings)
 
 
-def _unescaped(text: str) -> str:
+def unescaped(text: str) -> str:
     """Return a text with Python and JSON escapes decoded; escapes without a character code become spaces."""
     plain = _ESCAPED.sub(lambda found: chr(int(code, 16)) if (code := found[1] or found[2]) else " ", text)
     return plain.encode("utf-16", "surrogatepass").decode(

@@ -8,9 +8,24 @@ import threading
 import time
 from collections import deque
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from semgrad_guard.flow import Abstain, Accept, Attempt, Decision, Exchange, Failure, Outcome, Record, Status, utc_now
+from semgrad_guard.flow import (
+    Abstain,
+    Accept,
+    AnswerWithWarning,
+    Attempt,
+    Decision,
+    Exchange,
+    Failure,
+    Outcome,
+    Record,
+    Status,
+    utc_now,
+)
+from semgrad_guard.guard.question_run import NOT_BEGUN, judge
+from semgrad_guard.ports import RulesBesideTools
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
@@ -25,7 +40,12 @@ FAILED = "chain"
 
 
 def observe(
-    guard: Guard, candidate: Candidate, cancel: threading.Event | None = None, *, is_marked: bool = True
+    guard: Guard,
+    candidate: Candidate,
+    cancel: threading.Event | None = None,
+    *,
+    is_marked: bool = True,
+    beside_tools: bool = False,
 ) -> Outcome:
     """Judge an answer that its reader already has and log the record; nothing of the policy is carried out.
 
@@ -36,6 +56,7 @@ def observe(
         candidate: the answer.
         cancel: set when the outcome is no longer needed.
         is_marked: whether the reader sees the decision beside the answer; the record calls a doubtful one warned then.
+        beside_tools: whether it is no answer but text beside a request for tools; the record says so.
 
     Raises:
         CancelledError: (of `asyncio`) `cancel` was set.
@@ -47,8 +68,40 @@ def observe(
     else:
         decision = guard.judge_failed(candidate.exchange, candidate.error)
     warned = is_marked and not isinstance(decision.step, Accept)
-    status = Status.WARNED if warned else Status.ANSWERED
-    return _recorded(guard, candidate.exchange, decision, status, time.perf_counter() - started)
+    record = _record_of(
+        guard, candidate.exchange, decision, Status.WARNED if warned else Status.ANSWERED, time.perf_counter() - started
+    )
+    return _recorded(guard, replace(record, beside_tool_calls="judge") if beside_tools else record)
+
+
+def judge_beside_tools(guard: Guard, candidate: Candidate, cancel: threading.Event | None = None) -> Outcome:
+    """Return what the caller gets of a text that stands beside a request for tools; its record is logged.
+
+    The policy's `beside_tool_calls` says what happens: the text is judged, left out, or passes. A judged text stays
+    where the policy would give it, and is left out otherwise: nothing is retrieved again for it, and no person asked.
+
+    Args:
+        guard: what judges and decides.
+        candidate: the text, or why it cannot be judged.
+        cancel: set when the outcome is no longer needed.
+
+    Raises:
+        CancelledError: (of `asyncio`) `cancel` was set.
+        UncalibratedError: there is no confidence and the policy says that this is an error.
+    """
+    started, exchange, decider = time.perf_counter(), candidate.exchange, guard.parts.decider
+    handling, rule = decider.beside_tool_calls(exchange) if isinstance(decider, RulesBesideTools) else ("judge", "")
+    if handling == "judge":
+        decision = judge(guard.parts, exchange, NOT_BEGUN, candidate.error, cancel)
+    else:
+        step, does = (Abstain(message=""), "is left out") if handling == "blank" else (Accept(), "passes unjudged")
+        why = f"text beside a request for tools {does}"
+        decision = Decision(step=step, rule=rule, why=why, exchange_id=exchange.id)
+    statuses = {Accept: Status.ANSWERED, AnswerWithWarning: Status.WARNED}
+    status = statuses.get(type(decision.step), Status.ABSTAINED)
+    record = _record_of(guard, exchange, decision, status, time.perf_counter() - started)
+    text = "" if status is Status.ABSTAINED else exchange.answer
+    return _recorded(guard, replace(record, text=text, beside_tool_calls=handling))
 
 
 @contextmanager
@@ -67,29 +120,38 @@ def recording_faults(guard: Guard, question: str) -> Generator[None, None, None]
             exchange_id=exchange.id,
             failure=failure,
         )
-        _recorded(guard, exchange, decision, Status.ABSTAINED, 0.0)
+        _recorded(guard, _record_of(guard, exchange, decision, Status.ABSTAINED, 0.0))
         raise
 
 
-def _recorded(guard: Guard, exchange: Exchange, decision: Decision, status: Status, seconds: float) -> Outcome:
-    """Log the record of an answer with a single attempt, and return its outcome."""
+def _record_of(guard: Guard, exchange: Exchange, decision: Decision, status: Status, seconds: float) -> Record:
+    """Return the record of an answer with a single attempt."""
     now = utc_now()
-    attempts = (Attempt(exchange, decision, judged_at=now),)
-    record = Record(
+    return Record(
         id=exchange.id,
         at=now,
         status=status,
         text=exchange.answer,
-        attempts=attempts,
+        attempts=(Attempt(exchange, decision, judged_at=now),),
         policy=guard.parts.policy,
         seconds=seconds,
         scoring_s=decision.score.seconds if decision.score else 0.0,
         failures=(decision.failure,) if decision.failure else (),
         answer_id=exchange.id,
     )
+
+
+def _recorded(guard: Guard, record: Record) -> Outcome:
+    """Log the record of a single attempt, and return its outcome."""
     guard.emit(record)
+    (attempt,) = record.attempts
     return Outcome(
-        text=exchange.answer, status=status, decision=decision, exchange=exchange, attempts=attempts, record=record
+        text=record.text,
+        status=record.status,
+        decision=attempt.decision,
+        exchange=attempt.exchange,
+        attempts=record.attempts,
+        record=record,
     )
 
 

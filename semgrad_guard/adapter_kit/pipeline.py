@@ -11,10 +11,12 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Generic, Literal, Protocol
 
 from semgrad_guard.adapter_kit.candidates import Attempts, Candidate, Value, candidate_of, run_guard
+from semgrad_guard.adapter_kit.cleaner import Cleaner
 from semgrad_guard.adapter_kit.findings import findings, held_back
 from semgrad_guard.adapter_kit.means import Means, check_means
 from semgrad_guard.adapter_kit.observe import recording_faults
 from semgrad_guard.adapter_kit.options import check_option
+from semgrad_guard.adapter_kit.withheld import withheld_by
 from semgrad_guard.errors import ScoringError
 from semgrad_guard.flow import Exchange
 from semgrad_guard.guard import in_thread
@@ -64,7 +66,8 @@ class Pipeline(Protocol[Value]):
         """Return a value with a text in the answer's place and the guard's findings beside it.
 
         Args:
-            value: what the pipeline gave; it is not changed, and nothing of a withheld answer may stay in the result.
+            value: what the pipeline gave, without the texts in it that repeat a withheld answer; it is not changed, and
+                nothing of the answer may stay in the result.
             text: what the caller gets.
             found: confidence, decision and reason as plain JSON values.
         """
@@ -121,7 +124,11 @@ class GuardedPipeline(Generic[Value]):
         outcome = self._outcome(run, value, cancel)
         if outcome.withheld and self._raises:
             raise held_back(outcome)
-        return self.pipeline.give(run.attempts.values[outcome.exchange.id], outcome.text, findings(outcome))
+        value, left_out = run.attempts.values[outcome.exchange.id], list[str]()
+        if (withheld := withheld_by(outcome)) is not None:
+            cleaner = Cleaner(withheld)
+            value, left_out = cleaner.clean(value), cleaner.left_out
+        return self.pipeline.give(value, outcome.text, findings(outcome, left_out=left_out))
 
     async def aask(self, question: str, *, tags: Collection[str] = ()) -> Value:
         """Same as `ask` in a worker thread; cancelling the task ends the question."""

@@ -29,7 +29,7 @@ from semgrad_guard.suspicious import suspicious_passages
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from semgrad_guard.flow import Exchange, Progress, Score, Step
+    from semgrad_guard.flow import BesideToolCalls, Exchange, Progress, Score, Step
     from semgrad_guard.policy.model import Budget, Messages, OnError, OnUncalibrated, Otherwise, Override, Policy
     from semgrad_guard.policy.needs import Need
     from semgrad_guard.policy.promises import Promise
@@ -79,6 +79,7 @@ class Rules:
     otherwise: Ruled[Otherwise]
     on_error: Ruled[OnError]
     on_uncalibrated: Ruled[OnUncalibrated]
+    beside_tool_calls: Ruled[BesideToolCalls]
     messages: Messages
 
 
@@ -91,6 +92,7 @@ def rules_for(policy: Policy, exchange: Exchange) -> Rules:
         otherwise=_setting("otherwise", policy.otherwise, matching),
         on_error=_setting("on_error", policy.on_error, matching),
         on_uncalibrated=_setting("on_uncalibrated", policy.on_uncalibrated, matching),
+        beside_tool_calls=_setting("beside_tool_calls", policy.beside_tool_calls, matching),
         messages=_messages(policy, matching),
     )
 
@@ -303,6 +305,7 @@ class PolicyDecider:
         return (
             not last | failed <= _GIVING
             or ended
+            or any(section.beside_tool_calls == "blank" for section in sections)
             or ("answer_with_warning" in last and any(messages.warning for messages in texts))
             or (bool(failed & {"answer_with_warning", "warn"}) and any(messages.unchecked for messages in texts))
         )
@@ -360,6 +363,11 @@ class PolicyDecider:
         """Return what happens to an answer that could not be judged or handed over: the policy's `on_error`."""
         question = DecisionInput(rules=rules_for(self.policy, exchange), exchange=exchange, progress=progress)
         return self._failed(question, failure)
+
+    def beside_tool_calls(self, exchange: Exchange) -> tuple[BesideToolCalls, str]:
+        """Return what happens to text beside a request for tools, and the rule that says so."""
+        ruled = rules_for(self.policy, exchange).beside_tool_calls
+        return ruled.value, ruled.rule
 
     def best(self, exchange: Exchange, decision: Decision, progress: Progress) -> Exchange:
         """Return the attempt with the highest confidence among the earlier ones and the present one."""

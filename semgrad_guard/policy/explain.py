@@ -89,6 +89,11 @@ _ON_UNCALIBRATED = {
     "give": "the answer is given as it is, and its findings say why it has no confidence",
     "error": "an error is raised",
 }
+_BESIDE_TOOL_CALLS = {
+    "judge": "is judged like an answer, and left out where an answer would not be given",
+    "blank": "is left out",
+    "pass": "is given unjudged",
+}
 
 
 def explain(policy: Policy) -> list[str]:
@@ -177,10 +182,7 @@ def _override(override: Override, place: str, abstain: str) -> list[str]:
         lines += _escalation(override.escalate, f"{place}.escalate")
     if override.otherwise:
         lines.append(f"If no step is left, {_otherwise(override.otherwise, abstain)} [{place}.otherwise]")
-    if override.on_error:
-        lines.append(f"If the guard itself fails, {_ON_ERROR[override.on_error]}. [{place}.on_error]")
-    if override.on_uncalibrated:
-        lines.append(f"Without a confidence, {_ON_UNCALIBRATED[override.on_uncalibrated]}. [{place}.on_uncalibrated]")
+    lines += _failures(override, f"{place}.")
     if override.messages:
         lines.append(f"Other words for {listed(sorted(override.messages.model_fields_set))}. [{place}.messages]")
     return [lines[0], *(f"  {line}" for line in lines[1:])]
@@ -196,11 +198,18 @@ def _budget(policy: Policy) -> list[str]:
     return [f"Retries and fallbacks stop after {listed(limits, 'or')}; review and the last step still happen. [budget]"]
 
 
-def _failures(policy: Policy) -> list[str]:
-    return [
-        f"If the guard itself fails, {_ON_ERROR[policy.on_error]}. [on_error]",
-        f"Without a confidence (no profile fits), {_ON_UNCALIBRATED[policy.on_uncalibrated]}. [on_uncalibrated]",
-    ]
+def _failures(section: Policy | Override, place: str = "") -> list[str]:
+    """Return what happens to answers that were not judged, and to texts that are none; what is not set is left out."""
+    lines: list[str] = []
+    if section.on_error:
+        lines.append(f"If the guard itself fails, {_ON_ERROR[section.on_error]}. [{place}on_error]")
+    if section.on_uncalibrated:
+        without = "Without a confidence" if place else "Without a confidence (no profile fits)"
+        lines.append(f"{without}, {_ON_UNCALIBRATED[section.on_uncalibrated]}. [{place}on_uncalibrated]")
+    if section.beside_tool_calls:
+        does = _BESIDE_TOOL_CALLS[section.beside_tool_calls]
+        lines.append(f"Text that comes with requests for tools {does}. [{place}beside_tool_calls]")
+    return lines
 
 
 def _places(policy: Policy) -> list[str]:

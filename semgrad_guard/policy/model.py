@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, PrivateAttr, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
+from semgrad_guard.flow import BesideToolCalls
 from semgrad_guard.policy.conditions import Selector
 from semgrad_guard.policy.fields import Frozen, OptionalText, Probability, Seconds, Share, Text, mask_url
 from semgrad_guard.policy.review import NO_QUEUE, ReviewSettings
@@ -191,12 +192,14 @@ class Override(Frozen):
     """What happens to an answer when the guard itself fails."""
     on_uncalibrated: OnUncalibrated | None = None
     """What happens to an answer when no profile fits its score."""
+    beside_tool_calls: BesideToolCalls | None = None
+    """What happens to text that comes with requests for tools."""
 
     @model_validator(mode="after")
     def _changes_something(self) -> Self:
         if self.model_fields_set <= {"match"}:
             raise PydanticCustomError(
-                "override", "changes nothing: add accept, escalate, otherwise, messages or on_..."
+                "override", "changes nothing: add accept, escalate, otherwise, messages, on_... or beside_tool_calls"
             )
         if isinstance(self.accept, RiskTarget) and self.match.metadata is not None:
             raise PydanticCustomError(
@@ -232,6 +235,8 @@ class Policy(Frozen):
     """What happens to an answer when the guard itself fails."""
     on_uncalibrated: OnUncalibrated = "abstain"
     """What happens to an answer when no profile fits its score."""
+    beside_tool_calls: BesideToolCalls = "judge"
+    """What happens to text that comes with requests for tools: it is judged like an answer, left out, or passes."""
     review: ReviewSettings = ReviewSettings()
     """The review queue: where answers wait for people, and when earlier verdicts are used again."""
     telemetry: TelemetrySection = TelemetrySection()

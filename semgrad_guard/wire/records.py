@@ -117,6 +117,7 @@ def record_from_fields(fields: Mapping[str, Any]) -> Record:
             answer_id=ExchangeId(fields["answer_id"]) if fields["answer_id"] else None,
             follows=ExchangeId(fields["follows"]) if fields.get("follows") else None,
             ruling=_ruling(fields["ruling"], ReviewId(fields["review_id"])) if fields.get("ruling") else None,
+            beside_tool_calls=fields.get("beside_tool_calls"),
         )
 
 
@@ -146,6 +147,7 @@ def summary_fields(record: Record) -> dict[str, Json]:
         "answer_id": record.answer_id,
         "follows": record.follows,
         "verdict": str(record.ruling.verdict) if record.ruling else None,
+        **({"beside_tool_calls": record.beside_tool_calls} if record.beside_tool_calls else {}),
     }
 
 

@@ -12,7 +12,8 @@ from langchain_core.runnables.config import patch_config
 from typing_extensions import TypedDict, override
 
 from langchain_semgrad.agents.search import final_answer
-from langchain_semgrad.convert import asks_for_tools, documents_in, fields_of, question_in
+from langchain_semgrad.agents.state import cleaned_state, state_update, treated_beside_tools
+from langchain_semgrad.convert import asks_for_tools, documents_in, fields_of, question_in, text_of
 from langchain_semgrad.exchanges import CallContext, ChainCandidate, candidates_in
 from langchain_semgrad.guard import build_guard
 from langchain_semgrad.invoke import call_here, on_this_loop
@@ -27,7 +28,7 @@ from semgrad_guard.guard import in_thread
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Collection, Mapping
 
     from langchain_core.callbacks.manager import BaseRunManager
     from langchain_core.documents import Document
@@ -77,6 +78,8 @@ class SemGradNode(Runnable[Any, Any]):
         rewriter: model that rewords the question for retrieval.
         review: `"interrupt"`, `"queue"` or `"both"`, as for `SemGradMiddleware`; `None` interrupts where the graph has
             a checkpointer.
+        reduced_keys: keys of the state, beside its messages, whose reducer adds to what is there, as `operator.add`
+            does: where such a part repeats a withheld answer it is overwritten.
 
     Example:
         >>> node = SemGradNode(policy="policy.yaml")  # doctest: +SKIP
@@ -102,6 +105,7 @@ class SemGradNode(Runnable[Any, Any]):
         fallbacks: Mapping[str, Runnable[Any, Any]] | None = None,
         rewriter: Runnable[Any, Any] | None = None,
         review: Review | None = None,
+        reduced_keys: Collection[str] = (),
     ) -> None:
         check_option("review", review, REVIEWS)
         self.name = "semgrad_node"
@@ -118,6 +122,7 @@ class SemGradNode(Runnable[Any, Any]):
         check_means(self._guard, means)
         self._answer_key, self._question_key = answer_key, question_key
         self._review: Review | None = review
+        self._reduced = frozenset(reduced_keys)
         self._tools = RerunTools(
             answer=answer,
             retriever=retriever,
@@ -155,7 +160,7 @@ class SemGradNode(Runnable[Any, Any]):
         message = next((m for m in _messages(state[self._answer_key]) if m.id == held["message_id"]), None)
         changed: Any = text
         if message is not None:
-            changed = with_answer(message, Slot((), str(message.text), message), text, findings)
+            changed = with_answer(message, Slot((), text_of(message) or "", message), text, findings)
         return {self._answer_key: self._in_place(state, changed), METADATA_KEY: findings, HELD_KEY: None}
 
     def _invoke(self, state: Any, run_manager: BaseRunManager, config: RunnableConfig) -> dict[str, Any]:
@@ -170,22 +175,40 @@ class SemGradNode(Runnable[Any, Any]):
     ) -> dict[str, Any]:
         state = fields_of(state)
         try:
-            value = self._answer(state)
+            self._answer(state)
         except NotGuardableError as error:
             if not self._guard.only_measures:
                 raise
             exchange = Exchange(question=question_in(state, self._question_key))
             missing = self._guard.run_unjudged(exchange, ScoringError(str(error)), cancel=cancel)
             return {METADATA_KEY: findings_with_run(missing)}
+        before, state = state, self._treated(state, cancel)
+        value = self._answer(state)
         if asks_for_tools(value):
-            return {}
+            return state_update(before, state, self._reduced)
         config = patch_config(config, callbacks=manager.get_child())
         attempts = ChainAttempts(tools=self._tools, call=call, config=config, input=value, manager=manager)
         judged = ChainValue(value, (self._candidate(state, value, manager),), attempts, manager)
         outcome = outcome_of(guard_for(self._guard, self._review), judged, cancel)
-        if isinstance(value, AIMessage | str):
-            return self._settled(state, value, outcome)
-        return {**self._object(judged, outcome), METADATA_KEY: findings_with_run(outcome)}
+        if not isinstance(value, AIMessage | str):
+            return {**self._object(judged, outcome), METADATA_KEY: findings_with_run(outcome)}
+        return self._settled(before, state, value, outcome)
+
+    def _treated(self, state: Mapping[str, Any], cancel: threading.Event | None) -> Mapping[str, Any]:
+        """Return the state with its texts beside requests for tools treated as the policy says."""
+        part = state[self._answer_key]
+        messages = part if isinstance(part, list | tuple) else [part]
+        if not all(isinstance(message, BaseMessage) for message in messages):
+            return state
+        treated, outcomes = treated_beside_tools(
+            messages, (), self._guard, own_model=self._tools.own_model, within=False, cancel=cancel
+        )
+        if not outcomes:
+            return state
+        state = {**state, self._answer_key: treated if isinstance(part, list | tuple) else treated[0]}
+        for outcome in outcomes:
+            state, _ = cleaned_state(state, outcome, self._answer_key)
+        return state
 
     def _answer(self, state: Mapping[str, Any]) -> Any:
         """Return the answer in the state.
@@ -219,17 +242,32 @@ class SemGradNode(Runnable[Any, Any]):
         candidate = candidates_in(value, context)[0]
         return candidate if isinstance(value, str) else replace(candidate, slot=None)
 
-    def _settled(self, state: Mapping[str, Any], value: Any, outcome: Outcome) -> dict[str, Any]:
-        findings = findings_with_run(outcome)
+    def _settled(
+        self, before: Mapping[str, Any], state: Mapping[str, Any], value: Any, outcome: Outcome
+    ) -> dict[str, Any]:
+        """Return the update of the state: the answer, what repeated it, and the findings.
+
+        Args:
+            before: the state as the graph has it.
+            state: the same with its texts beside requests for tools treated.
+            value: the answer.
+            outcome: how the question ended.
+        """
+        cleaned, left_out = cleaned_state(state, outcome, self._answer_key)
+        findings = findings_with_run(outcome, left_out)
         changed: Any = text_for(outcome, is_field=isinstance(value, str))
         if isinstance(value, AIMessage):
             same = outcome.text == outcome.exchange.answer and outcome.exchange.attempt == 1
-            text = str(value.text) if same else outcome.text
-            changed = with_answer(value, Slot((), str(value.text), value), text, findings)
+            text = text_of(value) or ""
+            changed = with_answer(value, Slot((), text, value), text if same else outcome.text, findings)
             changed = changed if changed.id else changed.model_copy(update={"id": str(uuid4())})
         held = held_answer(outcome, str(changed.id) if isinstance(value, AIMessage) else "")
         waits = held if stops(self._review) else None
-        return {self._answer_key: self._in_place(state, changed), METADATA_KEY: findings, HELD_KEY: waits}
+        update = state_update(before, cleaned, self._reduced)
+        earlier = [m for m in update.pop(self._answer_key, ()) if m is not value]
+        given_back = self._in_place(state, changed)
+        update[self._answer_key] = [*earlier, *given_back] if isinstance(given_back, list) else given_back
+        return {**update, METADATA_KEY: findings, HELD_KEY: waits}
 
     def _object(self, judged: ChainValue, outcome: Outcome) -> dict[str, Any]:
         """Return the update of an object without text: nothing, or the object of a later attempt.

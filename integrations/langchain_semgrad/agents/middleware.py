@@ -22,6 +22,8 @@ from langchain_semgrad.agents.search import (
     to_state,
     with_instruction,
 )
+from langchain_semgrad.agents.state import cleaned_state, state_update, treated_beside_tools
+from langchain_semgrad.convert import text_of
 from langchain_semgrad.guard import build_guard
 from langchain_semgrad.invoke import call_here, on_this_loop
 from langchain_semgrad.judging import ReturnOptions, StreamMode, findings_with_run
@@ -78,7 +80,11 @@ class SemGradState(AgentState[Any]):
 
 
 class SemGradMiddleware(AgentMiddleware[SemGradState, Any, Any]):
-    """Judges the final answers of an agent and carries out the policy; requests for tools pass untouched.
+    """Judges the final answers of an agent and carries out the policy; requests for tools pass.
+
+    Text beside a request for tools is treated as the policy's `beside_tool_calls` says; a request that cannot be read
+    ends the agent's loop, so its message is judged as an answer. Where an answer is held back, earlier messages since
+    the question and other parts of the state that repeat it are changed too.
 
     The answer is judged around the model's call, so a retry or fallback happens before anything reaches the state.
     `retry_retrieval` finds passages by the `retriever`; without one the agent searches again itself: its model is
@@ -219,7 +225,7 @@ class SemGradMiddleware(AgentMiddleware[SemGradState, Any, Any]):
     ) -> ModelResponse[Any] | ExtendedModelResponse[Any]:
         message = answer_in(response)
         if message is None:
-            return response
+            return self._asking(request, response, cancel)
         candidate = final_answer(message, messages_of(request), own_model=self._tools.own_model)
         exchange = search.continued(candidate.exchange)
         attempts.responses |= {**search.responses, exchange.id: response}
@@ -238,6 +244,27 @@ class SemGradMiddleware(AgentMiddleware[SemGradState, Any, Any]):
             raise held_back(outcome)
         return _settled(attempts, outcome, held=pending)
 
+    def _asking(
+        self, request: ModelRequest[Any], response: ModelResponse[Any], cancel: threading.Event | None
+    ) -> ModelResponse[Any] | ExtendedModelResponse[Any]:
+        """Return a response that asks for tools; text beside the request is treated as the policy says."""
+        treated, outcomes = treated_beside_tools(
+            response.result,
+            messages_of(request),
+            self._guard,
+            own_model=self._tools.own_model,
+            within=True,
+            cancel=cancel,
+        )
+        if not outcomes:
+            return response
+        before: dict[str, Any] = dict(request.state)
+        state = before
+        for outcome in outcomes:
+            state, _ = cleaned_state(state, outcome, "messages", answered=False)
+        changed, update = ModelResponse(treated, response.structured_response), state_update(before, state)
+        return ExtendedModelResponse(changed, Command(update=update)) if update else changed
+
     # --- a person -----------------------------------------------------------------------------------------------------
 
     @hook_config(can_jump_to=["model", "end"])
@@ -253,7 +280,7 @@ class SemGradMiddleware(AgentMiddleware[SemGradState, Any, Any]):
             return ends or None
         text, status = settle_held(held, self._guard, self._review)
         findings = {**state.get("semgrad", {}), "status": status.value, "withheld": status is Status.ABSTAINED}
-        changed = with_answer(message, Slot((), str(message.text), message), text, findings)
+        changed = with_answer(message, Slot((), text_of(message) or "", message), text, findings)
         return {"messages": [changed], "semgrad": findings, "semgrad_held": None, **ends}
 
     @hook_config(can_jump_to=["model", "end"])
@@ -280,16 +307,19 @@ def _searching(attempts: AgentAttempts, search: Search) -> ExtendedModelResponse
 def _settled(attempts: AgentAttempts, outcome: Outcome, *, held: bool) -> ExtendedModelResponse[Any]:
     """Return the response of the chosen attempt with the outcome's text in it, and what the state must know."""
     response = attempts.responses[outcome.exchange.id]
-    message, findings = answer_in(response) or AIMessage(""), findings_with_run(outcome)
+    message = answer_in(response) or AIMessage("")
     given = text_for(outcome, is_field=response.structured_response is not None)
     same = given == outcome.exchange.answer
-    text = str(message.text) if same else given
-    changed = with_answer(message, Slot((), str(message.text), message), text, findings)
+    before: dict[str, Any] = dict(attempts.request.state)
+    cleaned, left_out = cleaned_state(before, outcome, "messages", answered=False)
+    findings, written = findings_with_run(outcome, left_out), text_of(message) or ""
+    changed = with_answer(message, Slot((), written, message), written if same else given, findings)
     update: dict[str, Any] = {} if same else {"tool_calls": [], "invalid_tool_calls": []}
     changed = changed.model_copy(update={**update, "id": changed.id or str(uuid4())})
     result = [changed if part is message else part for part in response.result] if same else [changed]
     command: Command[Any] = Command(
         update={
+            **state_update(before, cleaned),
             METADATA_KEY: findings,
             "semgrad_held": held_answer(outcome, str(changed.id)) if held else None,
             "semgrad_search": None,

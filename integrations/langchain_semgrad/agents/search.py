@@ -18,7 +18,7 @@ from typing_extensions import override
 
 from langchain_semgrad.capture import LlmRun
 from langchain_semgrad.convert import asks_for_tools, documents_in, question_in, run_id_of, to_message
-from langchain_semgrad.exchanges import CallContext, ChainCandidate, candidates_in, exchange_of, read_from
+from langchain_semgrad.exchanges import CallContext, ChainCandidate, candidate_at, exchange_of, read_from
 from langchain_semgrad.rerun import QuestionAttempts
 from langchain_semgrad.values import Slot
 from semgrad_guard.context import blocks_of
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from semgrad_guard.flow import Exchange, ExchangeId, Passage
 
 
-def final_answer(
+def final_answer(  # noqa: PLR0913 - what may be known of an answer, each with a usual value
     message: AIMessage,
     before: Sequence[BaseMessage],
     *,
@@ -46,6 +46,7 @@ def final_answer(
     within: bool = True,
     question: str | None = None,
     documents: Sequence[Document] = (),
+    text: str | None = None,
 ) -> ChainCandidate:
     """Return the answer of an agent's model with what it read.
 
@@ -59,8 +60,9 @@ def final_answer(
         within: whether the model was called by the node that runs now, or by an earlier one.
         question: the question in the graph's state.
         documents: the documents in it.
+        text: the part of the message that is judged, when it is not the whole.
     """
-    text = to_message(message).content
+    text = to_message(message).content if text is None else text
     known: Documents = {"tool": documents_of(before), "state": documents}
     slot = Slot((), text, message)
     callbacks = ensure_config().get("callbacks")
@@ -68,12 +70,12 @@ def final_answer(
     labels: dict[str, Any] = {}
     if isinstance(callbacks, BaseCallbackManager) and run_id is not None:
         context = CallContext(run_id, callbacks, within=within, question=question, documents=known, own_model=own_model)
-        seen = candidates_in(message if text == str(message.text) else text, context)[0]
+        seen = candidate_at(message, slot, context)
         if seen.error is None:
             return _naming_tools(replace(seen, slot=slot), before)
         labels = {"tags": seen.exchange.tags, "metadata": seen.exchange.metadata}
     asked = (question, question_in(list(before)))
-    exchange = exchange_of(_uncaptured(message, before), questions=asked, documents=[known])
+    exchange = exchange_of(_uncaptured(message, before), text, questions=asked, documents=[known])
     return _naming_tools(ChainCandidate(replace(exchange, **labels), slot=slot), before)
 
 

@@ -130,6 +130,8 @@ class RecordedLog:
         """
         n_attempts = n_labelled = 0
         for record in read_records(self.path):
+            if record.beside_tool_calls is not None:  # no answer to a question
+                continue
             answers = tuple(self._answer(record.attempts, i) for i in range(len(record.attempts)))
             n_attempts += len(answers)
             n_labelled += sum(answer.correct is not None for answer in answers)

@@ -9,14 +9,17 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from llama_index.core.chat_engine import CondensePlusContextChatEngine, ContextChatEngine, SimpleChatEngine
 from llama_index.core.instrumentation import get_dispatcher
+from llama_index.core.llms import ChatMessage, ChatResponse
+from llama_index.core.llms.callbacks import llm_chat_callback
 from llama_index.core.memory import ChatMemoryBuffer
+from typing_extensions import override
 
 from llama_index_semgrad import SemGradEventHandler, SemGradGuard
 from llama_index_semgrad.events import AnswerTracker
 from llama_index_semgrad.watcher import WATCHER, install
 from semgrad_guard.errors import NonFiniteScoreError
 from semgrad_guard.flow import Status
-from tests.adapters.llama_index.index_and_llm import PASSAGES, QUESTION, index, join_writers, llm
+from tests.adapters.llama_index.index_and_llm import PASSAGES, QUESTION, ScriptedLLM, index, join_writers, llm
 from tests.fakes import MemoryQueue, MemorySink, guard_of
 
 if TYPE_CHECKING:
@@ -230,6 +233,22 @@ def test_the_handlers_are_installed_once_even_when_some_were_removed() -> None:
     install()
     assert len(root.span_handlers) == len(spans)
     assert [h.class_name() for h in root.event_handlers].count("SemGradEvents") == 1
+
+
+@pytest.mark.parametrize(("said", "recorded"), [("Let me see.", [("judge", "Let me see.")]), ("", [])])
+def test_text_beside_a_request_for_tools_is_recorded_as_such(listen: Any, said: str, recorded: list[Any]) -> None:
+    """It is no answer, and a request alone is nothing to judge."""
+    sink, _ = listen(default=0.1)
+
+    class Asking(ScriptedLLM):
+        @llm_chat_callback()
+        @override
+        def chat(self, messages: Any, **kwargs: Any) -> ChatResponse:
+            call = {"tool_calls": [{"name": "find"}]}
+            return ChatResponse(message=ChatMessage(role="assistant", content=said, additional_kwargs=call))
+
+    Asking(reply=None).chat([ChatMessage(role="user", content=QUESTION)])
+    assert [(record.beside_tool_calls, record.text) for record in sink.records] == recorded
 
 
 def test_nothing_is_kept_of_finished_answers(listen: Any) -> None:

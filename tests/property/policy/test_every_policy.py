@@ -88,6 +88,7 @@ endings: dict[str, st.SearchStrategy[Any]] = {
     "otherwise": st.sampled_from(["abstain", "answer_with_warning", "give"]),
     "on_error": st.sampled_from(["abstain", "human_review", "answer_with_warning", "give"]),
     "on_uncalibrated": st.sampled_from(["abstain", "warn", "give", "error"]),
+    "beside_tool_calls": st.sampled_from(["judge", "blank", "pass"]),
 }
 matches = st.fixed_dictionaries({"tags": tags}, optional={"metadata": metadata}) | st.fixed_dictionaries(
     {"metadata": metadata}

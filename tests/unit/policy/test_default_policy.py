@@ -19,6 +19,7 @@ def test_it_retries_then_abstains_and_fails_closed() -> None:
     assert [rung.name for rung in policy.escalate] == [Action.RETRY_RETRIEVAL]
     assert policy.escalate[0].spec.to_flow("") == RetryRetrieval(top_k=8)
     assert (policy.otherwise, policy.on_error, policy.on_uncalibrated) == ("abstain", "abstain", "abstain")
+    assert policy.beside_tool_calls == "judge"
 
 
 def test_it_asks_nobody_until_a_queue_is_named() -> None:

@@ -25,12 +25,14 @@ EVERYTHING = """
         otherwise: abstain
         on_error: human_review
         on_uncalibrated: error
+        beside_tool_calls: pass
         messages: {abstain: SORRY}
       - {match: {metadata: {tenant: acme}}, escalate: [human_review]}
     budget: {seconds: 30, attempts: 4, cost: 9}
     on_error: answer_with_warning
     on_uncalibrated: abstain
     review: {url: "sqlite:///review.db"}
+    beside_tool_calls: blank
     telemetry: {langsmith: true, otel: true, jsonl: a.jsonl, log_text: true}
 """
 
@@ -49,6 +51,8 @@ Retries and fallbacks stop after 60 s or 4 attempts; review and the last step st
 
 If the guard itself fails, the answer is held back. [on_error]
 Without a confidence (no profile fits), the answer is held back. [on_uncalibrated]
+Text that comes with requests for tools is judged like an answer, and left out where an answer would not be given. \
+[beside_tool_calls]
 
 Decisions are not logged anywhere.
 
@@ -104,6 +108,8 @@ def test_what_the_code_must_give_is_said() -> None:
         "the first one that sets a key is used for that key",
         "it is held back if it was already judged too doubtful or meant for a person. [on_error]",
         "the answer is held back. [on_uncalibrated]",
+        "Text that comes with requests for tools is given unjudged. [overrides[0].beside_tool_calls]",
+        "Text that comes with requests for tools is left out. [beside_tool_calls]",
         "Answers wait for people in sqlite:///review.db.",
         "Decisions are logged to LangSmith, OpenTelemetry and the file a.jsonl, with prompts and answers.",
     ],

@@ -81,6 +81,7 @@ overrides: [{match: {tags: [medical]}, accept: 0.90, escalate: [human_review]}]
 budget: {seconds: 30, attempts: 4}
 on_error: human_review
 on_uncalibrated: warn
+beside_tool_calls: blank
 review: {url: "sqlite:///review.db"}
 telemetry: {langsmith: true, otel: false, jsonl: guard.jsonl, log_text: true}
 """
