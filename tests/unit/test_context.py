@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -12,11 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from semgrad_guard.context import question_asked, with_context
-from semgrad_guard.flow import Exchange, Message, Passage, Prompt, RetryRetrieval
+from semgrad_guard.flow import Exchange, FallbackModel, Message, Passage, Prompt, RetryRetrieval
 from semgrad_guard.routing import Resources
 from tests.fakes import Answerer, LadderDecider, ListRetriever, TableScorer, guard_of
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from semgrad_guard.guard import Guard
 
 A, B, Q = "Radium was found by Marie Curie.", "Radium glows.\nIt is a metal.", "Who found radium?"
@@ -211,6 +213,17 @@ def test_long_prompts_take_no_time(piece: str) -> None:
     assert time.perf_counter() - started < 3
 
 
+@dataclass
+class Fallback:
+    """A model that answers by a function of the exchange."""
+
+    reply: Callable[[Exchange], Exchange]
+
+    def answer(self, exchange: Exchange, passages: object) -> Exchange:
+        """Return the next attempt."""
+        return self.reply(exchange)
+
+
 # --- in the guard -----------------------------------------------------------------------------------------------------
 
 
@@ -242,3 +255,15 @@ def test_a_retry_is_judged_by_what_it_retrieved() -> None:
         (["one", "two"], "retriever"),
     ]
     assert [a.exchange.question for a in outcome.attempts] == [Q, Q]
+
+
+def test_a_fallback_with_a_prompt_of_its_own_is_judged_by_that() -> None:
+    """A model may be asked in other words, from other texts."""
+    guard, scorer = seen_by_scorer(steps=[FallbackModel(name="big")], accept=1.0)
+    prompt = f"Passage: {B}\nQuestion: {Q}"
+    big = Fallback(lambda exchange: exchange.next_attempt(prompt=prompt, answer="again", passages=()))
+    outcome = guard.run(
+        Exchange(prompt=f"Passage: {A}\nQuestion: {Q}", answer="first"), Resources(fallbacks={"big": big})
+    )
+    assert [[p.text for p in e.passages] for e in scorer.seen] == [[A], [B]]
+    assert [[p.text for p in a.exchange.passages] for a in outcome.attempts] == [[A], [B]]
