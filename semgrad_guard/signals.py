@@ -390,6 +390,16 @@ _TEXT = _family(
         raises="the passages say this about the question",
     ),
     Signal(
+        name="copied_around",
+        meaning="share of the answer's words in copied claims, times how little the passages say its weakest other "
+        "claim",
+        unit="share",
+        higher="less sure",
+        source="own",
+        lowers="text is copied around something that the passages do not say",
+        raises="nothing doubtful is said beside copied text",
+    ),
+    Signal(
         name="passages_disagree",
         meaning="share of the question's words in a sentence of another passage that gives other numbers or names, or "
         "denies; the worst claim",
@@ -594,8 +604,6 @@ MEANING = tuple(name for name, signal in SIGNALS.items() if signal.cost == "embe
 """Signals that are computed too where an embedder is given."""
 COSTLY = tuple(name for name, signal in SIGNALS.items() if signal.cost == "forward")
 """Signals that take another forward pass each."""
-OF_PROXY = ("context_gain",)
-"""Signals of a further forward pass that a guard computes where another model wrote the answer: a proxy needs them."""
 METHODS = tuple(name for name, signal in SIGNALS.items() if signal.is_score)
 """Signals that can be a score's value."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -196,6 +196,8 @@ class Fitted:
 
 def fit(labels: Labels, plan: Plan) -> Fitted:
     """Fit model and curve to these rows as the plan says; adversarial rows teach the model, not the curve."""
+    if plan.method == "fused" and not labels.honest.all():
+        labels = _weighed(labels, plan)
     names = _signals(labels, plan)
     rows = labels.select(names)
     ridge, margins = _tuned(rows, plan) if len(names) > 1 else (RIDGES[0], None)
@@ -288,6 +290,36 @@ def _chosen(labels: Labels, plan: Plan) -> tuple[str, ...]:
     return best
 
 
+NO_SHARE = 1e-6
+"""Weight of rows that are judged like the others and teach nothing."""
+ADVERSARIAL_SHARES = (0.6, 0.2, 0.05)
+"""Weights that adversarial answers may have together, as a share of the honest ones'; the largest that costs these no
+more than noise is taken."""
+
+
+def _weighed(labels: Labels, plan: Plan) -> Labels:
+    """Return the rows with the largest weight of adversarial ones at which honest ones are predicted as without them.
+
+    As without: their cross-validated log-loss is not higher by more than one standard error of the paired difference.
+    With several data sets the smallest weight is taken, because their different shares of right answers hide what is
+    lost.
+    """
+    *_, smallest = ADVERSARIAL_SHARES
+    if labels.has_sources:
+        return replace(labels, adversarial_share=smallest)
+
+    def honest_losses(share: float) -> NDArray[np.float64]:
+        weighed = replace(labels, adversarial_share=share)
+        return _losses(weighed.select(_chosen(weighed, plan)), plan)[labels.honest]
+
+    without = honest_losses(NO_SHARE)
+    for share in ADVERSARIAL_SHARES:
+        worse = honest_losses(share) - without
+        if worse.mean() <= worse.std() / np.sqrt(len(worse)):
+            break
+    return replace(labels, adversarial_share=share)
+
+
 def _of_families(names: Iterable[str], families: frozenset[Family]) -> tuple[str, ...]:
     return tuple(name for name in names if (signal := signal_of(name)) is None or signal.family in families)
 
@@ -301,8 +333,9 @@ def _losses(labels: Labels, plan: Plan) -> NDArray[np.float64]:
 
 def _tuned(labels: Labels, plan: Plan) -> tuple[float, NDArray[np.float64]]:
     """Return the penalty with the lowest cross-validated log-loss, and its out-of-fold margins."""
-    margins = _out_of_fold_margins(labels, plan, RIDGES)
-    best = min(RIDGES, key=lambda r: float(np.average(_row_losses(margins[r], labels), weights=labels.weights)))
+    ridges = FIRST_RIDGES if labels.has_sources else RIDGES  # between few data sets no fine choice can be made
+    margins = _out_of_fold_margins(labels, plan, ridges)
+    best = min(ridges, key=lambda r: float(np.average(_row_losses(margins[r], labels), weights=labels.weights)))
     return best, margins[best]
 
 
@@ -319,10 +352,15 @@ def _out_of_fold_margins(labels: Labels, plan: Plan, ridges: Sequence[float]) ->
 def _row_losses(margins: NDArray[np.float64], labels: Labels) -> NDArray[np.float64]:
     """Return the log-loss of each row after Platt scaling on the honest ones.
 
-    A penalty shrinks margins, which the calibration curve undoes anyway.
+    A penalty shrinks margins, which the calibration curve undoes anyway. With several data sets each has a scaling of
+    its own: their shares of right answers differ, and what can carry over is the order.
     """
     honest = labels.honest
-    p = fit_platt(margins[honest], labels.correct[honest]).probabilities(margins)
+    sources = np.array([source or "" for source in labels.sources] if labels.has_sources else [""] * len(labels))
+    p = np.empty(len(labels))
+    for source in np.unique(sources):
+        rows = sources == source
+        p[rows] = fit_platt(margins[rows & honest], labels.correct[rows & honest]).probabilities(margins[rows])
     return log_losses(p, labels.correct)
 
 

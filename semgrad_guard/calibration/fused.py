@@ -47,7 +47,8 @@ class SignalColumn(Frozen):
     def standardise(self, raw: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return the standardised column; NaN stays NaN."""
         value = np.log(np.maximum(raw, self.floor)) if self.transform == "log" else raw
-        return np.clip((value - self.mean) / self.scale, -Z_LIMIT, Z_LIMIT)
+        with np.errstate(over="ignore"):  # whatever overflows is clipped
+            return np.clip((value - self.mean) / self.scale, -Z_LIMIT, Z_LIMIT)
 
 
 class FusedModel(Frozen):

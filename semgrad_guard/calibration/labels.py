@@ -61,8 +61,6 @@ def grouped_folds(
     return [fold_of_group[index] == fold for fold in range(n_folds)]
 
 
-ADVERSARIAL_SHARE = 0.6
-"""Weight of all adversarial answers together, as a share of the honest ones': enough to teach, too little to decide."""
 MIN_SOURCES = 3
 """From so many data sets on, a fit is chosen by what carries over from the others to each."""
 MAX_ROWS = 10_000
@@ -123,6 +121,8 @@ class Labels:
     """Author of each answer; empty where none is known."""
     kinds: tuple[str | None, ...] = ()
     """Kind of each adversarial answer, `None` for an honest one; empty where all are honest."""
+    adversarial_share: float = 1.0
+    """Weight of all adversarial answers together, as a share of the honest ones'."""
 
     @property
     def honest(self) -> NDArray[np.bool_]:
@@ -131,10 +131,10 @@ class Labels:
 
     @property
     def weights(self) -> NDArray[np.float64]:
-        """Weight of each answer in a fit: 1, and together `ADVERSARIAL_SHARE` of the honest for adversarial ones."""
+        """Weight of each answer in a fit: 1, and together `adversarial_share` of the honest for adversarial ones."""
         honest = self.honest
         made = max(1, int((~honest).sum()))
-        return np.where(honest, 1.0, min(1.0, ADVERSARIAL_SHARE * honest.sum() / made))
+        return np.where(honest, 1.0, min(1.0, self.adversarial_share * honest.sum() / made))
 
     def __len__(self) -> int:
         """Return the number of rows."""
@@ -166,6 +166,7 @@ class Labels:
             sources=tuple(self.sources[i] for i in index) if self.sources else (),
             authors=tuple(self.authors[i] for i in index) if self.authors else (),
             kinds=tuple(self.kinds[i] for i in index) if self.kinds else (),
+            adversarial_share=self.adversarial_share,
         )
 
     def select(self, names: Sequence[str]) -> Labels:

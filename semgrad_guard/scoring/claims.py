@@ -223,11 +223,12 @@ def claim_signals(question: str, answer: str, passages: PassageTexts, language: 
         "altered_copy": max(s.altered for s in signs),
         "passages_disagree": max(s.disagree for s in signs),
     }
-    copies = [s.is_copy for s in signs]
+    copies, checks = [s.is_copy for s in signs], [s.check(asked=bool(asked)) for s in signs]
     found |= {
         "copied_span": of_answer([s.copied for s in signs], copies),
         "passage_support": of_answer([s.passage_support for s in signs], copies),
-        "claim_check": of_answer([s.check(asked=bool(asked)) for s in signs], copies),
+        "claim_check": of_answer(checks, copies),
+        "copied_around": _copied_around([len(words(claim.text)) for claim in claims], copies, checks),
     }
     if asked:
         found |= {
@@ -235,6 +236,15 @@ def claim_signals(question: str, answer: str, passages: PassageTexts, language: 
             "question_overlap": of_answer([s.overlap for s in signs], copies),
         }
     return found
+
+
+def _copied_around(lengths: Sequence[int], copies: Sequence[bool], checks: Sequence[float]) -> float:
+    """Return the share of an answer's words in copied claims, times how little is known of its weakest other claim."""
+    written = [check for check, is_copy in zip(checks, copies, strict=True) if not is_copy]
+    if not written:
+        return 0.0
+    copied = sum(length for length, is_copy in zip(lengths, copies, strict=True) if is_copy)
+    return copied / max(1, sum(lengths)) * (1 - min(written))
 
 
 def of_answer(values: Sequence[float], copies: Sequence[bool]) -> float:

@@ -35,7 +35,7 @@ from semgrad_guard.scoring.reading import as_read, read_exchange
 from semgrad_guard.scoring.recording import Band, upper_half
 from semgrad_guard.scoring.spans import place_spans
 from semgrad_guard.scoring.text_signals import closeness_signals, grounding_signals, retrieval_signals
-from semgrad_guard.signals import COSTLY, FREE, MEANING, METHODS, OF_PROXY, POSITIONS, SIGNALS
+from semgrad_guard.signals import COSTLY, FREE, MEANING, METHODS, POSITIONS, SIGNALS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -147,7 +147,7 @@ class SemGradScorer:
         band: tuple[int, int] | None = None,
         granularity: Granularity = "answer",
         signals: Sequence[str] | None = None,
-        proxy_signals: Sequence[str] = OF_PROXY,
+        proxy_signals: Sequence[str] = (),
         language: str = "en",
         embedder: Embedder | None = None,
         max_batch_tokens: int = MAX_BATCH_TOKENS,

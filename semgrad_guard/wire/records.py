@@ -137,6 +137,7 @@ def summary_fields(record: Record) -> dict[str, Json]:
         "rule": last.rule if last else None,
         "confidence": number(answer.decision.confidence.value) if answer else None,
         **(_score_summary(answer.decision.score) if answer and answer.decision.score else {}),
+        "passages_from": answer.exchange.passages_from if answer else None,
         "n_attempts": len(record.attempts),
         "error_type": record.failures[0].type if record.failures else None,
         "policy": record.policy,

@@ -98,6 +98,12 @@ def test_a_copy_with_a_change_is_told_from_a_copy(answer: str, altered: float) -
     assert signals(answer)["altered_copy"] == pytest.approx(altered)
 
 
+def test_copied_text_around_a_doubtful_claim_is_a_signal() -> None:
+    """The passage's 23 words are copied, the answer's own 5 are not; nothing of the question is near 1901."""
+    assert signals(f"{PASSAGE} So the answer is 1901.")["copied_around"] == pytest.approx(23 / 28)
+    assert signals(PASSAGE)["copied_around"] == signals("It was in 1901.")["copied_around"] == 0.0
+
+
 def test_a_claim_is_checked_as_a_whole() -> None:
     """All must hold: said together, near the question, nothing changed. 0.67 of the question is near both years."""
     right, changed = signals("It was built in 1846."), signals("It was built in 1901.")
