@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 export HF_HUB_OFFLINE := 1
 
-.PHONY: help install demo check test lint format types contract profile bench bench-review clean
+.PHONY: help install demo check test lint format types contract profile proxy-profile bench bench-review clean
 help:            ## show this list
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/:/' | column -t -s:
 
@@ -46,6 +46,9 @@ profile: $(STAMP)  ## build again the profile that ships for the demo model (hal
 	$(BIN)/semgrad-guard demo --training-data demo-training.jsonl --questions 200
 	$(BIN)/semgrad-guard calibrate demo-training.jsonl --model smollm2-135m --name smollm2-135m-demo \
 	  --out semgrad_guard/calibration/profiles/smollm2-135m-demo.json
+
+proxy-profile: $(STAMP)  ## build again the profile for answers of other models: make proxy-profile DATA=folder-of-labelled-sets
+	$(BIN)/python -m benchmarks.proxy_profile $(DATA)
 
 bench: $(STAMP)  ## measure the cost of scoring beside generation, as ratios in one run
 	$(BIN)/semgrad-guard bench --json bench/cost.json

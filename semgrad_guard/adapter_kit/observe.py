@@ -97,8 +97,8 @@ def judge_beside_tools(guard: Guard, candidate: Candidate, cancel: threading.Eve
         step, does = (Abstain(message=""), "is left out") if handling == "blank" else (Accept(), "passes unjudged")
         why = f"text beside a request for tools {does}"
         decision = Decision(step=step, rule=rule, why=why, exchange_id=exchange.id)
-    statuses = {Accept: Status.ANSWERED, AnswerWithWarning: Status.WARNED}
-    status = statuses.get(type(decision.step), Status.ABSTAINED)
+    given = {Accept.action: Status.ANSWERED, AnswerWithWarning.action: Status.WARNED}
+    status = given.get(decision.action, Status.ABSTAINED)
     record = _record_of(guard, exchange, decision, status, time.perf_counter() - started)
     text = "" if status is Status.ABSTAINED else exchange.answer
     return _recorded(guard, replace(record, text=text, beside_tool_calls=handling))

@@ -20,7 +20,7 @@ from semgrad_guard.calibration.curves import (
 from semgrad_guard.calibration.evidence import measure, reference_of
 from semgrad_guard.calibration.fused import FusedModel, fit_fused
 from semgrad_guard.calibration.labels import MAX_ROWS, Labels, check_enough, collect, grouped_folds
-from semgrad_guard.calibration.left_out import adversarial_evidence, left_out_evidence
+from semgrad_guard.calibration.left_out import adversarial_evidence, left_out_evidence, reported_evidence
 from semgrad_guard.calibration.metrics import auroc, log_losses
 from semgrad_guard.calibration.profile import Evidence, LabelPairs, Profile
 from semgrad_guard.errors import SignalUnavailableError
@@ -383,6 +383,7 @@ def fit_profile(  # noqa: PLR0913 - the options of the command, each with a defa
     draws: int = 1_000,
     max_rows: int = MAX_ROWS,
     simpler: bool = False,
+    reported: Iterable[LabelledScore] = (),
     seed: int = 0,
 ) -> Profile:
     """Return a profile fitted on labelled scores, with out-of-sample evidence.
@@ -406,6 +407,7 @@ def fit_profile(  # noqa: PLR0913 - the options of the command, each with a defa
         draws: bootstrap resamples of the evidence.
         max_rows: rows kept of a longer stream.
         simpler: also hold a fit on the signals of texts alone, for scores of other models.
+        reported: labelled scores of further data sets, which are judged for the evidence and not fitted on.
         seed: seed of sample, folds and bootstrap; equal input and seed give an equal profile.
 
     Raises:
@@ -425,10 +427,12 @@ def fit_profile(  # noqa: PLR0913 - the options of the command, each with a defa
         draws=draws,
         seed=seed,
     )
+    further = list(reported)
+    unseen = collect(further, fingerprint=fingerprint, max_rows=max_rows, seed=seed) if further else None
     profile: Profile | None = None
     for title, families in reversed(_fits(labels, method, simpler=simpler)):
         names = _of_families(labels.names, families) if families else labels.names
-        fitted = _profile(labels.select(names), f"{name}{title}", settings)
+        fitted = _profile(labels.select(names), f"{name}{title}", settings, unseen)
         profile = fitted.model_copy(update={"simpler": profile})
     if profile is None:  # pragma: no cover - there is always the first fit
         raise AssertionError
@@ -470,7 +474,7 @@ def _check(labels: Labels) -> None:
     check_enough(labels.correct[honest], labels.groups[honest])
 
 
-def _profile(labels: Labels, name: str, settings: Settings) -> Profile:
+def _profile(labels: Labels, name: str, settings: Settings, reported: Labels | None) -> Profile:
     """Return one fit, without simpler ones."""
     required = _usable(labels, settings.method)
     needed = labels.select([signal for signal, is_needed in required.items() if is_needed]).signals
@@ -488,6 +492,9 @@ def _profile(labels: Labels, name: str, settings: Settings) -> Profile:
         seed=settings.seed,
     )
     fitted, pairs, evidence = _carry_out(labels, plan, settings.held_out, settings.draws)
+    if reported is not None:
+        found = reported_evidence(reported, fitted.confidences, draws=settings.draws, seed=settings.seed)
+        evidence = evidence.model_copy(update={"left_out": {**evidence.left_out, **found}})
     return Profile(
         name=name,
         expires_at=settings.expires,

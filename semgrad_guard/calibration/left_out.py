@@ -24,7 +24,7 @@ RIGHT_ACCEPTED = 0.85
 """Share of right answers that the threshold for adversarial answers lets through."""
 LEVELS = (0.5, 0.7, 0.9)
 """Confidences above which the share of right answers is reported."""
-BASELINES = {"shorter answer": ("n_answer_tokens", -1), "words found": ("grounding", 1)}
+BASELINES = {"shorter answer": ("n_claims", -1), "words found": ("grounding", 1)}
 """What a confidence must be better than -> the signal, and whether more of it is better."""
 
 
@@ -72,6 +72,26 @@ def left_out_evidence(
         rest, judged = labels.take(sources != name), labels.take((sources == name) & labels.honest)
         if 0 < judged.correct.sum() < len(judged):
             found[name] = _source(confidences(rest, judged), judged, draws, seed)
+    return found
+
+
+def reported_evidence(
+    labels: Labels, confidences: Callable[[Labels], Array], *, draws: int, seed: int
+) -> dict[str, SourceEvidence]:
+    """Return how good the confidence is on data sets that the fit has not seen.
+
+    Args:
+        labels: the rows; those without a data set are no evidence.
+        confidences: rows to judge -> their confidence.
+        draws: bootstrap resamples.
+        seed: of the bootstrap.
+    """
+    sources = np.array(labels.sources or [None] * len(labels), dtype=object)
+    found: dict[str, SourceEvidence] = {}
+    for name in sorted({source for source in sources if source is not None}):
+        judged = labels.take(sources == name)
+        if 0 < judged.correct.sum() < len(judged):
+            found[f"{name} (not fitted on)"] = _source(confidences(judged), judged, draws, seed)
     return found
 
 

@@ -141,7 +141,7 @@ OnUncalibrated = Literal["abstain", "warn", "give", "error"]
 MAX_LADDER = 50
 """Most tries of all steps of one `escalate` list together, so that every question ends."""
 
-SHIPPED_PROFILES = ("smollm2-135m-demo",)
+SHIPPED_PROFILES = ("proxy", "smollm2-135m-demo")
 """Where nobody chose a scorer: the shipped profiles of the packaged model, of which the first that fits is used."""
 DEFAULT_PROFILE = SHIPPED_PROFILES[0]
 """The shipped profile that the packaged model reads and computes its signals for."""

@@ -1,0 +1,145 @@
+"""Fits the profile that ships for answers of other models: `python -m benchmarks.proxy_profile FOLDER`.
+
+FOLDER has one folder for each labelled set, with a `dev.jsonl` of rows with question, passages, answer, `correct`,
+`group`, `generator` and `set`. The sets in `FITTED` are those whose licences allow publishing numbers derived from them
+and whose label says that the passages support the answer; those in `REPORTED` are judged and not fitted on. The demo's
+questions are added with right answers, and with wrong ones: those to the same question about another element.
+
+Only signals of texts are used, so that an answer has one confidence whichever model reads it. On sets that were left
+out, likelihoods of the packaged model and what the passages added to them made no difference beside the texts.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+from collections import defaultdict
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from semgrad_guard.calibration import LabelledScore, fit_profile
+from semgrad_guard.evaluation.adversarial import KINDS, Honest, adversarial
+from semgrad_guard.evaluation.elements import ElementQuestion, passages, questions
+from semgrad_guard.flow import Exchange, Fingerprint, Passage
+from semgrad_guard.scoring.text_signals import grounding_signals, retrieval_signals
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+FITTED = ("ragtruth_qa", "ragtruth_summary", "refchecker_dolly", "expertqa_support", "finqa_rag")
+REPORTED = ("lfqa_verif",)
+BASIS = (
+    "fitted on labelled answers of other models: RAGTruth's questions and summaries, RefChecker, ExpertQA, FinQA; and "
+    "on questions about chemical elements"
+)
+FINGERPRINT = Fingerprint(
+    model="ff6c177dde18b7b5f736e0817a3e691a7c6634b0cd23a5c4c2cab4f782e77ace",
+    dtype="float32",
+    template="872be49dbb638044ad01b60388f48d469ff2980e5f0dccdc22ec907db54d0788",
+    settings="position -3, blocks 15 to 29, by answer, texts by claim",
+    proxy=True,
+)
+"""Scores of the packaged model as a proxy; of it, a profile of texts depends on `texts by claim` alone."""
+MADE = tuple(kind for kind in KINDS if kind != "other sentence")
+"""Adversarial kinds; a true sentence that answers another question is supported, which is what the labels say."""
+N_MADE = 60
+"""Right answers of each set from which adversarial ones are made."""
+N_DEMO, SHARE_WRONG = 250, 0.3
+"""Questions of the demo, and the share of them that get a wrong answer: as the other sets have."""
+OUT = Path("semgrad_guard/calibration/profiles/proxy.json")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Row:
+    exchange: Exchange
+    correct: bool
+    group: str
+    source: str
+    author: str
+
+
+def rows_of(folder: Path, name: str) -> list[_Row]:
+    """Return the rows of one set."""
+    lines = (folder / name / "dev.jsonl").read_text(encoding="utf-8").splitlines()
+    return [_row(json.loads(line), name) for line in lines]
+
+
+def _row(fields: dict[str, Any], name: str) -> _Row:
+    exchange = Exchange(
+        question=fields["question"],
+        passages=tuple(Passage(passage["text"]) for passage in fields["passages"]),
+        answer=fields["answer"],
+    )
+    return _Row(
+        exchange=exchange,
+        correct=fields["correct"],
+        group=f"{name} {fields['group']}",
+        source=name,
+        author=fields["generator"],
+    )
+
+
+def demo_rows(seed: int = 0) -> list[_Row]:
+    """Return the demo's questions with right answers, in two forms, and wrong ones."""
+    draw = random.Random(seed)  # noqa: S311 - test material, no secret
+    about = defaultdict(list)
+    for passage in passages():
+        about[(passage.source or "").split(":")[0]].append(passage)
+    asked = [one for one in questions("train") if one.answers][:N_DEMO]
+    same: dict[str, list[ElementQuestion]] = defaultdict(list)
+    for one in asked:
+        same[one.id.split("-")[1]].append(one)
+    return [row for one in asked for row in _demo_rows_of(one, same[one.id.split("-")[1]], about, draw)]
+
+
+def _demo_rows_of(
+    asked: ElementQuestion, same: list[ElementQuestion], about: dict[str, list[Passage]], draw: random.Random
+) -> Iterator[_Row]:
+    other = draw.choice([one for one in same if not set(one.answers) & set(asked.answers)] or same)
+    read = [*draw.sample(about[asked.element], min(2, len(about[asked.element]))), draw.choice(about[other.element])]
+    draw.shuffle(read)
+    held = any(answer in passage.text for answer in asked.answers for passage in read)
+    wrong = draw.random() < SHARE_WRONG
+    for text, correct in ((other.answers[0], False),) if wrong else ((asked.answers[0], held),):
+        answer = draw.choice((text, f"{text}.", f"The answer is {text}.", f"It is {text}."))
+        exchange = Exchange(question=asked.question, passages=tuple(read), answer=answer)
+        yield _Row(exchange=exchange, correct=correct, group=f"demo {asked.element}", source="demo", author="given")
+
+
+def labelled(row: _Row) -> LabelledScore:
+    """Return a row with the signals of its texts."""
+    signals = grounding_signals(row.exchange) | retrieval_signals(row.exchange.passages)
+    return LabelledScore(
+        signals=signals,
+        correct=row.correct,
+        fingerprint=FINGERPRINT,
+        group=row.group,
+        source=row.source,
+        author=row.author,
+    )
+
+
+def made_of(rows: list[_Row]) -> Iterator[LabelledScore]:
+    """Yield adversarial answers made from the first right ones of a set."""
+    right = [row for row in rows if row.correct][:N_MADE]
+    honest = [Honest(row.exchange, correct=True) for row in right]
+    for made in adversarial(honest, kinds=MADE, per_row=2):
+        like = replace(labelled(right[made.row]), correct=False, author=None, adversarial=made.kind)
+        signals = grounding_signals(made.exchange) | retrieval_signals(made.exchange.passages)
+        yield replace(like, signals=signals)
+
+
+def main(folder: Path, out: Path = OUT) -> None:
+    """Fit the profile and write it."""
+    sets = {name: rows_of(folder, name) for name in FITTED} | {"demo": demo_rows()}
+    fitted = [labelled(row) for rows in sets.values() for row in rows]
+    fitted += [made for rows in sets.values() for made in made_of(rows)]
+    reported = [labelled(row) for name in REPORTED for row in rows_of(folder, name)]
+    profile = fit_profile(fitted, name="proxy", reported=reported, draws=500)
+    profile.model_copy(update={"basis": BASIS}).save(out)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), *map(Path, sys.argv[2:]))
