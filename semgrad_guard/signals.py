@@ -426,6 +426,13 @@ _TEXT = _family(
         source="length",
     ),
     Signal(
+        name="n_words",
+        meaning="number of the answer's words",
+        unit="words",
+        higher="either",
+        source="length",
+    ),
+    Signal(
         name="answer_echo",
         meaning="share of the answer's content words that the question contains",
         unit="share",

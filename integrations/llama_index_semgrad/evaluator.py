@@ -101,7 +101,7 @@ class SemGradEvaluator(BaseEvaluator):
             return _result(
                 query, response, contexts, invalid_result=True, invalid_reason=str(error), feedback=str(error)
             )
-        return _result(query, response, contexts, **_result_fields(decision))
+        return _result(query, response, contexts, **_result_fields(decision, measures=self.guard.only_measures))
 
     @override
     def _get_prompts(self) -> PromptDictType:
@@ -135,14 +135,17 @@ def _recent_call(answer: str, query: str | None, contexts: Sequence[str]) -> Llm
     return match_call([[call for call in WATCHER.recent() if prompt_holds(call.prompt, texts)]], answer, exact=True)
 
 
-def _result_fields(decision: Decision) -> dict[str, Any]:
-    """Return what a decision says about the response; without a confidence, that the result is invalid."""
+def _result_fields(decision: Decision, *, measures: bool) -> dict[str, Any]:
+    """Return what a decision says about the response; without a confidence, that the result is invalid.
+
+    A guard that only measures asks for no confidence, so nothing passes or fails.
+    """
     feedback = f"{decision.rule}: {decision.why}"
     if reason := _why_invalid(decision):
         return {"feedback": feedback, "invalid_result": True, "invalid_reason": reason}
     return {
         "score": decision.confidence.value,
-        "passing": isinstance(decision.step, Accept),
+        "passing": None if measures else isinstance(decision.step, Accept),
         "feedback": feedback,
         "invalid_result": False,
     }

@@ -24,7 +24,7 @@ RIGHT_ACCEPTED = 0.85
 """Share of right answers that the threshold for adversarial answers lets through."""
 LEVELS = (0.5, 0.7, 0.9)
 """Confidences above which the share of right answers is reported."""
-BASELINES = {"shorter answer": ("n_claims", -1), "words found": ("grounding", 1)}
+BASELINES = {"shorter answer": ("n_words", -1), "words found": ("grounding", 1)}
 """What a confidence must be better than -> the signal, and whether more of it is better."""
 
 

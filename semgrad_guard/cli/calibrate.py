@@ -179,7 +179,8 @@ EXAMPLES = """[bold]Examples[/bold]
 A line of the input is what `semgrad-guard score` wrote, or {"question": "...", "passages": ["..."], "answer": "..."},
 with `correct` (true or false) or `answers` (accepted answers to grade with). If a line has no answer, the model answers
 it. With --proxy every line has one, which another model wrote, and the scoring model only reads it. Lines with the same
-`group`, or the same question, are never split between fitting and testing.
+`group`, or the same question, are never split between fitting and testing. `set` names the data set of a line and
+`generator` the model that wrote its answer: of three sets or more, each is left out in turn as evidence.
 
 --rows keeps what was scored, row by row: an interrupted run continues where it stopped, the next run scores nothing
 again, and `score`, `evaluate` and `policy simulate` read the file.

@@ -206,7 +206,7 @@ def claim_signals(question: str, answer: str, passages: PassageTexts, language: 
         language: two-letter code, for finding sentences.
     """
     claims = claims_of(answer, question, language)
-    found = {"n_claims": float(len(claims))}
+    found = {"n_claims": float(len(claims)), "n_words": float(len(words(answer)))}
     if not passages.texts:
         return found
     asked = content_words(question)

@@ -14,8 +14,9 @@ from llama_index.core.query_engine import RetryQueryEngine, RetrySourceQueryEngi
 from llama_index_semgrad import SemGradEvaluator
 from semgrad_guard.errors import NonFiniteScoreError, UncalibratedError
 from semgrad_guard.flow import Abstain, Accept, AnswerWithWarning, Confidence, FallbackModel, HumanReview
+from semgrad_guard.guard import Guard
 from tests.adapters.llama_index.index_and_llm import PASSAGES, QUESTION, WordEmbedding, index, llm
-from tests.fakes import LadderDecider, MemoryQueue, guard_of
+from tests.fakes import LadderDecider, MemoryQueue, ProfileScorer, guard_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -108,6 +109,14 @@ def test_an_answer_without_confidence_neither_passes_nor_fails(step: Step) -> No
     found = SemGradEvaluator(guard=guard_of(scores=SCORES, decider=Uncalibrated())).evaluate(QUESTION, GOOD)
     assert (found.invalid_result, found.passing, found.score) == (True, None, None)
     assert found.invalid_reason == "profile p was fitted for another score"
+
+
+def test_without_a_threshold_nothing_passes_or_fails() -> None:
+    """A guard that only measures accepts any confidence, which is no verdict."""
+    guard = Guard.from_yaml(scorer=ProfileScorer())
+    result = SemGradEvaluator(guard=guard).evaluate(QUESTION, GOOD, [PASSAGES[0]])
+    assert result.score is not None
+    assert (result.passing, result.invalid_result) == (None, False)
 
 
 def test_evaluating_carries_nothing_out() -> None:
