@@ -247,13 +247,18 @@ def passages_in(documents: Sequence[Documents], prompt: Prompt) -> tuple[tuple[P
     """
     read = _squeezed(prompt if isinstance(prompt, str) else "\n".join(m.content for m in prompt))
     for near in documents:
-        found = [(kind, to_passage(document)) for kind, part in near.items() for document in part]
-        used = [(at, kind, p) for kind, p in found if p.text.strip() and (at := read.find(_squeezed(p.text))) >= 0]
+        found: list[tuple[PassagesFrom, Passage]] = [
+            (kind, to_passage(document)) for kind, part in near.items() for document in part
+        ]
+        used: list[tuple[int, PassagesFrom, Passage]] = [
+            (at, kind, p) for kind, p in found if p.text.strip() and (at := read.find(_squeezed(p.text))) >= 0
+        ]
         if used:
             return each_once(p for _, _, p in sorted(used, key=lambda one: one[0])), used[0][1]
-    given = ((part, kind) for near in documents for kind, part in near.items() if part and kind != "state")
-    part, kind = next(given, ((), None))
-    return each_once(map(to_passage, part)), kind
+    given: list[tuple[Sequence[Document], PassagesFrom]] = [
+        (part, kind) for near in documents for kind, part in near.items() if part and kind != "state"
+    ]
+    return (each_once(map(to_passage, given[0][0])), given[0][1]) if given else ((), None)
 
 
 def read_from(exchange: Exchange, documents: Sequence[Document]) -> Exchange:

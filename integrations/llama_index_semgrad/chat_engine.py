@@ -187,7 +187,8 @@ class GuardedChatEngine(BaseChatEngine):
         Raises:
             NotGuardableError: the engine hides its conversation, so a withheld answer would stay in it.
         """
-        self._engine, self._tools, self._stream = engine, tools, stream
+        self._engine, self._tools = engine, tools
+        self._stream: StreamMode | None = stream
         self._memory = _memory_of(engine)
         self.guard = guard
 

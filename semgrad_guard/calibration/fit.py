@@ -316,8 +316,8 @@ def _weighed(labels: Labels, plan: Plan) -> Labels:
     for share in ADVERSARIAL_SHARES:
         worse = honest_losses(share) - without
         if worse.mean() <= worse.std() / np.sqrt(len(worse)):
-            break
-    return replace(labels, adversarial_share=share)
+            return replace(labels, adversarial_share=share)
+    return replace(labels, adversarial_share=smallest)
 
 
 def _of_families(names: Iterable[str], families: frozenset[Family]) -> tuple[str, ...]:

@@ -324,7 +324,8 @@ def _check_queue(policy: Policy) -> None:
         return
     steps = [(*_path(rule), step.name) for rule, step in policy.escalation_steps() if step.human_review is not None]
     sections: list[tuple[tuple[str | int, ...], OnError | None]] = [((), policy.on_error)]
-    sections += [(("overrides", number), override.on_error) for number, override in enumerate(policy.overrides)]
+    for number, override in enumerate(policy.overrides):
+        sections.append((("overrides", number), override.on_error))
     for path in [*steps, *((*place, "on_error") for place, end in sections if end == "human_review")]:
         raise PydanticCustomError("queue", NO_QUEUE, {"path": path})
 

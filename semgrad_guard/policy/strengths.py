@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from numbers import Real
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -50,7 +51,8 @@ def holding_back(accept: AcceptOption) -> Policy:
     Raises:
         OptionError: `accept` is no confidence.
     """
-    number = float(accept) if isinstance(accept, Real) and not isinstance(accept, bool) else accept
+    given: Any = accept  # whatever a program without type checks may give
+    number = float(given) if not isinstance(given, bool) and isinstance(given, Real) else given
     try:
         policy = Policy.model_validate({"accept": number})
     except ValidationError:

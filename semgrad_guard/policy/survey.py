@@ -157,10 +157,11 @@ class _Draft:
         for number, part in enumerate(place):
             if not holds(node, part):
                 return (*found, *place[number:])
-            old = (
-                self._indices[id(node)][int(part)]
-                if isinstance(node, list)
-                else self._renamed.get(id(node), {}).get(part)
+            inside: Any = node
+            old: str | int | None = (
+                self._indices[id(inside)][int(part)]
+                if isinstance(inside, list)
+                else self._renamed.get(id(inside), {}).get(part)
             )
             found, node = (*found, part if old is None else old), node[part]
         return found
@@ -224,8 +225,9 @@ class _Draft:
     def _remove(self, place: Place) -> bool:
         if not self.has(place):
             return False
-        parent = self._at(place[:-1])
+        parent: Any = self._at(place[:-1])
+        last: Any = place[-1]
         if isinstance(parent, list):
-            del self._indices[id(parent)][int(place[-1])]
-        del parent[place[-1]]
+            del self._indices[id(parent)][int(last)]
+        del parent[last]
         return True
