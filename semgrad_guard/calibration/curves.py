@@ -154,6 +154,10 @@ class VennAbersCurve(Frozen):
         return high / (1 - low + high)
 
 
+KEEPS_ORDER = 1e-3
+"""Share of the fitted curve in a cautious one: too little to be seen, enough to keep answers in order."""
+
+
 class CautiousCurve(Frozen):
     """The lower of a fitted curve and a Venn-Abers curve.
 
@@ -166,8 +170,10 @@ class CautiousCurve(Frozen):
     counted: VennAbersCurve
 
     def probabilities(self, margins: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return P(correct) for each margin."""
-        return np.minimum(self.fitted.probabilities(margins), self.counted.probabilities(margins))
+        """Return P(correct) for each margin; where Venn-Abers is flat, the fitted curve keeps the order."""
+        fitted = self.fitted.probabilities(margins)
+        low = np.minimum(fitted, self.counted.probabilities(margins))
+        return low + KEEPS_ORDER * (fitted - low)
 
 
 class PercentileCurve(Frozen):
