@@ -21,7 +21,11 @@ from semgrad_guard.policy import load_policy
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from semgrad_guard.policy import Policy
+
 N_QUESTIONS = 12
+PROFILE = "smollm2-135m-demo"
+"""The shipped profile for the demo model's own answers about chemical elements."""
 EXAMPLES = """[bold]Examples[/bold]
 
   semgrad-guard demo
@@ -66,6 +70,14 @@ def demo(
     _print_next_steps(console)
 
 
+def _policy(path: Path | None) -> Policy:
+    """Return the policy of the demo: the user's, or the shipped one with the profile for the demo model's answers."""
+    policy = load_policy(path)
+    if path is not None:
+        return policy
+    return policy.model_copy(update={"scorer": policy.scorer.model_copy(update={"profile": PROFILE})})
+
+
 def _run(n_questions: int, policy: Path | None) -> list[Any]:
     logging.getLogger("semgrad_guard").setLevel(logging.ERROR)
     warnings.simplefilter("ignore")  # the user of the demo can do nothing about the libraries' own warnings
@@ -77,7 +89,7 @@ def _run(n_questions: int, policy: Path | None) -> list[Any]:
         progress.update(loading, advance=1, description="Embedding the passages about 118 elements")
         parts = demo_chain.build_chain()
         progress.update(loading, advance=1, description="Loading the language model (the first time takes longer)")
-        guard = adapter.SemGradGuard(parts.llm, policy=load_policy(policy), output="result")
+        guard = adapter.SemGradGuard(parts.llm, policy=_policy(policy), output="result")
         progress.update(loading, advance=1, description="Model, passages and guard are ready")
         questions = elements.questions("demo")[:n_questions]
         return list(progress.track(demo_chain.run(parts, guard, questions), len(questions), description="Asking"))

@@ -1,16 +1,14 @@
-"""The demo model's guard gives one exchange one confidence, wherever it stands."""
+"""The demo model gives one exchange the same signals, and so one confidence, wherever the guard stands."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
-from statistics import fmean
 from typing import TYPE_CHECKING
 
 import pytest
 
 from semgrad_guard.flow import Confidence
-from semgrad_guard.signals import SIGNALS
 from tests.adapters import test_same_exchange as forms
 from tests.fakes import LadderDecider, guard_of
 
@@ -28,19 +26,18 @@ pytestmark = [
 
 OF_SCORES = {"retrieval_top", "retrieval_gap", "retrieval_spread"}
 """Signals of the retriever's scores, which LlamaIndex reports and LangChain does not."""
-OF_TEXTS = [name for name, signal in SIGNALS.items() if signal.cost == "text" and name not in OF_SCORES]
 
 
 @dataclass
-class FromTexts:
-    """A confidence from the signals of the texts, so it is the same where the prompts differ."""
+class Watching:
+    """Keeps the signals that a confidence is made of."""
 
-    given: list[float] = field(default_factory=list)
+    given: list[dict[str, float]] = field(default_factory=list)
 
     def confidence(self, exchange: Exchange, score: Score) -> Confidence:
-        """Return the mean of the signals that compare answer, question and passages."""
-        self.given.append(fmean(score.signals[name] for name in OF_TEXTS if name in score.signals))
-        return Confidence(value=self.given[-1], profile="texts")
+        """Return no number."""
+        self.given.append({name: value for name, value in score.signals.items() if name not in OF_SCORES})
+        return Confidence(value=None)
 
     def with_span_confidences(self, score: Score) -> Score:
         """Return the score as it is."""
@@ -52,7 +49,7 @@ def test_one_exchange_has_one_confidence_wherever_the_guard_stands() -> None:
     from semgrad_guard.models import load_model
     from semgrad_guard.scoring import SemGradScorer
 
-    calibrator = FromTexts()
+    calibrator = Watching()
     parts = replace(guard_of(decider=LadderDecider(accept=0.0)).parts, calibrator=calibrator)
     guard: Guard = type(guard_of())(replace(parts, scorer=SemGradScorer(load_model("smollm2-135m"))))
     asked: list[Callable[[Guard], None]] = [
@@ -69,5 +66,6 @@ def test_one_exchange_has_one_confidence_wherever_the_guard_stands() -> None:
     for form in asked:
         forms.ask(form, guard)
     assert len(calibrator.given) == len(asked)
-    assert calibrator.given == pytest.approx([calibrator.given[0]] * len(asked), abs=1e-6)
-    assert calibrator.given[0] > 0
+    first, *others = calibrator.given
+    assert {"semgrad", "mean_nll", "grounding"} <= first.keys()
+    assert others == [pytest.approx(first, rel=0, abs=1e-6)] * len(others)

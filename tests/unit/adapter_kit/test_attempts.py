@@ -6,7 +6,7 @@ import pytest
 
 from semgrad_guard.adapter_kit import Attempts, Candidate, run_guard
 from semgrad_guard.errors import PromptNotFoundError
-from semgrad_guard.flow import Exchange, FallbackModel
+from semgrad_guard.flow import Exchange, FallbackModel, Passage
 from semgrad_guard.routing import Resources
 from tests.fakes import LadderDecider, guard_of
 
@@ -33,6 +33,12 @@ def test_each_attempt_keeps_the_value_that_the_framework_gave() -> None:
     assert (outcome.text, outcome.exchange.question) == ("better", "Who?")
     assert attempts.values[outcome.exchange.id] == "value of the second"
     assert attempts.values[first.exchange.id] == "value of the first"
+
+
+def test_a_new_attempt_says_itself_where_its_passages_come_from() -> None:
+    """Other passages than before need not come from a retriever."""
+    new = Candidate(Exchange(answer="better", passages=(Passage("new"),), passages_from="prompt"))
+    assert Attempts[str]().following(Exchange(answer="bad"), new, "a value").passages_from == "prompt"
 
 
 def test_an_answer_that_cannot_be_judged_takes_on_error() -> None:

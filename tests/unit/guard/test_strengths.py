@@ -27,7 +27,9 @@ def test_it_measures_by_the_shipped_profile_that_fits() -> None:
     assert outcome.confidence is not None
     assert 0 < outcome.confidence < 1
     assert outcome.decision.confidence.profile == DEFAULT_PROFILE
-    assert outcome.decision.why.startswith(f"confidence {outcome.confidence:.2f}: profile {DEFAULT_PROFILE}")
+    assert outcome.decision.why.startswith(
+        f"confidence {outcome.confidence:.2f}: read by a proxy: profile {DEFAULT_PROFILE}"
+    )
 
 
 def test_a_scorer_that_no_shipped_profile_was_fitted_for_is_told_what_makes_one() -> None:

@@ -41,7 +41,7 @@ SHIPPED_IN_WORDS = """
 the shipped policy (digest {digest})
 
 Model smollm2-135m scores the uncertainty of each answer (all signals, weighed by the profile).
-Profile smollm2-135m-demo turns it into a confidence: the probability that the answer is right.
+Profile proxy turns it into a confidence: the probability that the answer is right.
 
 An answer with a confidence of at least 0.7 is given as it is. [accept]
 Otherwise these steps are tried, in this order:
@@ -134,7 +134,7 @@ COMPLETE = "on_error: abstain\non_uncalibrated: abstain\nscorer: {profile: p}\n"
     [
         ("accept: 0.7", "`on_error` is not given, so it is `abstain`"),
         ("accept: 0.7", "`on_uncalibrated` is not given, so it is `abstain`"),
-        ("accept: 0.7", "`scorer` is not given, so it is smollm2-135m with the shipped profile smollm2-135m-demo"),
+        ("accept: 0.7", "`scorer` is not given, so it is smollm2-135m with the shipped profile proxy"),
         ("accept: 0", "gives every answer that has a confidence"),
         ("accept: 1", "only at a confidence of exactly 1"),
         ("accept: 0.7\nscorer: {model: m}", "`on_uncalibrated` decides every answer"),

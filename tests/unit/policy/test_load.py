@@ -63,7 +63,7 @@ def test_a_profile_of_the_home_folder_is_found() -> None:
 
 def test_a_scorer_that_is_spelled_out_has_no_profile_unless_it_names_one() -> None:
     """The shipped profile fits the shipped scorer only."""
-    assert policy_from({"accept": 0.7}).profile == "smollm2-135m-demo"
+    assert policy_from({"accept": 0.7}).profile == "proxy"
     assert policy_from({"accept": 0.7, "scorer": {"model": "other"}}).profile is None
 
 
