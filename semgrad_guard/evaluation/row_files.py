@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock, Timeout
 from typing_extensions import override
 
+from semgrad_guard.calibration.fitting_scores import differences as fingerprint_differences
 from semgrad_guard.errors import DataFileError
 from semgrad_guard.evaluation.rows import read_rows, row_of, scored_part
+from semgrad_guard.flow import Fingerprint
 from semgrad_guard.wire import WireError, score_from_fields
 
 if TYPE_CHECKING:
@@ -22,7 +24,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from semgrad_guard.evaluation.rows import Row
-    from semgrad_guard.flow import Fingerprint
 
 ROW_KEY = "row_digest"
 """Key in an output line for the digest of its input line."""
@@ -148,10 +149,11 @@ def _drop_partial_line(path: Path) -> None:
 
 # --- settings ---------------------------------------------------------------------------------------------------------
 
-_PART = re.compile(r"(?:^|, )(position|blocks|by|embedder|proxy) ")
-_WORDS = {"blocks": "layer band", "by": "granularity"}
+_PART = re.compile(r"(?:^|, )(position|blocks|by|texts|embedder) ")
+_WORDS = {"blocks": "layer band", "by": "granularity", "texts": "signals of texts"}
 """Words of a fingerprint's settings -> what users call them."""
 AUTHOR = "answers by"
+NONE = "none"
 _N_DIGITS = 12
 """Digits of a digest that are shown."""
 
@@ -176,8 +178,8 @@ def settings_of(fingerprint: Mapping[str, Any], model: str = "") -> dict[str, st
 
 
 def differences(
-    there: Mapping[str, Any],
-    wanted: Mapping[str, Any],
+    there: Mapping[str, str],
+    wanted: Mapping[str, str],
     *,
     leave_out: frozenset[str] = frozenset(),
     old: str = "in the file",
@@ -193,15 +195,25 @@ def differences(
         new: what wants others.
     """
     names = [name for name in {**wanted, **there} if name not in leave_out]
-    pairs = [(name, there.get(name, "none"), wanted.get(name, "none")) for name in names]
+    pairs = [(name, there.get(name, NONE), wanted.get(name, NONE)) for name in names]
     return [f"{name} {a} {old}, {b} {new}" for name, a, b in pairs if not _same(name, a, b)]
 
 
-def _same(name: str, one: object, other: object) -> bool:
-    """Return whether two values of a setting are equal; models are told apart by digest, not by name."""
+def _same(name: str, one: str, other: str) -> bool:
+    """Return whether two values of a setting are equal.
+
+    Models are told apart by digest and not by name, embedders by what they do to a few texts.
+    """
     if name == "model":
-        return str(one).rpartition("(")[2].rstrip(")") == str(other).rpartition("(")[2].rstrip(")")
+        return one.rpartition("(")[2].rstrip(")") == other.rpartition("(")[2].rstrip(")")
+    if name == "embedder" and NONE not in {one, other}:
+        return not fingerprint_differences(_embedded(one), _embedded(other))
     return one == other
+
+
+def _embedded(embedder: str) -> Fingerprint:
+    """Return a fingerprint in which only the embedder is named."""
+    return Fingerprint(model="", dtype="", template="", settings=f", embedder {embedder}")
 
 
 SCORE_AGAIN = "score it again by `semgrad-guard score --rescore`"

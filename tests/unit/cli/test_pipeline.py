@@ -123,8 +123,19 @@ def test_simulate_scores_rows_without_a_score(folder: Path) -> None:
     assert scores(folder / "again.jsonl") == kept
 
 
+def test_a_mistake_in_rows_that_simulate_scored_is_named_where_it_stands(folder: Path) -> None:
+    """By the user's own file and line, though what is replayed is a copy with the scores."""
+    run(*CALIBRATE)
+    unlabelled = {name: value for name, value in LOGS[0].items() if name != "correct"}
+    rows = [json.dumps(row) for row in (LOGS[1], unlabelled)]
+    (folder / "logs.jsonl").write_text("\n\n".join(["", *rows]) + "\n")
+    with pytest.raises(DataFileError, match="neither `correct` nor `answers`") as caught:
+        run("policy", "simulate", "policy.yaml", "logs.jsonl")
+    assert (caught.value.path, caught.value.line) == ("logs.jsonl", 5)
+
+
 def test_simulate_names_the_setting_of_a_profile_that_fits_no_row() -> None:
-    """Instead of a table in which nothing has a confidence."""
+    """Instead of a table in which nothing has a confidence; this profile reads only a signal that has a position."""
     run(*CALIBRATE, "--method", "semgrad")
     run("score", "logs.jsonl", "--out", "other.jsonl", "--model", "tiny", "--position", -2)
     with pytest.raises(DataFileError, match=r"position -2 in the file, .* in profile p") as caught:

@@ -51,7 +51,10 @@ def test_a_run_that_has_ended_lets_go(tmp_path: Path) -> None:
 
 
 FINGERPRINT = Fingerprint(
-    model="0123456789abcdef", dtype="float32", template="t", settings="position -3, blocks 2 to 3, by answer"
+    model="0123456789abcdef",
+    dtype="float32",
+    template="t",
+    settings="position -3, blocks 2 to 3, by answer, texts by claim",
 )
 SETTING = Setting(fingerprint=FINGERPRINT, model="tiny")
 
@@ -74,15 +77,25 @@ def write(path: Path, *rows: dict) -> Path:
         ({"model": "fedcba9876543210"}, "model tiny (0123456789ab) in the file, big (fedcba987654) in this run"),
         ({"dtype": "bfloat16"}, "dtype float32 in the file, bfloat16 in this run"),
         ({"template": "u"}, "template t in the file, u in this run"),
-        ({"settings": "position -2, blocks 2 to 3, by answer"}, "position -3 in the file, -2 in this run"),
-        ({"settings": "position -3, blocks 1 to 3, by answer"}, "layer band 2 to 3 in the file, 1 to 3 in this run"),
-        ({"settings": "position -3, blocks 2 to 3, by sentence"}, "granularity answer in the file, sentence in this"),
         (
-            {"settings": "position -3, blocks 2 to 3, by answer, embedder a, b"},
-            "embedder none in the file, a, b in this run",
+            {"settings": "position -2, blocks 2 to 3, by answer, texts by claim"},
+            "position -3 in the file, -2 in this run",
         ),
+        (
+            {"settings": "position -3, blocks 1 to 3, by answer, texts by claim"},
+            "layer band 2 to 3 in the file, 1 to 3 in this run",
+        ),
+        (
+            {"settings": "position -3, blocks 2 to 3, by sentence, texts by claim"},
+            "granularity answer in the file, sentence in this",
+        ),
+        (
+            {"settings": "position -3, blocks 2 to 3, by answer, texts by claim, embedder a, b [0.1 0.2]"},
+            "embedder none in the file, a, b [0.1 0.2] in this run",
+        ),
+        ({"settings": "position -3, blocks 2 to 3, by answer"}, "signals of texts by claim in the file, none in this"),
     ],
-    ids=["model", "dtype", "template", "position", "band", "granularity", "embedder"],
+    ids=["model", "dtype", "template", "position", "band", "granularity", "embedder", "texts"],
 )
 def test_the_setting_in_which_a_file_differs_is_named(tmp_path: Path, change: dict, says: str) -> None:
     """And no other; the file and what is read are checked alike, before anything is scored."""
@@ -98,6 +111,21 @@ def test_the_setting_in_which_a_file_differs_is_named(tmp_path: Path, change: di
         assert says in caught.value.why
         assert ";" not in caught.value.why
         assert advice in str(caught.value)
+
+
+@pytest.mark.parametrize(("probe", "is_same"), [("0.51 0.20", True), ("0.50 0.30", False)])
+def test_an_embedder_is_known_by_what_it_does(tmp_path: Path, probe: str, is_same: bool) -> None:
+    """The same vectors under another name are the same; other vectors under the same name are not."""
+    theirs, ours = (
+        replace(FINGERPRINT, settings=f"{FINGERPRINT.settings}, embedder {name}")
+        for name in ("mine [0.50 0.20]", f"{'yours' if is_same else 'mine'} [{probe}]")
+    )
+    path = write(tmp_path / "scored.jsonl", {**scored(theirs), ROW_KEY: "1"})
+    if is_same:
+        assert ScoredFile(path, Setting(fingerprint=ours)).done == {"1"}
+        return
+    with pytest.raises(DataFileError, match="embedder mine"):
+        ScoredFile(path, Setting(fingerprint=ours))
 
 
 def test_a_proxy_s_file_refuses_the_scoring_model_s_own_answers(tmp_path: Path) -> None:
