@@ -13,12 +13,12 @@ from semgrad_guard.flow import Confidence, Contribution, utc_now
 from semgrad_guard.signals import explain
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
     from datetime import datetime
 
     from semgrad_guard.calibration.drift import DriftMonitor
     from semgrad_guard.calibration.profile import Profile
-    from semgrad_guard.flow import Exchange, Fingerprint, Score
+    from semgrad_guard.flow import Exchange, Score
 
 N_REASONS = 3
 """Most contributions named in a confidence's `why`."""
@@ -68,17 +68,9 @@ class ProfileCalibrator:
         """Return the score with a confidence for every span that has the profile's signals."""
         if self.profile.is_expired(self._clock()):
             return score
-        spans = tuple(
-            replace(span, confidence=self._span_confidence(score.fingerprint, span.signals)) for span in score.spans
-        )
+        fits = [f for f in self.profile.fits() if not differences(f.fingerprint, score.fingerprint, f.model.names)]
+        spans = tuple(replace(span, confidence=_span_confidence(fits, span.signals)) for span in score.spans)
         return replace(score, spans=spans)
-
-    def _span_confidence(self, fingerprint: Fingerprint, signals: Mapping[str, float]) -> float | None:
-        """Return the confidence of one span; `None` where no fit has its signals."""
-        for fit in self.profile.fits():
-            if not differences(fit.fingerprint, fingerprint, fit.model.names) and not fit.model.missing(signals):
-                return fit.confidence_of_margin(fit.margin(signals))
-        return None
 
     def _fit_for(self, score: Score) -> tuple[Profile | None, str]:
         """Return the richest fit that this score has all for; or `None`, and why the richest cannot be used."""
@@ -87,14 +79,20 @@ class ProfileCalibrator:
             return None, f"profile {profile.name} expired on {profile.expires_at:%Y-%m-%d}"
         why_not = ""
         for fit in profile.fits():
-            refusal = _refusal(fit, score)
-            if refusal is None:
+            found = refusal(fit, score)
+            if found is None:
                 return fit, ""
-            why_not = why_not or refusal
+            why_not = why_not or found
         return None, why_not
 
 
-def _refusal(fit: Profile, score: Score) -> str | None:
+def _span_confidence(fits: Sequence[Profile], signals: Mapping[str, float]) -> float | None:
+    """Return the confidence of one span by the first fit that it has the signals for; `None` without any."""
+    fit = next((fit for fit in fits if not fit.model.missing(signals)), None)
+    return None if fit is None else fit.confidence_of_margin(fit.margin(signals))
+
+
+def refusal(fit: Profile, score: Score) -> str | None:
     """Return why a fit cannot calibrate this score, or `None` if it can."""
     if found := differences(fit.fingerprint, score.fingerprint, fit.model.names):
         return f"profile {fit.name} was fitted for another score: {'; '.join(found)}"

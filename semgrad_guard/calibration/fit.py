@@ -150,10 +150,21 @@ def _choose(margins: Array, correct: Array, groups: NDArray[np.int64], seed: int
             loss[test] = -np.log(np.where(correct[test] > 0, p, 1 - p))
     best, *others = SMOOTH
     for name in others:
-        gain = losses[best] - losses[name]
-        if gain.mean() > gain.std() / np.sqrt(len(gain)):
+        if _is_clear(losses[best] - losses[name], np.ones(len(correct)), len(correct)):
             best = name
     return best
+
+
+def _is_clear(gain: Array, weights: Array, n: int) -> bool:
+    """Return whether a gain is more than noise: its mean is above one standard error.
+
+    Args:
+        gain: what each row gains.
+        weights: how much each row counts.
+        n: number of independent rows.
+    """
+    mean = np.average(gain, weights=weights)
+    return bool(mean > np.sqrt(np.average((gain - mean) ** 2, weights=weights) / n))
 
 
 RIDGES = (1e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)
@@ -282,10 +293,7 @@ def _chosen(labels: Labels, plan: Plan) -> tuple[str, ...]:
     losses = {names: _losses(labels.select(names), plan) for names in candidates}
     best, *larger = candidates
     for names in larger:
-        gain, weights = losses[best] - losses[names], labels.weights
-        mean = np.average(gain, weights=weights)
-        error = np.sqrt(np.average((gain - mean) ** 2, weights=weights) / labels.honest.sum())
-        if mean > error:
+        if _is_clear(losses[best] - losses[names], labels.weights, int(labels.honest.sum())):
             best = names
     return best
 
@@ -315,7 +323,7 @@ def _weighed(labels: Labels, plan: Plan) -> Labels:
     without = honest_losses(NO_SHARE)
     for share in ADVERSARIAL_SHARES:
         worse = honest_losses(share) - without
-        if worse.mean() <= worse.std() / np.sqrt(len(worse)):
+        if not _is_clear(worse, np.ones(len(worse)), len(worse)):
             return replace(labels, adversarial_share=share)
     return replace(labels, adversarial_share=smallest)
 

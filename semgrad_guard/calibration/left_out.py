@@ -63,8 +63,7 @@ def left_out_evidence(
         draws: bootstrap resamples.
         seed: of the bootstrap.
     """
-    sources = np.array(labels.sources or [None] * len(labels), dtype=object)
-    names = sorted({source for source in sources if source is not None})
+    sources, names = _sources(labels)
     if not labels.has_sources:
         return {}
     found: dict[str, SourceEvidence] = {}
@@ -86,13 +85,19 @@ def reported_evidence(
         draws: bootstrap resamples.
         seed: of the bootstrap.
     """
-    sources = np.array(labels.sources or [None] * len(labels), dtype=object)
+    sources, names = _sources(labels)
     found: dict[str, SourceEvidence] = {}
-    for name in sorted({source for source in sources if source is not None}):
+    for name in names:
         judged = labels.take(sources == name)
         if 0 < judged.correct.sum() < len(judged):
             found[f"{name} (not fitted on)"] = _source(confidences(judged), judged, draws, seed)
     return found
+
+
+def _sources(labels: Labels) -> tuple[NDArray[np.object_], list[str]]:
+    """Return the data set of each row, and the names of all."""
+    sources = np.array(labels.sources or [None] * len(labels), dtype=object)
+    return sources, sorted({source for source in sources if source is not None})
 
 
 def _source(confidence: Array, labels: Labels, draws: int, seed: int) -> SourceEvidence:

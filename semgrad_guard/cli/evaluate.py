@@ -84,6 +84,7 @@ def evaluate(
     from semgrad_guard.evaluation.grading import (  # loads numpy
         SAME_WORDS,
         by_embedding,
+        once,
         shared_words,
     )
 
@@ -97,7 +98,7 @@ def evaluate(
         data=_stem(data),
         model=_stem(model),
         grader_name=grader,
-        grader=_grader(grader, meaning, same, judge),
+        grader=once(_grader(grader, meaning, same, judge)),
         alike=meaning or shared_words,
         same=same if meaning else SAME_WORDS,
         settings={

@@ -298,7 +298,7 @@ def _print_drift(console: Console, profile: Profile, records: Path) -> bool:
 def _replayed(profile: Profile, records: Path) -> tuple[DriftMonitor, int, int]:
     """Return a monitor that has read the records' scores, and how many of them matched the profile or did not."""
     from semgrad_guard.calibration import DriftMonitor  # loads numpy
-    from semgrad_guard.calibration.fitting_scores import differences
+    from semgrad_guard.calibration.calibrator import refusal
     from semgrad_guard.telemetry.jsonl import read_records
 
     monitor, n_fitting, n_other = DriftMonitor(profile), 0, 0
@@ -307,12 +307,10 @@ def _replayed(profile: Profile, records: Path) -> tuple[DriftMonitor, int, int]:
             score = attempt.decision.score
             if score is None:
                 continue
-            signals = {score.method: score.value, **score.signals}
-            if differences(profile.fingerprint, score.fingerprint, profile.model.names) or profile.model.missing(
-                signals
-            ):
+            if refusal(profile, score) is not None:
                 n_other += 1
                 continue
             n_fitting += 1
+            signals = {score.method: score.value, **score.signals}
             monitor.observe(profile.margin(signals), signals)
     return monitor, n_fitting, n_other

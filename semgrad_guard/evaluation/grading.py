@@ -140,6 +140,19 @@ class Grader(Protocol):
         ...
 
 
+def once(grader: Grader) -> Grader:
+    """Return a grader that grades each answer once and remembers it: a judge may take seconds, or cost money."""
+    grades: dict[tuple[str, str, tuple[str, ...]], bool] = {}
+
+    def grade(question: str, answer: str, references: Sequence[str], /) -> bool:
+        key = question, answer, tuple(references)
+        if key not in grades:
+            grades[key] = grader(question, answer, references)
+        return grades[key]
+
+    return grade
+
+
 def by_words(name: str) -> Grader:
     """Return a grader that compares words.
 

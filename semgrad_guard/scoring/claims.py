@@ -143,10 +143,10 @@ class PassageTexts:
 
     def is_copy(self, text: str) -> bool:
         """Return whether a claim is copied from a passage; few words are not, as everybody uses the same."""
-        return len(words(text)) >= COPIED_WORDS and self.copied(text) >= COPIED
+        return _is_copy(text, self.copied(text))
 
-    def nearest(self, asked: set[str], text: str) -> _Sentence | None:
-        """Return the sentence that speaks of what a claim and the question speak of; `None` without passages.
+    def nearest(self, asked: set[str], text: str) -> _Sentence:
+        """Return the sentence that speaks of what a claim and the question speak of; there must be passages.
 
         Numbers, names and denials count little, because they are what is then compared.
         """
@@ -155,8 +155,11 @@ class PassageTexts:
         return max(
             self.sentences,
             key=lambda s: 2 * _share(subject, s.words) + _share(asked, s.words) + 0.5 * _share(said, s.around),
-            default=None,
         )
+
+
+def _is_copy(text: str, copied: float) -> bool:
+    return len(words(text)) >= COPIED_WORDS and copied >= COPIED
 
 
 def _sentences_of(place: int, text: str, language: str) -> list[_Sentence]:
@@ -261,20 +264,21 @@ def of_answer(values: Sequence[float], copies: Sequence[bool]) -> float:
 def _signs_of(text: str, question: str, asked: set[str], passages: PassageTexts) -> _ClaimSigns:
     claimed = claimed_words(text, question)
     nearest = passages.nearest(asked, text)
+    copied = passages.copied(text)
     fullest = max(passages.vocabularies, key=lambda vocabulary: (len(claimed & vocabulary), len(asked & vocabulary)))
     return _ClaimSigns(
         grounding=_share(claimed, passages.all_words),
-        support=max((_share(claimed, s.around) for s in passages.sentences), default=0.0),
-        copied=passages.copied(text),
-        is_copy=passages.is_copy(text),
+        support=max(_share(claimed, s.around) for s in passages.sentences),
+        copied=copied,
+        is_copy=_is_copy(text, copied),
         passage_support=sum(claimed <= vocabulary for vocabulary in passages.vocabularies) / len(passages.texts),
         nearby=_nearby(asked, claimed, passages) if asked else 0.0,
         overlap=_share(asked, fullest),
-        negation=0.0 if nearest is None else _negation_mismatch(text, nearest),
-        numbers=0.0 if nearest is None else _number_mismatch(text, question, nearest),
-        names=0.0 if nearest is None else _name_mismatch(text, asked, nearest),
+        negation=_negation_mismatch(text, nearest),
+        numbers=_number_mismatch(text, question, nearest),
+        names=_name_mismatch(text, asked, nearest),
         altered=_altered(text, passages),
-        disagree=0.0 if nearest is None else _disagreement(text, asked, nearest, passages),
+        disagree=_disagreement(text, asked, nearest, passages),
     )
 
 
@@ -340,9 +344,9 @@ def _altered(text: str, passages: PassageTexts) -> float:
     """
     said = words(text)
     content = content_of(said) - ABOUT_ANSWERING
-    likest = max(passages.sentences, key=lambda s: len(content & s.words), default=None)
-    if likest is None or len(said) < COPIED_WORDS:
+    if len(said) < COPIED_WORDS:
         return 0.0
+    likest = max(passages.sentences, key=lambda s: len(content & s.words))
     if content <= likest.words and is_negated(text) == is_negated(likest.text):
         return 0.0
     blocks = SequenceMatcher(None, said, words(likest.text), autojunk=False).get_matching_blocks()

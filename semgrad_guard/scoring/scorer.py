@@ -35,7 +35,7 @@ from semgrad_guard.scoring.reading import as_read, read_exchange
 from semgrad_guard.scoring.recording import Band, upper_half
 from semgrad_guard.scoring.spans import place_spans
 from semgrad_guard.scoring.text_signals import closeness_signals, grounding_signals, retrieval_signals
-from semgrad_guard.signals import COSTLY, FREE, MEANING, METHODS, POSITIONS, SIGNALS
+from semgrad_guard.signals import FREE, MEANING, METHODS, POSITIONS, SIGNALS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -59,22 +59,20 @@ class Readout:
         position: int,
         wanted: frozenset[str],
         *,
-        of_proxy: frozenset[str] = frozenset(),
         embedder: Embedder | None = None,
         language: str = "en",
     ) -> None:
         """Store the scoring model (for signals that run it again), t*, the names of the signals and their tools."""
-        self._model, self._position, self._wanted, self._of_proxy = model, position, wanted, of_proxy
+        self._model, self._position, self._wanted = model, position, wanted
         self._embedder, self._language = embedder, language
 
     def signals(self, measured: Measure, exchange: Exchange, tokens: Tokens) -> dict[str, float]:
         """Return the signals of a whole answer."""
         found = {**self._of_part(measured, measured.parts[0]), **self.text_signals(exchange)}
-        extra = self._wanted if exchange.on_policy else self._wanted | self._of_proxy
-        if "context_gain" in extra:
+        if "context_gain" in self._wanted:
             gain = context_gain(self._model, exchange, tokens, float(measured.nll.mean()))
             found |= {} if gain is None else {"context_gain": gain}
-        if "p_true" in extra:
+        if "p_true" in self._wanted:
             chance = p_true(self._model, exchange)
             found |= {} if chance is None else {"p_true": chance}
         return found
@@ -91,6 +89,8 @@ class Readout:
 
     def spans(self, measured: Measure, exchange: Exchange, spans: Sequence[PlacedSpan]) -> tuple[SpanScore, ...]:
         """Return the scores of the parts of an answer, whose measures follow that of the whole."""
+        if not spans:
+            return ()
         read = PassageTexts.of(exchange, self._language)
         return tuple(
             SpanScore(
@@ -147,7 +147,6 @@ class SemGradScorer:
         band: tuple[int, int] | None = None,
         granularity: Granularity = "answer",
         signals: Sequence[str] | None = None,
-        proxy_signals: Sequence[str] = (),
         language: str = "en",
         embedder: Embedder | None = None,
         max_batch_tokens: int = MAX_BATCH_TOKENS,
@@ -164,8 +163,6 @@ class SemGradScorer:
             granularity: `sentence` also scores every sentence, which takes one more backward pass for each.
             signals: signals to report in addition to the method; `None` is all that need no further forward pass.
                 Without ParaGrad, HybridGrad and ExGrad the gradients by the head's weight are not computed.
-            proxy_signals: signals of further forward passes (`signals.COSTLY`) to report as well where another model
-                wrote the answer.
             language: two-letter code of the answers, for finding sentences.
             embedder: sentence embeddings, such as the retriever's, for signals that compare meanings
                 (`signals.MEANING`); `None` leaves those out.
@@ -190,7 +187,6 @@ class SemGradScorer:
             model,
             self._position,
             wanted,
-            of_proxy=frozenset(_one_of("proxy_signals", name, COSTLY) for name in proxy_signals),
             embedder=self._embedder,
             language=language,
         )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import chain
 from typing import TYPE_CHECKING
 
 from semgrad_guard.calibration.fit import Plan, out_of_fold, usable_signals
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from semgrad_guard.calibration.labels import Labels
+    from semgrad_guard.calibration.labels import LabelledScore, Labels
     from semgrad_guard.calibration.profile import AdversarialEvidence
     from semgrad_guard.evaluation.compare.comparing import Ranked
     from semgrad_guard.evaluation.compare.promise import PromiseCheck
@@ -91,12 +90,13 @@ class Evaluation:
         grading = Grading(
             grader=self.grader, alike=self.alike, same=self.same, tick=tick, contradicting=clashes.all_lines()
         )
-        labels = collect(grading.labels(file), seed=self.seed)
+        graded = list(grading.labels(file))
+        labels = collect(graded, seed=self.seed)
         grading.check_both_kinds(self.grader_name)
         ranked = rank(labels, seed=self.seed, tick=tick)
         fused = next((one for one in ranked if one.method.name == "fused"), None)
         seconds = grading.mean_seconds()
-        adversarial, right_mean, threshold = self._attempts(file, made) if made and fused else ({}, None, None)
+        adversarial, right_mean, threshold = self._attempts(graded, made) if made and fused else ({}, None, None)
         result = Result(
             data=self.data,
             model=self.model,
@@ -117,14 +117,11 @@ class Evaluation:
         return result
 
     def _attempts(
-        self, file: ResumableFile, made: ResumableFile
+        self, graded: Sequence[LabelledScore], made: ResumableFile
     ) -> tuple[dict[str, AdversarialEvidence], float | None, float | None]:
         """Return what answers that must lose get, by kind; the mean confidence of right ones; and the threshold."""
-        answered = (row_of(line, file.path, number) for number, line in file.lines())
-        clashes = contradictions(answered, file.path)
-        grading = Grading(grader=self.grader, alike=self.alike, same=self.same, contradicting=clashes.all_lines())
         taught = Labeller(path=made.path).label(row_of(line, made.path, number) for number, line in made.lines())
-        labels = collect(chain(grading.labels(file), taught), seed=self.seed)
+        labels = collect([*graded, *taught], seed=self.seed)
         plan = Plan(method="fused", calibrator="auto", required=usable_signals(labels), seed=self.seed)
         confidence = out_of_fold(labels, plan)
         found, threshold = adversarial_evidence(confidence, labels)

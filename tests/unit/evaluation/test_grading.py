@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from semgrad_guard.evaluation.grading import contains_answer, exact_match, token_f1
+from semgrad_guard.evaluation.grading import contains_answer, exact_match, once, token_f1
 
 
 @pytest.mark.parametrize(
@@ -39,3 +39,20 @@ def test_f1_is_the_harmonic_mean_of_shared_words() -> None:
     """Said 4 words, wanted 2, shared 2: precision 1/2, recall 1, F1 2/3."""
     assert token_f1("William Ramsay found it", ["William Ramsay"]) == pytest.approx(2 / 3)
     assert token_f1("x", []) == 0.0
+
+
+def test_each_answer_is_graded_once() -> None:
+    """A judge takes seconds or costs money; another question or reference is another grade."""
+    asked: list[tuple[str, str, tuple[str, ...]]] = []
+
+    def judge(question: str, answer: str, references: object, /) -> bool:
+        asked.append((question, answer, tuple(references)))  # type: ignore[arg-type]
+        return answer == "Paris"
+
+    grade = once(judge)
+    assert [grade("q", "Paris", ["Paris"]), grade("q", "Paris", ("Paris",)), grade("r", "Lyon", ["Paris"])] == [
+        True,
+        True,
+        False,
+    ]
+    assert asked == [("q", "Paris", ("Paris",)), ("r", "Lyon", ("Paris",))]
