@@ -42,6 +42,8 @@ FINGERPRINT = Fingerprint(
     proxy=True,
 )
 """Scores of the packaged model as a proxy; of it, a profile of texts depends on `texts by claim` alone."""
+DIRECTIONS = {"grounding": 0}
+"""Signals of the whole answer, which copied text raises, decide nothing."""
 MADE = tuple(kind for kind in KINDS if kind != "other sentence")
 """Adversarial kinds; a true sentence that answers another question is supported, which is what the labels say."""
 N_MADE = 60
@@ -137,7 +139,7 @@ def main(folder: Path, out: Path = OUT) -> None:
     fitted = [labelled(row) for rows in sets.values() for row in rows]
     fitted += [made for rows in sets.values() for made in made_of(rows)]
     reported = [labelled(row) for name in REPORTED for row in rows_of(folder, name)]
-    profile = fit_profile(fitted, name="proxy", reported=reported, draws=500)
+    profile = fit_profile(fitted, name="proxy", reported=reported, directions=DIRECTIONS, draws=500)
     profile.model_copy(update={"basis": BASIS}).save(out)
 
 

@@ -47,6 +47,8 @@ class Signal:
     """Whether a profile that uses it may demand it; otherwise the average stands in where an answer has none."""
     ranks: bool = True
     """False when it orders answers exactly as another signal does, so it is of use inside a fusion only."""
+    tampering: bool = False
+    """Whether it is a sign that an answer was made to look right; few honest answers show it."""
 
     @property
     def direction(self) -> int:
@@ -264,6 +266,15 @@ _TEXT = _family(
         raises="answer words are in the passages",
     ),
     Signal(
+        name="written_grounding",
+        meaning="as `grounding`, of the claims that are not copied from a passage; 1 where all are",
+        unit="share",
+        higher="more sure",
+        source="own",
+        lowers="words that are not copied are not in the passages",
+        raises="words that are not copied are in the passages",
+    ),
+    Signal(
         name="copied_span",
         meaning="longest run of a claim's words that one passage contains in the same order, as a share of them; the "
         "least copied claim, of those that are not copied",
@@ -371,13 +382,15 @@ _TEXT = _family(
     ),
     Signal(
         name="altered_copy",
-        meaning="share of a claim's words that one passage sentence has in the same order, where the claim has other "
-        "words too or denies; the worst claim",
+        meaning="share of a claim's words that the likest passage sentence has in the same order, where one of the two "
+        "denies or the claim has another name or number in the same place; the worst claim of an answer that is mostly "
+        "copied, else 0",
         unit="share",
         higher="less sure",
         source="own",
         lowers="a sentence is copied with a change",
         raises="no sentence is copied with a change",
+        tampering=True,
     ),
     Signal(
         name="claim_check",
@@ -391,13 +404,14 @@ _TEXT = _family(
     ),
     Signal(
         name="copied_around",
-        meaning="share of the answer's words in copied claims, times how little the passages say its weakest other "
-        "claim",
+        meaning="how little of the weakest claim that is not copied stands together in the passages, in an answer that "
+        "is mostly copied, else 0",
         unit="share",
         higher="less sure",
         source="own",
         lowers="text is copied around something that the passages do not say",
         raises="nothing doubtful is said beside copied text",
+        tampering=True,
     ),
     Signal(
         name="passages_disagree",
@@ -417,6 +431,7 @@ _TEXT = _family(
         source="own; English orders",
         lowers="a passage gives orders to the model",
         raises="no passage gives orders to the model",
+        tampering=True,
     ),
     Signal(
         name="n_claims",
@@ -623,6 +638,12 @@ def signal_of(name: str) -> Signal | None:
 def is_known(name: str) -> bool:
     """Return whether a scorer computes a signal of this name, variants included."""
     return base_name(name) in SIGNALS
+
+
+def is_tampering(name: str) -> bool:
+    """Return whether a signal is a sign that an answer was made to look right."""
+    signal = signal_of(name)
+    return signal is not None and signal.tampering
 
 
 def may_be_required(name: str) -> bool:

@@ -36,6 +36,7 @@ def fit_logistic(
     signs: Sequence[int],
     ridge: float = 0.0,
     weights: NDArray[np.float64] | None = None,
+    strata: NDArray[np.int64] | None = None,
 ) -> tuple[NDArray[np.float64], float]:
     """Return coefficients and intercept that minimise mean log-loss + ridge / 2 · |coefficients|².
 
@@ -45,10 +46,15 @@ def fit_logistic(
         signs: for each column 1 (coefficient >= 0), -1 (<= 0) or 0 (free).
         ridge: strength of the penalty; the intercept is not penalised.
         weights: how much each row counts, more than 0; all alike by default.
+        strata: index of the data set of each row, from 0: each has an intercept of its own, so that what tells the sets
+            apart teaches nothing. The intercept returned is their average by weight.
     """
     minimize = require("scipy.optimize", extra="evaluation").minimize
-    design = np.hstack([columns, np.ones((len(columns), 1))])
-    penalty = np.append(np.full(columns.shape[1], ridge), 0.0)
+    stratum = np.zeros(len(target), dtype=np.int64) if strata is None else strata
+    intercepts = np.eye(int(stratum.max(initial=0)) + 1)[stratum]
+    n_columns, n_intercepts = columns.shape[1], intercepts.shape[1]
+    design = np.hstack([columns, intercepts])
+    penalty = np.repeat([ridge, 0.0], [n_columns, n_intercepts])
 
     share = np.full(len(target), 1 / len(target)) if weights is None else weights / weights.sum()
 
@@ -59,10 +65,11 @@ def fit_logistic(
 
     bounds = [{1: (0.0, None), -1: (None, 0.0), 0: (None, None)}[sign] for sign in signs]
     rate = np.clip(share @ target, 1e-6, 1 - 1e-6)
-    start = np.append(np.zeros(columns.shape[1]), np.log(rate / (1 - rate)))
-    found = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=[*bounds, (None, None)], options={"gtol": 1e-7})
+    start = np.repeat([0.0, np.log(rate / (1 - rate))], [n_columns, n_intercepts])
+    bounds += [(None, None)] * n_intercepts
+    found = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"gtol": 1e-7})
     coefficients = np.asarray(found.x, dtype=np.float64)
-    return coefficients[:-1], float(coefficients[-1])
+    return coefficients[:n_columns], float(share @ intercepts @ coefficients[n_columns:])
 
 
 def smoothed(correct: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -155,7 +162,7 @@ class VennAbersCurve(Frozen):
 
 
 KEEPS_ORDER = 1e-3
-"""Share of the fitted curve in a cautious one: too little to be seen, enough to keep answers in order."""
+"""Share of a plain logistic in a cautious curve: too little to be seen, enough to keep answers in order."""
 
 
 class CautiousCurve(Frozen):
@@ -170,10 +177,9 @@ class CautiousCurve(Frozen):
     counted: VennAbersCurve
 
     def probabilities(self, margins: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return P(correct) for each margin; where Venn-Abers is flat, the fitted curve keeps the order."""
-        fitted = self.fitted.probabilities(margins)
-        low = np.minimum(fitted, self.counted.probabilities(margins))
-        return low + KEEPS_ORDER * (fitted - low)
+        """Return P(correct) for each margin; answers where both curves are flat stay in order."""
+        low = np.minimum(self.fitted.probabilities(margins), self.counted.probabilities(margins))
+        return low + KEEPS_ORDER * (sigmoid(margins) - low)
 
 
 class PercentileCurve(Frozen):

@@ -23,9 +23,10 @@ from semgrad_guard.calibration.labels import MAX_ROWS, Labels, check_enough, col
 from semgrad_guard.calibration.left_out import adversarial_evidence, left_out_evidence, reported_evidence
 from semgrad_guard.calibration.metrics import auroc, log_losses
 from semgrad_guard.calibration.profile import Evidence, LabelPairs, Profile
+from semgrad_guard.calibration.tampering import with_tampering
 from semgrad_guard.errors import SignalUnavailableError
 from semgrad_guard.extras import require
-from semgrad_guard.signals import Family, direction_of, may_be_required, signal_of
+from semgrad_guard.signals import Family, direction_of, is_tampering, may_be_required, signal_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -207,7 +208,8 @@ class Fitted:
 
 def fit(labels: Labels, plan: Plan) -> Fitted:
     """Fit model and curve to these rows as the plan says; adversarial rows teach the model, not the curve."""
-    if plan.method == "fused" and not labels.honest.all():
+    is_taught = plan.method == "fused" and not labels.honest.all()
+    if is_taught:
         labels = _weighed(labels, plan)
     names = _signals(labels, plan)
     rows = labels.select(names)
@@ -215,11 +217,14 @@ def fit(labels: Labels, plan: Plan) -> Fitted:
     model = _fit_model(rows, plan, ridge)
     if margins is None:
         margins = model.margins(rows.signals)
+    model = model.pruned()
+    if is_taught:
+        model, margins = with_tampering(model, labels, margins)
     honest = rows.honest
     curve = fit_curve(
         margins[honest], rows.correct[honest], rows.groups[honest], calibrator=plan.calibrator, seed=plan.seed
     )
-    return Fitted(model.pruned(), curve, edge(int(honest.sum())))
+    return Fitted(model, curve, edge(int(honest.sum())))
 
 
 def out_of_fold(labels: Labels, plan: Plan) -> NDArray[np.float64]:
@@ -283,9 +288,11 @@ def _chosen(labels: Labels, plan: Plan) -> tuple[str, ...]:
     A larger set replaces a smaller one only where it is better by more than one standard error of the paired
     difference, so that weak signals cost no more than noise. Signals of the caller's own are in every set. With labels
     of several data sets, signals that may count either way, such as the answer's length, are left out: they tell the
-    sets apart.
+    sets apart. Signs of tampering are weighed afterwards, where there are answers that teach it.
     """
     usable = [name for name in plan.required if plan.sign(name) or not labels.has_sources]
+    if not labels.honest.all():
+        usable = [name for name in usable if not is_tampering(name)] or usable
     sets = [_of_families(usable, families) for families in FAMILIES]
     candidates = [names for names in dict.fromkeys(sets) if names]
     if len(candidates) == 1:
@@ -309,12 +316,11 @@ def _weighed(labels: Labels, plan: Plan) -> Labels:
     """Return the rows with the largest weight of adversarial ones at which honest ones are predicted as without them.
 
     As without: their cross-validated log-loss is not higher by more than one standard error of the paired difference.
-    With several data sets the smallest weight is taken, because their different shares of right answers hide what is
-    lost.
+    With several data sets they teach nothing but the signs of tampering: what they have in common with honest answers
+    differs from set to set.
     """
-    *_, smallest = ADVERSARIAL_SHARES
     if labels.has_sources:
-        return replace(labels, adversarial_share=smallest)
+        return replace(labels, adversarial_share=NO_SHARE)
 
     def honest_losses(share: float) -> NDArray[np.float64]:
         weighed = replace(labels, adversarial_share=share)
@@ -325,7 +331,7 @@ def _weighed(labels: Labels, plan: Plan) -> Labels:
         worse = honest_losses(share) - without
         if not _is_clear(worse, np.ones(len(worse)), len(worse)):
             return replace(labels, adversarial_share=share)
-    return replace(labels, adversarial_share=smallest)
+    return replace(labels, adversarial_share=ADVERSARIAL_SHARES[-1])
 
 
 def _of_families(names: Iterable[str], families: frozenset[Family]) -> tuple[str, ...]:

@@ -32,7 +32,8 @@ class SignalColumn(Frozen):
     """One signal of a fused model: how its raw values are standardised, and its coefficient."""
 
     name: str
-    transform: Literal["identity", "log"]
+    transform: Literal["identity", "log", "log1p"]
+    """`log1p`, of 1 more than the value, for counts that may be 0."""
     floor: float = Field(default=0.0, ge=0)
     """Smallest value for `log`; smaller values are raised to it."""
     mean: float
@@ -46,9 +47,15 @@ class SignalColumn(Frozen):
 
     def standardise(self, raw: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return the standardised column; NaN stays NaN."""
-        value = np.log(np.maximum(raw, self.floor)) if self.transform == "log" else raw
+        value = _transformed(raw, self.transform, self.floor)
         with np.errstate(over="ignore"):  # whatever overflows is clipped
             return np.clip((value - self.mean) / self.scale, -Z_LIMIT, Z_LIMIT)
+
+
+def _transformed(raw: NDArray[np.float64], transform: str, floor: float) -> NDArray[np.float64]:
+    if transform == "log":
+        return np.log(np.maximum(raw, floor))
+    return np.log1p(np.maximum(raw, 0.0)) if transform == "log1p" else raw
 
 
 class FusedModel(Frozen):
@@ -101,20 +108,30 @@ def _skew(shape: NDArray[np.float64]) -> float:
     return float((high + low - 2 * middle) / (high - low)) if high > low else 0.0
 
 
+def _transform(present: NDArray[np.float64]) -> Literal["identity", "log", "log1p"]:
+    shape = np.quantile(present, [0.05, 0.5, 0.95])
+    if present.min() < 0:
+        return "identity"
+    if shape[0] > 0:
+        return "log" if abs(_skew(np.log(shape))) < abs(_skew(shape)) else "identity"
+    is_count = shape[2] > 1
+    return "log1p" if is_count and abs(_skew(np.log1p(shape))) < abs(_skew(shape)) else "identity"
+
+
 def standardiser(name: str, raw: NDArray[np.float64], *, required: bool) -> SignalColumn:
     """Return the column that standardises a signal, from its values in the training rows; its weight is still 0.
 
-    Positive signals use a log scale where that makes them more symmetric: gradient norms span orders of magnitude.
+    Positive signals use a log scale where that makes them more symmetric: gradient norms span orders of magnitude, and
+    counts have long tails.
     """
     present = raw[np.isfinite(raw)]
-    shape = np.quantile(present, [0.05, 0.5, 0.95])
-    on_logs = bool(present.min() >= 0 and shape[0] > 0 and abs(_skew(np.log(shape))) < abs(_skew(shape)))
-    floor = float(present[present > 0].min()) if on_logs else 0.0
-    value = np.log(np.maximum(present, floor)) if on_logs else present
+    transform = _transform(present)
+    floor = float(present[present > 0].min()) if transform == "log" else 0.0
+    value = _transformed(present, transform, floor)
     spread = float(value.std())
     return SignalColumn(
         name=name,
-        transform="log" if on_logs else "identity",
+        transform=transform,
         floor=floor,
         mean=float(value.mean()),
         scale=spread if spread > 1e-12 * max(1.0, abs(float(value.mean()))) else 1.0,
@@ -136,6 +153,8 @@ def fit_fused(labels: Labels, *, signs: Sequence[int], required: Sequence[bool],
     honest = labels.signals[labels.honest]
     columns = [standardiser(name, honest[:, j], required=required[j]) for j, name in enumerate(labels.names)]
     design = np.stack([_filled(c, labels.signals[:, j]) for j, c in enumerate(columns)], axis=1)
-    weights, intercept = fit_logistic(design, labels.correct, signs=signs, ridge=ridge, weights=labels.weights)
+    weights, intercept = fit_logistic(
+        design, labels.correct, signs=signs, ridge=ridge, weights=labels.weights, strata=labels.strata
+    )
     fitted = [c.model_copy(update={"weight": float(w)}) for c, w in zip(columns, weights, strict=True)]
     return FusedModel(columns=tuple(fitted), intercept=intercept)

@@ -131,10 +131,22 @@ class Labels:
 
     @property
     def weights(self) -> NDArray[np.float64]:
-        """Weight of each answer in a fit: 1, and together `adversarial_share` of the honest for adversarial ones."""
-        honest = self.honest
+        """Weight of each answer in a fit: 1, and together `adversarial_share` of the honest for adversarial ones.
+
+        Several data sets weigh the same.
+        """
+        honest, strata = self.honest, self.strata
+        n = np.bincount(strata[honest], minlength=int(strata.max(initial=0)) + 1)[strata]
+        weight = honest.sum() / np.maximum(1, n) / len(np.unique(strata))
         made = max(1, int((~honest).sum()))
-        return np.where(honest, 1.0, min(1.0, self.adversarial_share * honest.sum() / made))
+        return np.where(honest, weight, min(1.0, self.adversarial_share * honest.sum() / made))
+
+    @property
+    def strata(self) -> NDArray[np.int64]:
+        """Index of the data set of each answer; all 0 where there are too few to leave one out."""
+        if not self.has_sources:
+            return np.zeros(len(self), dtype=np.int64)
+        return np.unique([source or "" for source in self.sources], return_inverse=True)[1].astype(np.int64)
 
     def __len__(self) -> int:
         """Return the number of rows."""
@@ -149,8 +161,7 @@ class Labels:
         """Return the test rows of each fold in which a fit is chosen: the data sets, or groups of questions."""
         if not self.has_sources:
             return grouped_folds(self.correct, self.groups, seed=seed)
-        sources = np.array([source or "" for source in self.sources])
-        return [sources == source for source in sorted(set(sources))]
+        return [self.strata == stratum for stratum in np.unique(self.strata)]
 
     def take(self, rows: NDArray[np.bool_]) -> Labels:
         """Return some of the rows."""

@@ -28,8 +28,23 @@ BASELINES = {"shorter answer": ("n_words", -1), "words found": ("grounding", 1)}
 """What a confidence must be better than -> the signal, and whether more of it is better."""
 
 
+def thresholds(confidence: Array, labels: Labels) -> Array:
+    """Return for each row the threshold that lets `RIGHT_ACCEPTED` of the right honest answers of its data set through.
+
+    Rows of a data set without right answers get that of all.
+    """
+    right, strata = labels.honest & (labels.correct > 0), labels.strata
+    found = np.full(len(labels), np.quantile(confidence[right], 1 - RIGHT_ACCEPTED))
+    for stratum in np.unique(strata[right]):
+        rows = strata == stratum
+        found[rows] = np.quantile(confidence[rows & right], 1 - RIGHT_ACCEPTED)
+    return found
+
+
 def adversarial_evidence(confidence: Array, labels: Labels) -> tuple[dict[str, AdversarialEvidence], float | None]:
     """Return what adversarial answers get, by kind, and the threshold at which they are accepted.
+
+    With several data sets each has a threshold of its own, as each would in use; the one returned is their average.
 
     Args:
         confidence: out-of-fold confidence of each row.
@@ -39,17 +54,17 @@ def adversarial_evidence(confidence: Array, labels: Labels) -> tuple[dict[str, A
     right = labels.honest & (labels.correct > 0)
     if labels.honest.all() or not right.any():
         return {}, None
-    threshold = float(np.quantile(confidence[right], 1 - RIGHT_ACCEPTED))
+    threshold = thresholds(confidence, labels)
     found = {
         kind: AdversarialEvidence(
             n=int(rows.sum()),
             mean=float(confidence[rows].mean()),
-            accepted=float((confidence[rows] >= threshold).mean()),
+            accepted=float((confidence[rows] >= threshold[rows]).mean()),
         )
         for kind in sorted({kind for kind in kinds if kind is not None})
         if (rows := kinds == kind).any()
     }
-    return found, threshold
+    return found, float(threshold[right].mean())
 
 
 def left_out_evidence(

@@ -85,12 +85,26 @@ class _Material:
         ]
         return max(holding, key=lambda s: len(asked & set(words(s))), default=None)
 
-    def to_change(self) -> Iterator[tuple[str, str]]:
-        """Yield texts that say something right, each with the sentence of it that is to be changed."""
-        sentence = self.supporting()
+    def nearest(self) -> str | None:
+        """Return the sentence that has most words of a right answer; `None` where none has three of them."""
+        said = [content_words(text) for text in self.row.right]
+        found = [
+            (max(len(text & set(words(sentence))) for text in said), sentence)
+            for passage in self.passages
+            for sentence in self.sentences(passage)
+        ]
+        shared, sentence = max(found, key=lambda pair: pair[0], default=(0, ""))
+        return sentence if shared >= _SHARED else None
+
+    def copies(self) -> Iterator[tuple[str, str]]:
+        """Yield a copied text that says something right, with the sentence of it that is to be changed."""
+        sentence = self.supporting() or self.nearest()
         if sentence is not None:
             whole = next(passage.text for passage in self.passages if sentence in passage.text)
             yield (whole if self.draw.random() < 0.3 else sentence), sentence
+
+    def right_answers(self) -> Iterator[tuple[str, str]]:
+        """Yield the long right answers, each with the sentence of it that is to be changed."""
         for text in self.row.right:
             if len(words(text)) >= _LONG:
                 parts = [text[start:end] for start, end in sentence_spans(text)] or [text]
@@ -119,26 +133,47 @@ def _wrong_then_sentence(material: _Material) -> Exchange:
 
 _LONG = 12
 """Words from which on an answer is long enough to be changed in one place itself."""
+_SHARED = 3
+"""Content words that a sentence must share with a right answer, to say something of it."""
+_VALUE = re.compile(r"\d[\d.,]*\d|\d|(?<=[\w,;:] )[A-Z][\w'-]*\w")
+"""A number, or a word that is written as a name."""
 _VERB = re.compile(r"\b(is|are|was|were|has|have|had|can|could|will|would|does|did|do)\b")
 
 
 def _negated_copy(material: _Material) -> Exchange | None:
-    for text, sentence in material.to_change():
+    return _denied(material, material.copies())
+
+
+def _denied_answer(material: _Material) -> Exchange | None:
+    return _denied(material, material.right_answers())
+
+
+def _swapped(material: _Material) -> Exchange | None:
+    return _changed(material, material.copies())
+
+
+def _changed_answer(material: _Material) -> Exchange | None:
+    return _changed(material, material.right_answers())
+
+
+def _denied(material: _Material, texts: Iterator[tuple[str, str]]) -> Exchange | None:
+    """Return the first of the texts of which a sentence has a verb to deny, with it denied."""
+    for text, sentence in texts:
         denied, n_changed = _VERB.subn(r"\1 not", sentence, count=1)
         if n_changed and not is_negated(sentence):
             return replace(material.row.exchange, answer=text.replace(sentence, denied, 1).strip())
     return None
 
 
-def _swapped(material: _Material) -> Exchange | None:
-    """Return the supporting sentence, or the right answer, with a number or name changed."""
+def _changed(material: _Material, texts: Iterator[tuple[str, str]]) -> Exchange | None:
+    """Return the first of the texts of which a sentence has a number or name of a right answer, with it changed."""
     said = set[str]().union(*(numbers(text) | names(f"x {text}") for text in material.row.right))
-    for text, sentence in material.to_change():
-        spelled = [m.group() for m in re.finditer(r"[\w.,]*\w", sentence) if set(words(m.group())) & said]
+    for text, sentence in texts:
+        spelled = [m.group() for m in _VALUE.finditer(sentence) if set(words(m.group())) & said]
         if not spelled:
             continue
         old = material.draw.choice(spelled)
-        new = _other_number(old, material.draw) if old[0].isdigit() else _other_name(material, old)
+        new = _other_number(old, material.draw) if old[0].isdigit() else _other_name(material, sentence)
         if new is not None:
             return replace(material.row.exchange, answer=_ended(text.replace(sentence, sentence.replace(old, new), 1)))
     return None
@@ -151,12 +186,12 @@ def _other_number(number: str, draw: random.Random) -> str:
     return str(abs(other) if abs(other) != value else value + 1)
 
 
-def _other_name(material: _Material, old: str) -> str | None:
+def _other_name(material: _Material, sentence: str) -> str | None:
     text = " ".join(passage.text for passage in material.passages)
-    others = sorted(
-        {m.group() for m in re.finditer(r"(?<=[a-z,] )[A-Z][\w'-]{2,}", text)} - {old, *(material.row.right)}
-    )
-    return material.draw.choice(others) if others else None
+    known = set(words(sentence)).union(*(words(right) for right in material.row.right))
+    others = {m.group() for m in re.finditer(r"(?<=[a-z,] )[A-Z][\w'-]{2,}", text)}
+    unsaid = sorted(name for name in others if not known & set(words(name)))
+    return material.draw.choice(unsaid) if unsaid else None
 
 
 def _other_sentence(material: _Material) -> Exchange | None:
@@ -215,8 +250,10 @@ KINDS: dict[str, tuple[str, Callable[[_Material], Exchange | None]]] = {
     "copied then wrong": ("a passage copied, then another answer", _copied_then_wrong),
     "wrong then padding": ("another answer, then copied passages", _wrong_then_padding),
     "wrong then sentence": ("another answer, then the sentence that holds the right one", _wrong_then_sentence),
-    "negated copy": ("the right sentence, or its passage, with a verb denied", _negated_copy),
-    "swapped": ("the right sentence with a number or name changed", _swapped),
+    "negated copy": ("the sentence that says it, or its passage, copied with a verb denied", _negated_copy),
+    "swapped": ("the sentence that says it, or its passage, copied with a number or name changed", _swapped),
+    "denied answer": ("a right answer of a sentence or more, with a verb denied", _denied_answer),
+    "changed answer": ("a right answer of a sentence or more, with a number or name changed", _changed_answer),
     "other sentence": ("a true sentence of the passages that answers another question", _other_sentence),
     "orders": ("a passage that orders another answer, and that answer", _orders),
 }

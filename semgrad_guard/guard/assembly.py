@@ -18,7 +18,7 @@ from semgrad_guard.guard.verdict_loop import EarlierVerdicts, pass_verdicts_on
 from semgrad_guard.policy import Policy, PolicyDecider, PolicyWatcher, RiskTarget, policy_of
 from semgrad_guard.policy.model import FUSED, SHIPPED_PROFILES
 from semgrad_guard.routing.deadline import Deadline, call_before
-from semgrad_guard.signals import FREE
+from semgrad_guard.signals import COSTLY, FREE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -212,11 +212,17 @@ def scorer_of(
             position=settings.position or (own.position if own else None),
             band=(band[0], band[1] + 1) if band else None,
             granularity=settings.granularity,
-            signals=(*FREE, *settings.signals),
+            signals=(*FREE, *settings.signals, *_further_signals(own)),
             embedder=embedder or _embedder(settings.embedding, own),
         )
 
     return LazyScorer(settings.model if model is None else type(model).__name__, load)
+
+
+def _further_signals(profile: Profile | None) -> tuple[str, ...]:
+    """Return the signals that a profile uses and that cost further passes of the model."""
+    used = {name for fit in profile.fits() for name in fit.model.names} if profile is not None else set[str]()
+    return tuple(name for name in COSTLY if name in used)
 
 
 def _embedder(named: str | None, profile: Profile | None) -> Embedder | None:

@@ -6,6 +6,7 @@ support nothing.
 
 from __future__ import annotations
 
+import heapq
 import math
 import re
 from dataclasses import dataclass
@@ -35,14 +36,23 @@ if TYPE_CHECKING:
 
     from semgrad_guard.flow import Exchange
 
+    _Change = tuple[Sequence[str], Sequence[str]]
+    """Words of a claim, and those that stand in their place in a sentence."""
+
 COPIED, COPIED_WORDS = 0.9, 5
 """A claim is a copy where one passage has this share of its words in the same order, and it has at least so many."""
+MOSTLY = 0.6
+"""An answer is copied for the most part where this share of its words is in copied claims."""
 WEAK = 0.5
 """A claim is weak where a smaller share of its new words stands together in the passages."""
 NEARBY = 40
 """How many words before and after an answer word count as near it: two or three sentences."""
-ALTERED = 0.6
-"""A claim is an altered copy where one sentence has this share of its words in the same order, and not all."""
+ALTERED = 0.7
+"""A claim is an altered copy where one sentence has this share of its words in the same order, and says otherwise."""
+N_LIKEST = 3
+"""How many sentences a claim is compared with word by word."""
+SMALL_CHANGE = 3
+"""A name or number is changed where at most so many words stand in place of at most so many others."""
 SAME = 0.5
 """A passage sentence speaks of a claim where it has this share of the claim's content words."""
 ASKED = 0.8
@@ -223,7 +233,7 @@ def claim_signals(question: str, answer: str, passages: PassageTexts, language: 
         "negation_mismatch": max(s.negation for s in signs),
         "number_mismatch": max(s.numbers for s in signs),
         "name_mismatch": max(s.names for s in signs),
-        "altered_copy": max(s.altered for s in signs),
+        "altered_copy": _altered_copy(claims, signs),
         "passages_disagree": max(s.disagree for s in signs),
     }
     copies, checks = [s.is_copy for s in signs], [s.check(asked=bool(asked)) for s in signs]
@@ -231,7 +241,8 @@ def claim_signals(question: str, answer: str, passages: PassageTexts, language: 
         "copied_span": of_answer([s.copied for s in signs], copies),
         "passage_support": of_answer([s.passage_support for s in signs], copies),
         "claim_check": of_answer(checks, copies),
-        "copied_around": _copied_around([len(words(claim.text)) for claim in claims], copies, checks),
+        "copied_around": _copied_around(claims, signs),
+        "written_grounding": _written_grounding(claims, signs, question, passages),
     }
     if asked:
         found |= {
@@ -241,13 +252,44 @@ def claim_signals(question: str, answer: str, passages: PassageTexts, language: 
     return found
 
 
-def _copied_around(lengths: Sequence[int], copies: Sequence[bool], checks: Sequence[float]) -> float:
-    """Return the share of an answer's words in copied claims, times how little is known of its weakest other claim."""
-    written = [check for check, is_copy in zip(checks, copies, strict=True) if not is_copy]
-    if not written:
+def _copied_around(claims: Sequence[Claim], signs: Sequence[_ClaimSigns]) -> float:
+    """Return how little supports the weakest claim of its own, where an answer is copied for the most part."""
+    if _share_of_words(claims, [sign.is_copy for sign in signs]) < MOSTLY:
         return 0.0
-    copied = sum(length for length, is_copy in zip(lengths, copies, strict=True) if is_copy)
-    return copied / max(1, sum(lengths)) * (1 - min(written))
+    support = min((sign.support for sign in signs if not sign.is_copy), default=1.0)
+    return max(0.0, 1 - support / WEAK)
+
+
+def _written_grounding(
+    claims: Sequence[Claim], signs: Sequence[_ClaimSigns], question: str, passages: PassageTexts
+) -> float:
+    """Return the share of the new words of the claims that are not copied that the passages contain."""
+    written = [claim.text for claim, sign in zip(claims, signs, strict=True) if not sign.is_copy]
+    if not written:
+        return 1.0
+    return _share(claimed_words(" ".join(written), question), passages.all_words)
+
+
+def _altered_copy(claims: Sequence[Claim], signs: Sequence[_ClaimSigns]) -> float:
+    """Return how much of a sentence an altered copy has, where an answer is copied for the most part."""
+    copied = _share_of_words(claims, [sign.is_copy or sign.altered > 0 for sign in signs])
+    return max(sign.altered for sign in signs) if copied >= MOSTLY else 0.0
+
+
+def _share_of_words(claims: Sequence[Claim], chosen: Sequence[bool]) -> float:
+    """Return the share of an answer's words that are in the chosen claims."""
+    n_words = [len(words(claim.text)) for claim in claims]
+    return sum(n for n, is_chosen in zip(n_words, chosen, strict=True) if is_chosen) / max(1, sum(n_words))
+
+
+def _written_grounding(
+    claims: Sequence[Claim], signs: Sequence[_ClaimSigns], question: str, passages: PassageTexts
+) -> float:
+    """Return the share of the new words of the claims that are not copied that the passages contain."""
+    written = [claim.text for claim, sign in zip(claims, signs, strict=True) if not sign.is_copy]
+    if not written:
+        return 1.0
+    return _share(claimed_words(" ".join(written), question), passages.all_words)
 
 
 def of_answer(values: Sequence[float], copies: Sequence[bool]) -> float:
@@ -338,20 +380,53 @@ def _name_mismatch(text: str, asked: set[str], nearest: _Sentence) -> float:
 
 
 def _altered(text: str, passages: PassageTexts) -> float:
-    """Return the share of a claim's words that one sentence has in the same order, where the claim says otherwise.
+    """Return the share of a claim's words that a sentence has in the same order, where the claim says otherwise.
 
-    A sentence that is copied whole, or shortened, says nothing else; one with a word changed or a denial more does.
+    It says otherwise with one denial more or fewer, or with another name or number in the same place. A sentence that
+    is copied whole, or shortened, or said in other words, is not altered.
     """
     said = words(text)
-    content = content_of(said) - ABOUT_ANSWERING
     if len(said) < COPIED_WORDS:
         return 0.0
-    likest = max(passages.sentences, key=lambda s: len(content & s.words))
-    if content <= likest.words and is_negated(text) == is_negated(likest.text):
-        return 0.0
-    blocks = SequenceMatcher(None, said, words(likest.text), autojunk=False).get_matching_blocks()
-    share = sum(block.size for block in blocks) / len(said)
-    return share if share >= ALTERED else 0.0
+    content = content_of(said) - ABOUT_ANSWERING
+    likest = heapq.nlargest(N_LIKEST, passages.sentences, key=lambda s: len(content & s.words))
+    share, changes, sentence = max((_changes(said, s) for s in likest), key=lambda found: found[0])
+    return share if share >= ALTERED and _says_otherwise(changes, text, sentence) else 0.0
+
+
+def _changes(said: Sequence[str], sentence: _Sentence) -> tuple[float, list[_Change], _Sentence]:
+    """Return the share of a claim's words that a sentence has in the same order, and what differs between them."""
+    there = words(sentence.text)
+    parts = SequenceMatcher(None, said, there, autojunk=False).get_opcodes()
+    same = sum(end - start for kind, start, end, _, _ in parts if kind == "equal")
+    changes = [
+        (said[start:end], there[left:right])
+        for kind, start, end, left, right in parts
+        if kind != "equal" and not (kind == "insert" and start in {0, len(said)})  # shortened
+    ]
+    return same / len(said), changes, sentence
+
+
+def _says_otherwise(changes: Sequence[_Change], text: str, sentence: _Sentence) -> bool:
+    """Return whether one of the changes is a denial, or puts another name or number in the place of one."""
+    values = names(f"x {text}") | names(f"x {sentence.text}")
+
+    def is_value(word: str) -> bool:
+        return word in values or word[0].isdigit()
+
+    return any(
+        _is_denial(new) != _is_denial(old)
+        or (
+            max(len(new), len(old)) <= SMALL_CHANGE
+            and any(is_value(word) and word not in sentence.around for word in new)
+            and any(is_value(word) for word in old)
+        )
+        for new, old in changes
+    )
+
+
+def _is_denial(of_words: Sequence[str]) -> bool:
+    return sum(word in NEGATIONS or word == "t" for word in of_words) % 2 == 1
 
 
 def _disagreement(text: str, asked: set[str], nearest: _Sentence, passages: PassageTexts) -> float:

@@ -29,8 +29,11 @@ def proxy_prompt(question: str, passages: Sequence[Passage]) -> Prompt:
 
 
 def is_read_by_proxy(exchange: Exchange) -> bool:
-    """Return whether question and passages are read in place of the prompt: another model's answer to a known one."""
-    known = bool((exchange.question or "").strip())
+    """Return whether question and passages are read in place of the prompt: another model's answer to a known one.
+
+    Passages alone are read where neither a question nor a prompt is known, as for a summary.
+    """
+    known = bool((exchange.question or "").strip()) or (bool(exchange.passages) and not exchange.prompt)
     return known and not exchange.on_policy and exchange.prompt_ids is None
 
 

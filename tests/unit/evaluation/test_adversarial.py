@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 TOWNS = {"Tarn": ("1846", "Anna Berg"), "Sund": ("1901", "Olaf Lund"), "Vik": ("1777", "Mia Holm")}
 
 
-def rows() -> list[Honest]:
+def rows(*, in_sentences: bool = False) -> list[Honest]:
+    """Return right answers, in one word or in a sentence of their own."""
     found = []
     for town, (year, builder) in TOWNS.items():
         text = (
@@ -27,23 +28,41 @@ def rows() -> list[Honest]:
         )
         question = f"In which year was the lighthouse of {town} built?"
         other = Passage("Many ships passed the coast with Peter Falk aboard. Storms were frequent in those winters.")
+        said = f"According to what I read, the lighthouse of {town} was put there in {year} by {builder}, a local."
         exchange = Exchange(
-            question=question, passages=(Passage(text), other), answer=year, prompt=f"{text}\n{question}"
+            question=question,
+            passages=(Passage(text), other),
+            answer=said if in_sentences else year,
+            prompt=f"{text}\n{question}",
         )
         found.append(Honest(exchange, correct=True, answers=(year,), fields={"group": town, "set": "towns"}))
     return found
 
 
+OF_SENTENCES = ("denied answer", "changed answer")
+"""Kinds that are made from right answers of a sentence or more."""
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_kind_is_made_and_is_wrong(kind: str) -> None:
     """What is made never is an accepted answer, and says something else than the row's own."""
-    made = list(adversarial(rows(), kinds=[kind]))
+    from_rows = rows(in_sentences=kind in OF_SENTENCES)
+    made = list(adversarial(from_rows, kinds=[kind]))
     assert [one.row for one in made] == [0, 1, 2]
     for one in made:
-        source = rows()[one.row]
+        source = from_rows[one.row]
         assert one.kind == kind
         assert one.exchange.answer not in source.right
         assert one.exchange.question == source.exchange.question
+
+
+def test_a_right_answer_in_its_own_words_is_changed_in_one_place() -> None:
+    """A verb denied, or a number or name changed; the rest stays."""
+    first = rows(in_sentences=True)[0].exchange.answer
+    made = adversarial(rows(in_sentences=True), kinds=OF_SENTENCES, per_row=2)
+    by_kind = {one.kind: one.exchange.answer for one in made if one.row == 0}
+    assert by_kind["denied answer"].replace(" not", "").split()[:5] == first.split()[:5]
+    assert len(set(by_kind["changed answer"].split()) - set(first.split())) <= 2
 
 
 def test_the_parts_are_where_the_kind_says() -> None:

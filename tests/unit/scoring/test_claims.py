@@ -90,18 +90,30 @@ def test_numbers_units_and_names_must_stand_where_the_passages_speak_of_them(
         ("The lighthouse of Tarn was built in 1846.", 0.0),  # shortened
         ("The lighthouse of Tarn was built in 1864 by Anna Berg.", 10 / 11),
         ("The lighthouse of Tarn was not built in 1846 by Anna Berg.", 11 / 12),
+        ("The lighthouse of Tarn was built in 1846 by a woman.", 0.0),  # in other words
+        ("The lighthouse of Tarn was built in 1864. Many came to see it shine over the wide and windy bay.", 0.0),
         ("Somebody put a tower there, I think, long ago.", 0.0),  # nothing copied
     ],
 )
 def test_a_copy_with_a_change_is_told_from_a_copy(answer: str, altered: float) -> None:
-    """The share of its words that the sentence has in the same order."""
+    """The share of its words that the sentence has in the same order; of an answer that is mostly copied."""
     assert signals(answer)["altered_copy"] == pytest.approx(altered)
 
 
-def test_copied_text_around_a_doubtful_claim_is_a_signal() -> None:
-    """The passage's 23 words are copied, the answer's own 5 are not; nothing of the question is near 1901."""
-    assert signals(f"{PASSAGE} So the answer is 1901.")["copied_around"] == pytest.approx(23 / 28)
-    assert signals(PASSAGE)["copied_around"] == signals("It was in 1901.")["copied_around"] == 0.0
+def test_copied_text_around_a_claim_without_support_is_a_signal() -> None:
+    """The passage's 23 words are copied; nothing supports the answer's own claim."""
+    assert signals(f"{PASSAGE} So the answer is 1907.")["copied_around"] == 1.0
+    assert signals(PASSAGE)["copied_around"] == signals("It was in 1907.")["copied_around"] == 0.0
+
+
+def test_copied_text_does_not_ground_what_is_written_around_it() -> None:
+    """Of the words found, those of copied claims do not count; where all is copied, nothing is left to be found."""
+    answer = f"{PASSAGE} So the answer is 1907."
+    exchange = Exchange(prompt="", answer=answer, question=QUESTION, passages=(Passage(PASSAGE), Passage(OTHER)))
+    padded = grounding_signals(exchange)
+    assert padded["grounding"] > 0.9
+    assert padded["written_grounding"] == signals("So the answer is 1907.")["written_grounding"] == 0.0
+    assert signals(PASSAGE)["written_grounding"] == 1.0
 
 
 def test_a_claim_is_checked_as_a_whole() -> None:
