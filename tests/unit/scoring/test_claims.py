@@ -111,7 +111,7 @@ def test_copied_text_does_not_ground_what_is_written_around_it() -> None:
     answer = f"{PASSAGE} So the answer is 1907."
     exchange = Exchange(prompt="", answer=answer, question=QUESTION, passages=(Passage(PASSAGE), Passage(OTHER)))
     padded = grounding_signals(exchange)
-    assert padded["grounding"] > 0.9
+    assert padded["grounding"] == pytest.approx(8 / 9)
     assert padded["written_grounding"] == signals("So the answer is 1907.")["written_grounding"] == 0.0
     assert signals(PASSAGE)["written_grounding"] == 1.0
 
