@@ -33,8 +33,11 @@ def is_read_by_proxy(exchange: Exchange) -> bool:
 
     Passages alone are read where neither a question nor a prompt is known, as for a summary.
     """
-    known = bool((exchange.question or "").strip()) or (bool(exchange.passages) and not exchange.prompt)
-    return known and not exchange.on_policy and exchange.prompt_ids is None
+    if exchange.on_policy or exchange.prompt_ids is not None:
+        return False
+    if (exchange.question or "").strip():
+        return True
+    return bool(exchange.passages) and (not exchange.prompt or exchange.prompt == proxy_prompt("", exchange.passages))
 
 
 def as_read(exchange: Exchange) -> Exchange:
@@ -51,11 +54,25 @@ def read_exchange(model: LocalModel, exchange: Exchange) -> Tokens:
     exchange's metadata has a `finish_reason` that says otherwise. A base model's answer gets none: it was cut by a stop
     text or a limit; nor does the answer of another model, of which only the text is known. A prompt that this model
     read is used unchanged; of another model's exchange, passages and question are read, or where the question is not
-    known its prompt, in the scoring model's chat template.
+    known its prompt, in the scoring model's chat template. Passages that are too long for a proxy's context are cut.
 
     Raises:
         EmptyAnswerError, EmptyPromptError, ContextTooLongError, ForeignTokensError: the exchange cannot be scored.
     """
+    tokens = _tokens_of(model, exchange)
+    limit = model.context_limit
+    if limit is not None and _length(tokens) > limit and is_read_by_proxy(exchange):
+        tokens = _cut_to_fit(model, exchange, limit)
+    if limit is not None and _length(tokens) > limit:
+        raise ContextTooLongError(_length(tokens), limit)
+    return tokens
+
+
+def _length(tokens: Tokens) -> int:
+    return len(tokens.prompt) + len(tokens.answer)
+
+
+def _tokens_of(model: LocalModel, exchange: Exchange) -> Tokens:
     prompt = exchange.prompt_ids
     if prompt is None:
         prompt = model.encode_prompt(exchange.prompt, as_chat=not exchange.on_policy)
@@ -70,9 +87,26 @@ def read_exchange(model: LocalModel, exchange: Exchange) -> Tokens:
     tokens = Tokens(tuple(prompt), tuple(answer))
     if all(token in model.end_ids for token in tokens.answer):
         raise EmptyAnswerError
-    n_tokens, limit = len(tokens.prompt) + len(tokens.answer), model.context_limit
-    if limit is not None and n_tokens > limit:
-        raise ContextTooLongError(n_tokens, limit)
+    return tokens
+
+
+N_CUTS, CUT = 10, 0.8
+"""How often passages are cut until they fit, and what is left of them each time."""
+
+
+def _cut_to_fit(model: LocalModel, exchange: Exchange, limit: int) -> Tokens:
+    """Return the tokens of an exchange with every passage cut alike, so that a proxy can read it.
+
+    Signals of texts are computed from the whole passages all the same.
+    """
+    tokens = _tokens_of(model, exchange)
+    share = limit / _length(tokens)
+    for _ in range(N_CUTS):
+        share *= CUT
+        cut = [replace(passage, text=passage.text[: int(share * len(passage.text))]) for passage in exchange.passages]
+        tokens = _tokens_of(model, replace(exchange, prompt=proxy_prompt(exchange.question or "", cut)))
+        if _length(tokens) <= limit:
+            break
     return tokens
 
 

@@ -17,7 +17,7 @@ from semgrad_guard.errors import (
     PositionOutsidePromptError,
     ScoringSettingError,
 )
-from semgrad_guard.flow import Exchange, Message
+from semgrad_guard.flow import Exchange, Message, Passage
 from semgrad_guard.ports import Scorer
 from semgrad_guard.scoring import SIGNALS, SemGradScorer
 from semgrad_guard.scoring import measure as measure_module
@@ -191,6 +191,24 @@ def test_what_cannot_be_scored_is_refused_by_name(scorer, exchange, change, erro
     """The policy's `on_error` acts on these; a made-up score would let the answer through."""
     with pytest.raises(error):
         scorer.score(replace(exchange, **change))
+
+
+def test_passages_too_long_for_a_proxy_are_cut_and_counted_whole(local):
+    """The model reads what fits its 512 tokens; the texts are compared as they are."""
+    long = Passage("The tower is high. " * 1_000 + "Gustave Eiffel built it.")
+    another = Exchange(answer="Gustave Eiffel", question="Who built the tower?", passages=(long,))
+    score = SemGradScorer(local).score(another)
+    assert 300 < score.n_prompt_tokens < 512
+    assert score.signals["grounding"] == 1.0
+    with pytest.raises(ContextTooLongError):
+        SemGradScorer(local).score(replace(another, answer="long " * 600))
+
+
+def test_passages_alone_are_read_where_nothing_was_asked(local):
+    """A summary has neither question nor prompt."""
+    summary = Exchange(answer="Eiffel built it.", passages=(Passage("Gustave Eiffel built the tower."),))
+    signals = SemGradScorer(local, signals=["context_gain", "grounding"]).score(summary).signals
+    assert signals.keys() >= {"context_gain", "grounding"}
 
 
 def test_emoji_and_lone_surrogates_are_scored(local, exchange):
