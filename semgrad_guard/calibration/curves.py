@@ -65,7 +65,7 @@ def fit_logistic(
 
     bounds = [{1: (0.0, None), -1: (None, 0.0), 0: (None, None)}[sign] for sign in signs]
     rate = np.clip(share @ target, 1e-6, 1 - 1e-6)
-    start = np.repeat([0.0, np.log(rate / (1 - rate))], [n_columns, n_intercepts])
+    start = np.repeat([0.0, float(np.log(rate / (1 - rate)))], [n_columns, n_intercepts])
     bounds += [(None, None)] * n_intercepts
     found = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"gtol": 1e-7})
     coefficients = np.asarray(found.x, dtype=np.float64)

@@ -137,9 +137,9 @@ class Labels:
         """
         honest, strata = self.honest, self.strata
         n = np.bincount(strata[honest], minlength=int(strata.max(initial=0)) + 1)[strata]
-        weight = honest.sum() / np.maximum(1, n) / len(np.unique(strata))
-        made = max(1, int((~honest).sum()))
-        return np.where(honest, weight, min(1.0, self.adversarial_share * honest.sum() / made))
+        n_honest, n_made = int(honest.sum()), max(1, int((~honest).sum()))
+        weight: NDArray[np.float64] = n_honest / np.maximum(1, n) / len(np.unique(strata))
+        return np.where(honest, weight, min(1.0, self.adversarial_share * n_honest / n_made))
 
     @property
     def strata(self) -> NDArray[np.int64]:

@@ -282,16 +282,6 @@ def _share_of_words(claims: Sequence[Claim], chosen: Sequence[bool]) -> float:
     return sum(n for n, is_chosen in zip(n_words, chosen, strict=True) if is_chosen) / max(1, sum(n_words))
 
 
-def _written_grounding(
-    claims: Sequence[Claim], signs: Sequence[_ClaimSigns], question: str, passages: PassageTexts
-) -> float:
-    """Return the share of the new words of the claims that are not copied that the passages contain."""
-    written = [claim.text for claim, sign in zip(claims, signs, strict=True) if not sign.is_copy]
-    if not written:
-        return 1.0
-    return _share(claimed_words(" ".join(written), question), passages.all_words)
-
-
 def of_answer(values: Sequence[float], copies: Sequence[bool]) -> float:
     """Return the value of the weakest claim that is not a copy; of the best where all are.
 
@@ -399,7 +389,7 @@ def _changes(said: Sequence[str], sentence: _Sentence) -> tuple[float, list[_Cha
     there = words(sentence.text)
     parts = SequenceMatcher(None, said, there, autojunk=False).get_opcodes()
     same = sum(end - start for kind, start, end, _, _ in parts if kind == "equal")
-    changes = [
+    changes: list[_Change] = [
         (said[start:end], there[left:right])
         for kind, start, end, left, right in parts
         if kind != "equal" and not (kind == "insert" and start in {0, len(said)})  # shortened

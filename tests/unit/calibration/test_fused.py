@@ -89,6 +89,30 @@ def test_logistic_equals_scikit_learn() -> None:
     assert intercept == pytest.approx(reference.intercept_[0], abs=1e-4)
 
 
+def test_what_tells_data_sets_apart_teaches_nothing() -> None:
+    """Within each set the signal is worth nothing; over both it looks like much, because one has more right answers."""
+    rng = np.random.default_rng(1)
+    sets = np.repeat([0, 1], 400)
+    x = rng.normal(size=(800, 1)) + 3.0 * sets[:, None]
+    y = (rng.random(800) < np.where(sets == 1, 0.8, 0.2)).astype(float)
+    pooled, _ = fit_logistic(x, y, signs=[0])
+    within, intercept = fit_logistic(x, y, signs=[0], strata=sets)
+    assert pooled[0] > 0.5
+    assert abs(within[0]) < 0.2
+    assert intercept == pytest.approx(-3.0 / 2 * within[0], abs=0.15)
+
+
+def test_counts_with_long_tails_are_read_on_a_scale_of_logs() -> None:
+    """A count may be 0, so 1 is added; shares stay as they are."""
+    counts = np.array([0.0, 0, 0, 1, 1, 1, 2, 2, 3, 3, 4, 5, 8, 13, 21, 34, 55, 89])
+    column = standardiser("missing_words", counts, required=True)
+    assert column.transform == "log1p"
+    assert column.standardise(np.array([0.0, 89.0])) == pytest.approx(
+        (np.log1p([0.0, 89.0]) - column.mean) / column.scale
+    )
+    assert standardiser("grounding", np.linspace(0, 1, 30), required=True).transform == "identity"
+
+
 def test_a_sign_that_the_data_contradict_gives_zero() -> None:
     """The bound holds exactly, not nearly."""
     x = np.array([[0.0], [1.0]] * 20)
