@@ -22,7 +22,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich.console import Console
 from rich.progress import track
+from rich.table import Table
 
 from semgrad_guard.calibration import LabelledScore, fit_profile
 from semgrad_guard.evaluation.adversarial import KINDS, Honest, adversarial
@@ -59,7 +61,7 @@ MADE = tuple(kind for kind in KINDS if kind != "other sentence")
 """Adversarial kinds; a true sentence that answers another question is supported, which is what the labels say."""
 N_MADE = 30
 """Right answers of each set from which adversarial ones are made."""
-N_READ = 200
+N_READ = 150
 """Answers of each set that the packaged model reads."""
 N_DEMO, SHARE_WRONG = 250, 0.3
 """Questions of the demo, and the share of them that get a wrong answer: as the other sets have."""
@@ -176,37 +178,61 @@ def key_of(exchange: Exchange) -> str:
     return hashlib.sha256(json.dumps(texts).encode()).hexdigest()
 
 
-def main(folder: Path, out: Path = OUT) -> None:
-    """Fit the profile and write it."""
-    sets = {name: rows_of(folder, name) for name in (*FITTED, *REPORTED)} | {"demo": demo_rows()}
-    made = {name: list(made_of(rows)) for name, rows in sets.items()}
-    read = [row.exchange for rows in sets.values() for row in rows[:N_READ]]
-    read += [row.exchange for name, pairs in made.items() if name not in REPORTED for row, _ in pairs]
-    gains = read_gains(read, GAINS)
+class _Data:
+    """All rows by data set, adversarial ones, and what the passages help."""
 
-    def fit(*, with_gains: bool) -> Profile:
-        def scores(names: Iterable[str], *, adversarial_ones: bool) -> Iterator[LabelledScore]:
-            for name in names:
-                pairs: list[tuple[_Row, str | None]] = [(row, None) for row in sets[name]]
-                pairs += made[name] if adversarial_ones else []
-                for row, kind in pairs:
-                    gain = gains.get(key_of(row.exchange))
-                    if not with_gains:
-                        yield labelled(row, kind)
-                    elif gain is not None:
-                        score = labelled(row, kind)
-                        yield replace(score, signals={**score.signals, "context_gain": gain})
+    def __init__(self, folder: Path) -> None:
+        self.sets = {name: rows_of(folder, name) for name in (*FITTED, *REPORTED)} | {"demo": demo_rows()}
+        self.made = {name: list(made_of(rows)) for name, rows in self.sets.items()}
+        read = [row.exchange for rows in self.sets.values() for row in rows[:N_READ]]
+        read += [row.exchange for name in (*FITTED, "demo") for row, _ in self.made[name]]
+        self.gains = read_gains(read, GAINS)
 
-        return fit_profile(
-            scores((*FITTED, "demo"), adversarial_ones=True),
-            name="proxy" if with_gains else "proxy, texts only",
-            reported=list(scores(REPORTED, adversarial_ones=False)),
+    def scores(self, names: Iterable[str], *, only_read: bool, with_gains: bool) -> Iterator[LabelledScore]:
+        """Yield the labelled scores of some sets; adversarial ones too of those that are fitted on."""
+        for name in names:
+            rows: list[tuple[_Row, str | None]] = [(row, None) for row in self.sets[name]]
+            rows += [] if name in REPORTED else self.made[name]
+            for row, kind in rows:
+                gain = self.gains.get(key_of(row.exchange))
+                score = labelled(row, kind)
+                if with_gains and gain is not None:
+                    score = replace(score, signals={**score.signals, "context_gain": gain})
+                if gain is not None or not only_read:
+                    yield score
+
+    def fit(self, name: str, *, only_read: bool, with_gains: bool, draws: int = 500) -> Profile:
+        """Return a fit on all sets, or on the answers that the packaged model has read."""
+        profile = fit_profile(
+            self.scores((*FITTED, "demo"), only_read=only_read, with_gains=with_gains),
+            name=name,
+            reported=list(self.scores(REPORTED, only_read=only_read, with_gains=with_gains)),
             directions=DIRECTIONS,
-            draws=500,
-        ).model_copy(update={"basis": BASIS})
+            draws=draws,
+        )
+        return profile.model_copy(update={"basis": BASIS})
 
-    profile = fit(with_gains=True)
-    profile.model_copy(update={"simpler": fit(with_gains=False)}).save(out)
+
+def ablation(profiles: dict[str, Profile]) -> Table:
+    """Return a table of what each fit is worth on each set when fitted on the others: AUROC."""
+    evidence = [profile.evidence.left_out for profile in profiles.values() if profile.evidence]
+    first = evidence[0]
+    baselines = list(next(iter(first.values())).baselines)
+    table = Table("set", *profiles, *baselines, title="AUROC, each set left out in turn, on the same answers")
+    for name, one in first.items():
+        found = [*(fit[name].auroc for fit in evidence), *(one.baselines[baseline] for baseline in baselines)]
+        table.add_row(name, *(interval.text() for interval in found))
+    return table
+
+
+def main(folder: Path, out: Path = OUT) -> None:
+    """Fit the profile, write it, and print what the packaged model adds to the texts."""
+    data = _Data(folder)
+    richer = data.fit("proxy", only_read=True, with_gains=True)
+    simpler = data.fit("proxy, texts only", only_read=False, with_gains=False)
+    richer.model_copy(update={"simpler": simpler}).save(out)
+    same = data.fit("texts", only_read=True, with_gains=False)
+    Console().print(ablation({"texts": same, "texts and context gain": richer}))
 
 
 if __name__ == "__main__":

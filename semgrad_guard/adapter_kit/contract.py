@@ -20,6 +20,7 @@ import json
 import tempfile
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -53,7 +54,7 @@ from semgrad_guard.adapter_kit.contract_case import (
     reachable,
 )
 from semgrad_guard.adapter_kit.options import check_option
-from semgrad_guard.errors import EmptyAnswerError, LowConfidenceError
+from semgrad_guard.errors import EmptyAnswerError, LowConfidenceError, ScoringError
 from semgrad_guard.telemetry.jsonl import JsonlSink
 
 if TYPE_CHECKING:
@@ -146,6 +147,44 @@ def check_no_copies(driver: Driver, *, asynchronous: bool) -> None:
         reply = _reply(driver, given, asynchronous=asynchronous)
         _require(answer in reply.everything, "copies: an answer that was given is left out")
         _found(reply, "copies of an answer that was given", left_out=[])
+
+
+MEASURING: dict[str, object] = {"accept": 0, "otherwise": "give", "on_error": "give", "on_uncalibrated": "give"}
+"""The policy of a guard that changes no answer."""
+
+
+def check_measuring(driver: Driver, *, asynchronous: bool) -> None:
+    """A guard that only measures changes nothing: doubtful answers, copies, text beside tools, scorers that fail."""
+    has_copies = "copies" in driver.abilities
+    accepted = Case(model=Writer([LONG]), scorer=AnswerScorer({LONG: 0.1}), copies=has_copies)
+    before = _reply(driver, accepted, asynchronous=asynchronous)
+    for what, value in (("doubtful", 0.9), ("not judged", ScoringError("the model is gone"))):
+        scorer = AnswerScorer({LONG: value})
+        case = replace(accepted, model=Writer([LONG]), scorer=scorer, policy=MEASURING, sink=ListSink())
+        reply = _reply(driver, case, asynchronous=asynchronous)
+        _require(reply.text == before.text == LONG, f"measuring, {what}: another answer was given", reply.text)
+        _found(reply, f"measuring, {what}", withheld=False, left_out=[])
+        for copy in _strings(copies_of(LONG)):
+            _require(
+                copy in reply.everything or copy not in before.everything, f"measuring, {what}: a copy is gone", copy
+            )
+    if "tool_text" in driver.abilities:
+        writer = Writer([f"{DOUBTFUL}{TOOL_REQUEST}", GOOD])
+        case = Case(model=writer, scorer=AnswerScorer({DOUBTFUL: 0.9, GOOD: 0.9}), policy=MEASURING)
+        reply = _reply(driver, case, asynchronous=asynchronous)
+        for text in (DOUBTFUL, TOOL):
+            _require(text in reply.everything, "measuring, beside tools: a text was left out", text)
+
+
+def _strings(value: object) -> Iterator[str]:
+    """Yield the texts in nested mappings and lists."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from _strings(list(value.values()))
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _strings(item)
 
 
 def check_passages_stay(driver: Driver, *, asynchronous: bool) -> None:
@@ -370,6 +409,7 @@ def check_broken_request(driver: Driver, *, asynchronous: bool) -> None:
 
 _CHECKS: tuple[tuple[Callable[..., None], AbstractSet[str]], ...] = (
     (check_nothing_leaks, frozenset()),
+    (check_measuring, frozenset()),
     (check_passages_stay, frozenset()),
     (check_no_copies, frozenset({"copies"})),
     (check_small_answers, frozenset()),
