@@ -6,9 +6,9 @@ and whose label says that the passages support the answer; those in `REPORTED` a
 questions are added with right answers, and with wrong ones: those to the same question about another element.
 
 The profile holds two fits. The richer one also uses how much the passages help the packaged model to expect the answer
-(`context_gain`, two forward passes an answer), for which the first rows of each set are read: an hour on two cores,
-kept in a file and taken again. The other one uses texts alone, for scores of other models; it is fitted on all rows in
-half a minute.
+(`context_gain` and its like, two forward passes an answer), for which the first rows of each set are read: an hour on
+two cores, kept in a file and taken again. The other one uses texts alone, for scores of other models; it is fitted on
+all rows in half a minute.
 """
 
 from __future__ import annotations
@@ -31,15 +31,18 @@ from semgrad_guard.evaluation.adversarial import KINDS, Honest, adversarial
 from semgrad_guard.evaluation.elements import ElementQuestion, passages, questions
 from semgrad_guard.flow import Exchange, Fingerprint, Passage
 from semgrad_guard.models import load_model
-from semgrad_guard.scoring.forward_signals import answer_nll, context_gain
+from semgrad_guard.scoring.forward_signals import answer_nll, nll_without_passages, passage_signals
 from semgrad_guard.scoring.reading import as_read, read_exchange
 from semgrad_guard.scoring.text_signals import grounding_signals, retrieval_signals
+from semgrad_guard.signals import PASSAGE_HELP, SIGNALS, TAMPERING
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from semgrad_guard.calibration.profile import Profile
     from semgrad_guard.models import LocalModel
+
+    Gains = dict[str, dict[str, float]]
 
 FITTED = ("ragtruth_qa", "ragtruth_summary", "refchecker_dolly", "expertqa_support", "finqa_rag")
 REPORTED = ("lfqa_verif",)
@@ -55,8 +58,20 @@ FINGERPRINT = Fingerprint(
     proxy=True,
 )
 """Scores of the packaged model as a proxy; of it, a profile of texts depends on `texts by claim` alone."""
-DIRECTIONS = {"grounding": 0}
-"""Signals of the whole answer, which copied text raises, decide nothing."""
+USED = frozenset(
+    {
+        "missing_words",
+        "written_grounding",
+        "question_nearby",
+        "claim_support",
+        "number_mismatch",
+        *TAMPERING,
+        *PASSAGE_HELP,
+    }
+)
+"""Signals that decide; more of them that say much the same carry over worse to other data."""
+DIRECTIONS = {name: 0 for name in SIGNALS if name not in USED}
+"""A signal that may count either way is left out where there are several data sets."""
 MADE = tuple(kind for kind in KINDS if kind != "other sentence")
 """Adversarial kinds; a true sentence that answers another question is supported, which is what the labels say."""
 N_MADE = 30
@@ -148,28 +163,29 @@ def made_of(rows: list[_Row]) -> Iterator[tuple[_Row, str]]:
         yield replace(right[made.row], exchange=made.exchange, correct=False, author=""), made.kind
 
 
-def read_gains(exchanges: list[Exchange], path: Path) -> dict[str, float]:
-    """Return how much the passages help the packaged model, by exchange; those in the file are not read again."""
-    known: dict[str, float] = json.loads(path.read_text()) if path.exists() else {}
+def read_gains(exchanges: list[Exchange], path: Path) -> Gains:
+    """Return what the passages do for the packaged model, by exchange; those in the file are not read again."""
+    known: Gains = json.loads(path.read_text()) if path.exists() else {}
     unread = {key_of(exchange): exchange for exchange in exchanges if key_of(exchange) not in known}
     model = load_model("smollm2-135m") if unread else None
+    path.parent.mkdir(exist_ok=True)
     for n, (key, exchange) in enumerate(track(unread.items(), "reading answers", total=len(unread))):
-        if model is not None and (gain := gain_of(model, exchange)) is not None:
-            known[key] = gain
+        if model is not None:
+            known[key] = gains_of(model, exchange)
         if n % 50 == 0:
-            path.parent.mkdir(exist_ok=True)
             path.write_text(json.dumps(known))
     path.write_text(json.dumps(known))
     return known
 
 
-def gain_of(model: LocalModel, exchange: Exchange) -> float | None:
-    """Return an exchange's `context_gain`, as the scorer computes it."""
+def gains_of(model: LocalModel, exchange: Exchange) -> dict[str, float]:
+    """Return an exchange's signals of what the passages do for the answer, as the scorer computes them."""
     read = as_read(exchange)
     tokens = read_exchange(model, read)
     with model.lock:
         nll = answer_nll(model.model, tokens)
-    return context_gain(model, read, tokens, float(nll.mean()))
+    without = nll_without_passages(model, read, tokens)
+    return {} if without is None else passage_signals(nll.double().numpy(), without.double().numpy())
 
 
 def key_of(exchange: Exchange) -> str:
@@ -196,9 +212,9 @@ class _Data:
             for row, kind in rows:
                 gain = self.gains.get(key_of(row.exchange))
                 score = labelled(row, kind)
-                if with_gains and gain is not None:
-                    score = replace(score, signals={**score.signals, "context_gain": gain})
-                if gain is not None or not only_read:
+                if with_gains and gain:
+                    score = replace(score, signals={**score.signals, **gain})
+                if gain or not only_read:
                     yield score
 
     def fit(self, name: str, *, only_read: bool, with_gains: bool, draws: int = 500) -> Profile:
@@ -232,7 +248,7 @@ def main(folder: Path, out: Path = OUT) -> None:
     simpler = data.fit("proxy, texts only", only_read=False, with_gains=False)
     richer.model_copy(update={"simpler": simpler}).save(out)
     same = data.fit("texts", only_read=True, with_gains=False)
-    Console().print(ablation({"texts": same, "texts and context gain": richer}))
+    Console().print(ablation({"texts": same, "texts and what the passages do": richer}))
 
 
 if __name__ == "__main__":

@@ -561,6 +561,52 @@ _FORWARD = _family(
         raises="the passages made the answer likelier",
     ),
     Signal(
+        name="context_gain_min",
+        meaning="lowest mean of `context_gain` over 12 tokens of the answer in a row",
+        unit="nats",
+        higher="more sure",
+        source="own; as context_gain",
+        lowers="the passages did not make a part of the answer likelier",
+        raises="the passages made every part of the answer likelier",
+    ),
+    Signal(
+        name="context_gain_share",
+        meaning="share of the answer's negative log-likelihood that the passages take away",
+        unit="share",
+        higher="more sure",
+        source="own; as context_gain",
+        lowers="the answer is as unexpected with the passages as without",
+        raises="the passages explain the answer",
+    ),
+    Signal(
+        name="context_loss",
+        meaning="sum over the answer's tokens of how much less likely the passages made them",
+        unit="nats",
+        higher="less sure",
+        source="own; as context_gain",
+        lowers="words of the answer speak against the passages",
+        raises="no word of the answer speaks against the passages",
+    ),
+    Signal(
+        name="hurt_tokens",
+        meaning="number of the answer's tokens that the passages made less likely by more than 0.5 nats",
+        unit="tokens",
+        higher="less sure",
+        source="own; as context_gain",
+        lowers="the passages made many words of the answer less likely",
+        raises="the passages made few words of the answer less likely",
+    ),
+    Signal(
+        name="unhelped_tokens",
+        meaning="share of the answer's tokens that are unlikely (over 2 nats) and that the passages did not make "
+        "likelier by 0.5 nats",
+        unit="share",
+        higher="less sure",
+        source="own; as context_gain",
+        lowers="unlikely words of the answer come from no passage",
+        raises="the unlikely words of the answer come from the passages",
+    ),
+    Signal(
         name="p_true",
         meaning="probability of yes against no when the model is asked whether its answer is correct",
         unit="share",
@@ -626,6 +672,10 @@ MEANING = tuple(name for name, signal in SIGNALS.items() if signal.cost == "embe
 """Signals that are computed too where an embedder is given."""
 COSTLY = tuple(name for name, signal in SIGNALS.items() if signal.cost == "forward")
 """Signals that take another forward pass each."""
+PASSAGE_HELP = frozenset(COSTLY) - {"p_true"}
+"""Those of them that say what the passages did for the answer; one forward pass without the passages gives them all."""
+TAMPERING = frozenset(name for name, signal in SIGNALS.items() if signal.tampering)
+"""Signs that an answer was made to look right."""
 METHODS = tuple(name for name, signal in SIGNALS.items() if signal.is_score)
 """Signals that can be a score's value."""
 
@@ -638,12 +688,6 @@ def signal_of(name: str) -> Signal | None:
 def is_known(name: str) -> bool:
     """Return whether a scorer computes a signal of this name, variants included."""
     return base_name(name) in SIGNALS
-
-
-def is_tampering(name: str) -> bool:
-    """Return whether a signal is a sign that an answer was made to look right."""
-    signal = signal_of(name)
-    return signal is not None and signal.tampering
 
 
 def may_be_required(name: str) -> bool:

@@ -26,7 +26,7 @@ from semgrad_guard.calibration.profile import Evidence, LabelPairs, Profile
 from semgrad_guard.calibration.tampering import with_tampering
 from semgrad_guard.errors import SignalUnavailableError
 from semgrad_guard.extras import require
-from semgrad_guard.signals import Family, direction_of, is_tampering, may_be_required, signal_of
+from semgrad_guard.signals import TAMPERING, Family, direction_of, may_be_required, signal_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -170,6 +170,8 @@ def _is_clear(gain: Array, weights: Array, n: int) -> bool:
 
 RIDGES = (1e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)
 """Penalties tried for the fused model; the one with the lowest cross-validated log-loss is kept."""
+SOURCE_RIDGES = (3e-2, 3e-1, 3.0)
+"""The same with several data sets: between few no fine choice can be made, and nearly equal weights carry over well."""
 MIN_FUSED = 50
 """Below this many labels a fused model is not better than the best single score."""
 
@@ -292,7 +294,7 @@ def _chosen(labels: Labels, plan: Plan) -> tuple[str, ...]:
     """
     usable = [name for name in plan.required if plan.sign(name) or not labels.has_sources]
     if not labels.honest.all():
-        usable = [name for name in usable if not is_tampering(name)] or usable
+        usable = [name for name in usable if name not in TAMPERING] or usable
     sets = [_of_families(usable, families) for families in FAMILIES]
     candidates = [names for names in dict.fromkeys(sets) if names]
     if len(candidates) == 1:
@@ -347,7 +349,7 @@ def _losses(labels: Labels, plan: Plan) -> NDArray[np.float64]:
 
 def _tuned(labels: Labels, plan: Plan) -> tuple[float, NDArray[np.float64]]:
     """Return the penalty with the lowest cross-validated log-loss, and its out-of-fold margins."""
-    ridges = FIRST_RIDGES if labels.has_sources else RIDGES  # between few data sets no fine choice can be made
+    ridges = SOURCE_RIDGES if labels.has_sources else RIDGES
     margins = _out_of_fold_margins(labels, plan, ridges)
     best = min(ridges, key=lambda r: float(np.average(_row_losses(margins[r], labels), weights=labels.weights)))
     return best, margins[best]

@@ -12,7 +12,7 @@ import numpy as np
 
 from semgrad_guard.calibration.fused import FusedModel, SignalColumn
 from semgrad_guard.calibration.left_out import thresholds
-from semgrad_guard.signals import is_tampering
+from semgrad_guard.signals import TAMPERING
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -43,7 +43,7 @@ def with_tampering(model: FusedModel, labels: Labels, margins: Array) -> tuple[F
         labels: the rows, honest and adversarial, with all their signals.
         margins: each row's margin by the model, or by one fitted on other rows.
     """
-    names = tuple(name for name in labels.names if is_tampering(name))
+    names = tuple(name for name in labels.names if name in TAMPERING)
     if not names or not (labels.honest & (labels.correct > 0)).any():
         return model, margins
     signs = np.nan_to_num(labels.select(names).signals)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from semgrad_guard.flow import Message
@@ -17,6 +18,7 @@ from semgrad_guard.scoring.recording import forward_no_grad
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from numpy.typing import NDArray
     from torch import Tensor
     from transformers import PreTrainedModel
 
@@ -46,8 +48,8 @@ def _head_inputs(model: PreTrainedModel, tokens: Tokens) -> Tensor:
     return forward_no_grad(model, anatomy, lay_out([tokens], 0, anatomy.device, split=False).rest, None)[0]
 
 
-def context_gain(model: LocalModel, exchange: Exchange, tokens: Tokens, mean_nll: float) -> float | None:
-    """Return how much the passages raise the mean log-likelihood of the answer, in nats per token.
+def nll_without_passages(model: LocalModel, exchange: Exchange, tokens: Tokens) -> Tensor | None:
+    """Return the negative log-likelihood of each answer token in nats where the model has not read the passages.
 
     The result is `None` when the prompt does not contain the passages word for word, so they cannot be left out.
 
@@ -55,14 +57,37 @@ def context_gain(model: LocalModel, exchange: Exchange, tokens: Tokens, mean_nll
         model: the scoring model.
         exchange: the exchange, with its passages.
         tokens: tokens of the exchange.
-        mean_nll: mean negative log-likelihood of the answer with the passages.
     """
     shorter = _ids_without(model, exchange, tokens)
     if not shorter:
         return None
     with model.lock:
-        without = answer_nll(model.model, Tokens(shorter, tokens.answer))
-    return float(without.mean()) - mean_nll
+        return answer_nll(model.model, Tokens(shorter, tokens.answer))
+
+
+IN_A_ROW = 12
+"""How many tokens in a row a stretch of the answer has: about as many as say one thing."""
+UNLIKELY, HELPED = 2.0, 0.5
+"""Nats from which on a token is unlikely, and by which passages must change it to count."""
+
+
+def passage_signals(nll: NDArray[np.float64], without: NDArray[np.float64]) -> dict[str, float]:
+    """Return the signals of what the passages did to the likelihood of each token of the answer, by name.
+
+    Args:
+        nll: negative log-likelihood of each token with the passages, in nats.
+        without: the same without them.
+    """
+    gain = without - nll
+    stretch = min(IN_A_ROW, len(gain))
+    return {
+        "context_gain": float(gain.mean()),
+        "context_gain_min": float(np.convolve(gain, np.full(stretch, 1 / stretch), "valid").min()),
+        "context_gain_share": 1 - float(nll.sum() / max(float(without.sum()), 1e-6)),
+        "context_loss": float(-np.minimum(gain, 0).sum()),
+        "hurt_tokens": float((gain < -HELPED).sum()),
+        "unhelped_tokens": float(((nll > UNLIKELY) & (gain < HELPED)).mean()),
+    }
 
 
 def without_passages(prompt: Prompt, passages: Sequence[Passage]) -> Prompt:

@@ -9,6 +9,8 @@ import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
+import numpy as np
+
 from semgrad_guard.errors import (
     EmbeddingFailedError,
     PositionOutsidePromptError,
@@ -19,7 +21,7 @@ from semgrad_guard.flow import Exchange, Fingerprint, Score, SpanScore
 from semgrad_guard.models.embedding import UnitVectors
 from semgrad_guard.models.generate import ending
 from semgrad_guard.scoring.claims import PassageTexts
-from semgrad_guard.scoring.forward_signals import context_gain, p_true
+from semgrad_guard.scoring.forward_signals import nll_without_passages, p_true, passage_signals
 from semgrad_guard.scoring.layout import Tokens, default_position
 from semgrad_guard.scoring.measure import (
     MAX_BATCH_TOKENS,
@@ -35,7 +37,7 @@ from semgrad_guard.scoring.reading import as_read, read_exchange
 from semgrad_guard.scoring.recording import Band, upper_half
 from semgrad_guard.scoring.spans import place_spans
 from semgrad_guard.scoring.text_signals import closeness_signals, grounding_signals, retrieval_signals
-from semgrad_guard.signals import FREE, MEANING, METHODS, POSITIONS, SIGNALS
+from semgrad_guard.signals import FREE, MEANING, METHODS, PASSAGE_HELP, POSITIONS, SIGNALS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -69,9 +71,13 @@ class Readout:
     def signals(self, measured: Measure, exchange: Exchange, tokens: Tokens) -> dict[str, float]:
         """Return the signals of a whole answer."""
         found = {**self._of_part(measured, measured.parts[0]), **self.text_signals(exchange)}
-        if "context_gain" in self._wanted:
-            gain = context_gain(self._model, exchange, tokens, float(measured.nll.mean()))
-            found |= {} if gain is None else {"context_gain": gain}
+        if self._wanted & PASSAGE_HELP:
+            without = nll_without_passages(self._model, exchange, tokens)
+            found |= (
+                {}
+                if without is None
+                else self._only(passage_signals(np.asarray(measured.nll, np.float64), without.double().numpy()))
+            )
         if "p_true" in self._wanted:
             chance = p_true(self._model, exchange)
             found |= {} if chance is None else {"p_true": chance}

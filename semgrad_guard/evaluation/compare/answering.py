@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from semgrad_guard.errors import EmptyAnswerError, ScoringError
 from semgrad_guard.evaluation.row_files import ROW_KEY, digest, is_scored
 from semgrad_guard.evaluation.rows import answer_stops
-from semgrad_guard.scoring.forward_signals import context_gain, p_true
+from semgrad_guard.scoring.forward_signals import nll_without_passages, p_true
 from semgrad_guard.scoring.reading import read_exchange
 from semgrad_guard.signals import MEANING
 from semgrad_guard.wire import score_fields
@@ -160,8 +160,8 @@ class _Answerer:
             return {}
         with self._timed("context_gain"):
             tokens = read_exchange(self._model, exchange)
-            gain = context_gain(self._model, exchange, tokens, signals["mean_nll"])
-        return {} if gain is None else {"context_gain": gain}
+            without = nll_without_passages(self._model, exchange, tokens)
+        return {} if without is None else {"context_gain": float(without.mean()) - signals["mean_nll"]}
 
     def _p_true(self, exchange: Exchange) -> dict[str, float]:
         with self._timed("p_true"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -21,7 +22,8 @@ from semgrad_guard.flow import Exchange, Message, Passage
 from semgrad_guard.ports import Scorer
 from semgrad_guard.scoring import SIGNALS, SemGradScorer
 from semgrad_guard.scoring import measure as measure_module
-from semgrad_guard.signals import FREE, METHODS
+from semgrad_guard.scoring.forward_signals import passage_signals
+from semgrad_guard.signals import FREE, METHODS, PASSAGE_HELP
 from tests.models_for_tests import local_model
 
 CLOSE = 2e-4
@@ -172,6 +174,25 @@ def test_context_gain_is_the_difference_of_two_likelihoods(local, scorer, exchan
     bare = replace(exchange, prompt=(Message("user", "Context: \nWho built the tower?"),))
     difference = scorer.score(bare).signals["mean_nll"] - scorer.score(exchange).signals["mean_nll"]
     assert gain == pytest.approx(difference, rel=1e-4)
+
+
+def test_what_the_passages_do_is_read_token_by_token():
+    """Gains of 4, 1, -1 and -3 nats; the last two tokens are unlikely all the same, and one was before."""
+    nll, without = np.array([0.5, 1.0, 2.5, 5.0]), np.array([4.5, 2.0, 1.5, 2.0])
+    found = passage_signals(nll, without)
+    assert found == pytest.approx(
+        {
+            "context_gain": 0.25,
+            "context_gain_min": 0.25,  # fewer tokens than a stretch
+            "context_gain_share": 0.1,
+            "context_loss": 4.0,
+            "hurt_tokens": 2.0,
+            "unhelped_tokens": 0.5,
+        }
+    )
+    assert found.keys() == PASSAGE_HELP
+    late = passage_signals(np.append(np.zeros(24), np.full(12, 3.0)), np.append(np.full(24, 2.0), np.full(12, 2.0)))
+    assert late["context_gain_min"] == pytest.approx(-1.0)
 
 
 @pytest.mark.parametrize(
