@@ -1,4 +1,4 @@
-"""Build the site: `python -m docs.site.build`. Broken links, missing pages and anything loaded from elsewhere fail it.
+"""Build the site: `python -m docs.site.build`. Broken links and anything loaded from elsewhere fail it.
 
 The pages of `docs/`, the generated ones and the project's own (CONTRIBUTING, CHANGELOG) are put together in `build/docs`,
 and from there Zensical makes the site in `build/site`. It needs no network, neither to build nor to read: open
@@ -21,6 +21,7 @@ from docs.site.reference import ROOT, pages
 SETTINGS = ROOT / "docs" / "site" / "site.yml"
 OURS = {"CONTRIBUTING.md": "project/contributing.md", "CHANGELOG.md": "project/changelog.md", "README.md": "index.md"}
 """Files outside `docs/` that are pages of the site, or that one stands for."""
+FOREIGN_SHIM = "https://unpkg.com/iframe-worker/shim"
 SHIM = "assets/javascripts/iframe-worker.js"
 """Lets the search work in pages that are opened as files; the theme would load it from another site."""
 
@@ -41,7 +42,9 @@ def collect(source: Path) -> list[str]:
     homes = {target: PurePosixPath(name) for name, target in OURS.items()}
     for path in found:
         page = source / path
-        written_as = homes.get(path, PurePosixPath("docs") / path) if path != "index.md" else PurePosixPath("docs/index.md")
+        written_as = (
+            PurePosixPath("docs") / path if path == "index.md" else homes.get(path, PurePosixPath("docs") / path)
+        )
         page.write_text(relinked(page.read_text(encoding="utf-8"), path, written_as), encoding="utf-8")
     return found
 
@@ -119,7 +122,9 @@ def configure(folder: Path, found: list[str], site: Path) -> Path:
     settings |= {"nav": navigation(settings, found), "docs_dir": "docs", "site_dir": str(site), "strict": True}
     for plugin in settings["plugins"]:
         if isinstance(plugin, dict):
-            plugin["mkdocstrings"]["handlers"]["python"]["paths"] = [str(ROOT), str(ROOT / "integrations")]
+            python = plugin["mkdocstrings"]["handlers"]["python"]
+            python["paths"] = [str(ROOT), str(ROOT / "integrations")]
+            python["options"]["extensions"] = [str(SETTINGS.parent / "docstring_examples.py")]
     file = folder / "mkdocs.yml"
     file.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
     return file
@@ -135,9 +140,11 @@ def finish(site: Path) -> None:
     foreign: set[str] = set()
     for page in site.rglob("*.html"):
         up = "../" * (len(page.relative_to(site).parts) - 1)
-        text = page.read_text(encoding="utf-8").replace("https://unpkg.com/iframe-worker/shim", f"{up}{SHIM}")
+        text = page.read_text(encoding="utf-8").replace(FOREIGN_SHIM, f"{up}{SHIM}")
         page.write_text(text, encoding="utf-8")
-        foreign |= {f"{page.relative_to(site)}: {found}" for found in _FOREIGN.findall(text) if "canonical" not in found}
+        foreign |= {
+            f"{page.relative_to(site)}: {found}" for found in _FOREIGN.findall(text) if "canonical" not in found
+        }
     if foreign:
         raise SystemExit("loaded from elsewhere:\n" + "\n".join(sorted(foreign)))
 
@@ -148,7 +155,8 @@ def main() -> int:
     folder.mkdir(exist_ok=True)
     found = collect(folder / "docs")
     command = [sys.executable, "-m", "zensical", "build", "--strict", "--clean", "-f"]
-    status = subprocess.run([*command, str(configure(folder, found, site))], cwd=folder, check=False).returncode  # noqa: S603
+    command.append(str(configure(folder, found, site)))
+    status = subprocess.run(command, cwd=folder, check=False).returncode  # noqa: S603 - our own words and paths
     if status == 0:
         finish(site)
         sys.stdout.write(f"{len(found)} pages in {site}\n")

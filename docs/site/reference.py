@@ -10,7 +10,6 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import click
 import typer
 from typer.testing import CliRunner
 
@@ -18,6 +17,8 @@ from semgrad_guard.signals import SIGNALS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    import click
 
 ROOT = Path(__file__).resolve().parents[2]
 WIDTH = "80"
@@ -47,13 +48,16 @@ _FAMILIES = {
 }
 
 
+_SIGNALS = """Every raw number about an answer. `semgrad-guard signals` prints this list, and
+`response_metadata["semgrad"]["signals"]` holds the values of one answer. Those marked as *score* may be the `method`
+of a policy; `fused` combines all that a profile was fitted on. One that cannot be computed is absent."""
+
+
 def signals_page() -> str:
     """Return the page of all raw signals, from the table in `semgrad_guard.signals`."""
     parts = [
         "# Signals",
-        "Every raw number about an answer. `semgrad-guard signals` prints this list, "
-        "`response_metadata['semgrad']['signals']` holds the values of one answer. Those marked as *score* may be the "
-        "`method` of a policy; `fused` combines all that a profile was fitted on. One that cannot be computed is absent.",
+        _SIGNALS,
     ]
     families = dict.fromkeys([*_FAMILIES, *(signal.family for signal in SIGNALS.values())])
     for family in families:
@@ -72,6 +76,11 @@ def signals_page() -> str:
 # --- Policy -----------------------------------------------------------------------------------------------------------
 
 
+_POLICY = """Every key of a policy file. `semgrad-guard policy init policy.yaml` writes an example with all of them
+explained, and `semgrad-guard policy check policy.yaml` says in words what a file does. `semgrad-guard policy schema`
+prints the JSON schema that this page is made from, for editors."""
+
+
 def policy_page() -> str:
     """Return the page of all keys of a policy file, from its JSON schema."""
     from semgrad_guard.policy import policy_schema
@@ -79,9 +88,7 @@ def policy_page() -> str:
     schema = policy_schema()
     parts = [
         "# Policy keys",
-        "Every key of a policy file. `semgrad-guard policy init policy.yaml` writes an example with all of them "
-        "explained, `semgrad-guard policy check policy.yaml` says in words what a file does. `semgrad-guard policy "
-        "schema` prints the JSON schema that this page is made from, for editors.",
+        _POLICY,
         "## The file",
         _keys(schema, schema["$defs"]),
     ]
@@ -138,19 +145,17 @@ def _kind(node: dict[str, Any]) -> str:
     if "$ref" in node:
         name = node["$ref"].rpartition("/")[2]
         return "any value" if name == "JsonValue" else f"[{_title(name)}](#{_title(name).replace(' ', '-')})"
-    if "const" in node:
-        return f"`{node['const']}`"
-    if "enum" in node:
-        return " or ".join(f"`{word}`" for word in node["enum"])
+    words = node.get("enum", [node["const"]] if "const" in node else [])
+    if words:
+        return " or ".join(f"`{word}`" for word in words)
     for key in ("anyOf", "oneOf"):
         if key in node:
             kinds = dict.fromkeys(_kind(each) for each in node[key] if each.get("type") != "null")
             return " or ".join(kinds)
-    if node.get("type") == "array":
-        return f"list of {_kind(node['items'])}" if "items" in node else "list"
-    if node.get("type") == "object":
-        inner = node.get("additionalProperties")
-        return f"mapping to {_kind(inner)}" if isinstance(inner, dict) else "mapping"
+    holders = {"array": ("items", "list of", "list"), "object": ("additionalProperties", "mapping to", "mapping")}
+    if node.get("type") in holders:
+        key, of, alone = holders[node["type"]]
+        return f"{of} {_kind(node[key])}" if isinstance(node.get(key), dict) else alone
     return _simple_kind(node)
 
 
@@ -189,7 +194,8 @@ def _first_paragraph(node: dict[str, Any]) -> str:
 
 def cli_page() -> str:
     """Return the page of all commands: what each prints with `--help`."""
-    parts = ["# Command line", "What each command prints with `--help`. `SEMGRAD_DEBUG=1` shows the whole traceback of an error."]
+    debug = "`SEMGRAD_DEBUG=1` shows the whole traceback of an error."
+    parts = ["# Command line", f"What each command prints with `--help`. {debug}"]
     for names in commands():
         level = "##" if len(names) == 1 else "###"
         parts += [f"{level} {' '.join(names)}", f"```text\n{help_of(names)}\n```"]
@@ -363,6 +369,18 @@ def _body(body: dict[str, Any], schema: dict[str, Any]) -> Iterator[str]:
 # --- Traces -----------------------------------------------------------------------------------------------------------
 
 
+_TRACES = """What `telemetry:` of a policy puts where. Without `log_text` no text is sent; a key without a value is left
+out."""
+_JSONL = """`telemetry: {jsonl: guard.jsonl}` appends one line a question; `semgrad-guard watch guard.jsonl` shows them.
+The top level says how the question ended; `attempts` holds each attempt with all signals."""
+_LANGSMITH = """`telemetry: {langsmith: true}` puts these keys on the guard's run, the feedback `semgrad_confidence` on
+the runs that wrote the answers, and `semgrad_verdict` once a person has judged."""
+_ALL_SIGNALS = """`telemetry: {{langsmith: true, all_signals: true}}` adds the other fields of the JSON line, and every
+signal as `semgrad_signal_NAME`: up to {n} keys."""
+_OTEL = """`telemetry: {{otel: true}}`. A question is a span `semgrad.guard`, with `semgrad.judge` and `semgrad.route`
+for each attempt; each judgement is an event `{event}`."""
+
+
 def traces_page() -> str:
     """Return the page of everything that goes into traces, from the telemetry code."""
     from docs.site.sample import sample_record
@@ -372,29 +390,26 @@ def traces_page() -> str:
     record = sample_record()
     brief, whole = (langsmith.run_metadata(record, log_text=True, all_signals=every) for every in (False, True))
     attempt = record.attempts[0]
+    event = otel.evaluation_attributes(attempt, log_text=True)
     parts = [
         "# Keys in traces",
-        "What `telemetry:` of a policy puts where. Without `log_text` no text is sent; a key without a value is left out.",
+        _TRACES,
         "## JSON lines",
-        "`telemetry: {jsonl: guard.jsonl}` appends one line a question; `semgrad-guard watch guard.jsonl` shows them. "
-        "The top level says how the question ended; `attempts` holds each attempt with all signals.",
+        _JSONL,
         table(("key", "meaning"), [(f"`{name}`", meaning) for name, meaning in SUMMARY.items()]),
         "## LangSmith",
-        f"`telemetry: {{langsmith: true}}` puts {len(brief)} keys on the guard's run, feedback `semgrad_confidence` on "
-        "the runs that wrote the answers, and `semgrad_verdict` once a person has judged.",
+        _LANGSMITH,
         table(("metadata key", "meaning"), [(f"`{k}`", langsmith.METADATA[k.removeprefix("semgrad_")]) for k in brief]),
-        "`telemetry: {langsmith: true, all_signals: true}` adds the other fields of the JSON line and every signal as "
-        f"`semgrad_signal_NAME`: {len(whole)} keys for an answer with all signals.",
+        _ALL_SIGNALS.format(n=len(whole)),
         "Tags: " + ", ".join(f"`{tag}`" for tag in langsmith.run_tags(record)) + ": the status, and each action.",
         "## OpenTelemetry",
-        "`telemetry: {otel: true}`. A question is a span `semgrad.guard`, with `semgrad.judge` and `semgrad.route` for "
-        f"each attempt; each judgement is an event `{otel.EVALUATION_EVENT}`.",
+        _OTEL.format(event=otel.EVALUATION_EVENT),
         "### Span semgrad.guard",
         _listed(otel.record_attributes(record, log_text=True)),
         "### Span semgrad.judge",
         _listed(otel.attempt_attributes(attempt)),
         f"### Event {otel.EVALUATION_EVENT}",
-        _listed({k: v for k, v in otel.evaluation_attributes(attempt, log_text=True).items() if k.startswith("gen_ai")}),
+        _listed({name: value for name, value in event.items() if name.startswith("gen_ai")}),
         "and the attributes of `semgrad.judge`.",
         "### Metrics",
         table(("metric", "unit", "meaning"), [(f"`{i.name}`", i.unit, i.meaning) for i in otel.INSTRUMENTS]),

@@ -278,7 +278,8 @@ def _langsmith(*, on: bool) -> Finding:
         return Finding("traces: LangSmith", "fails", "not installed", "pip install 'semgrad-guard[langsmith]'")
     tracing = next((v for n in ("LANGSMITH_TRACING", "LANGCHAIN_TRACING_V2") if (v := os.environ.get(n))), "")
     if tracing.lower() != "true":
-        return Finding("traces: LangSmith", "fails", "tracing is off, so nothing is sent", "export LANGSMITH_TRACING=true")
+        seen = "tracing is off, so nothing is sent"
+        return Finding("traces: LangSmith", "fails", seen, "export LANGSMITH_TRACING=true")
     if not any(os.environ.get(name) for name in ("LANGSMITH_API_KEY", "LANGCHAIN_API_KEY")):
         return Finding("traces: LangSmith", "fails", "there is no key", "export LANGSMITH_API_KEY=...")
     return Finding("traces: LangSmith", "works", "tracing is on, and there is a key (it was not tried)")

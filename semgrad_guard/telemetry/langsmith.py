@@ -206,7 +206,7 @@ class LangSmithSink:
         failed: how much feedback LangSmith did not accept.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - settings, all but the first by name
         self,
         client: Client | None = None,
         *,

@@ -298,9 +298,7 @@ def _counter(meter: Meter, what: Instrument) -> Counter:
 
 
 def _histogram(meter: Meter, what: Instrument) -> Histogram:
-    return meter.create_histogram(
-        what.name, what.unit, what.meaning, explicit_bucket_boundaries_advisory=what.buckets
-    )
+    return meter.create_histogram(what.name, what.unit, what.meaning, explicit_bucket_boundaries_advisory=what.buckets)
 
 
 @dataclass(frozen=True, slots=True)

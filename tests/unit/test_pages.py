@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.pages import PageRun, blocks_of, check_command, same_output
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, *, write: bool = False) -> Path:
@@ -75,7 +78,10 @@ def test_a_command_that_fails_is_noticed(tmp_path, monkeypatch):
     ("shown", "printed", "same"),
     [
         ("12:00:01 digest 0123456789abcdef", "13:59:59 digest fedcba9876543210", True),
-        ("0.95 yes", "0.94 yes\n", True), ("0.95", "0.85", False), ("3 rows", "4 rows", False), ("yes", "no", False),
+        ("0.95 yes", "0.94 yes\n", True),
+        ("0.95", "0.85", False),
+        ("3 rows", "4 rows", False),
+        ("yes", "no", False),
     ],
 )
 def test_only_numbers_with_a_point_may_differ_a_little(shown, printed, same):

@@ -88,7 +88,8 @@ def test_traces_are_tried_as_far_as_that_costs_nothing(tmp_path, monkeypatch):
     assert looked_at(tmp_path, "accept: 0.7\ntelemetry: {otel: true}\n")["traces: OpenTelemetry"].state == "fails"
     monkeypatch.delenv("LANGSMITH_TRACING", raising=False)
     monkeypatch.delenv("LANGCHAIN_TRACING_V2", raising=False)
-    assert looked_at(tmp_path, "accept: 0.7\ntelemetry: {langsmith: true}\n")["traces: LangSmith"].advice.startswith("export")
+    off = looked_at(tmp_path, "accept: 0.7\ntelemetry: {langsmith: true}\n")["traces: LangSmith"]
+    assert (off.state, off.advice) == ("fails", "export LANGSMITH_TRACING=true")
     monkeypatch.setenv("LANGSMITH_TRACING", "true")
     monkeypatch.setenv("LANGSMITH_API_KEY", "key")
     assert looked_at(tmp_path, "accept: 0.7\ntelemetry: {langsmith: true}\n")["traces: LangSmith"].state == "works"
