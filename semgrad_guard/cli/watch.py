@@ -6,6 +6,7 @@ import time
 from collections import Counter, deque
 from pathlib import Path
 from statistics import median
+from textwrap import shorten
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -31,6 +32,8 @@ EXAMPLES = """[bold]Examples[/bold]
 
 The file is the one that a policy names: `telemetry: {jsonl: guard.jsonl}`. Ctrl-C ends watching.
 """
+MAX_QUESTION = 60
+"""Columns of the question; it gets at most two lines."""
 PAUSE_S = 0.5
 """How often the file is looked at."""
 _STYLES = {"answered": "green", "reviewed": "green", "warned": "yellow", "pending": "cyan", "abstained": "magenta"}
@@ -74,13 +77,13 @@ class Board:
 
     def shown(self) -> Group:
         """Return the figures and the table of the last records, newest first."""
-        table = Table(box=SIMPLE_HEAD, pad_edge=False, expand=False)
+        table = Table(box=SIMPLE_HEAD, pad_edge=False)
         table.add_column("time", no_wrap=True)
         table.add_column("conf.", justify="right", no_wrap=True)
-        table.add_column("status", no_wrap=True)
+        table.add_column("status", min_width=9, no_wrap=True)
         table.add_column("tries", justify="right", no_wrap=True)
-        table.add_column("rule", overflow="fold", min_width=10)
-        table.add_column("question", overflow="ellipsis", no_wrap=True, ratio=1)
+        table.add_column("rule", overflow="fold", min_width=14)
+        table.add_column("question", overflow="fold", max_width=MAX_QUESTION)
         for record in reversed(self._last):
             table.add_row(*_row(record))
         return Group(self._figures(), table)
@@ -98,13 +101,14 @@ def _row(record: Record) -> tuple[str | Text, ...]:
     status, value = str(record.status), _confidence(record)
     last = record.attempts[-1].decision if record.attempts else None
     question = next((a.exchange.question for a in record.attempts if a.exchange.question), None)
+    shown = shorten(question, 2 * MAX_QUESTION, placeholder=" ...") if question else "(texts are not logged)"
     return (
         record.at.astimezone().strftime("%H:%M:%S"),
         "-" if value is None else f"{value:.2f}",
         Text(status, style=_STYLES.get(status, "")),
         str(len(record.attempts)),
         Text(last.rule if last else "-"),
-        Text(question or "(texts are not logged)", style="" if question else "dim"),
+        Text(shown, style="" if question else "dim"),
     )
 
 

@@ -30,6 +30,15 @@ def test_it_shows_what_was_decided_newest_first(tmp_path):
     assert "question Paris" in lines[second]
 
 
+def test_a_long_question_hides_nothing_else(tmp_path):
+    """The rule is what one looks for."""
+    sink = JsonlSink(tmp_path / "guard.jsonl")
+    sink.emit(make_record(text="why " * 100))
+    said = shown(tmp_path / "guard.jsonl").stdout
+    assert max(map(len, said.splitlines())) <= 80
+    assert all(word in said for word in ("abstained", "on_error", "why why"))
+
+
 def test_texts_that_are_not_logged_are_no_riddle(tmp_path):
     """An empty column would look like a fault."""
     JsonlSink(tmp_path / "guard.jsonl", log_text=False).emit(make_record())
