@@ -1,9 +1,9 @@
 """Try a release before it is one: build it, and install it into clean environments as a user does.
 
-`python -m benchmarks.release_check [EXTRA ...]` builds the source distribution and from it the wheel, then for each
-extra makes an empty environment, installs the wheel with it, imports what the extra is for, and writes what was
-installed as an SBOM (CycloneDX). With `langchain` the first snippet of the README runs there, too, and its output is compared; so it does
-with the oldest and the newest release of each framework that `pyproject.toml` allows.
+`python -m benchmarks.release_check [EXTRA ...]` builds the source distribution and from it the wheel. For each extra it
+then makes an empty environment, installs the wheel with it, imports what the extra is for, and writes what is there
+as an SBOM (CycloneDX). With `langchain` the first snippet of the README runs there, too, and its output is compared; so
+it does with the oldest and the newest release of each framework that `pyproject.toml` allows.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Build the site: `python -m docs.site.build`. Broken links and anything loaded from elsewhere fail it.
 
 The pages of `docs/`, the generated ones and the project's own (CONTRIBUTING, CHANGELOG) are put together in
-`build/docs`, and from there Zensical makes the site in `build/site`. It needs no network, neither to build nor to read: open
-`build/site/index.html`.
+`build/docs`. From there Zensical makes the site in `build/site`. It needs no network, neither to build nor to read:
+open `build/site/index.html`.
 """
 
 from __future__ import annotations
