@@ -111,6 +111,12 @@ NEGATIONS = frozenset(
     """.split()  # noqa: SIM905 - a list would be a line each
 )
 """English words that deny."""
+BEFORE_NT = frozenset(
+    """
+    ain aren couldn didn doesn don hadn hasn haven isn mustn needn shouldn wasn weren won wouldn
+    """.split()  # noqa: SIM905 - a list would be a line each
+)
+"""What stands before "n't" where the words of a text were split at apostrophes; "can't" is not told from "can"."""
 _SHORT_NOT = re.compile(r"n['\u2019]t\b", re.IGNORECASE)
 
 
