@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import bindparam, delete, insert, inspect, select, update
 
-from semgrad_guard.errors import AlreadyClaimedError, IllegalMoveError, UndoRefusedError
+from semgrad_guard.errors import AlreadyClaimedError, IllegalMoveError, UndoRefusedError, VerdictChangedError
 from semgrad_guard.flow import ReviewId
 from semgrad_guard.review.store import audit, outbox
 from semgrad_guard.review.store.audit import AuditEvent, Change
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
     from semgrad_guard.review.store.database import Transaction
-    from semgrad_guard.review.store.items import Item, QueueSettings
+    from semgrad_guard.review.store.items import AuditRow, Item, QueueSettings
 
 CLOCK = "clock"
 """Name in the audit trail for changes by time: a lease or a deadline ended."""
@@ -195,6 +195,47 @@ def why_not_undo(
     if item.delivered_at is not None or outbox.is_told(conn, item.id):
         return "it was already delivered"
     return None
+
+
+_IN_WORDS = {
+    Event.APPROVE: "approved it",
+    Event.EDIT: "edited it",
+    Event.REJECT: "rejected it",
+    Event.EXPIRE: "ended it",
+    Event.UNDO: "undid the verdict",
+}
+
+
+def check_seen(tx: Transaction, item_id: str, version: int) -> None:
+    """Refuse a verdict, or its undoing, by somebody who saw an older version and does not know of a later verdict.
+
+    Raises:
+        VerdictChangedError: since that version, the item got a verdict or lost one.
+    """
+    item = read_item(tx.conn, item_id, lock=True)
+    if item.version == version:
+        return
+    later = audit.verdicts_after(tx.conn, item_id, version)
+    if later:
+        raise VerdictChangedError(item.id, item.state, _in_words(later))
+
+
+def result_of(tx: Transaction, done: AuditRow) -> Item:
+    """Return the item of an operation that was already carried out.
+
+    Raises:
+        VerdictChangedError: the operation gave a verdict, which does not stand any more.
+    """
+    item = read_item(tx.conn, done.item_id)
+    later = audit.verdicts_after(tx.conn, item.id, done.version or 0) if done.event in audit.VERDICT_EVENTS else ()
+    if later:
+        raise VerdictChangedError(item.id, item.state, _in_words((done, *later)))
+    return item
+
+
+def _in_words(rows: Iterable[AuditRow]) -> str:
+    """Return who gave verdicts and took them back, and when."""
+    return ", ".join(f"{each.by} {_IN_WORDS[each.event]} at {each.at:%Y-%m-%d %H:%M:%S} UTC" for each in rows)
 
 
 def assign(tx: Transaction, item_id: str, by: str, assignee: str | None) -> Item:
