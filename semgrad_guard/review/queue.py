@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import time
 from datetime import timedelta
 from functools import partial
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 from semgrad_guard.errors import EmptyTextError, QueueUnavailableError, SemGradGuardError
 from semgrad_guard.review.store import audit, outbox, read, submission, transitions
 from semgrad_guard.review.store.audit import AuditEvent
-from semgrad_guard.review.store.database import Database, is_passing
+from semgrad_guard.review.store.database import Database, is_blocked, is_passing
 from semgrad_guard.review.store.document import document_of
 from semgrad_guard.review.store.items import ALL_ITEMS, OPEN_ITEMS, Event, Filters, QueueSettings, Sort
 from semgrad_guard.review.store.learn import (
@@ -24,7 +25,7 @@ from semgrad_guard.review.store.learn import (
     trigram_similarity,
 )
 from semgrad_guard.review.store.read import insight
-from semgrad_guard.review.store.submission import GroupCommit
+from semgrad_guard.review.store.submission import Fate, GroupCommit
 from semgrad_guard.review.store.transfer import export_page, import_line, read_line
 from semgrad_guard.review.store.transitions import Judgement
 
@@ -39,12 +40,17 @@ if TYPE_CHECKING:
     from semgrad_guard.review.store.learn import EarlierVerdict, Judged, Label
     from semgrad_guard.review.store.outbox import Delivery
     from semgrad_guard.review.store.read import Insight
+    from semgrad_guard.review.store.transitions import Sweep
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
 _FIRST_S = 0.05
 _LONGEST_S = 1.0
 _GROWTH = 1.5
+_BACKLOG_S = 60.0
+"""Time for queueing all earlier verdicts for a new consumer."""
 
 
 def poll(
@@ -150,7 +156,7 @@ class QueueKeeping:
             if with_backlog:
                 outbox.backlog(tx, consumer, delay_s=self.settings.undo_s)
 
-        self._db.write(work)
+        self._db.write(work, limit_s=_BACKLOG_S if with_backlog else None)
 
     def unsubscribe(self, consumer: str) -> None:
         """Unsubscribe a consumer."""
@@ -227,8 +233,9 @@ class SqlReviewQueue(QueueKeeping):
         self.settings = settings
         self._sleep = sleep
         self._after_submit: Callable[[], object] | None = None
+        self._reported: set[str] = set()
         self._db = Database(url, clock=clock, sleep=sleep, retry_s=settings.retry_s)
-        self._submit = GroupCommit(partial(_store, self._db, settings), _is_database_away)
+        self._submit = GroupCommit(partial(_store, self._db, settings), _fate_of, limit_s=settings.retry_s)
 
     @property
     def url(self) -> str:
@@ -555,11 +562,33 @@ class SqlReviewQueue(QueueKeeping):
 
     def expire_leases(self, *, limit: int = 500) -> int:
         """Put back items whose lease has ended; return how many. Claiming does the same."""
-        return self._db.write(lambda tx: transitions.lapse_all(tx, limit=limit))
+        return self._sweep(transitions.LAPSES, limit)
 
     def expire_deadlines(self, *, limit: int = 500) -> int:
         """Settle items whose deadline has passed; return how many. Waiting for an item does the same for it."""
-        return self._db.write(lambda tx: transitions.expire_all(tx, limit=limit))
+        return self._sweep(transitions.EXPIRIES, limit)
+
+    def _sweep(self, sweep: Sweep, limit: int) -> int:
+        """Change all items that are due; one that cannot be changed is reported and stops no other."""
+        try:
+            return self._db.write(partial(sweep.all, limit=limit))
+        except Exception as error:
+            if _fate_of(error) is not Fate.OWN:
+                raise  # no item can be reached
+        done, after = 0, ""
+        while ids := self._db.read(partial(sweep.ids, now=self._db.clock(), after=after, limit=limit)):
+            done += sum(self._sweep_one(sweep, item_id) for item_id in ids)
+            after = ids[-1]
+        return done
+
+    def _sweep_one(self, sweep: Sweep, item_id: str) -> int:
+        try:
+            return self._db.write(partial(sweep.one, item_id=item_id))
+        except Exception as error:  # noqa: BLE001 - the other items have their turn
+            if item_id not in self._reported:
+                logger.warning("review item %s could not be changed in time: %s", item_id, type(error).__name__)
+                self._reported.add(item_id)
+            return 0
 
     def _settle(
         self, review_id: ReviewId, event: Event, by: str, judgement: Judgement, *, op: str | None, seen: int | None
@@ -602,9 +631,17 @@ def _operation(op: str | None, event: Event, review_id: ReviewId, by: str, *cont
     return hashlib.sha256(json.dumps([op, event, review_id, by, *content]).encode()).hexdigest()
 
 
-def _store(database: Database, settings: QueueSettings, submissions: Sequence[submission.Submission]) -> list[ReviewId]:
-    return database.write(lambda tx: submission.submit_all(tx, submissions, settings))
+def _store(
+    database: Database, settings: QueueSettings, submissions: Sequence[submission.Submission], left_s: float
+) -> list[ReviewId]:
+    def work(tx: Transaction) -> list[ReviewId]:
+        return submission.submit_all(tx, submissions, settings)
+
+    return database.write(work, limit_s=left_s, waits_again=False)
 
 
-def _is_database_away(error: Exception) -> bool:
-    return isinstance(error, QueueUnavailableError) and error.__cause__ is not None and is_passing(error.__cause__)
+def _fate_of(error: Exception) -> Fate:
+    cause = error.__cause__ if isinstance(error, QueueUnavailableError) else None
+    if cause is None:
+        return Fate.OWN
+    return Fate.BLOCKED if is_blocked(cause) else Fate.SHARED if is_passing(cause) else Fate.OWN
