@@ -94,11 +94,12 @@ def limit_statements(engine: Engine, seconds: float) -> None:
         if news is not None:
             lock_ms = milliseconds(seconds * LOCK_SHARE)
             lock_ms = min(round(0.9 * news), lock_ms) if news else lock_ms  # sooner, as its error says more
-            with conn.connection.cursor() as cursor:
-                cursor.execute(
-                    "SELECT set_config('lock_timeout', %s, true), set_config('statement_timeout', %s, true)",
-                    [str(lock_ms), str(news)],
-                )
+            cursor = conn.connection.cursor()
+            cursor.execute(
+                "SELECT set_config('lock_timeout', %s, true), set_config('statement_timeout', %s, true)",
+                [str(lock_ms), str(news)],
+            )
+            cursor.close()
 
     event.listen(engine, "connect", set_up)
     event.listen(engine, "before_cursor_execute", tell)
@@ -109,7 +110,9 @@ class SilenceWatch:
 
     def __init__(self) -> None:
         """Watch nothing yet; the thread starts with the first transaction and ends when it is idle."""
-        self._forget()
+        self._lock = threading.Lock()
+        self._entries: list[list[Any]] = []
+        self._thread: threading.Thread | None = None
         reference = weakref.ref(self)
 
         def forget() -> None:
@@ -142,9 +145,7 @@ class SilenceWatch:
                 os.close(own)
 
     def _forget(self) -> None:
-        self._lock = threading.Lock()
-        self._entries: list[list[Any]] = []
-        self._thread: threading.Thread | None = None
+        self._lock, self._entries, self._thread = threading.Lock(), [], None
 
     def _run(self) -> None:
         idle_since = time.monotonic()
