@@ -452,6 +452,15 @@ class IllegalMoveError(ReviewError, ValueError):
         super().__init__(f"item {item_id} is {state} and cannot become {wanted}; allowed from here: {ways}")
 
 
+class VerdictChangedError(ReviewError):
+    """The verdict on a review item has changed since the request was made."""
+
+    def __init__(self, item_id: str, state: str, happened: str) -> None:
+        """Keep the item, its state now, and what happened meanwhile, in words."""
+        self.item_id, self.state, self.happened = item_id, state, happened
+        super().__init__(f"item {item_id} has changed meanwhile: {happened}; it is now {state}: open it again to judge")
+
+
 class AlreadyClaimedError(ReviewError):
     """Another reviewer holds the item."""
 

@@ -18,6 +18,7 @@ from semgrad_guard.errors import (
     QueueUnavailableError,
     ReviewError,
     UndoRefusedError,
+    VerdictChangedError,
 )
 from semgrad_guard.extras import require
 from semgrad_guard.flow import ReviewId, Ruling, utc_now
@@ -39,7 +40,8 @@ if TYPE_CHECKING:
 T = TypeVar("T", bound=BaseModel)
 
 _KNOWN: dict[str, type[ReviewError]] = {
-    each.__name__: each for each in (AlreadyClaimedError, IllegalMoveError, ItemNotFoundError, UndoRefusedError)
+    each.__name__: each
+    for each in (AlreadyClaimedError, IllegalMoveError, ItemNotFoundError, UndoRefusedError, VerdictChangedError)
 }
 _LONGEST_POLL_S = 30.0
 _UNAVAILABLE = frozenset({502, 503, 504})
@@ -111,7 +113,7 @@ class ReviewClient:
         while True:
             left = max(0.0, end - time.monotonic())
             span = min(left, _LONGEST_POLL_S)
-            answer = self._send("GET", f"/items/{review_id}/ruling", params={"wait_s": span}, extra_s=span)
+            answer = self._send("POST", f"/items/{review_id}/ruling", params={"wait_s": span}, extra_s=span)
             if answer["ruling"] is not None:
                 return _ruling(RulingView.model_validate(answer["ruling"]))
             if end - time.monotonic() <= 0:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import time
 from collections.abc import Callable
+from functools import partial
 from http import HTTPStatus
 from typing import Annotated, Any
 
@@ -15,7 +15,8 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
-from semgrad_guard.flow import ReviewId
+from semgrad_guard.errors import ItemNotFoundError
+from semgrad_guard.flow import ReviewId, Ruling
 from semgrad_guard.review.access import Bearer, Scope
 from semgrad_guard.review.site.desk import Desk, desk_of
 from semgrad_guard.review.site.problems import RefusedError
@@ -149,7 +150,7 @@ def needs(*scopes: Scope) -> Callable[..., Bearer]:
 
 def _op(caller: Bearer, key: str | None) -> str | None:
     """Return the operation name for an idempotency key, or `None` without a key."""
-    return None if key is None else hashlib.sha256(f"{caller.token.id}:{key}".encode()).hexdigest()
+    return None if key is None else f"{caller.token.id}:{key}"
 
 
 Submitter = Annotated[Bearer, Depends(needs(Scope.SUBMIT))]
@@ -157,6 +158,7 @@ Reader = Annotated[Bearer, Depends(needs(Scope.READ))]
 Fetcher = Annotated[Bearer, Depends(needs(Scope.SUBMIT, Scope.READ))]
 Judge = Annotated[Bearer, Depends(needs(Scope.JUDGE))]
 TheDesk = Annotated[Desk, Depends(desk_of)]
+WaitS = Annotated[float, Query(ge=0, le=LONGEST_WAIT_S, allow_inf_nan=False)]
 ItemId = Annotated[str, Path(min_length=1, max_length=32, pattern=r"^[0-9A-Za-z_-]+$")]
 OperationKey = Annotated[
     str | None,
@@ -227,16 +229,33 @@ def audit(desk: TheDesk, _: Reader, item_id: ItemId) -> list[AuditView]:
 
 
 @router.get("/items/{item_id}/ruling", responses=_OF_ITEM)
-async def ruling(
-    desk: TheDesk,
-    _: Fetcher,
-    item_id: ItemId,
-    wait_s: Annotated[float, Query(ge=0, le=LONGEST_WAIT_S, allow_inf_nan=False)] = 0.0,
-) -> Answered:
-    """Return the verdict, waiting up to `wait_s` seconds for it; once returned it can't be undone."""
+async def ruling(desk: TheDesk, caller: Fetcher, item_id: ItemId, wait_s: WaitS = 0.0) -> Answered:
+    """Return the verdict, waiting up to `wait_s` seconds for it; it can still be undone."""
+    review_id = ReviewId(item_id)
+    if Scope.READ not in caller.token.scopes:
+        await asyncio.to_thread(_check_submitter, desk, caller, review_id)
+    return await _awaited(partial(desk.queue.ruling, review_id), wait_s)
+
+
+@router.post("/items/{item_id}/ruling", responses=_OF_ITEM)
+async def take_ruling(desk: TheDesk, caller: Submitter, item_id: ItemId, wait_s: WaitS = 0.0) -> Answered:
+    """Take the verdict on an item that the caller's account submitted; once taken it can't be undone."""
+    review_id = ReviewId(item_id)
+    await asyncio.to_thread(_check_submitter, desk, caller, review_id)
+    return await _awaited(partial(desk.queue.wait, review_id, 0.0), wait_s)
+
+
+def _check_submitter(desk: Desk, caller: Bearer, review_id: ReviewId) -> None:
+    """Refuse an item that another account submitted, as if there were none."""
+    if not desk.queue.is_submitter(review_id, caller.user.name):
+        raise ItemNotFoundError(review_id)
+
+
+async def _awaited(look: Callable[[], Ruling | None], wait_s: float) -> Answered:
+    """Call `look` until it finds a verdict or `wait_s` seconds have passed, and return what it found."""
     end, pause = time.monotonic() + wait_s, _FIRST_LOOK_S
     while True:
-        found = await asyncio.to_thread(desk.queue.wait, ReviewId(item_id), 0.0)
+        found = await asyncio.to_thread(look)
         left = end - time.monotonic()
         if found is not None or left <= 0:
             return Answered(ruling=None if found is None else RulingView.of(found))

@@ -89,7 +89,7 @@ def _run(connection: Connection, sqlite: tuple[str, ...], postgres: tuple[str, .
         connection.exec_driver_sql(statement)
 
 
-HEAD = "0003"
+HEAD = "0004"
 """Newest revision under `migrations/versions`; these tables are what it leads to."""
 VERSION_TABLE = "semgrad_schema"
 
@@ -245,6 +245,7 @@ consumers = Table(
     Column("secret", Text),
     Column("active", Boolean, nullable=False),
     Column("created_at", UtcDateTime, nullable=False),
+    Column("allowed_host", _Name),
 )
 """Who receives events: parts of the program, or webhooks with a URL."""
 

@@ -111,7 +111,7 @@ def test_only_an_administrators_token_puts_back_what_somebody_else_holds(program
 def test_the_verdict_can_be_waited_for(program, memory_queue):
     """A program need not ask again and again."""
     review_id = submit(memory_queue)
-    client = program(Scope.SUBMIT)
+    client = program(Scope.READ)
     path = f"/api/v1/items/{review_id}/ruling"
     assert client.get(path).json() == {"ruling": None}
     assert client.get(path, params={"wait_s": 0.05}).json() == {"ruling": None}
@@ -120,7 +120,6 @@ def test_the_verdict_can_be_waited_for(program, memory_queue):
     ruling = client.get(path, params={"wait_s": 20}).json()["ruling"]
     timer.join()
     assert ruling["verdict"] == "approved"
-    assert memory_queue.item(review_id).delivered_at is not None
 
 
 @pytest.mark.parametrize(
