@@ -197,12 +197,13 @@ def scorer_of(
         embedder: sentence embeddings in place of the policy's, such as the retriever's.
     """
     source = settings.model if model is None else model
+    name = _readable(source)
 
     def load() -> Scorer:
         from semgrad_guard.models import load_model  # loads torch
         from semgrad_guard.scoring import SemGradScorer  # loads torch
 
-        _log.info("loading scoring model %s", settings.model if model is None else type(model).__name__)
+        _log.info("loading scoring model %s", name)
         local = load_model(source, dtype=settings.dtype, device=settings.device)
         own = profile if profile is not None and profile.fingerprint.model == local.weights_digest else None
         band = settings.band or (own.band if own else None)
@@ -216,7 +217,12 @@ def scorer_of(
             embedder=embedder or _embedder(settings.embedding, own),
         )
 
-    return LazyScorer(settings.model if model is None else type(model).__name__, load)
+    return LazyScorer(name, load)
+
+
+def _readable(model: object) -> str:
+    """Return a model's name for people; that of its type where it has none."""
+    return str(model) if isinstance(model, str | Path) else str(getattr(model, "name", type(model).__name__))
 
 
 def _embedder(named: str | None, profile: Profile | None) -> Embedder | None:
