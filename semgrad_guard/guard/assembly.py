@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from semgrad_guard.policy.model import ScorerSettings
     from semgrad_guard.policy.review import ReviewSettings
     from semgrad_guard.ports import Calibrator, Scorer, Sink
+    from semgrad_guard.remote import RemoteScorer
     from semgrad_guard.review import QueueSettings, SqlReviewQueue
     from semgrad_guard.review.client import ReviewClient
 
@@ -196,6 +197,8 @@ def scorer_of(
         profile: gives position, band and embedding where the section leaves them out, if it was fitted for this model.
         embedder: sentence embeddings in place of the policy's, such as the retriever's.
     """
+    if settings.url is not None and model is None:
+        return LazyScorer(settings.url, lambda: remote_scorer(settings, profile))
     source = settings.model if model is None else model
     name = _readable(source)
 
@@ -218,6 +221,25 @@ def scorer_of(
         )
 
     return LazyScorer(name, load)
+
+
+def remote_scorer(settings: ScorerSettings, profile: Profile | None) -> RemoteScorer:
+    """Return the scorer at the server that a policy names; it is asked when the first answer is scored.
+
+    Args:
+        settings: the policy's `scorer` section, with a `url`.
+        profile: the profile that reads the scores; where the section names it, the server's model has to be its own.
+    """
+    from semgrad_guard.remote import RemoteScorer  # needs the web client
+
+    expected = profile.fingerprint if profile is not None and settings.profile is not None else None
+    return RemoteScorer(
+        settings.url or "",
+        key=settings.key,
+        expected=expected,
+        method=None if settings.method == FUSED else settings.method,
+        claims=settings.granularity == "sentence",
+    )
 
 
 def _readable(model: object) -> str:

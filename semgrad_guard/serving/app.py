@@ -109,6 +109,16 @@ async def models(request: Request) -> ModelList:
 
 
 def _served(backend: Backend) -> tuple[ServedModel, ...]:
-    fingerprint = FingerprintForm.model_validate(backend.scorer.fingerprint(), from_attributes=True)
+    whole, by_claim = (
+        FingerprintForm.model_validate(scorer.fingerprint(), from_attributes=True)
+        for scorer in (backend.scorer, backend.by_claim)
+    )
     role = "writer" if backend.settings.model is not None else "scorer"
-    return (ServedModel(id=backend.scorer.name, owned_by="semgrad-guard", role=role, fingerprint=fingerprint),)
+    own = ServedModel(
+        id=backend.scorer.name,
+        owned_by="semgrad-guard",
+        role=role,
+        fingerprint=whole,
+        fingerprint_by_claim=by_claim,
+    )
+    return (own,)

@@ -149,6 +149,8 @@ class ServedModel(Frozen):
     """`writer`: asked for answers; `scorer`: scores them; `upstream`: a server behind this one writes."""
     fingerprint: FingerprintForm | None = None
     """Of a model that scores."""
+    fingerprint_by_claim: FingerprintForm | None = None
+    """The same where every sentence is scored too."""
 
 
 class ModelList(Frozen):
