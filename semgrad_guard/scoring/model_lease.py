@@ -15,6 +15,7 @@ from semgrad_guard.models.device import evaluating, held, in_this_thread, input_
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Sequence
+    from contextlib import AbstractContextManager
 
     from torch import Tensor, nn
     from transformers import PreTrainedModel
@@ -34,20 +35,29 @@ def borrowed(model: PreTrainedModel) -> Generator[None]:
         yield
 
 
-@contextmanager
-def passed_over(blocks: Iterable[nn.Module]) -> Generator[None]:
+def passed_over(blocks: Iterable[nn.Module]) -> AbstractContextManager[None]:
     """Skip decoder blocks in this thread within the context: they return the states that they receive."""
+    return standing_in(blocks, _handed_on)
+
+
+def _handed_on(hidden_states: Tensor, *_: object, **_named: object) -> Tensor:
+    return hidden_states
+
+
+@contextmanager
+def standing_in(blocks: Iterable[nn.Module], forward: Callable[..., Any]) -> Generator[None]:
+    """Let blocks call a function instead of their forward pass, in this thread and context."""
     mine = threading.get_ident()
     with ExitStack() as undo:
         for block in blocks:
             undo.callback(delattr, block, "forward")
-            setattr(block, "forward", _handing_on(block.forward, mine))  # noqa: B010 - hides the class's own method
+            setattr(block, "forward", _in_thread(mine, forward, block.forward))  # noqa: B010 - hides the class's own method
         yield
 
 
-def _handing_on(forward: Callable[..., Any], thread: int) -> Callable[..., Any]:
-    def called(hidden_states: Tensor, *args: object, **kwargs: object) -> Any:
-        return hidden_states if threading.get_ident() == thread else forward(hidden_states, *args, **kwargs)
+def _in_thread(thread: int, mine: Callable[..., Any], others: Callable[..., Any]) -> Callable[..., Any]:
+    def called(*args: object, **kwargs: object) -> Any:
+        return (mine if threading.get_ident() == thread else others)(*args, **kwargs)
 
     return called
 
