@@ -11,7 +11,7 @@ from weakref import WeakKeyDictionary
 import torch
 
 from semgrad_guard.errors import ScoringEndedError
-from semgrad_guard.models.device import evaluating, held, in_this_thread, input_device, plain_tensors
+from semgrad_guard.models.device import evaluating, held, in_this_thread, input_device, plain_tensors, uncompiled
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Sequence
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 
 @contextmanager
 def borrowed(model: PreTrainedModel) -> Generator[None]:
-    """Put the model into evaluation mode, without gradients of its weights and outside the caller's inference mode.
+    """Put the model into evaluation mode, uncompiled, without gradients of its weights, outside the caller's contexts.
 
     Gradients are not recorded inside; the part of scoring that needs them switches them on.
     """
     recording = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    with plain_tensors(), evaluating(model), ExitStack() as undo:
+    with plain_tensors(), evaluating(model), uncompiled(model), ExitStack() as undo:
         for parameter in recording:
             undo.callback(parameter.requires_grad_, True)  # noqa: FBT003 - torch's own signature
             parameter.requires_grad_(False)  # noqa: FBT003

@@ -30,7 +30,7 @@ from semgrad_guard.scoring.written_out import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from torch import Tensor, nn
     from transformers import PreTrainedModel
@@ -318,7 +318,7 @@ class WrittenOutRecording:
             call = self.calls[number]
             # through the block itself, so that who waits at its door can still end the work
             with standing_in([call.block], partial(self._pulled, number, gradient, shared)):
-                gradient = call.block(self.states[number][None], *call.args, **call.kwargs)
+                gradient = call.block(self.states[number][None].to(self._wide), *call.args, **call.kwargs)
             found.append(gradient[None])
         return tuple(found)
 
@@ -335,7 +335,7 @@ class WrittenOutRecording:
         shape = block.attention.q_proj.out_features // (head_dim * n_groups), state.shape[1], n_all
         return gradient_by_state(
             block,
-            state[0].to(self._wide),
+            state[0],
             gradient,
             keys=keys[0],
             values=values[0],
@@ -368,13 +368,11 @@ def record_written_out(  # noqa: PLR0913, PLR0917 - what `record` takes, and the
         `None` where a block is of another kind, or where its attention would take too much memory.
     """
     n_new = segment.ids.shape[1]
-    interface = str(getattr(model.config.get_text_config(decoder=True), "_attn_implementation", ""))
     below = anatomy.blocks[band.first : band.last]
-    blocks = [common_block(block, interface) for block in below]
-    parts = tuple(block for block in blocks if block is not None)
+    parts = _common_blocks(model, below)
     whole = kept.prefix(start + n_new).layers[band.first : band.last]
     layers = tuple((layer.keys, layer.values) for layer in whole if layer.keys is not None and layer.values is not None)
-    if not len(below) == len(parts) == len(layers):
+    if parts is None or len(layers) < len(parts):
         return None
     if any(attention_bytes(block, n_new, start + n_new) > ATTENTION_BYTES for block in parts):
         return None
@@ -384,6 +382,18 @@ def record_written_out(  # noqa: PLR0913, PLR0917 - what `record` takes, and the
     if not all("position_embeddings" in call.kwargs for call in notes.calls):
         return None
     return WrittenOutRecording(top, tuple(notes.calls), parts, states, layers)
+
+
+def _common_blocks(model: PreTrainedModel, blocks: Sequence[nn.Module]) -> tuple[CommonBlock, ...] | None:
+    """Return the parts of some blocks, or `None` if one is of another kind."""
+    interface = str(getattr(model.config.get_text_config(decoder=True), "_attn_implementation", ""))
+    found = list[CommonBlock]()
+    for block in blocks:
+        parts = common_block(block, interface)
+        if parts is None:
+            return None
+        found.append(parts)
+    return tuple(found)
 
 
 _blockwise: WeakKeyDictionary[PreTrainedModel, bool] = WeakKeyDictionary()
@@ -409,13 +419,15 @@ def can_record_written_out(model: PreTrainedModel, anatomy: ModelParts) -> bool:
     The first call for a model costs two short passes, inside `borrowed`.
     """
     if model not in _written_out:
+        if _common_blocks(model, anatomy.blocks) is None:
+            return False  # perhaps only because somebody listens to one of them
         _written_out[model] = anatomy.plain_blocks and anatomy.has_cache and _agrees(model, anatomy, written_out=True)
     return _written_out[model]
 
 
 def _agrees(model: PreTrainedModel, anatomy: ModelParts, *, written_out: bool) -> bool:
     """Compare a recording by blocks with the whole one on a few tokens."""
-    band = upper_half(len(anatomy.blocks))
+    band = Band(0, len(anatomy.blocks) - 1)
     layout = lay_out([_PROBE], _N_RECORDED, anatomy.device)
     cache = full_cache(model)
     if layout.prefix is None or cache is None:
