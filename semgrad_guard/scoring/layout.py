@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from semgrad_guard.errors import EmptyAnswerError, EmptyPromptError
@@ -12,6 +13,7 @@ from semgrad_guard.errors import EmptyAnswerError, EmptyPromptError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from numpy.typing import NDArray
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
@@ -101,6 +103,19 @@ class Segment:
 
 
 @dataclass(frozen=True, slots=True)
+class AnswerTokens:
+    """The answers' tokens of a batch, one after the other, and where each is predicted; each is ``(token,)``."""
+
+    ids: Tensor
+    exchanges: Tensor
+    """Numbers of their exchanges."""
+    places: Tensor
+    """Places in the rest of the tokens that predict them."""
+    lengths: tuple[int, ...]
+    """How many tokens each exchange's answer has."""
+
+
+@dataclass(frozen=True, slots=True)
 class Layout:
     """A batch as tensors: prefixes are padded on the left and rests on the right, so all rests begin together."""
 
@@ -114,10 +129,11 @@ class Layout:
 
     Where the prompt is shorter than `n`, the leading columns repeat its first token.
     """
+    answers: AnswerTokens
 
 
 def lay_out(batch: Sequence[Tokens], n_recorded: int, device: torch.device, *, split: bool = True) -> Layout:
-    """Return the tensors for some exchanges.
+    """Return the tensors for some exchanges; they go to the device in one transfer.
 
     Args:
         batch: the exchanges.
@@ -127,24 +143,41 @@ def lay_out(batch: Sequence[Tokens], n_recorded: int, device: torch.device, *, s
     """
     starts = _starts(batch, n_recorded) if split else (0,) * len(batch)
     n_prefix, n_rest = max(starts), max(len(t) - s for t, s in zip(batch, starts, strict=True))
-    begin = torch.tensor(starts, device=device)[:, None]
-    end = torch.tensor([len(tokens) for tokens in batch], device=device)[:, None]
-    places = torch.arange(-n_prefix, n_rest, device=device)[None, :] + begin
+    begin = np.array(starts)[:, None]
+    end = np.array([len(tokens) for tokens in batch])[:, None]
+    places = np.arange(-n_prefix, n_rest)[None, :] + begin
     mask = (places >= 0) & (places < end)
-    ids = torch.full(places.shape, PAD, device=device)
-    ids[mask] = torch.tensor([token for tokens in batch for token in tokens.read], device=device)
+    ids = np.full(places.shape, PAD)
+    ids[mask] = [token for tokens in batch for token in tokens.read]
     # padded places keep counting, but never from outside what learned positions cover
-    positions = places.clamp(min=0).minimum(end - 1)
-    padding = None if bool(mask.all()) else mask.long()
-    rest = Segment(ids[:, n_prefix:], positions[:, n_prefix:], padding)
-    ends = torch.tensor([len(t.prompt) - s for t, s in zip(batch, starts, strict=True)], device=device)[:, None]
-    recorded = (ends + torch.arange(-n_recorded, 0, device=device)).clamp(min=0)
+    positions = np.minimum(np.maximum(places, 0), end - 1)
+    first = np.array([len(t.prompt) - s for t, s in zip(batch, starts, strict=True)])
+    recorded = np.maximum(first[:, None] + np.arange(-n_recorded, 0), 0)
+    lengths = tuple(len(tokens.answer) for tokens in batch)
+    exchanges = np.repeat(np.arange(len(batch)), lengths)
+    predicting = np.concatenate([start - 1 + np.arange(n) for start, n in zip(first, lengths, strict=True)])
+    answers = np.array([token for tokens in batch for token in tokens.answer])
+    numbers = _transferred((ids, positions, mask, recorded, answers, exchanges, predicting), device)
+    whole = Segment(numbers[0], numbers[1], None if mask.all() else numbers[2])
+    answer_tokens = AnswerTokens(numbers[4], numbers[5], numbers[6], lengths)
+    rest = Segment(whole.ids[:, n_prefix:], whole.positions[:, n_prefix:], whole.mask)
     if not n_prefix:
-        return Layout(None, rest, starts, recorded)
-    if shared_start(batch, n_recorded):
-        return Layout(Segment(ids[:1, :n_prefix], positions[:1, :n_prefix], None), rest, starts, recorded)
-    before = None if padding is None or bool(mask[:, :n_prefix].all()) else padding[:, :n_prefix]
-    return Layout(Segment(ids[:, :n_prefix], positions[:, :n_prefix], before), rest, starts, recorded)
+        return Layout(None, rest, starts, numbers[3], answer_tokens)
+    n_rows = 1 if shared_start(batch, n_recorded) else len(batch)
+    padded = whole.mask is not None and n_rows > 1 and not mask[:, :n_prefix].all()
+    prefix = Segment(
+        whole.ids[:n_rows, :n_prefix],
+        whole.positions[:n_rows, :n_prefix],
+        numbers[2][:, :n_prefix] if padded else None,
+    )
+    return Layout(prefix, rest, starts, numbers[3], answer_tokens)
+
+
+def _transferred(arrays: Sequence[NDArray[Any]], device: torch.device) -> list[Tensor]:
+    """Return arrays of whole numbers as tensors on a device; one transfer is one wait."""
+    whole = torch.from_numpy(np.concatenate([array.ravel() for array in arrays]).astype(np.int64)).to(device)
+    pieces = torch.split(whole, [array.size for array in arrays])
+    return [piece.view(array.shape) for piece, array in zip(pieces, arrays, strict=True)]
 
 
 def shared_start(batch: Sequence[Tokens], n_recorded: int) -> int:

@@ -20,6 +20,7 @@ from semgrad_guard.errors import (
 from semgrad_guard.flow import Exchange, Fingerprint, Score, SpanScore
 from semgrad_guard.models.embedding import UnitVectors
 from semgrad_guard.models.generate import ending
+from semgrad_guard.scoring.budget import budget_for
 from semgrad_guard.scoring.claims import PassageTexts
 from semgrad_guard.scoring.forward_signals import nll_without_passages, p_true, passage_signals
 from semgrad_guard.scoring.layout import Tokens, default_position
@@ -156,6 +157,7 @@ class SemGradScorer:
         language: str = "en",
         embedder: Embedder | None = None,
         max_batch_tokens: int = MAX_BATCH_TOKENS,
+        max_extra_mb: float | None = None,
     ) -> None:
         """Create a scorer for a model.
 
@@ -173,6 +175,11 @@ class SemGradScorer:
             embedder: sentence embeddings, such as the retriever's, for signals that compare meanings
                 (`signals.MEANING`); `None` leaves those out.
             max_batch_tokens: most padded tokens in a batch.
+            max_extra_mb: about how many MiB a score may take, beside the model and what was kept of the writing, in
+                order to save time: with enough, the vocabulary is one block and the band is recorded as a whole; with
+                0, all goes by the smallest pieces. `None` is 512 on an accelerator; on a processor it is pieces that
+                fit its caches, which are faster there than larger ones. Cold scores and batches keep the recording of
+                their band besides, which `max_batch_tokens` limits. No number of a score depends on it.
 
         Raises:
             ScoringSettingError: a setting is out of range.
@@ -186,6 +193,8 @@ class SemGradScorer:
             raise ScoringSettingError("position", position, "-1 (the last prompt token) or less")
         if max_batch_tokens < 1:
             raise ScoringSettingError("max_batch_tokens", max_batch_tokens, "1 or more")
+        if max_extra_mb is not None and not max_extra_mb >= 0:
+            raise ScoringSettingError("max_extra_mb", max_extra_mb, "0 or more, or nothing for the device's usual one")
         names = FREE if signals is None else tuple(_one_of("signals", name, tuple(SIGNALS)) for name in signals)
         self._embedder = None if embedder is None else UnitVectors(embedder)
         wanted = frozenset({*names, method, *(MEANING if embedder else ())})
@@ -199,7 +208,12 @@ class SemGradScorer:
         with model.lock:
             self._blocks = model_parts_of(model.model).blocks
         n_recorded = max(-self._position, -min(POSITIONS))
-        self._reading = GradientSpec(_band(len(self._blocks), band), n_recorded, norms_from_cache(wanted))
+        self._reading = GradientSpec(
+            _band(len(self._blocks), band),
+            n_recorded,
+            norms_from_cache(wanted),
+            budget_for(model.device, max_extra_mb),
+        )
         self._language, self._max_batch_tokens = language, max_batch_tokens
 
     @property
