@@ -175,7 +175,7 @@ def gains_of(model: LocalModel, exchange: Exchange) -> dict[str, float]:
     with model.lock:
         nll = answer_nll(model.model, tokens)
     without = nll_without_passages(model, read, tokens)
-    return {} if without is None else passage_signals(nll.double().numpy(), without.double().numpy())
+    return {} if without is None else passage_signals(nll, without)
 
 
 def key_of(exchange: Exchange) -> str:

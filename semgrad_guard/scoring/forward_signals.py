@@ -48,7 +48,7 @@ def _head_inputs(model: PreTrainedModel, tokens: Tokens) -> Tensor:
     return forward_no_grad(model, anatomy, lay_out([tokens], 0, anatomy.device, split=False).rest, None)[0]
 
 
-def nll_without_passages(model: LocalModel, exchange: Exchange, tokens: Tokens) -> Tensor | None:
+def nll_without_passages(model: LocalModel, exchange: Exchange, tokens: Tokens) -> NDArray[np.float64] | None:
     """Return the negative log-likelihood of each answer token in nats where the model has not read the passages.
 
     The result is `None` when the prompt does not contain the passages word for word, so they cannot be left out.

@@ -9,8 +9,6 @@ import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
-import numpy as np
-
 from semgrad_guard.errors import (
     EmbeddingFailedError,
     PositionOutsidePromptError,
@@ -74,11 +72,7 @@ class Readout:
         found = {**self._of_part(measured, measured.parts[0]), **self.text_signals(exchange)}
         if self._wanted & PASSAGE_HELP:
             without = nll_without_passages(self._model, exchange, tokens)
-            found |= (
-                {}
-                if without is None
-                else self._only(passage_signals(np.asarray(measured.nll, np.float64), without.double().numpy()))
-            )
+            found |= {} if without is None else self._only(passage_signals(measured.nll, without))
         if "p_true" in self._wanted:
             chance = p_true(self._model, exchange)
             found |= {} if chance is None else {"p_true": chance}
