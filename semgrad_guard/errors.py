@@ -491,6 +491,17 @@ class VerdictChangedError(ReviewError):
         super().__init__(f"item {item_id} has changed meanwhile: {happened}; it is now {state}: open it again to judge")
 
 
+class ExchangeIdTakenError(ReviewError, ValueError):
+    """Another answer, or another submitter's, is in the queue under the same exchange id."""
+
+    def __init__(self, exchange_id: str) -> None:
+        """Keep the exchange id."""
+        self.exchange_id = exchange_id
+        super().__init__(
+            f"exchange id {exchange_id!r} belongs to another answer in the queue: give every exchange an id of its own"
+        )
+
+
 class AlreadyClaimedError(ReviewError):
     """Another reviewer holds the item."""
 

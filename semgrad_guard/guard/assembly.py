@@ -117,6 +117,7 @@ def queue_settings(review: ReviewSettings) -> QueueSettings:
         lease_s=review.lease_s,
         deadline_s=review.deadline_s,
         at_expiry=AtExpiry(review.at_deadline),
+        least_deadline_s=review.least_deadline_s,
         tag_weights=review.tag_weights,
         retention_s=None if review.retention_days is None else timedelta(days=review.retention_days).total_seconds(),
     )

@@ -14,7 +14,7 @@ from semgrad_guard.errors import EmptyTextError, QueueUnavailableError, SemGradG
 from semgrad_guard.review.store import audit, outbox, read, submission, transitions
 from semgrad_guard.review.store.audit import AuditEvent
 from semgrad_guard.review.store.database import Database, is_blocked, is_passing
-from semgrad_guard.review.store.document import document_of
+from semgrad_guard.review.store.document import document_of, passages_key
 from semgrad_guard.review.store.items import ALL_ITEMS, OPEN_ITEMS, Event, Filters, QueueSettings, Sort
 from semgrad_guard.review.store.learn import (
     Reuse,
@@ -30,8 +30,10 @@ from semgrad_guard.review.store.transfer import export_page, import_line, read_l
 from semgrad_guard.review.store.transitions import Judgement
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from datetime import datetime
+
+    from pydantic import JsonValue
 
     from semgrad_guard.flow import Decision, Exchange, ReviewId, Ruling
     from semgrad_guard.review.store.database import Transaction
@@ -46,6 +48,7 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+NO_PASSAGES = passages_key(())
 _FIRST_S = 0.05
 _LONGEST_S = 1.0
 _GROWTH = 1.5
@@ -106,20 +109,26 @@ class QueueKeeping:
         until = self._db.clock() - timedelta(seconds=self.settings.undo_s)
         return self._db.read(partial(judged_after, ruling_id=ruling_id, until=until, limit=limit))
 
-    def reuse(
+    def reuse(  # noqa: PLR0913 - each narrows the search
         self,
         question: str,
         *,
         tags: Iterable[str] = (),
+        metadata: Mapping[str, JsonValue] | None = None,
+        passages: str = NO_PASSAGES,
         similar: float | None = None,
         max_age_s: float | None = None,
         similarity: Callable[[str, str], float] = trigram_similarity,
     ) -> EarlierVerdict | None:
         """Return a person's earlier verdict on the same question, or on a similar one.
 
+        There is none without tags or metadata: "What is my balance?" has another answer for each who asks.
+
         Args:
             question: the user's question alone.
             tags: the earlier item must have all of them.
+            metadata: the earlier item must have the same values, for example of the user's id.
+            passages: digest of the passages that the model read, from `passages_key`; the earlier item's are the same.
             similar: smallest similarity in [0, 1]; `None` takes the same question only, whatever its case and spacing.
             max_age_s: older verdicts don't count.
             similarity: compares two questions; by default by groups of letters.
@@ -127,6 +136,8 @@ class QueueKeeping:
         now = self._db.clock()
         wanted = Reuse(
             tags=frozenset(tags),
+            metadata=metadata or {},
+            passages=passages,
             not_before=None if max_age_s is None else now - timedelta(seconds=max_age_s),
             not_after=now - timedelta(seconds=self.settings.undo_s),
             at_least=similar,
@@ -271,6 +282,7 @@ class SqlReviewQueue(QueueKeeping):
 
         Raises:
             QueueUnavailableError: it could not be stored.
+            ExchangeIdTakenError: another answer has the same exchange id.
         """
         return self.submit_document(document_of(exchange, decision, attempts), deadline_s=deadline_s)
 

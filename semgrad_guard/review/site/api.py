@@ -11,13 +11,14 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Path, Query, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue
 from starlette.requests import Request
 from starlette.responses import Response
 
 from semgrad_guard.errors import ItemNotFoundError
 from semgrad_guard.flow import ReviewId, Ruling
 from semgrad_guard.review.access import Bearer, Scope
+from semgrad_guard.review.queue import NO_PASSAGES
 from semgrad_guard.review.site.desk import Desk, desk_of
 from semgrad_guard.review.site.problems import RefusedError
 from semgrad_guard.review.store.document import Document
@@ -100,6 +101,10 @@ class Asked(_Body):
     question: str = Field(min_length=1, max_length=100_000)
     tags: Annotated[list[str], Field(max_length=100)] = []
     """The earlier item must have all of them."""
+    metadata: Annotated[dict[str, JsonValue], Field(max_length=100)] = {}
+    """The earlier item must have the same values; without tags and metadata there is no earlier verdict."""
+    passages: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] = NO_PASSAGES
+    """SHA-256 of the JSON list of the passages' sorted texts; the earlier item's must be the same."""
     similar: Annotated[float | None, Field(default=None, ge=0, le=1)] = None
     """Smallest similarity; null matches the same question only."""
     max_age_s: Annotated[float | None, Field(default=None, ge=0, le=3_153_600_000, allow_inf_nan=False)] = None
@@ -166,17 +171,33 @@ OperationKey = Annotated[
 ]
 
 
-@router.post("/items", status_code=HTTPStatus.CREATED)
+@router.post(
+    "/items",
+    status_code=HTTPStatus.CREATED,
+    responses=_shown(HTTPStatus.CONFLICT, "another answer has this exchange id"),
+)
 def submit(desk: TheDesk, caller: Submitter, body: Submission) -> Submitted:
-    """Submit an answer for review; the same `exchange_id` always returns the same item."""
+    """Submit an answer for review; the same answer with the same `exchange_id` always returns the same item."""
+    shortest_s = desk.queue.settings.shortest_deadline_s
+    if body.deadline_s is not None and body.deadline_s < shortest_s:
+        message = f"deadline_s is {body.deadline_s:g}; this site takes {shortest_s:g} or more"
+        raise RefusedError(HTTPStatus.UNPROCESSABLE_ENTITY, message)
     return Submitted(id=desk.queue.submit_document(body.document, deadline_s=body.deadline_s, by=caller.by))
 
 
 @router.post("/earlier-verdict")
 def earlier_verdict(desk: TheDesk, _: Fetcher, body: Asked) -> EarlierView:
     """Return a reviewer's earlier verdict on the same question, or on a similar one."""
-    found = desk.queue.reuse(body.question, tags=body.tags, similar=body.similar, max_age_s=body.max_age_s)
-    return EarlierView.of(found)
+    return EarlierView.of(
+        desk.queue.reuse(
+            body.question,
+            tags=body.tags,
+            metadata=body.metadata,
+            passages=body.passages,
+            similar=body.similar,
+            max_age_s=body.max_age_s,
+        )
+    )
 
 
 @router.get("/items")

@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 from sqlalchemy import insert, select
 from sqlalchemy.dialects import postgresql, sqlite
 
-from semgrad_guard.errors import QueueUnavailableError
+from semgrad_guard.errors import ExchangeIdTakenError, QueueUnavailableError
 from semgrad_guard.flow import ReviewId
 from semgrad_guard.review.store import audit, outbox
 from semgrad_guard.review.store.audit import AuditEvent, Change
 from semgrad_guard.review.store.document import question_key, shorten, storable
 from semgrad_guard.review.store.items import Event, State, rank
+from semgrad_guard.review.store.read import read_document
 from semgrad_guard.review.store.schema import documents, items, search
 from semgrad_guard.review.store.schema import tags as tag_table
 
@@ -234,7 +235,36 @@ def submit_all(tx: Transaction, submissions: Sequence[Submission], settings: Que
     outbox.announce(tx, stored, Event.SUBMIT)
     if len(stored) < len(ids):
         ids |= _known(tx, [each for each in ids if ids[each] not in new])
+    for each in submissions:
+        first = by_exchange[each.document.exchange_id]
+        review_id = ids[each.document.exchange_id]
+        if review_id not in new:
+            _check_same(each, audit.submitter_of(tx.conn, review_id), read_document(tx.conn, review_id))
+        elif each is not first:
+            _check_same(each, first.by, first.document)
     return [ids[each.document.exchange_id] for each in submissions]
+
+
+def _check_same(submission: Submission, by: str | None, stored: Document | None) -> None:
+    """Refuse a submission that has the exchange id of another answer, or of another account's.
+
+    Raises:
+        ExchangeIdTakenError: it has.
+    """
+    is_others = by is not None and _account(by) != _account(submission.by)
+    if is_others or (stored is not None and _content(stored) != _content(submission.document)):
+        raise ExchangeIdTakenError(submission.document.exchange_id)
+
+
+def _account(by: str) -> str:
+    """Return the account of a program's name in the audit trail."""
+    return by.partition("/")[0]
+
+
+def _content(document: Document) -> tuple[object, ...]:
+    """Return what a verdict is about."""
+    passages = tuple(passage.text for passage in document.passages)
+    return storable(document.answer), document.question, document.prompt, passages
 
 
 def _arrival(submission: Submission) -> AuditEvent:
