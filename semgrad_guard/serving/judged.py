@@ -145,7 +145,7 @@ class Question:
         tells: Fields = {"decision": decision, **{key: found[key] for key in _SHOWN}}
         judged = answered_attempt(outcome.record) or outcome.attempts[-1]
         if self.options.signals:
-            score = judged.decision.score
+            score = judged.decision.score if text == judged.exchange.answer else None  # of the text that is given
             tells |= {"signals": found["signals"], "scored": score_fields(score) if score is not None else None}
         other = outcome.exchange.author if outcome.exchange.attempt > 1 else None
         is_changed = text != written.text or other is not None

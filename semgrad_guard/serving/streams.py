@@ -60,7 +60,7 @@ async def whole_as_stream(question: Question, reply: Reply, given: Sequence[Give
             yield event({**around, "choices": [piece(number, one.text, None, was.tools)]})
         yield event({**around, "choices": [piece(number, None, one.finish or "stop")], OWN: one.tells})
     if _wants_usage(question.body) and isinstance(whole.get("usage"), dict):
-        yield event({**around, "choices": [], "usage": whole["usage"]})
+        yield event({**around, "choices": [], "usage": whole["usage"], OWN: given[0].tells})
     yield DONE
 
 
@@ -105,6 +105,7 @@ class _Heard:
                 piece[OWN] = given.tells
             if isinstance(piece.get("usage"), dict) and index == 0:
                 piece["usage"] = {**piece["usage"], OWN: given.short}
+                piece[OWN] = given.tells  # some clients keep the last piece alone
         if not any(OWN in piece for piece in self.tail):
             self.tail.append({**self.around, "choices": [], OWN: given.tells})
 
@@ -167,7 +168,7 @@ async def by_sentence(question: Question, writer: Writer) -> AsyncGenerator[str]
     yield event({**heard.around, "choices": [dialect.piece(0, None, given.finish or "stop")], OWN: given.tells})
     for piece in heard.tail:
         if isinstance(piece.get("usage"), dict) and not piece["choices"]:
-            yield event({**piece, "usage": {**piece["usage"], OWN: given.short}})
+            yield event({**piece, "usage": {**piece["usage"], OWN: given.short}, OWN: given.tells})
     yield DONE
 
 

@@ -155,17 +155,20 @@ class LocalWriter:
         """Yield the pieces of a stream, and in the end what is known of the answer."""
         prompt, settings = self.check()
         around = frame(self.dialect, self.backend.scorer.name, pieces=True)
-        yield {**around, "choices": [self.dialect.piece(0, None)]}
         writer = await in_own_thread(lambda _: self.backend.writer, self.cancel)  # loads the model
+        is_begun = False
         async with aclosing(writer.astream(prompt, settings)) as items:
             async for item in items:
+                if not is_begun:  # not before: what fails at once has its own status
+                    is_begun = True
+                    yield {**around, "choices": [self.dialect.piece(0, None)]}
                 if isinstance(item, str):
                     yield {**around, "choices": [self.dialect.piece(0, item)]}
-                else:
-                    yield item
-                    yield {**around, "choices": [self.dialect.piece(0, None, _finish_of(item))]}
-                    if (self.body.get("stream_options") or {}).get("include_usage"):
-                        yield {**around, "choices": [], "usage": usage_of(item)}
+                    continue
+                yield item
+                yield {**around, "choices": [self.dialect.piece(0, None, _finish_of(item))]}
+                if (self.body.get("stream_options") or {}).get("include_usage"):
+                    yield {**around, "choices": [], "usage": usage_of(item)}
 
     def _write(self, prompt: Prompt, settings: AnswerSettings) -> ScoredAnswer:
         """Write the answer, as long as somebody waits for it."""

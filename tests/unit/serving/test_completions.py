@@ -69,8 +69,9 @@ def text_of(pieces: list[dict]) -> str:
 
 
 def told(pieces: list[dict]) -> dict:
-    (found,) = [piece["semgrad"] for piece in pieces if "semgrad" in piece]
-    return found
+    found = [piece["semgrad"] for piece in pieces if "semgrad" in piece]
+    assert found == [found[0]] * len(found)
+    return found[0]
 
 
 # --- an upstream that writes ------------------------------------------------------------------------------------------
