@@ -69,7 +69,9 @@ def serve(
     ] = None,
     fallback: Annotated[
         list[str] | None,
-        typer.Option(help="NAME=URL of a server for the policy's `fallback_model: {name: NAME}`; may be repeated."),
+        typer.Option(
+            help="NAME=URL[#MODEL] of a server for the policy's `fallback_model: {name: NAME}`; may be repeated."
+        ),
     ] = None,
     upstream_model: Annotated[str | None, typer.Option(help="Model to ask there, whatever callers name.")] = None,
     own_weights: Annotated[

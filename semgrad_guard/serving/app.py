@@ -8,12 +8,14 @@ from contextlib import asynccontextmanager
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
+import httpx
 from fastapi import APIRouter, FastAPI
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from semgrad_guard.serving import problems, score_api
+from semgrad_guard.serving import completions, problems, score_api
 from semgrad_guard.serving.backend import Backend
+from semgrad_guard.serving.completions import upstream_models
 from semgrad_guard.serving.gate import Gate
 from semgrad_guard.serving.score_api import backend_of
 from semgrad_guard.serving.settings import ServerSettings
@@ -50,11 +52,14 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
+        seconds = httpx.Timeout(chosen.limits.seconds, connect=min(10.0, chosen.limits.seconds))
+        app.state.client = httpx.AsyncClient(timeout=seconds, limits=httpx.Limits(max_connections=None))
         if chosen.warm_up:
             threading.Thread(target=backend.load, name="semgrad-load", daemon=True).start()
         try:
             yield
         finally:
+            await app.state.client.aclose()
             await asyncio.to_thread(backend.close)
 
     app = FastAPI(
@@ -64,10 +69,10 @@ def create_app(
         docs_url=None,  # FastAPI's documentation pages load scripts from other sites
         redoc_url=None,
     )
-    app.state.backend = backend
+    app.state.backend, app.state.keys = backend, keys
     app.add_middleware(Gate, limits=chosen.limits, metrics=backend.metrics, keys=keys)
     problems.install(app)
-    for part in (router, score_api.router):
+    for part in (router, score_api.router, completions.router):
         app.include_router(part)
     return app
 
@@ -99,13 +104,12 @@ async def metrics(request: Request) -> Response:
 
 @router.get("/v1/models")
 async def models(request: Request) -> ModelList:
-    """List the models: the one that writes and the one that scores."""
+    """List the models: the one that scores, which may also write, and those of the upstream."""
     backend = backend_of(request)
-
-    def work(_: threading.Event) -> ModelList:
-        return ModelList(data=_served(backend))
-
-    return await backend.work(request, work)
+    own = await backend.work(request, lambda _: _served(backend))
+    if backend.settings.upstream is None:
+        return ModelList(data=own)
+    return ModelList(data=(*await upstream_models(request), *own))
 
 
 def _served(backend: Backend) -> tuple[ServedModel, ...]:

@@ -8,7 +8,7 @@ import threading
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from semgrad_guard.adapter_kit import SinglePass
+from semgrad_guard.adapter_kit import Means, SinglePass, check_means
 from semgrad_guard.errors import ContextTooLongError, ScoringEndedError
 from semgrad_guard.extras import Lazy
 from semgrad_guard.guard import Guard
@@ -58,6 +58,9 @@ class Backend:
         self.scorer = self._batching(self._plain)
         self.metrics.watch_queue(lambda: self.scorer.waiting)
         self.guard = Guard(parts_of(self.policy, self.scorer))
+        if settings.model is not None or settings.upstream is not None:
+            names = [name for name, _ in settings.fallbacks]
+            check_means(self.guard, Means(fallbacks=names, may_have_more=True, advice="serve --fallback NAME=URL {}"))
         self._by_claim = Lazy(self._make_by_claim)
         self._writer = Lazy(lambda: SinglePass.of(self.local_scorer()))
         self.failure: str | None = None
@@ -135,9 +138,17 @@ class Backend:
             TooSlowError: it took too long.
             ClientGoneError: the client closed the connection.
         """
-        limit_s = self.limit_s(seconds)
         cancel = threading.Event()
-        done = in_own_thread(work, cancel)
+        try:
+            return await self.while_there(request, in_own_thread(work, cancel), seconds)
+        except ScoringEndedError as error:
+            raise TooSlowError(self.limit_s(seconds)) from error
+        finally:
+            cancel.set()
+
+    async def while_there(self, request: Request, done: asyncio.Future[T], seconds: float | None = None) -> T:
+        """Wait for something as long as the client waits and the server's time limit allows; see `work`."""
+        limit_s = self.limit_s(seconds)
         gone = asyncio.ensure_future(_client_gone(request))
         try:
             both: list[asyncio.Future[Any]] = [done, gone]
@@ -145,10 +156,7 @@ class Backend:
             if done.done():
                 return done.result()
             raise ClientGoneError if gone.done() else TooSlowError(limit_s)
-        except ScoringEndedError as error:
-            raise TooSlowError(limit_s) from error
         finally:
-            cancel.set()
             gone.cancel()
             done.cancel()
 

@@ -49,6 +49,8 @@ from semgrad_guard.wire.scoring_api import (
     ScoreRequest,
     ScoreResult,
     ServedModel,
+    served_findings,
+    served_score,
 )
 from semgrad_guard.wire.values import (
     MAX_DEPTH,
@@ -110,6 +112,8 @@ __all__ = [
     "record_from_fields",
     "score_fields",
     "score_from_fields",
+    "served_findings",
+    "served_score",
     "signals_fields",
     "summary_fields",
     "user_metadata",

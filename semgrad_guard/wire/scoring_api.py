@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, Self
 
@@ -21,10 +22,10 @@ from semgrad_guard.wire.forms import (
     Probability,
     ScoreForm,
 )
-from semgrad_guard.wire.values import exchange_from_fields
+from semgrad_guard.wire.values import WireError, exchange_from_fields, score_from_fields
 
 if TYPE_CHECKING:
-    from semgrad_guard.flow import Exchange
+    from semgrad_guard.flow import Exchange, Score
 
 MAX_EXCHANGES = 256
 """Most exchanges in one call."""
@@ -158,3 +159,33 @@ class ModelList(Frozen):
 
     object: str = "list"
     data: tuple[ServedModel, ...]
+
+
+def served_findings(response: object, *, choice: int = 0) -> Mapping[str, Any] | None:
+    """Return what a completion says of its answer under `semgrad`; `None` where no scoring server made it.
+
+    Args:
+        response: a response, or a piece of a stream: a mapping, or an object of OpenAI's client.
+        choice: number of the answer, where there are several.
+    """
+    choices: Any = _field(response, "choices")
+    own = _field(choices[choice], "semgrad") if isinstance(choices, list) and choice < len(choices) else None
+    found: Any = own or _field(response, "semgrad")
+    return found if isinstance(found, Mapping) else None
+
+
+def served_score(response: object) -> Score | None:
+    """Return the score that came along with a completion; `None` where there is none, or none was asked for.
+
+    Example:
+        >>> exchange = Exchange(prompt=prompt, answer=text, score=served_score(response))  # doctest: +SKIP
+    """
+    scored = (served_findings(response) or {}).get("scored")
+    try:
+        return score_from_fields(scored) if scored else None
+    except WireError:
+        return None
+
+
+def _field(value: object, name: str) -> object:
+    return value.get(name) if isinstance(value, Mapping) else getattr(value, name, None)
