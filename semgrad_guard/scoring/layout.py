@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
+    from semgrad_guard.scoring.prompt_parts import PromptParts
+
 LAST_TOKEN = -1
 
 
@@ -69,6 +71,8 @@ class Tokens:
 
     prompt: tuple[int, ...]
     answer: tuple[int, ...]
+    parts: PromptParts | None = None
+    """What the prompt's tokens belong to, where that was asked for."""
 
     def __post_init__(self) -> None:
         """Refuse an empty answer or prompt."""

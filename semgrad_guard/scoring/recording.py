@@ -15,6 +15,7 @@ import torch
 
 from semgrad_guard.errors import GradientsUnavailableError
 from semgrad_guard.models.cache import KeptCache, full_cache, recorded
+from semgrad_guard.scoring.attention import unwatched
 from semgrad_guard.scoring.budget import LEAN, MemoryBudget
 from semgrad_guard.scoring.layout import Tokens, lay_out
 from semgrad_guard.scoring.model_lease import hooked, passed_over, wide_states
@@ -86,7 +87,7 @@ class Recording:
 def forward_no_grad(model: PreTrainedModel, anatomy: ModelParts, segment: Segment, cache: Cache | None) -> Tensor:
     """Run tokens, adding them to the cache if there is one, and return `z`; no gradients or logits are computed."""
     watch = _Watch()
-    with wide_states(model), hooked([(anatomy.head.module, watch.at_head)]):
+    with unwatched(), wide_states(model), hooked([(anatomy.head.module, watch.at_head)]):
         model(**_arguments(anatomy, segment, cache))
     if watch.z is None:
         why = "its forward pass does not call the output head"
@@ -298,6 +299,7 @@ def can_record_blockwise(model: PreTrainedModel, anatomy: ModelParts) -> bool:
     return _known[model]
 
 
+@unwatched()
 def _agrees(model: PreTrainedModel, anatomy: ModelParts) -> bool:
     """Compare the blockwise recording with the whole one on a few tokens."""
     band = upper_half(len(anatomy.blocks))
