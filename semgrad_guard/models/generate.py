@@ -13,7 +13,7 @@ from typing_extensions import override
 
 from semgrad_guard.errors import ContextTooLongError, EmptyPromptError, ModelSettingError, NonFiniteScoreError
 from semgrad_guard.models.cache import KeptCache, full_cache, pad_left, prompt_cache, recorded, recorded_outputs
-from semgrad_guard.models.device import evaluating, held, plain_tensors
+from semgrad_guard.models.device import evaluating, held, plain_tensors, uncompiled
 from semgrad_guard.models.tokens import UNFINISHED, special_tokens
 
 if TYPE_CHECKING:
@@ -271,6 +271,7 @@ def generate(
         with (
             evaluating(local.model),
             plain_tensors(),
+            uncompiled(local.model),
             recorded(states_of) as states,
             recorded_outputs(local, wanted=bool(states_of)) as outputs,
         ):

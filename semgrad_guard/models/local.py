@@ -41,7 +41,11 @@ class LocalModel:
     lock: threading.RLock = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        """Get the model's lock."""
+        """Get the model's lock; of a model that `torch.compile` has wrapped, take the model inside.
+
+        Scoring looks at single blocks, which a compiled model does not show; who calls it keeps the compiled one.
+        """
+        self.model = getattr(self.model, "_orig_mod", self.model)
         self.lock = lock_of(self.model)
 
     @property

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from transformers import AttentionInterface
 
-from semgrad_guard.scoring.prompt_parts import FIRST_PASSAGE, QUESTION, REST
+from semgrad_guard.scoring.prompt_parts import FIRST_PASSAGE, IN_PROMPT, OWN, QUESTION
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator, Sequence
@@ -48,9 +48,6 @@ _TOLERANCE, _HALF_TOLERANCE = 1e-3, 3e-2
 of single, or of half precision."""
 _ROOM = 2**24
 """Most attention weights at a time (64 MB in float32); longer answers go by pieces."""
-
-_SINK, _OWN, _PROMPT = 0, 1, 2
-"""Columns of the sums: the first token, the answer, then the roles of `prompt_parts` in their order."""
 
 
 def watched_blocks(n_blocks: int, band: Band) -> range:
@@ -83,7 +80,7 @@ class AttentionUse:
     @property
     def shares(self) -> NDArray[np.float64]:
         """The sums as shares of what does not rest on the first token, same columns from the answer's own on."""
-        rest = self.sums[:, _OWN:]
+        rest = self.sums[:, OWN:]
         return rest / np.maximum(rest.sum(axis=1, keepdims=True), np.finfo(np.float64).tiny)
 
 
@@ -100,26 +97,11 @@ class AttentionWatch:
         """
         self._blocks, self._batch = blocks, batch
         self._number = {id(module): number for number, block in enumerate(blocks) for module in block.modules()}
-        lengths, n_prefix = [len(tokens.answer) for tokens in batch], max(layout.starts)
-        own = np.minimum(np.arange(max(lengths))[None, :], np.array(lengths)[:, None] - 1)
-        first = [len(tokens.prompt) - 1 - start for tokens, start in zip(batch, layout.starts, strict=True)]
-        places, n_new = own + np.array(first)[:, None], layout.rest.ids.shape[1]
-        self._n_columns = _PROMPT + FIRST_PASSAGE + max(_n_passages(tokens) for tokens in batch)
-        columns = np.stack(
-            [
-                _columns(tokens, start - n_prefix, n_prefix + n_new)
-                for tokens, start in zip(batch, layout.starts, strict=True)
-            ]
-        )
-        # a column that there is not sums nothing
-        valid = (np.arange(max(lengths))[None, :] < np.array(lengths)[:, None]).astype(np.int64)
-        sizes = [places.size, columns.size, valid.size]
-        whole = torch.from_numpy(np.concatenate([one.ravel() for one in (places, columns, valid)]))
-        on_device = whole.to(layout.rest.ids.device)
-        pieces = [p.view(one.shape) for p, one in zip(on_device.split(sizes), (places, columns, valid), strict=True)]
+        self._n_columns = IN_PROMPT + FIRST_PASSAGE + max(_n_passages(tokens) for tokens in batch)
+        self._rows = _Rows.of(layout, self._n_columns)
+        n_new = layout.rest.ids.shape[1]
+        self._shape = (len(batch), n_new, self._rows.columns.shape[1])
         self._sets: dict[torch.device, _Rows] = {}
-        self._rows = _Rows(pieces[0], pieces[1], pieces[2], n_prefix, self._n_columns)
-        self._shape = (len(batch), n_new, n_prefix + n_new)
         self._found: dict[int, _Sums] = {}
 
     @property
@@ -178,7 +160,7 @@ class AttentionWatch:
         pairs = valid * (torch.arange(valid.shape[1], device=device) > 0)
         head = (to_previous * pairs[:, None, :]).sum(dim=-1).argmax(dim=-1)
         previous = to_previous.gather(2, head[:, :, None, None].expand(-1, -1, 1, valid.shape[1]))[:, :, 0]
-        passages = by_column[..., _PROMPT + FIRST_PASSAGE :].sum(dim=-1)
+        passages = by_column[..., IN_PROMPT + FIRST_PASSAGE :].sum(dim=-1)
         by_head = (passages * valid[:, None, :]).sum(dim=-1) / valid.sum(dim=1)[:, None]
         n_strongest = max(1, round(STRONGEST * sum(one.by_column.shape[1] for one in found)))
         strongest = by_head.transpose(0, 1).flatten(1).topk(n_strongest, dim=1).values.mean(dim=1)
@@ -199,7 +181,7 @@ class AttentionWatch:
         by_block = previous.reshape(n_found, n, length)
         return [
             AttentionUse(
-                sums=by_token[i, : len(tokens.answer), : _PROMPT + FIRST_PASSAGE + _n_passages(tokens)],
+                sums=by_token[i, : len(tokens.answer), : IN_PROMPT + FIRST_PASSAGE + _n_passages(tokens)],
                 to_previous=by_block[:, i, : len(tokens.answer)],
                 strongest=float(strongest[i]),
                 has_question=tokens.parts is not None and tokens.parts.has_question,
@@ -218,22 +200,6 @@ def _n_passages(tokens: Tokens) -> int:
     return tokens.parts.n_passages if tokens.parts else 0
 
 
-def _columns(tokens: Tokens, first: int, n_keys: int) -> NDArray[np.int64]:
-    """Return the column of each key; of padding, whose weights are 0, any.
-
-    Args:
-        tokens: the exchange.
-        first: position in the exchange of the first key; below 0 where padding comes first.
-        n_keys: how many keys there are.
-    """
-    roles = tokens.parts.roles if tokens.parts else (REST,) * len(tokens.prompt)
-    columns = np.full(max(n_keys, len(tokens) - first), _OWN)
-    begin = -first
-    columns[begin : begin + len(roles)] = _PROMPT + np.array(roles)
-    columns[begin] = _SINK
-    return columns[:n_keys]
-
-
 @dataclass(frozen=True, slots=True)
 class _Sums:
     """Sums of one block, on its device."""
@@ -250,19 +216,32 @@ class _Sums:
 class _Rows:
     """Where the rows of the answers' tokens are, and what their keys belong to, on one device."""
 
-    def __init__(self, places: Tensor, columns: Tensor, valid: Tensor, n_prefix: int, n_columns: int) -> None:
-        self.places, self.columns, self.valid = places, columns, valid
-        self._n_prefix, self._n_columns = n_prefix, n_columns
+    def __init__(self, places: Tensor, valid: Tensor, columns: Tensor, own_keys: Tensor, n_columns: int) -> None:
+        self.places, self.valid, self.columns, self.own_keys = places, valid, columns, own_keys
+        self._n_columns = n_columns
         self.exchanges = torch.arange(len(places), device=places.device)[:, None]
-        self.own_keys = places + n_prefix
-        one = torch.arange(n_columns, device=places.device)
-        self.by_column = (columns[..., None] == one).to(torch.float32)
+        self.by_column = (columns[..., None] == torch.arange(n_columns, device=places.device)).to(torch.float32)
+
+    @classmethod
+    def of(cls, layout: Layout, n_columns: int) -> _Rows:
+        """Return the rows of a batch; those of a shorter answer repeat its last."""
+        columns, answers = layout.columns, layout.answers
+        if columns is None:
+            msg = "lay_out was not asked to tell what each token belongs to (with_columns)"
+            raise TypeError(msg)
+        device = columns.device
+        exchanges = torch.arange(len(columns), device=device)[:, None]
+        lengths = (answers.exchanges == exchanges).sum(dim=1, keepdim=True)
+        row = torch.arange(max(answers.lengths), device=device)
+        places = layout.recorded[:, -1:] + torch.minimum(row, lengths - 1)
+        n_prefix = columns.shape[1] - layout.rest.ids.shape[1]
+        return cls(places, row < lengths, columns, places + n_prefix, n_columns)
 
     def to(self, device: torch.device) -> _Rows:
         if device == self.places.device:
             return self
-        moved = [one.to(device) for one in (self.places, self.columns, self.valid)]
-        return _Rows(*moved, self._n_prefix, self._n_columns)
+        moved = [one.to(device) for one in (self.places, self.valid, self.columns, self.own_keys)]
+        return _Rows(*moved, self._n_columns)
 
     def sums(self, weights: Tensor, own_keys: Tensor, error: Tensor, tolerance: float = 0.0) -> _Sums:
         """Return the sums of attention weights, ``(exchange, head, token, key)``."""
@@ -464,9 +443,9 @@ def attention_signals(
     shares = use.shares
     found = {"rauq": rauq(nll[part], use.to_previous[:, part]), "own_attention": float(shares[part, 0].mean())}
     if use.has_question:
-        found["question_attention"] = float(shares[part, _PROMPT - _OWN + QUESTION].mean())
+        found["question_attention"] = float(shares[part, IN_PROMPT - OWN + QUESTION].mean())
     if any(use.shown):
-        passages = shares[:, _PROMPT - _OWN + FIRST_PASSAGE :]
+        passages = shares[:, IN_PROMPT - OWN + FIRST_PASSAGE :]
         on_them = passages.sum(axis=1)
         starts = [start for start in claim_starts if part.start <= start < part.stop]
         by_passage = passages[part].mean(axis=0)
@@ -488,5 +467,5 @@ def passage_shares(use: AttentionUse | None) -> tuple[float | None, ...]:
     """
     if use is None or not any(use.shown):
         return ()
-    by_passage = use.shares[:, _PROMPT - _OWN + FIRST_PASSAGE :].mean(axis=0)
+    by_passage = use.shares[:, IN_PROMPT - OWN + FIRST_PASSAGE :].mean(axis=0)
     return tuple(float(share) if shown else None for share, shown in zip(by_passage, use.shown, strict=True))

@@ -110,7 +110,8 @@ def measure(
     anatomy = model_parts_of(model)
     runs = [[slice(0, len(t.answer)), *own] for t, own in zip(batch, parts or [()] * len(batch), strict=True)]
     with borrowed(model), ExitStack() as watched:
-        layout = lay_out(batch, spec.n_recorded, anatomy.device, split=anatomy.has_cache)
+        split = anatomy.has_cache
+        layout = lay_out(batch, spec.n_recorded, anatomy.device, split=split, with_columns=spec.attention)
         watch = _watch(anatomy, layout, batch, spec)
         watched.enter_context(watching(watch))
         shares = _shares(runs, layout)

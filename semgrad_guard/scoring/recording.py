@@ -8,6 +8,7 @@ recorded position on, and only the blocks from the band's first on, are recorded
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 from weakref import WeakKeyDictionary
 
@@ -18,11 +19,19 @@ from semgrad_guard.models.cache import KeptCache, full_cache, recorded
 from semgrad_guard.scoring.attention import unwatched
 from semgrad_guard.scoring.budget import LEAN, MemoryBudget
 from semgrad_guard.scoring.layout import Tokens, lay_out
-from semgrad_guard.scoring.model_lease import hooked, passed_over, wide_states
+from semgrad_guard.scoring.model_lease import hooked, passed_over, standing_in, wide_states
 from semgrad_guard.scoring.model_parts import model_parts_of
+from semgrad_guard.scoring.written_out import (
+    ATTENTION_BYTES,
+    CommonBlock,
+    Surroundings,
+    attention_bytes,
+    common_block,
+    gradient_by_state,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from torch import Tensor, nn
     from transformers import PreTrainedModel
@@ -145,7 +154,7 @@ def state_norms(recording: Recorded, at_head: Tensor, places: Tensor, *, keep: b
     scale = torch.ldexp(torch.ones_like(exponent, dtype=torch.float64), -exponent)
     seed = (at_head * scale).to(recording.z.dtype)
     gradients = recording.gradients(seed, keep=keep)
-    where = {gradient.device: _rows(places.to(gradient.device)) for gradient in gradients}
+    where = {device: _rows(places.to(device)) for device in {gradient.device for gradient in gradients}}
     chosen = torch.stack([gradient[where[gradient.device]].to(seed.device) for gradient in gradients])
     sums = chosen.abs_().sum(dim=-1, dtype=torch.float64).sum(dim=0)
     return sums / (scale * (len(gradients) * gradients[0].shape[-1]))
@@ -283,7 +292,113 @@ class _Notes:
         self.calls.append(_Call(block, args[1:], named))
 
 
-_known: WeakKeyDictionary[PreTrainedModel, bool] = WeakKeyDictionary()
+@dataclass(frozen=True, slots=True)
+class WrittenOutRecording:
+    """A recording of the last block, and what is needed to differentiate the blocks below it without autograd."""
+
+    top: Recording
+    calls: tuple[_Call, ...]
+    """Calls of the other blocks of the band, first to last."""
+    blocks: tuple[CommonBlock, ...]
+    """Their parts."""
+    states: Tensor
+    """States that entered the blocks of the band, ``(block, token, hidden)``."""
+    layers: tuple[tuple[Tensor, Tensor], ...]
+    """Keys and values of all tokens for each of the other blocks, ``(1, head, token, head dimension)``."""
+
+    @property
+    def z(self) -> Tensor:
+        """The input of the output head."""
+        return self.top.z
+
+    def gradients(self, at_head: Tensor, *, keep: bool = False) -> tuple[Tensor, ...]:
+        """Return the gradients by the states of the band, last block first."""
+        found = list(self.top.gradients(at_head, keep=keep))
+        gradient, shared = found[0][0].to(self._wide), Surroundings()
+        for number in range(len(self.calls) - 1, -1, -1):
+            call = self.calls[number]
+            # through the block itself, so that who waits at its door can still end the work
+            with standing_in([call.block], partial(self._pulled, number, gradient, shared)):
+                gradient = call.block(self.states[number][None].to(self._wide), *call.args, **call.kwargs)
+            found.append(gradient[None])
+        return tuple(found)
+
+    @property
+    def _wide(self) -> torch.dtype:
+        return torch.promote_types(self.states.dtype, torch.float32)
+
+    def _pulled(
+        self, number: int, gradient: Tensor, shared: Surroundings, state: Tensor, *_: object, **named: Any
+    ) -> Tensor:
+        """Return the gradient by the state that enters one block; this stands in for its forward pass."""
+        block, (keys, values) = self.blocks[number], self.layers[number]
+        _, n_groups, n_all, head_dim = keys.shape
+        shape = block.attention.q_proj.out_features // (head_dim * n_groups), state.shape[1], n_all
+        return gradient_by_state(
+            block,
+            state[0],
+            gradient,
+            keys=keys[0],
+            values=values[0],
+            rotary=shared.rotary(named["position_embeddings"], self._wide),
+            mask=shared.mask(named.get("attention_mask"), shape, gradient),
+        )
+
+
+def record_written_out(  # noqa: PLR0913, PLR0917 - what `record` takes, and the whole cache
+    model: PreTrainedModel,
+    anatomy: ModelParts,
+    segment: Segment,
+    kept: KeptCache,
+    start: int,
+    band: Band,
+    states: Tensor,
+) -> WrittenOutRecording | None:
+    """Run the last block on the tokens that follow a cache, and note what the blocks below it need.
+
+    Args:
+        model: the model.
+        anatomy: its parts.
+        segment: the tokens.
+        kept: cache of the earlier tokens and of these.
+        start: how many earlier tokens there are.
+        band: blocks to differentiate.
+        states: states that entered its blocks, ``(block, token, hidden)``.
+
+    Returns:
+        `None` where a block is of another kind, or where its attention would take too much memory.
+    """
+    n_new = segment.ids.shape[1]
+    below = anatomy.blocks[band.first : band.last]
+    parts = _common_blocks(model, below)
+    whole = kept.prefix(start + n_new).layers[band.first : band.last]
+    layers = tuple((layer.keys, layer.values) for layer in whole if layer.keys is not None and layer.values is not None)
+    if parts is None or len(layers) < len(parts):
+        return None
+    if any(attention_bytes(block, n_new, start + n_new) > ATTENTION_BYTES for block in parts):
+        return None
+    notes = _Notes()
+    with hooked([(block, notes.at_block) for block in below]):
+        top = record(model, anatomy, segment, kept.prefix(start), Band(band.last, band.last), states[-1:])
+    if not all("position_embeddings" in call.kwargs for call in notes.calls):
+        return None
+    return WrittenOutRecording(top, tuple(notes.calls), parts, states, layers)
+
+
+def _common_blocks(model: PreTrainedModel, blocks: Sequence[nn.Module]) -> tuple[CommonBlock, ...] | None:
+    """Return the parts of some blocks, or `None` if one is of another kind."""
+    interface = str(getattr(model.config.get_text_config(decoder=True), "_attn_implementation", ""))
+    found = list[CommonBlock]()
+    for block in blocks:
+        parts = common_block(block, interface)
+        if parts is None:
+            return None
+        found.append(parts)
+    return tuple(found)
+
+
+_blockwise: WeakKeyDictionary[PreTrainedModel, bool] = WeakKeyDictionary()
+_written_out: WeakKeyDictionary[PreTrainedModel, bool] = WeakKeyDictionary()
 _PROBE = Tokens(tuple(range(1, 25)), tuple(range(1, 9)))
 _N_RECORDED = 4
 
@@ -294,26 +409,44 @@ def can_record_blockwise(model: PreTrainedModel, anatomy: ModelParts) -> bool:
     Some architectures share keys and values between blocks, and going block by block would miss those gradients. The
     first call for a model costs two short passes, inside `borrowed`.
     """
-    if model not in _known:
-        _known[model] = anatomy.plain_blocks and anatomy.has_cache and _agrees(model, anatomy)
-    return _known[model]
+    if model not in _blockwise:
+        _blockwise[model] = anatomy.plain_blocks and anatomy.has_cache and _agrees(model, anatomy, written_out=False)
+    return _blockwise[model]
+
+
+def can_record_written_out(model: PreTrainedModel, anatomy: ModelParts) -> bool:
+    """Return whether a model's blocks are of the common kind, so that their gradient need not be left to autograd.
+
+    The first call for a model costs two short passes, inside `borrowed`.
+    """
+    if model not in _written_out:
+        if _common_blocks(model, anatomy.blocks) is None:
+            return False  # perhaps only because somebody listens to one of them
+        _written_out[model] = anatomy.plain_blocks and anatomy.has_cache and _agrees(model, anatomy, written_out=True)
+    return _written_out[model]
 
 
 @unwatched()
-def _agrees(model: PreTrainedModel, anatomy: ModelParts) -> bool:
-    """Compare the blockwise recording with the whole one on a few tokens."""
-    band = upper_half(len(anatomy.blocks))
+def _agrees(model: PreTrainedModel, anatomy: ModelParts, *, written_out: bool) -> bool:
+    """Compare a recording by blocks with the whole one on a few tokens."""
+    band = Band(0, len(anatomy.blocks) - 1)
     layout = lay_out([_PROBE], _N_RECORDED, anatomy.device)
     cache = full_cache(model)
     if layout.prefix is None or cache is None:
         return False
+    start = layout.starts[0]
     forward_no_grad(model, anatomy, layout.prefix, cache)
-    kept = KeptCache(cache, _PROBE.read[: layout.starts[0]])
     with recorded(anatomy.blocks[band.first : band.last + 1]) as seen:
-        forward_no_grad(model, anatomy, layout.rest, kept.prefix(kept.n_tokens))
+        forward_no_grad(model, anatomy, layout.rest, cache)
+    kept = KeptCache(cache, _PROBE.read)
     states = torch.cat([one.states() for one in seen])
-    whole = record(model, anatomy, layout.rest, kept.prefix(kept.n_tokens), band)
-    steps = record_blockwise(model, anatomy, layout.rest, kept.prefix(kept.n_tokens), band, states)
+    whole = record(model, anatomy, layout.rest, kept.prefix(start), band)
+    if written_out:
+        steps = record_written_out(model, anatomy, layout.rest, kept, start, band, states)
+    else:
+        steps = record_blockwise(model, anatomy, layout.rest, kept.prefix(start), band, states)
+    if steps is None:
+        return False
     seed = torch.ones_like(whole.z).detach()
     one, other = (state_norms(recording, seed, layout.recorded, keep=False) for recording in (whole, steps))
     tolerance = 1e-4 if torch.finfo(model.dtype).bits > 16 else 5e-2
@@ -354,6 +487,11 @@ def record_from_cache(  # noqa: PLR0913 - the exchange, what was kept of it, and
     cache = kept.prefix(start)
     states = _states(anatomy, kept, read, start, band)
     if states is not None and once and len(states) == len(band) > 1:
+        found = None
+        if can_record_written_out(model, anatomy):
+            found = record_written_out(model, anatomy, layout.rest, kept, start, band, states)
+        if found is not None:
+            return found
         each = recorded_bytes(model, anatomy.blocks[band.last], cache.layers[band.last], layout.rest.ids.numel())
         n_together = budget.blocks_together(each)
         if n_together < len(band) and can_record_blockwise(model, anatomy):
