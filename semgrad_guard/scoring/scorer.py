@@ -18,7 +18,7 @@ from semgrad_guard.errors import (
 from semgrad_guard.flow import Exchange, Fingerprint, Score, SpanScore
 from semgrad_guard.models.embedding import UnitVectors
 from semgrad_guard.models.generate import ending
-from semgrad_guard.scoring.attention import attention_signals
+from semgrad_guard.scoring.attention import attention_signals, passage_shares
 from semgrad_guard.scoring.budget import budget_for
 from semgrad_guard.scoring.claims import PassageTexts
 from semgrad_guard.scoring.forward_signals import context_gain, p_true
@@ -415,6 +415,7 @@ class SemGradScorer:
             n_answer_tokens=len(task.tokens.answer),
             seconds=seconds,
             spans=self._readout.spans(measured, task.exchange, task.tokens, task.spans),
+            passage_attention=passage_shares(measured.attention),
         )
 
     def _earlier(self, exchange: Exchange) -> Score | None:

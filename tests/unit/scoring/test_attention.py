@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +12,9 @@ import torch
 from transformers import AttentionInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from semgrad_guard.flow import Passage
+from semgrad_guard.models import LocalModel
+from semgrad_guard.scoring import SemGradScorer
 from semgrad_guard.scoring import attention as attention_module
 from semgrad_guard.scoring.attention import (
     AttentionUse,
@@ -23,6 +27,7 @@ from semgrad_guard.scoring.layout import Tokens
 from semgrad_guard.scoring.measure import GradientSpec, measure
 from semgrad_guard.scoring.prompt_parts import PromptParts
 from semgrad_guard.scoring.recording import Band
+from semgrad_guard.signals import ATTENTION
 from tests.models_for_tests import build, tiny_lm
 
 TOKENS = Tokens((5, 9, 13, 40, 7, 8, 61), (20, 33, 2), PromptParts((0, 2, 2, 3, 0, 1, 0), 2))
@@ -183,3 +188,33 @@ def test_a_model_in_double_precision_is_read_in_double_precision():
     """Rows of weights add up to the number of blocks and heads, to the last digits."""
     (found,) = measure(build("gpt2", dtype=torch.float64), [TOKENS], SPEC)
     assert found.attention.sums.sum(axis=1) == pytest.approx([8.0] * 3, rel=1e-12)
+
+
+def test_a_score_tells_how_much_each_passage_was_read(scorer, exchange):
+    """With one passage its share is that of all, and the attention on it has no choice."""
+    score = scorer.score(exchange)
+    assert score.passage_attention == (pytest.approx(score.signals["context_attention"]),)
+    assert score.signals["passage_focus"] == pytest.approx(1.0)
+    assert 0 < score.signals["context_attention_min"] <= score.signals["context_attention"] < 1
+
+
+def test_passages_that_the_prompt_does_not_show_have_no_share(scorer, exchange):
+    """The signals of the rest are there."""
+    score = scorer.score(replace(exchange, passages=(Passage("Something else."),)))
+    assert score.passage_attention == ()
+    assert set(ATTENTION) & score.signals.keys() == {"rauq", "own_attention", "question_attention"}
+
+
+def test_each_sentence_has_attention_signals(local, exchange):
+    """A claim that reads nothing stands out among others that do."""
+    score = SemGradScorer(local, granularity="sentence").score(exchange)
+    lowest = [span.signals["context_attention_min"] for span in score.spans]
+    assert len(lowest) == 2
+    assert min(lowest) == pytest.approx(score.signals["context_attention_min"])
+
+
+def test_attention_is_not_read_for_a_scorer_that_reports_none_of_it(local, exchange, monkeypatch):
+    """It has a price, and so has finding the passages."""
+    monkeypatch.setattr(LocalModel, "prompt_offsets", lambda *_: 1 / 0)
+    scorer = SemGradScorer(local, signals=["mean_nll"])
+    assert scorer.score(exchange).passage_attention == ()
