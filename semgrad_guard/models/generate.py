@@ -14,7 +14,7 @@ from typing_extensions import override
 from semgrad_guard.errors import ContextTooLongError, EmptyPromptError, ModelSettingError, NonFiniteScoreError
 from semgrad_guard.models.cache import KeptCache, full_cache, pad_left, prompt_cache, recorded, recorded_outputs
 from semgrad_guard.models.device import evaluating, held, plain_tensors, uncompiled
-from semgrad_guard.models.tokens import special_tokens
+from semgrad_guard.models.tokens import UNFINISHED, special_tokens
 
 if TYPE_CHECKING:
     import threading
@@ -80,10 +80,6 @@ def _row_seed(seed: int, row: int) -> int:
     """Return a seed for one row, unrelated to those of neighbouring seeds and rows."""
     digest = hashlib.sha256(f"{seed}:{row}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
-
-
-UNFINISHED = "\ufffd"
-"""Character that a tokenizer shows while only some bytes of a character are generated."""
 
 
 class AnswerWatch(StoppingCriteria):

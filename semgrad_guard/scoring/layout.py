@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from semgrad_guard.errors import EmptyAnswerError, EmptyPromptError
+from semgrad_guard.scoring.prompt_parts import columns_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
+
+    from semgrad_guard.scoring.prompt_parts import PromptParts
 
 LAST_TOKEN = -1
 
@@ -69,6 +72,8 @@ class Tokens:
 
     prompt: tuple[int, ...]
     answer: tuple[int, ...]
+    parts: PromptParts | None = None
+    """What the prompt's tokens belong to, where that was asked for."""
 
     def __post_init__(self) -> None:
         """Refuse an empty answer or prompt."""
@@ -130,9 +135,18 @@ class Layout:
     Where the prompt is shorter than `n`, the leading columns repeat its first token.
     """
     answers: AnswerTokens
+    columns: Tensor | None = None
+    """What each token of prefix and rest belongs to, ``(exchange, token)``: see `prompt_parts.columns_of`."""
 
 
-def lay_out(batch: Sequence[Tokens], n_recorded: int, device: torch.device, *, split: bool = True) -> Layout:
+def lay_out(
+    batch: Sequence[Tokens],
+    n_recorded: int,
+    device: torch.device,
+    *,
+    split: bool = True,
+    with_columns: bool = False,
+) -> Layout:
     """Return the tensors for some exchanges; they go to the device in one transfer.
 
     Args:
@@ -140,6 +154,7 @@ def lay_out(batch: Sequence[Tokens], n_recorded: int, device: torch.device, *, s
         n_recorded: how many of the last prompt tokens belong to the differentiated rest.
         device: device of the model's input ids.
         split: False puts everything in the rest, for models without a KV cache.
+        with_columns: whether to tell what each token belongs to.
     """
     starts = _starts(batch, n_recorded) if split else (0,) * len(batch)
     n_prefix, n_rest = max(starts), max(len(t) - s for t, s in zip(batch, starts, strict=True))
@@ -157,12 +172,18 @@ def lay_out(batch: Sequence[Tokens], n_recorded: int, device: torch.device, *, s
     exchanges = np.repeat(np.arange(len(batch)), lengths)
     predicting = np.concatenate([start - 1 + np.arange(n) for start, n in zip(first, lengths, strict=True)])
     answers = np.array([token for tokens in batch for token in tokens.answer])
-    numbers = _transferred((ids, positions, mask, recorded, answers, exchanges, predicting), device)
+    arrays = [ids, positions, mask, recorded, answers, exchanges, predicting]
+    if with_columns:
+        arrays.append(
+            np.stack([columns_of(t, s - n_prefix, n_prefix + n_rest) for t, s in zip(batch, starts, strict=True)])
+        )
+    numbers = _transferred(arrays, device)
+    columns = numbers[7] if with_columns else None
     whole = Segment(numbers[0], numbers[1], None if mask.all() else numbers[2])
     answer_tokens = AnswerTokens(numbers[4], numbers[5], numbers[6], lengths)
     rest = Segment(whole.ids[:, n_prefix:], whole.positions[:, n_prefix:], whole.mask)
     if not n_prefix:
-        return Layout(None, rest, starts, numbers[3], answer_tokens)
+        return Layout(None, rest, starts, numbers[3], answer_tokens, columns)
     n_rows = 1 if shared_start(batch, n_recorded) else len(batch)
     padded = whole.mask is not None and n_rows > 1 and not mask[:, :n_prefix].all()
     prefix = Segment(
@@ -170,7 +191,7 @@ def lay_out(batch: Sequence[Tokens], n_recorded: int, device: torch.device, *, s
         whole.positions[:n_rows, :n_prefix],
         numbers[2][:, :n_prefix] if padded else None,
     )
-    return Layout(prefix, rest, starts, numbers[3], answer_tokens)
+    return Layout(prefix, rest, starts, numbers[3], answer_tokens, columns)
 
 
 def _transferred(arrays: Sequence[NDArray[Any]], device: torch.device) -> list[Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import accumulate
@@ -13,6 +14,7 @@ import torch
 
 from semgrad_guard.errors import NonFiniteScoreError, OutOfMemoryError, ScoringError
 from semgrad_guard.models.cache import full_cache
+from semgrad_guard.scoring.attention import AttentionWatch, watched_blocks, watching
 from semgrad_guard.scoring.budget import LEAN, MemoryBudget
 from semgrad_guard.scoring.head import WEIGHT_NORMS, run_head
 from semgrad_guard.scoring.layout import lay_out, shared_start
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 
     from semgrad_guard.flow import ScorePath
     from semgrad_guard.models.cache import KeptCache
+    from semgrad_guard.scoring.attention import AttentionUse
     from semgrad_guard.scoring.head import HeadNumbers, HeadPass, WeightNorm, WeightNorms
     from semgrad_guard.scoring.layout import Layout, Tokens
     from semgrad_guard.scoring.model_lease import ModelLease
@@ -48,6 +51,8 @@ class GradientSpec:
     """Gradients by the head's weight to compute in addition to those by the states."""
     budget: MemoryBudget = LEAN
     """Memory that may be taken to save time."""
+    attention: bool = False
+    """Whether to read what the answer attends to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +80,8 @@ class Measure:
     parts: tuple[PartMeasure, ...]
     """The whole answer first, then the requested parts."""
     path: ScorePath
+    attention: AttentionUse | None = None
+    """What its tokens attend to, where that was asked for and can be told."""
 
 
 def measure(
@@ -102,8 +109,11 @@ def measure(
     """
     anatomy = model_parts_of(model)
     runs = [[slice(0, len(t.answer)), *own] for t, own in zip(batch, parts or [()] * len(batch), strict=True)]
-    with borrowed(model):
-        layout = lay_out(batch, spec.n_recorded, anatomy.device, split=anatomy.has_cache)
+    with borrowed(model), ExitStack() as watched:
+        split = anatomy.has_cache
+        layout = lay_out(batch, spec.n_recorded, anatomy.device, split=split, with_columns=spec.attention)
+        watch = _watch(anatomy, layout, batch, spec)
+        watched.enter_context(watching(watch))
         shares = _shares(runs, layout)
         reused = None
         if kept is not None:
@@ -115,9 +125,17 @@ def measure(
         groups = _groups(layout.answers.lengths, spec.budget.stored_logits // anatomy.head.n_vocabulary)
         heads = list(_heads(run, recording.z, layout, runs, groups))
         norms = _state_norms(recording, layout, heads, shares)
-        numbers = _read(heads, norms)
+        numbers = _read(heads, norms, watch)
     path: ScorePath = "reused" if reused else "cold" if anatomy.has_cache else "full"
     return _measures(batch, runs, groups, numbers, path)
+
+
+def _watch(anatomy: ModelParts, layout: Layout, batch: Sequence[Tokens], spec: GradientSpec) -> AttentionWatch | None:
+    """Return what reads the attention of a batch, if it is asked for."""
+    if not spec.attention:
+        return None
+    blocks = [anatomy.blocks[i] for i in watched_blocks(len(anatomy.blocks), spec.band)]
+    return AttentionWatch(blocks, layout, batch)
 
 
 def _record_cold(model: PreTrainedModel, anatomy: ModelParts, layout: Layout, band: Band) -> Recording:
@@ -186,9 +204,11 @@ class _Numbers:
     """One for each group of exchanges."""
     by_state: NDArray[np.float64]
     """``(round, exchange, place)``"""
+    attention: Sequence[AttentionUse | None]
+    """One for each exchange, or none at all."""
 
 
-def _read(heads: Sequence[HeadPass], norms: Sequence[Tensor]) -> _Numbers:
+def _read(heads: Sequence[HeadPass], norms: Sequence[Tensor], watch: AttentionWatch | None) -> _Numbers:
     """Read all results in one transfer, and check them.
 
     Raises:
@@ -197,12 +217,16 @@ def _read(heads: Sequence[HeadPass], norms: Sequence[Tensor]) -> _Numbers:
     pieces = [piece for head in heads for piece in head.pieces()]
     sizes = [sum(piece.numel() for piece in head.pieces()) for head in heads]
     by_state = [norm.to(pieces[0].device).flatten() for norm in norms]
-    numbers = np.array(torch.cat([*pieces, *by_state]).tolist())
-    *own, rest = np.split(numbers, list(accumulate(sizes)))
+    attention = None if watch is None else watch.numbers()
+    seen = [] if attention is None else [attention.to(pieces[0].device)]
+    numbers = np.array(torch.cat([*pieces, *by_state, *seen]).tolist())
+    sizes.append(sum(norm.numel() for norm in norms))
+    *own, rest, of_attention = np.split(numbers, list(accumulate(sizes)))
     understood = tuple(head.understood(values) for head, values in zip(heads, own, strict=True))
     if not np.isfinite(rest).all():
         raise NonFiniteScoreError("the gradient by the hidden states")
-    return _Numbers(understood, rest.reshape(len(norms), *norms[0].shape))
+    uses = [] if watch is None or attention is None else watch.understood(of_attention)
+    return _Numbers(understood, rest.reshape(len(norms), *norms[0].shape), uses)
 
 
 def _measures(
@@ -223,7 +247,8 @@ def _measures(
                 PartMeasure(part, tuple(numbers.by_state[number, i, ::-1][:n_prompt].tolist()), next(norms))
                 for number, part in enumerate(runs[i])
             )
-            found.append(Measure(head.nll[own], head.entropy[own], head.top[own], head.is_top[own], parts, path))
+            use = numbers.attention[i] if numbers.attention else None
+            found.append(Measure(head.nll[own], head.entropy[own], head.top[own], head.is_top[own], parts, path, use))
     return found
 
 

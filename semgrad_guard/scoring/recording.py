@@ -16,6 +16,7 @@ import torch
 
 from semgrad_guard.errors import GradientsUnavailableError
 from semgrad_guard.models.cache import KeptCache, full_cache, recorded
+from semgrad_guard.scoring.attention import unwatched
 from semgrad_guard.scoring.budget import LEAN, MemoryBudget
 from semgrad_guard.scoring.layout import Tokens, lay_out
 from semgrad_guard.scoring.model_lease import hooked, passed_over, standing_in, wide_states
@@ -95,7 +96,7 @@ class Recording:
 def forward_no_grad(model: PreTrainedModel, anatomy: ModelParts, segment: Segment, cache: Cache | None) -> Tensor:
     """Run tokens, adding them to the cache if there is one, and return `z`; no gradients or logits are computed."""
     watch = _Watch()
-    with wide_states(model), hooked([(anatomy.head.module, watch.at_head)]):
+    with unwatched(), wide_states(model), hooked([(anatomy.head.module, watch.at_head)]):
         model(**_arguments(anatomy, segment, cache))
     if watch.z is None:
         why = "its forward pass does not call the output head"
@@ -425,6 +426,7 @@ def can_record_written_out(model: PreTrainedModel, anatomy: ModelParts) -> bool:
     return _written_out[model]
 
 
+@unwatched()
 def _agrees(model: PreTrainedModel, anatomy: ModelParts, *, written_out: bool) -> bool:
     """Compare a recording by blocks with the whole one on a few tokens."""
     band = Band(0, len(anatomy.blocks) - 1)

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from semgrad_guard.scoring.attention import note_weights
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -210,6 +212,7 @@ def gradient_by_state(  # noqa: PLR0913 - the block, its state, what comes back,
     queries = rotary.turn((heads if query_norm is None else query_norm.output).transpose(0, 1))
     queries = queries.reshape(n_groups, -1, dim)
     weights = torch.baddbmm(mask, queries, keys.transpose(1, 2), alpha=block.scaling).softmax(dim=-1)
+    note_weights(attention, weights.view(-1, n, weights.shape[-1]))
     read = _by_token(weights @ values, n)
     middle = _added_to(state, read, attention.o_proj)
     after = _Norm(block.norm_mid, middle)
