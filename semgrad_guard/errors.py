@@ -194,6 +194,36 @@ class ScoringEndedError(ScoringError, TimeoutError):
         super().__init__("scoring ended before it was done: it was cancelled or its time was up; give it more time")
 
 
+class ScorerUnavailableError(ScoringError):
+    """A scoring server cannot be reached, or is too busy."""
+
+    def __init__(self, url: str, why: str, retry_after_s: float | None = None) -> None:
+        """Keep the server's address, what happened, and after how many seconds it wants to be asked again."""
+        self.url, self.why, self.retry_after_s = url, why, retry_after_s
+        super().__init__(f"the scoring server at {url} is not available: {why}; check that it runs, or give it time")
+
+
+class ScorerRefusedError(ScoringError):
+    """A scoring server refused a request, or is none."""
+
+    def __init__(self, url: str, status: int, why: str) -> None:
+        """Keep the server's address, the HTTP status and what it said."""
+        self.url, self.status, self.why = url, status, why
+        super().__init__(f"the scoring server at {url} refused ({status}): {why}")
+
+
+class OtherScorerError(ScoringError):
+    """A scoring server scores with another model, template or setting than expected."""
+
+    def __init__(self, url: str, differences: str) -> None:
+        """Keep the server's address and what differs."""
+        self.url, self.differences = url, differences
+        super().__init__(
+            f"the scoring server at {url} is another one than expected: {differences}; start it with the model of the "
+            "profile, or name a profile that was fitted for its scores"
+        )
+
+
 # --- calibration ------------------------------------------------------------------------------------------------------
 
 
@@ -450,6 +480,26 @@ class IllegalMoveError(ReviewError, ValueError):
         self.item_id, self.state, self.wanted, self.allowed = item_id, state, wanted, tuple(allowed)
         ways = ", ".join(self.allowed) or "none: it is settled"
         super().__init__(f"item {item_id} is {state} and cannot become {wanted}; allowed from here: {ways}")
+
+
+class VerdictChangedError(ReviewError):
+    """The verdict on a review item has changed since the request was made."""
+
+    def __init__(self, item_id: str, state: str, happened: str) -> None:
+        """Keep the item, its state now, and what happened meanwhile, in words."""
+        self.item_id, self.state, self.happened = item_id, state, happened
+        super().__init__(f"item {item_id} has changed meanwhile: {happened}; it is now {state}: open it again to judge")
+
+
+class ExchangeIdTakenError(ReviewError, ValueError):
+    """Another answer, or another submitter's, is in the queue under the same exchange id."""
+
+    def __init__(self, exchange_id: str) -> None:
+        """Keep the exchange id."""
+        self.exchange_id = exchange_id
+        super().__init__(
+            f"exchange id {exchange_id!r} belongs to another answer in the queue: give every exchange an id of its own"
+        )
 
 
 class AlreadyClaimedError(ReviewError):

@@ -177,6 +177,9 @@ class Score:
     seconds: float = 0.0
     """Wall-clock time of scoring."""
     spans: tuple[SpanScore, ...] = ()
+    passage_attention: tuple[float | None, ...] = ()
+    """Share of each passage in the answer's attention, of what does not rest on the first token; `None` for a passage
+    that the prompt does not show word for word. Empty where attention is not read or no passage was known."""
 
     @property
     def proxy(self) -> bool:

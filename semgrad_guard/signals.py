@@ -4,8 +4,9 @@ A signal is one raw number about an answer; those of one answer are found in `Sc
 computed (grounding without passages, a position before the prompt's first token) is absent, never a made-up number.
 
 To add a signal, add its row here and compute it where its family is computed: gradients and likelihoods in
-`scoring.measure`, claims in `scoring.claims`, other texts and meaning in `scoring.text_signals`, further forward
-passes in `scoring.forward_signals`, samples in `evaluation.compare.sampled_signals`.
+`scoring.measure`, where words begin in `scoring.starts`, attention in `scoring.attention`, claims in `scoring.claims`,
+other texts and meaning in `scoring.text_signals`, further forward passes in `scoring.forward_signals`, samples in
+`evaluation.compare.sampled_signals`.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ PAPER = "SemGrad (arXiv 2605.04638), section 3"
 Cost = Literal["free", "text", "embedding", "forward", "sampling"]
 """`free`: comes with the one backward pass; `text`: counts words, no model; `embedding`: sentence embeddings, where an
 embedder is given; `forward`: another forward pass; `sampling`: further answers, in `evaluate` only."""
-Family = Literal["gradient", "likelihood", "text", "embedding", "forward", "sampling"]
+Family = Literal["gradient", "likelihood", "attention", "text", "embedding", "forward", "sampling"]
 """What a signal is computed from."""
 DIRECTIONS: Mapping[str, int] = {"less sure": -1, "either": 0, "more sure": 1}
 
@@ -250,6 +251,134 @@ _LIKELIHOODS = _family(
         higher="either",
         source="length",
     ),
+)
+
+_STARTS = _family(
+    "likelihood",
+    "free",
+    Signal(
+        name="word_start_nll",
+        meaning="mean negative log-likelihood of the tokens with which content words begin",
+        unit="nats",
+        higher="less sure",
+        source="own; the first token of a wrong stretch carries the signal",
+        lowers="the answer's words are unlikely where they begin",
+        raises="the answer's words are likely where they begin",
+    ),
+    Signal(
+        name="max_word_start_nll",
+        meaning="largest negative log-likelihood of a token with which a content word begins",
+        unit="nats",
+        higher="less sure",
+        source="as word_start_nll",
+        lowers="one word of the answer is very unlikely where it begins",
+        raises="no word of the answer is unlikely where it begins",
+    ),
+    Signal(
+        name="word_start_entropy",
+        meaning="mean entropy of the distributions that predict the tokens with which content words begin",
+        unit="nats",
+        higher="less sure",
+        source="as word_start_nll",
+        lowers="many other words were possible",
+        raises="few other words were possible",
+    ),
+    Signal(
+        name="max_word_start_entropy",
+        meaning="largest entropy of a distribution that predicts the token with which a content word begins",
+        unit="nats",
+        higher="less sure",
+        source="as word_start_nll",
+        lowers="one word was close to a guess",
+        raises="no word was a guess",
+    ),
+    Signal(
+        name="max_claim_start_nll",
+        meaning="largest negative log-likelihood of a claim's first token",
+        unit="nats",
+        higher="less sure",
+        source="as word_start_nll",
+        lowers="one sentence begins with an unlikely token",
+        raises="every sentence begins with a likely token",
+    ),
+    Signal(
+        name="max_claim_start_entropy",
+        meaning="largest entropy of a distribution that predicts a claim's first token",
+        unit="nats",
+        higher="less sure",
+        source="as word_start_nll",
+        lowers="one sentence could have begun in many ways",
+        raises="no sentence could have begun in many ways",
+    ),
+)
+
+_LOOKBACK = "after Lookback Lens (arXiv 2407.07071), without its classifier"
+_ATTENTION = tuple(
+    replace(signal, required=False)  # models that compute attention in their own way have none
+    for signal in _family(
+        "attention",
+        "free",
+        Signal(
+            name="rauq",
+            meaning="mean -log confidence, where a token's confidence is 0.2 of its probability and 0.8 of the "
+            "attention on the token before times that one's confidence; the block where it is largest",
+            unit="nats",
+            higher="less sure",
+            source="RAUQ (arXiv 2505.20045), on the blocks of `scoring.attention.watched_blocks`",
+            lowers="doubt is passed on from word to word",
+            raises="each word follows surely from the one before",
+        ),
+        Signal(
+            name="context_attention",
+            meaning="share of the answer's attention on the passages, of what does not rest on the first token; mean "
+            "over blocks, heads and tokens",
+            unit="share",
+            higher="either",
+            source=_LOOKBACK,
+        ),
+        Signal(
+            name="context_attention_min",
+            meaning="as `context_attention`, of the token that looks at the passages least",
+            unit="share",
+            higher="either",
+            source=_LOOKBACK,
+        ),
+        Signal(
+            name="context_attention_first",
+            meaning="as `context_attention`, of the first tokens of the answer and of its claims, the lowest",
+            unit="share",
+            higher="either",
+            source=_LOOKBACK,
+        ),
+        Signal(
+            name="context_attention_heads",
+            meaning="mean attention on the passages by the tenth of all heads that look there most",
+            unit="share",
+            higher="either",
+            source="own",
+        ),
+        Signal(
+            name="passage_focus",
+            meaning="share of the most attended passage in the attention on all passages",
+            unit="share",
+            higher="either",
+            source="own",
+        ),
+        Signal(
+            name="question_attention",
+            meaning="as `context_attention`, on the question",
+            unit="share",
+            higher="either",
+            source=_LOOKBACK,
+        ),
+        Signal(
+            name="own_attention",
+            meaning="as `context_attention`, on the answer's own tokens so far",
+            unit="share",
+            higher="either",
+            source=_LOOKBACK,
+        ),
+    )
 )
 
 _TEXT = _family(
@@ -618,7 +747,7 @@ _FORWARD = _family(
 )
 
 SIGNALS: dict[str, Signal] = {
-    signal.name: signal for signal in (*_GRADIENTS, *_LIKELIHOODS, *_TEXT, *_MEANING, *_FORWARD)
+    signal.name: signal for signal in (*_GRADIENTS, *_LIKELIHOODS, *_STARTS, *_ATTENTION, *_TEXT, *_MEANING, *_FORWARD)
 }
 """Every signal that a scorer computes, by name."""
 SAMPLED: dict[str, Signal] = {
@@ -676,6 +805,8 @@ PASSAGE_HELP = frozenset(COSTLY) - {"p_true"}
 """Those of them that say what the passages did for the answer; one forward pass without the passages gives them all."""
 TAMPERING = frozenset(name for name, signal in SIGNALS.items() if signal.tampering)
 """Signs that an answer was made to look right."""
+ATTENTION = tuple(name for name, signal in SIGNALS.items() if signal.family == "attention")
+"""Signals for which attention weights are read."""
 METHODS = tuple(name for name, signal in SIGNALS.items() if signal.is_score)
 """Signals that can be a score's value."""
 

@@ -36,14 +36,16 @@ _FORMS = {
     """,
     "believe this one alone": rf"""
         \b(?:trust|use|believe|read|consider|follow|obey|quote|cite)\ (?:only|nothing\ but|solely)\ this\b
-        |\b(?:only|solely|just)\ (?:trust|use|believe|consider|follow|obey|quote|cite)\ (?:this|the\ following)\b
+        |\b(?:only|solely|just)\ (?:trust|use|believe|consider|follow|obey|quote|cite)\ (?:this|the\ following)
+        (?:\ (?:{_TEXTS}|answer|one))?\s*(?:[.!:;,\n]|$)
         |\bthe\ only\ (?:thing|text|word|passage|document)\b{_ONWARDS}{{0,30}}\b(?:say|answer|trust|use|matters)\b
         |\b(?:other|previous|remaining|preceding|surrounding)\ {_TEXTS}\ (?:as\ |(?:is|are|was|were|(?:may|should|must)
         \ be)\ )(?:wrong|false|incorrect|outdated|irrelevant|fake|unreliable|obsolete|to\ be|not)\b
     """,
     "what a model must say": rf"""
         \b{_MODEL}\b{_ONWARDS}{{0,30}}\b{_MUST}\b{_ONWARDS}{{0,30}}\b{_SAY}\b
-        |\byour\ (?:final\ )?(?:answer|response|reply|output)\b(?:\ (?:is|to|should|must|will)\b
+        |\byour\ (?:final\ )?(?:answer|response|reply|output)\b(?:\ (?:is|should|must|will)\b
+        |\ to\ (?:every|any|all|each|this|the\ question)\b
         |{_ONWARDS}{{0,30}}\b(?:must|should|shall|has\ to|needs\ to|is\ to|will\ be)\b)
         |\b(?:change|replace|revise|set)\ (?:your|the)\ (?:answer|response|reply)\b
         |\bthe\ (?:user|person\ asking|questioner)\ (?:wants|needs|expects|must|should|has\ asked)\b

@@ -235,6 +235,7 @@ _PYTHON = {
     "semgrad_guard.models": "Local models.",
     "semgrad_guard.scoring": "Scores without a guard.",
     "semgrad_guard.calibration": "Profiles.",
+    "semgrad_guard.remote": "Scores from a server.",
     "semgrad_guard.review": "The review queue.",
     "semgrad_guard.adapter_kit": "Guarding a framework of your own.",
     "semgrad_guard.errors": "Every error says what was seen, what is allowed and what to do.",
@@ -314,7 +315,10 @@ def _apis() -> Iterator[tuple[str, str, dict[str, Any]]]:
     """Yield title, introduction and OpenAPI description of each server."""
     from semgrad_guard.review import open_queue
     from semgrad_guard.review.site.app import create_app
+    from semgrad_guard.serving.app import create_app as scoring_server
 
+    where = "`semgrad-guard serve`; it speaks as OpenAI's servers do, so its clients need only another address."
+    yield "Scoring server", where, scoring_server().openapi()
     queue = open_queue("sqlite://")
     try:
         where = "`semgrad-guard review serve`; the description is at `/api/openapi.json`. Programs use a token: "
@@ -327,7 +331,7 @@ def _apis() -> Iterator[tuple[str, str, dict[str, Any]]]:
 def _operations(schema: dict[str, Any]) -> Iterator[str]:
     for path, methods in schema["paths"].items():
         for method, operation in methods.items():
-            if not path.startswith("/api"):
+            if not path.startswith(("/api", "/v1", "/healthz", "/readyz", "/metrics", "/beta")):
                 continue
             yield f"### {method.upper()} {path}"
             yield str(operation.get("description") or operation.get("summary", "")).split("\n\n", 1)[0]
@@ -351,13 +355,13 @@ def _whole(node: Any, schema: dict[str, Any]) -> Any:
     if not isinstance(node, dict):
         return node
     if "$ref" in node:
-        found = schema["components"]["schemas"][_referred(node)]
+        found = schema.get("components", {}).get("schemas", {}).get(_referred(node), {})
         return _whole(found, schema) if "properties" not in found else {"type": "object"}
     return {key: _whole(each, schema) for key, each in node.items()}
 
 
 def _body(body: dict[str, Any], schema: dict[str, Any]) -> Iterator[str]:
-    found = schema["components"]["schemas"].get(_referred(body), body)
+    found = schema.get("components", {}).get("schemas", {}).get(_referred(body), body)
     if "properties" in found:
         rows = [
             (f"`{key}`", _kind(_whole(value, schema)), "yes" if key in found.get("required", ()) else "")

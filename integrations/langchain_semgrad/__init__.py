@@ -7,7 +7,8 @@
   `ReviewedRuns` resumes their stopped runs once people have judged in the review queue, and `resume_with` turns one
   verdict into what such a graph is resumed with.
 - `answering` states the question and the passages of an answer, where they cannot be found.
-- `SemGradChatModel` is a local model that scores its answers while it writes them.
+- `SemGradChatModel` is a local model that scores its answers while it writes them; `ChatSemGradServer` is one at a
+  server that `semgrad-guard serve` runs (extra `openai`).
 """
 
 from typing import TYPE_CHECKING
@@ -28,8 +29,10 @@ if TYPE_CHECKING:
     from langchain_semgrad.agents.graph_node import SemGradGraphState, SemGradNode
     from langchain_semgrad.agents.middleware import SemGradMiddleware
     from langchain_semgrad.review import ReviewedRuns, resume_with
+    from langchain_semgrad.served import ChatSemGradServer
 
 __all__ = [
+    "ChatSemGradServer",
     "GuardedAnswer",
     "GuardedChain",
     "GuardedRetriever",
@@ -45,19 +48,21 @@ __all__ = [
     "resume_with",
 ]
 
-_OF_AGENTS = {
-    "ReviewedRuns": "review",
-    "SemGradMiddleware": "agents.middleware",
-    "SemGradNode": "agents.graph_node",
-    "SemGradGraphState": "agents.graph_node",
-    "resume_with": "review",
+_LATER = {
+    "ChatSemGradServer": ("served", "langchain_openai", "openai"),
+    "ReviewedRuns": ("review", "langchain.agents", "agents"),
+    "SemGradMiddleware": ("agents.middleware", "langchain.agents", "agents"),
+    "SemGradNode": ("agents.graph_node", "langchain.agents", "agents"),
+    "SemGradGraphState": ("agents.graph_node", "langchain.agents", "agents"),
+    "resume_with": ("review", "langchain.agents", "agents"),
 }
-"""Names that need LangChain's agents, and their modules, which are imported when a name is first used."""
+"""Names that are imported when they are first used: the module, what it needs, and the extra that brings it."""
 
 
 def __getattr__(name: str) -> object:
-    if name not in _OF_AGENTS:
+    if name not in _LATER:
         msg = f"module {__name__!r} has no attribute {name!r}"
         raise AttributeError(msg)
-    require("langchain.agents", extra="agents")
-    return getattr(require(f"langchain_semgrad.{_OF_AGENTS[name]}", extra="agents"), name)
+    module, library, extra = _LATER[name]
+    require(library, extra=extra)
+    return getattr(require(f"langchain_semgrad.{module}", extra=extra), name)

@@ -15,7 +15,7 @@ from llama_index_instrumentation.dispatcher import active_instrument_tags
 
 from semgrad_guard.adapter_kit import NOTHING_STATED, Stated
 from semgrad_guard.flow import Message, Passage
-from semgrad_guard.wire import WireError, score_from_fields
+from semgrad_guard.wire import WireError, score_from_fields, served_score
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -114,10 +114,10 @@ class LlmCall:
 
     @property
     def score(self) -> Score | None:
-        """The score that was taken while the answer was written; only a `SemGradLLM` takes one."""
+        """The score that came along with the answer, from a `SemGradLLM` or a scoring server; `None` without one."""
         data = self.extra.get(SCORE_KEY)
         try:
-            return score_from_fields(data) if isinstance(data, Mapping) else None
+            return score_from_fields(data) if isinstance(data, Mapping) else served_score(self.raw)
         except WireError:
             return None
 

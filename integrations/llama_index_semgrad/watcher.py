@@ -133,7 +133,11 @@ class Watcher:
         if not isinstance(instance, BaseLLM) or method_of(span_id) not in CALL_METHODS:
             return
         with self._lock:
-            self._open[span_id] = _OpenCall(instance, parent_id in self._open, stated_here())
+            outer = self._open.get(parent_id or "")
+            # `OpenAILike.chat` calls `OpenAI.chat`, and only the inner one reports an end: both are one call
+            is_one = outer is not None and outer.llm is instance and method_of(parent_id) == method_of(span_id)
+            is_nested = outer is not None and (outer.is_nested or not is_one)
+            self._open[span_id] = _OpenCall(instance, is_nested, stated_here())
             if len(self._open) > MAX_OPEN_CALLS:
                 self._open.popitem(last=False)
 

@@ -123,6 +123,13 @@ class SinglePass:
         self._local = Lazy(self._load)
         self._scorer = Lazy(self._make_scorer)
 
+    @classmethod
+    def of(cls, scorer: SemGradScorer) -> Self:
+        """Return the single pass of a scorer's own model; its answers are scored by that very scorer."""
+        made = cls(scorer.model)
+        made._local, made._scorer = Lazy(lambda: scorer.model), Lazy(lambda: scorer)
+        return made
+
     @property
     def local_model(self) -> LocalModel:
         """The model; it is loaded at the first access."""

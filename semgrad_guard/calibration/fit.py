@@ -273,11 +273,16 @@ FAMILIES: tuple[frozenset[Family], ...] = (
     frozenset({"text"}),
     frozenset({"text", "embedding"}),
     frozenset({"likelihood", "gradient"}),
+    frozenset({"likelihood", "attention"}),
     frozenset({"text", "likelihood"}),
+    frozenset({"text", "attention"}),
+    frozenset({"text", "likelihood", "attention"}),
     frozenset({"text", "likelihood", "forward"}),
     frozenset({"text", "embedding", "likelihood"}),
+    frozenset({"text", "embedding", "attention"}),
+    frozenset({"text", "embedding", "likelihood", "attention"}),
     frozenset({"text", "embedding", "likelihood", "forward"}),
-    frozenset({"text", "embedding", "likelihood", "gradient", "forward", "sampling"}),
+    frozenset({"text", "embedding", "likelihood", "attention", "gradient", "forward", "sampling"}),
 )
 """Sets of families of signals that a fused model may be made of, the smaller first; the last has all."""
 FIRST_RIDGES = (3e-2, 3e-1)
@@ -468,7 +473,7 @@ class Settings:
     seed: int
 
 
-WITHOUT_MEANING: frozenset[Family] = frozenset({"text", "likelihood", "gradient", "forward"})
+WITHOUT_MEANING: frozenset[Family] = frozenset({"text", "likelihood", "attention", "gradient", "forward"})
 TEXTS_ONLY: frozenset[Family] = frozenset({"text"})
 
 

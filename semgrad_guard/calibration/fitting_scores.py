@@ -78,6 +78,8 @@ def _needs(signals: Iterable[str]) -> set[str]:
                 needed |= {"texts"}
             case "embedding":
                 needed |= {"texts", "embedder"}
+            case "attention":
+                needed |= {*_MODEL, "blocks"}
             case "gradient":
                 needed |= {*_MODEL, "blocks"} | ({"position"} if name in _BY_POSITION else set())
             case _:

@@ -10,7 +10,20 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from semgrad_guard.cli import bench, calibrate, demo, doctor, evaluate, models, policy, profile, review, score, watch
+from semgrad_guard.cli import (
+    bench,
+    calibrate,
+    demo,
+    doctor,
+    evaluate,
+    models,
+    policy,
+    profile,
+    review,
+    score,
+    serve,
+    watch,
+)
 from semgrad_guard.errors import SemGradGuardError
 
 USER_ERROR = 2
@@ -33,6 +46,8 @@ app.command(epilog=score.SIGNALS_EXAMPLES)(score.signals)
 app.command(epilog=calibrate.EXAMPLES)(calibrate.calibrate)
 app.command(epilog=evaluate.EXAMPLES)(evaluate.evaluate)
 app.command(epilog=bench.EXAMPLES)(bench.bench)
+app.command(epilog=serve.EXAMPLES)(serve.serve)
+app.add_typer(serve.keys_app, name="keys")
 app.add_typer(models.app, name="models")
 app.add_typer(policy.app, name="policy")
 app.add_typer(profile.app, name="profile")

@@ -42,8 +42,8 @@ CONNECT_S = 3.0
 """Seconds to wait for a server."""
 
 _OPTIONAL = {
-    "torch": "",
-    "transformers": "",
+    "torch": "local",
+    "transformers": "local",
     "langchain-core": "langchain",
     "langgraph": "agents",
     "llama-index-core": "llama-index",
@@ -53,7 +53,7 @@ _OPTIONAL = {
     "opentelemetry-sdk": "otel",
     "sentence-transformers": "evaluation",
 }
-"""Distribution -> the extra that brings it; empty where it comes without one."""
+"""Distribution -> the extra that brings it."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def examine(file: Path | None) -> Iterator[Finding]:
 def _packages() -> Iterator[Finding]:
     for name, extra in _OPTIONAL.items():
         version = _version(name)
-        advice = f"pip install 'semgrad-guard[{extra}]'" if extra else "pip install semgrad-guard"
+        advice = f"pip install 'semgrad-guard[{extra}]'"
         yield Finding(name, "works", version) if version else Finding(name, "off", "not installed", advice)
     for model in PACKAGED.values():
         what = f"{model.what}, {model.licence}"
@@ -163,12 +163,29 @@ def _looked(part: str, look: Callable[[Policy], Finding], policy: Policy) -> Fin
 def _model(policy: Policy) -> Finding:
     from semgrad_guard.guard.readiness import problems_of
 
+    if policy.scorer.url is not None:
+        return _scoring_server(policy.scorer.url)
     name = policy.scorer.model
     mistakes = [error for place, error in problems_of(policy) if place[:2] == ("scorer", "model")]
     if mistakes:
         packaged = find(name)
         return Finding("scoring model", "fails", str(mistakes[0]), packaged.command if packaged else "")
     return Finding("scoring model", "works", name)
+
+
+def _scoring_server(url: str) -> Finding:
+    import httpx
+
+    from semgrad_guard.policy.fields import mask_url
+
+    advice = "start it there: semgrad-guard serve"
+    try:
+        answer = httpx.get(f"{url.rstrip('/')}/readyz", timeout=CONNECT_S)
+    except httpx.HTTPError as error:
+        return Finding("scoring server", "fails", f"{mask_url(url)}: {error}", advice)
+    if answer.status_code != httpx.codes.OK:
+        return Finding("scoring server", "fails", f"{mask_url(url)} answers {answer.status_code}", advice)
+    return Finding("scoring server", "works", f"{mask_url(url)} is ready")
 
 
 def _profile(policy: Policy) -> Finding:

@@ -185,13 +185,23 @@ def add_hook(
     address: Annotated[str, typer.Argument(help="URL to send events to.")],
     event: Annotated[list[str] | None, typer.Option(help="`verdict` or `submit`; repeat for both.")] = None,
     allow_plain_http: Annotated[bool, typer.Option("--allow-plain-http", help="Allow http to other machines.")] = False,
+    allow_host: Annotated[
+        str | None, typer.Option(help="Allow this host although it is link-local or a metadata service.")
+    ] = None,
     url: Url = None,
     policy: PolicyFile = None,
 ) -> None:
     """Send new events to an address, and print the secret that signs each message; it cannot be shown again."""
     from semgrad_guard.review.webhooks import add_webhook  # loads SQLAlchemy
 
-    hook = add_webhook(queue_at(url, policy), name, address, event or ["verdict"], allow_plain=allow_plain_http)
+    hook = add_webhook(
+        queue_at(url, policy),
+        name,
+        address,
+        event or ["verdict"],
+        allow_plain=allow_plain_http,
+        allowed_host=allow_host,
+    )
     Console(stderr=True).print("signing secret; it is not shown again:")
     print(hook.secret)
 

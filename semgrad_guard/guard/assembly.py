@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from semgrad_guard.policy.model import ScorerSettings
     from semgrad_guard.policy.review import ReviewSettings
     from semgrad_guard.ports import Calibrator, Scorer, Sink
+    from semgrad_guard.remote import RemoteScorer
     from semgrad_guard.review import QueueSettings, SqlReviewQueue
     from semgrad_guard.review.client import ReviewClient
 
@@ -116,6 +117,7 @@ def queue_settings(review: ReviewSettings) -> QueueSettings:
         lease_s=review.lease_s,
         deadline_s=review.deadline_s,
         at_expiry=AtExpiry(review.at_deadline),
+        least_deadline_s=review.least_deadline_s,
         tag_weights=review.tag_weights,
         retention_s=None if review.retention_days is None else timedelta(days=review.retention_days).total_seconds(),
     )
@@ -196,13 +198,16 @@ def scorer_of(
         profile: gives position, band and embedding where the section leaves them out, if it was fitted for this model.
         embedder: sentence embeddings in place of the policy's, such as the retriever's.
     """
+    if settings.url is not None and model is None:
+        return LazyScorer(settings.url, lambda: remote_scorer(settings, profile))
     source = settings.model if model is None else model
+    name = _readable(source)
 
     def load() -> Scorer:
         from semgrad_guard.models import load_model  # loads torch
         from semgrad_guard.scoring import SemGradScorer  # loads torch
 
-        _log.info("loading scoring model %s", settings.model if model is None else type(model).__name__)
+        _log.info("loading scoring model %s", name)
         local = load_model(source, dtype=settings.dtype, device=settings.device)
         own = profile if profile is not None and profile.fingerprint.model == local.weights_digest else None
         band = settings.band or (own.band if own else None)
@@ -216,7 +221,31 @@ def scorer_of(
             embedder=embedder or _embedder(settings.embedding, own),
         )
 
-    return LazyScorer(settings.model if model is None else type(model).__name__, load)
+    return LazyScorer(name, load)
+
+
+def remote_scorer(settings: ScorerSettings, profile: Profile | None) -> RemoteScorer:
+    """Return the scorer at the server that a policy names; it is asked when the first answer is scored.
+
+    Args:
+        settings: the policy's `scorer` section, with a `url`.
+        profile: the profile that reads the scores; where the section names it, the server's model has to be its own.
+    """
+    from semgrad_guard.remote import RemoteScorer  # needs the web client
+
+    expected = profile.fingerprint if profile is not None and settings.profile is not None else None
+    return RemoteScorer(
+        settings.url or "",
+        key=settings.key,
+        expected=expected,
+        method=None if settings.method == FUSED else settings.method,
+        claims=settings.granularity == "sentence",
+    )
+
+
+def _readable(model: object) -> str:
+    """Return a model's name for people; that of its type where it has none."""
+    return str(model) if isinstance(model, str | Path) else str(getattr(model, "name", type(model).__name__))
 
 
 def _further_signals(profile: Profile | None) -> tuple[str, ...]:

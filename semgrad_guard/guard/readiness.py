@@ -61,7 +61,8 @@ def ready_policy(
         PolicyFileError: the policy has mistakes, or several things are missing; the error lists all.
         ModelError: the scoring or embedding model is not installed, missing or misspelt.
         CalibrationError: the profile is missing, or was fitted for another model.
-        MissingExtraError: the policy names embeddings, and the package that makes them is not installed.
+        MissingExtraError: the package that loads the scoring model, or makes the embeddings that the policy names, is
+            not installed.
     """
     reading = read_policy(source)
     problems = [] if reading.policy is None else list(problems_of(reading.policy, given))
@@ -85,8 +86,10 @@ def check_ready(policy: Policy, given: Given = NOTHING_GIVEN) -> None:
 
 def problems_of(policy: Policy, given: Given = NOTHING_GIVEN) -> Iterator[Problem]:
     """Yield what keeps a policy from acting."""
-    needs_model = given.scorer is None and not given.finds_model
-    if needs_model:
+    needs_model = given.scorer is None and not given.finds_model and policy.scorer.url is None
+    if needs_model and find_spec(_SCORES) is None:
+        yield ("scorer",), MissingExtraError(_SCORES, "local")
+    elif needs_model:
         yield from _model_problems(policy, given.model)
     if given.scorer is None:
         yield from _embedder_problems(policy, given.embedder)
@@ -123,7 +126,7 @@ def _embedder_problems(policy: Policy, embedder: Embedder | None) -> Iterator[Pr
         yield place, MissingExtraError(_EMBEDS, "evaluation")
 
 
-_EMBEDS = "sentence_transformers"
+_EMBEDS, _SCORES = "sentence_transformers", "torch"
 
 
 def _profile(policy: Policy) -> Profile | None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from semgrad_guard.errors import ReviewError
 from semgrad_guard.flow import Verdict
+from semgrad_guard.wire import plain
 
 if TYPE_CHECKING:
     from semgrad_guard.calibration import DriftMonitor
@@ -33,16 +34,24 @@ class EarlierVerdicts:
     def find(self, exchange: Exchange) -> Ruling | None:
         """Return an earlier verdict on the exchange's question; `None` when a person must judge it again.
 
-        The earlier item must have all tags of the exchange. After a rejection a person must judge again. A queue that
-        cannot be reached counts as one without verdicts.
+        The earlier item must have all tags of the exchange, the same passages, and the same values of the metadata that
+        the policy names. After a rejection a person must judge again. A queue that cannot be reached counts as one
+        without verdicts.
         """
+        from semgrad_guard.review.store.document import passages_key  # loads the database library
+
         reuse, question = self._reuse, exchange.question
-        if not question or (reuse.tags is not None and not reuse.tags & exchange.tags):
+        if not question or not reuse.is_scoped or (reuse.tags is not None and not reuse.tags & exchange.tags):
+            return None
+        fields = reuse.same_metadata or ()
+        if any(exchange.metadata.get(each) is None for each in fields):
             return None
         try:
             found = self._queue.reuse(
                 question,
                 tags=exchange.tags,
+                metadata={each: plain(exchange.metadata[each]) for each in fields},
+                passages=passages_key(passage.text for passage in exchange.passages),
                 similar=reuse.threshold if reuse.mode == "similar" else None,
                 max_age_s=None if reuse.expires_days is None else timedelta(days=reuse.expires_days).total_seconds(),
             )

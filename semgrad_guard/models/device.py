@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -45,14 +45,40 @@ def evaluating(model: nn.Module) -> Generator[None]:
             setattr(module, _PACKS_WEIGHTS, True)
 
 
+_COMPILED = "_compiled_call_impl"
+"""Attribute by which a module knows that it was compiled in place."""
+
+
 @contextmanager
 def plain_tensors() -> Generator[None]:
-    """Compute without gradients but with ordinary tensors, even if the caller uses inference mode.
+    """Compute without gradients but with ordinary tensors of the model's type, whatever context the caller is in.
 
-    A KV cache written under `torch.inference_mode` could not be used in a later backward pass.
+    A KV cache written under `torch.inference_mode` could not be used in a later backward pass, and under `autocast` an
+    answer and its score would depend on who asks.
     """
-    with torch.inference_mode(mode=False), torch.no_grad():
+    kinds = {"cpu", accelerator.type if (accelerator := torch.accelerator.current_accelerator()) else "cpu"}
+    with torch.inference_mode(mode=False), torch.no_grad(), ExitStack() as undo:
+        for kind in kinds:
+            if torch.is_autocast_enabled(kind):
+                undo.enter_context(torch.autocast(kind, enabled=False))
         yield
+
+
+@contextmanager
+def uncompiled(model: nn.Module) -> Generator[None]:
+    """Run the modules that `Module.compile()` has compiled as they were written, within the context.
+
+    A compiled module would be traced again for each set of hooks, and does not call what stands in for its blocks.
+    """
+    compiled = [module for module in model.modules() if vars(module).get(_COMPILED) is not None]
+    calls = [vars(module)[_COMPILED] for module in compiled]
+    for module in compiled:
+        setattr(module, _COMPILED, None)
+    try:
+        yield
+    finally:
+        for module, call in zip(compiled, calls, strict=True):
+            setattr(module, _COMPILED, call)
 
 
 def in_this_thread(hook: Callable[..., Any]) -> Callable[..., Any]:

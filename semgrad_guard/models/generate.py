@@ -13,8 +13,8 @@ from typing_extensions import override
 
 from semgrad_guard.errors import ContextTooLongError, EmptyPromptError, ModelSettingError, NonFiniteScoreError
 from semgrad_guard.models.cache import KeptCache, full_cache, pad_left, prompt_cache, recorded, recorded_outputs
-from semgrad_guard.models.device import evaluating, held, plain_tensors
-from semgrad_guard.models.tokens import special_tokens
+from semgrad_guard.models.device import evaluating, held, plain_tensors, uncompiled
+from semgrad_guard.models.tokens import UNFINISHED, special_tokens
 
 if TYPE_CHECKING:
     import threading
@@ -80,10 +80,6 @@ def _row_seed(seed: int, row: int) -> int:
     """Return a seed for one row, unrelated to those of neighbouring seeds and rows."""
     digest = hashlib.sha256(f"{seed}:{row}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
-
-
-UNFINISHED = "\ufffd"
-"""Character that a tokenizer shows while only some bytes of a character are generated."""
 
 
 class AnswerWatch(StoppingCriteria):
@@ -275,6 +271,7 @@ def generate(
         with (
             evaluating(local.model),
             plain_tensors(),
+            uncompiled(local.model),
             recorded(states_of) as states,
             recorded_outputs(local, wanted=bool(states_of)) as outputs,
         ):
@@ -291,7 +288,8 @@ def generate(
         answers = [replace(answer, nlls=sampler.nlls(n, len(answer.answer_ids))) for n, answer in enumerate(answers)]
     if cache is None or not isinstance(memory, Keep):
         return answers
-    return [replace(answers[0], kept=_kept(output[0], cache, states, states_of, outputs))]
+    with plain_tensors():  # what is kept is joined here, and must suit a later backward pass
+        return [replace(answers[0], kept=_kept(output[0], cache, states, states_of, outputs))]
 
 
 def _room(local: ModelView, prompts: Sequence[tuple[int, ...]]) -> int:

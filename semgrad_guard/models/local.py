@@ -41,7 +41,11 @@ class LocalModel:
     lock: threading.RLock = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        """Get the model's lock."""
+        """Get the model's lock; of a model that `torch.compile` has wrapped, take the model inside.
+
+        Scoring looks at single blocks, which a compiled model does not show; who calls it keeps the compiled one.
+        """
+        self.model = getattr(self.model, "_orig_mod", self.model)
         self.lock = lock_of(self.model)
 
     @property
@@ -117,6 +121,15 @@ class LocalModel:
         """
         ids = tokens.encode_answer(self.tokenizer, prompt_ids, (prompt, self._as_chat(prompt)), answer)
         return ids + self._end_tokens[:1] if ended else ids
+
+    def prompt_offsets(self, prompt_ids: Sequence[int], prompt: Prompt) -> tuple[str, list[tuple[int, int]]]:
+        """Return the text of a prompt's ids, and the first character and the end of each token in it.
+
+        Args:
+            prompt_ids: the ids that the model read.
+            prompt: the same prompt as text or messages; empty if only its ids are known.
+        """
+        return tokens.prompt_offsets(self.tokenizer, prompt_ids, (prompt, self._as_chat(prompt)))
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of token ids without special tokens."""

@@ -14,7 +14,7 @@ from semgrad_guard.flow import Message
 from semgrad_guard.models.device import lock_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -214,3 +214,55 @@ def end_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
 def can_wrap(tokenizer: PreTrainedTokenizerBase, text: str) -> bool:
     """Tell whether a plain text can be read as a user's message: for a chat model, and if it is not rendered yet."""
     return has_template(tokenizer) and not starts_special(tokenizer, text)
+
+
+UNFINISHED = "\ufffd"
+"""Character that a tokenizer shows where only some bytes of a character have been decoded."""
+_OVERLAP = 8
+"""How many tokens are decoded again before each piece: enough that its first token is decoded as it is in the text."""
+
+
+def text_ends(decode: Callable[[Sequence[int]], str], ids: Sequence[int]) -> list[int]:
+    """Return for each token how many characters the text has up to and including it.
+
+    The text is decoded in short pieces, so that the work grows with its length and not with its square.
+
+    Args:
+        decode: ids -> their text.
+        ids: the token ids.
+    """
+
+    def length(start: int, end: int) -> int:
+        return len(decode(ids[start:end]).rstrip(UNFINISHED))
+
+    ends, start, known, offset = list[int](), 0, 0, 0
+    for n in range(1, len(ids) + 1):
+        if n - start > 2 * _OVERLAP:
+            start = n - 1 - _OVERLAP
+            known, offset = ends[-1], length(start, n - 1)
+        ends.append(known + length(start, n) - offset)
+    whole = length(0, len(ids))
+    return ends if not ends or ends[-1] == whole else [length(0, n) for n in range(1, len(ids) + 1)]
+
+
+def prompt_offsets(
+    tokenizer: PreTrainedTokenizerBase, prompt_ids: Sequence[int], prompts: Sequence[Prompt]
+) -> tuple[str, list[tuple[int, int]]]:
+    """Return a prompt's text, and the first character and the end of each of its tokens in it.
+
+    Args:
+        tokenizer: the model's tokenizer.
+        prompt_ids: the prompt's ids as the model read them.
+        prompts: possible forms of the prompt; the decoded ids are tried last.
+    """
+    ids = list(prompt_ids)
+    known = (prompt_text(tokenizer, prompt) for prompt in prompts if prompt)
+    from_ids = ((decode(tokenizer, ids, keep_special=True), False) for _ in range(1))
+    for text, special in chain(known, from_ids) if tokenizer.is_fast else ():
+        clean = clean_text(text)
+        with lock_of(tokenizer):
+            found = tokenizer(clean, add_special_tokens=special, return_offsets_mapping=True, verbose=False)
+        if found["input_ids"][: len(ids)] == ids:
+            return clean, [(start, end) for start, end in found["offset_mapping"][: len(ids)]]
+    ends = text_ends(lambda some: decode(tokenizer, some, keep_special=True), ids)
+    return decode(tokenizer, ids, keep_special=True), list(zip([0, *ends], ends, strict=False))

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from semgrad_guard.policy.conditions import ALWAYS
 from semgrad_guard.policy.decide import step_rule
-from semgrad_guard.policy.fields import listed
+from semgrad_guard.policy.fields import listed, mask_url
 from semgrad_guard.policy.model import SHIPPED, RiskTarget
 from semgrad_guard.policy.needs import needs_in_words
 from semgrad_guard.policy.review import review_in_words
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from semgrad_guard.policy.conditions import Match, When
-    from semgrad_guard.policy.model import AcceptTarget, Override, Policy
+    from semgrad_guard.policy.model import AcceptTarget, Override, Policy, ScorerSettings
     from semgrad_guard.policy.steps import EscalationStep
 
 
@@ -47,7 +47,7 @@ def _extremes(policy: Policy) -> Iterator[str]:
         yield "`accept: 0` gives every answer that has a confidence"
     if policy.accept == 1:
         yield "`accept: 1` gives an answer only at a confidence of exactly 1, which calibrated models hardly reach"
-    if policy.scorer.profile is None:
+    if policy.profile is None:
         yield "`scorer.profile` is not given: no answer has a confidence, so `on_uncalibrated` decides every answer"
     answers_again = any(entry.spec.answers_again for _, entry in policy.escalation_steps())
     if policy.budget.attempts == 1 and answers_again:
@@ -119,13 +119,17 @@ def explain(policy: Policy) -> list[str]:
     return [*lines, "", "Notes:", *(f"  - {note}" for note in found)] if found else lines
 
 
+def _who(scorer: ScorerSettings) -> str:
+    return f"Model {scorer.model}" if scorer.url is None else f"The server at {mask_url(scorer.url)}"
+
+
 def _scoring(policy: Policy) -> list[str]:
     scorer = policy.scorer
     per = " and of each sentence" if scorer.granularity == "sentence" else ""
-    by_profile = f"Profile {policy.profile} turns it into" if scorer.profile else "No profile turns it into"
+    by_profile = f"Profile {policy.profile} turns it into" if policy.profile else "No profile turns it into"
     signal = "all signals, weighed by the profile" if scorer.method == "fused" else f"signal {scorer.method}"
     return [
-        f"Model {scorer.model} scores the uncertainty of each answer{per} ({signal}).",
+        f"{_who(scorer)} scores the uncertainty of each answer{per} ({signal}).",
         f"{by_profile} a confidence: the probability that the answer is right.",
     ]
 

@@ -48,12 +48,22 @@ def _band(value: tuple[int, int]) -> tuple[int, int]:
     return value
 
 
+def _http(value: str) -> str:
+    if not value.startswith(("http://", "https://")):
+        raise PydanticCustomError("scorer", "must be an address such as http://127.0.0.1:8788")
+    return value
+
+
 Block = Annotated[int, Field(ge=0)]
 
 
 class ScorerSettings(Frozen):
     """Which model scores, and how."""
 
+    url: Annotated[Text, AfterValidator(_http)] | None = None
+    """Address of a server that scores, which `semgrad-guard serve` runs, in place of a model in this process."""
+    key: Annotated[Text | None, Field(repr=False)] = None
+    """Key for that server, best given as ${NAME}; `semgrad-guard keys add` makes one."""
     model: Text = "smollm2-135m"
     """The demo model's name, a Hugging Face id, a folder or a .gguf file."""
     method: Method = FUSED
@@ -74,6 +84,18 @@ class ScorerSettings(Frozen):
     """Signals to compute in addition to the free ones; each costs another forward pass."""
     embedding: Text | None = None
     """Sentence-transformers model (`minilm-l6-v2`, a Hugging Face id or a folder) for signals that compare meanings."""
+
+    @model_validator(mode="after")
+    def _hangs_together(self) -> Self:
+        if self.url is None and self.key is not None:
+            raise PydanticCustomError("scorer", "is for a server: add `url: http://127.0.0.1:8788`", {"path": ("key",)})
+        for key in sorted(self.model_fields_set & _SERVERS_OWN if self.url is not None else ()):
+            raise PydanticCustomError("scorer", "is set at the server, by `semgrad-guard serve`", {"path": (key,)})
+        return self
+
+
+_SERVERS_OWN = frozenset({"model", "dtype", "device", "position", "band", "signals", "embedding"})
+"""Settings of a scorer that a server chooses for itself."""
 
 
 class Messages(Frozen):
@@ -272,6 +294,8 @@ class Policy(Frozen):
         content = self.model_dump()
         content["review"]["url"] = mask_url(self.review.url) if self.review.url else None
         content["review"]["token"] = None
+        key, url = content["scorer"].pop("key"), content["scorer"].pop("url")
+        content["scorer"] |= {} if url is None else {"url": mask_url(url), "has_key": key is not None}
         text = json.dumps(content, sort_keys=True, default=sorted)  # sorted: a set has another order in every process
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -282,6 +306,8 @@ class Policy(Frozen):
         A relative path is taken from the folder of the policy file.
         """
         named = self.scorer.profile
+        if named is None and self.scorer.url is not None:
+            return DEFAULT_PROFILE
         if named is None or not _is_path(named):
             return named
         return str(self._folder / Path(named).expanduser())
@@ -289,7 +315,8 @@ class Policy(Frozen):
     @property
     def chooses_profile(self) -> bool:
         """Whether the policy itself says what a confidence is computed with; otherwise a shipped profile is."""
-        return "scorer" in self.model_fields_set
+        only_url = self.scorer.url is not None and self.scorer.profile is None
+        return "scorer" in self.model_fields_set and not only_url
 
     def from_source(self, source: str, folder: Path) -> Self:
         """Return the same policy with its origin noted.

@@ -19,7 +19,7 @@ NO_QUEUE = (
     "`review: {url: interrupt}` where a LangGraph graph or a LlamaIndex workflow stops for the person itself"
 )
 """What is wrong with a policy that asks a person and has no `review.url`."""
-_SERVERS_OWN = ("at_deadline", "lease_s", "tag_weights", "retention_days")
+_SERVERS_OWN = ("at_deadline", "least_deadline_s", "lease_s", "tag_weights", "retention_days")
 """Keys that a remote review site sets for itself."""
 
 
@@ -66,7 +66,15 @@ class ReuseVerdicts(Frozen):
     expires_days: Days | None = None
     """Older verdicts are not used; if left out, verdicts do not expire."""
     tags: Words | None = None
-    """Only for questions with one of these tags; if left out, for all."""
+    """Only for questions with one of these tags, which mean the same whoever asks."""
+    same_metadata: Words | None = None
+    """Only where these metadata fields, for example `user_id`, have the same values. Without `tags` or `same_metadata`
+    no verdict is given again: "What is my balance?" has another answer for each who asks."""
+
+    @property
+    def is_scoped(self) -> bool:
+        """True when something says which questions mean the same."""
+        return bool(self.tags or self.same_metadata)
 
     @model_validator(mode="after")
     def _means_something(self) -> Self:
@@ -93,6 +101,9 @@ class ReviewSettings(Frozen):
     """Seconds for which an answer stays reserved for the reviewer who claimed it."""
     tag_weights: dict[Word, Weight] = Field(default_factory=dict[Word, Weight])
     """Tag -> factor by which doubtful answers with this tag are judged earlier; 1 for other tags."""
+    least_deadline_s: Seconds | None = None
+    """Shortest deadline that programs may ask for at the review site; if left out, where a deadline approves, its own
+    deadline or an hour."""
     retention_days: Days | None = None
     """Days after which `review serve` erases the texts of settled answers; if left out, never."""
     reuse_verdicts: ReuseVerdicts | None = None
@@ -163,6 +174,13 @@ def _queue_in_words(review: ReviewSettings, url: str) -> list[str]:
         else:
             end = _AT_DEADLINE[review.at_deadline]
             lines.append(f"Without a verdict after {_span(review.deadline_s)}, {end}. [review.deadline_s]")
+    return [*lines, *_upkeep_in_words(review)]
+
+
+def _upkeep_in_words(review: ReviewSettings) -> list[str]:
+    lines: list[str] = []
+    if review.least_deadline_s is not None:
+        lines.append(f"Programs may ask for deadlines from {_span(review.least_deadline_s)}. [review.least_deadline_s]")
     if review.lease_s != ReviewSettings().lease_s:
         lines.append(f"A claimed answer is reserved for its reviewer for {_span(review.lease_s)}. [review.lease_s]")
     if review.tag_weights:
@@ -178,12 +196,17 @@ def _queue_in_words(review: ReviewSettings, url: str) -> list[str]:
 
 
 def _reuse(reuse: ReuseVerdicts) -> str:
+    if not reuse.is_scoped:
+        return "No earlier verdict is given again: name `tags` or `same_metadata` to say which questions mean the same."
     question = "the same question"
     if reuse.mode == "similar":
         question += f", or one with a similarity of at least {reuse.threshold:g},"
     only = f", if it is tagged {listed(sorted(reuse.tags), 'or')}" if reuse.tags else ""
+    if reuse.same_metadata:
+        only += f", if its metadata have the same {listed(sorted(reuse.same_metadata))}"
     until = f", for {reuse.expires_days:g} days" if reuse.expires_days is not None else ""
-    return f"An answer that a person approved or wrote for {question} is given again without asking{only}{until}."
+    given = f"An answer that a person approved or wrote for {question} is given again without asking"
+    return f"{given}{only}{until}; the passages must be the same."
 
 
 def _span(seconds: float) -> str:

@@ -1,4 +1,4 @@
-"""Who may use the review site: accounts, tokens, sessions, and limits on log-ins."""
+"""Who may use the review site: accounts, tokens and sessions."""
 
 from __future__ import annotations
 
@@ -7,17 +7,16 @@ import hmac
 import json
 import re
 import secrets
-import threading
 from dataclasses import dataclass
 from datetime import timedelta
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import delete, func, insert, or_, select, update
+from sqlalchemy import delete, insert, or_, select, update
 
 from semgrad_guard.errors import AccountError
 from semgrad_guard.extras import require
-from semgrad_guard.review.store.schema import failures, sessions, tokens, users
+from semgrad_guard.review.store.schema import devices, sessions, tokens, users
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -30,8 +29,6 @@ if TYPE_CHECKING:
 _NAME = re.compile(r"[a-z0-9][a-z0-9._@-]{0,63}")
 SHORTEST_PASSWORD = 12
 _LONGEST_PASSWORD = 1024
-_AT_ONCE = threading.Semaphore(2)
-"""Hashing takes 64 MB on purpose, so a flood of logins must not hash a hundred passwords at once."""
 
 
 class Role(StrEnum):
@@ -122,7 +119,9 @@ class Accounts:
 
     def verify(self, name: str, password: str) -> User | None:
         """Return the account with this name and password; a wrong name takes as long as a wrong password."""
-        row = self._db.read(lambda conn: conn.execute(select(users).where(users.c.name == name)).mappings().first())
+        is_name = _NAME.fullmatch(name) is not None
+        query = select(users).where(users.c.name == (name if is_name else ""))
+        row = self._db.read(lambda conn: conn.execute(query).mappings().first())
         stored = row["password_hash"] if row is not None else self._nobody
         right = self._matches(stored, password)
         if row is None or not right or not row["active"]:
@@ -137,11 +136,10 @@ class Accounts:
     def _matches(self, stored: str, password: str) -> bool:
         from argon2.exceptions import VerificationError  # optional
 
-        with _AT_ONCE:
-            try:
-                return self._hasher.verify(stored, password[: _LONGEST_PASSWORD + 1])
-            except VerificationError:
-                return False
+        try:
+            return self._hasher.verify(stored, password[: _LONGEST_PASSWORD + 1])
+        except VerificationError:
+            return False
 
     def _hash(self, password: str) -> str:
         if not SHORTEST_PASSWORD <= len(password) <= _LONGEST_PASSWORD:
@@ -149,15 +147,15 @@ class Accounts:
                 f"a password needs {SHORTEST_PASSWORD} to {_LONGEST_PASSWORD} characters, this one has {len(password)}"
             )
             raise AccountError(msg)
-        with _AT_ONCE:
-            return self._hasher.hash(password)
+        return self._hasher.hash(password)
 
     def _change(self, name: str, **values: object) -> None:
         self.get(name)
 
         def work(tx: Transaction) -> None:
             tx.conn.execute(update(users).where(users.c.name == name).values(**values))
-            tx.conn.execute(delete(sessions).where(sessions.c.user == name))
+            for table in (sessions, devices):
+                tx.conn.execute(delete(table).where(table.c.user == name))
 
         self._db.write(work)
 
@@ -193,8 +191,8 @@ class Sessions:
         """Keep the database."""
         self._db = database
 
-    def begin(self, user: User) -> Session:
-        """Log an account in with a fresh token; any token that the browser had before is not reused."""
+    def begin(self, user: User, *, instead_of: str = "") -> Session:
+        """Log an account in with a fresh token; the session of the token that the browser had before ends."""
         token = secrets.token_urlsafe(32)
 
         def work(tx: Transaction) -> None:
@@ -202,7 +200,7 @@ class Sessions:
                 sessions.c.seen_at <= tx.now - timedelta(seconds=IDLE_S),
                 sessions.c.created_at <= tx.now - timedelta(seconds=LONGEST_S),
             )
-            tx.conn.execute(delete(sessions).where(ended))
+            tx.conn.execute(delete(sessions).where(ended | (sessions.c.digest == digest(instead_of))))
             row = {"digest": digest(token), "user": user.name, "created_at": tx.now, "seen_at": tx.now}
             tx.conn.execute(insert(sessions), row)
 
@@ -380,58 +378,3 @@ def _token_of(row: Mapping[Any, Any]) -> Token:
         revoked_at=row["revoked_at"],
         used_at=row["used_at"],
     )
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """How many failed logins are allowed within a time."""
-
-    by_account: int = 10
-    by_address: int = 30
-    within_s: float = 900.0
-
-
-class Throttle:
-    """Counts failed logins by account and by address."""
-
-    def __init__(self, database: Database, limits: Limits | None = None) -> None:
-        """Keep the database and the limits."""
-        self._db = database
-        self._limits = limits or Limits()
-
-    def wait_s(self, account: str, address: str) -> float:
-        """Return how many seconds the next login must wait; 0 when it may go ahead."""
-        allowed = {_account(account): self._limits.by_account, _address(address): self._limits.by_address}
-        since = self._db.clock() - timedelta(seconds=self._limits.within_s)
-        query = (
-            select(failures.c.key, func.count().label("n"), func.min(failures.c.at).label("first"))
-            .where(failures.c.key.in_(allowed), failures.c.at > since)
-            .group_by(failures.c.key)
-        )
-        rows = self._db.read(lambda conn: conn.execute(query).all())
-        waits = [(row.first - since).total_seconds() for row in rows if row.n >= allowed[row.key]]
-        return max(waits, default=0.0)
-
-    def failed(self, account: str, address: str) -> None:
-        """Count a failed login."""
-
-        def work(tx: Transaction) -> None:
-            old = tx.now - timedelta(seconds=self._limits.within_s)
-            tx.conn.execute(delete(failures).where(failures.c.at <= old))
-            tx.conn.execute(
-                insert(failures), [{"key": key, "at": tx.now} for key in (_account(account), _address(address))]
-            )
-
-        self._db.write(work)
-
-    def succeeded(self, account: str) -> None:
-        """Forget the account's failed logins; those of the address still count."""
-        self._db.write(lambda tx: tx.conn.execute(delete(failures).where(failures.c.key == _account(account))))
-
-
-def _account(name: str) -> str:
-    return f"account:{name[:100]}"
-
-
-def _address(address: str) -> str:
-    return f"address:{address[:100]}"

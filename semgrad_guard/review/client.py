@@ -13,25 +13,28 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_r
 from semgrad_guard.errors import (
     AlreadyClaimedError,
     EmptyTextError,
+    ExchangeIdTakenError,
     IllegalMoveError,
     ItemNotFoundError,
     QueueUnavailableError,
     ReviewError,
     UndoRefusedError,
+    VerdictChangedError,
 )
 from semgrad_guard.extras import require
 from semgrad_guard.flow import ReviewId, Ruling, utc_now
-from semgrad_guard.review.queue import SqlReviewQueue
+from semgrad_guard.review.queue import NO_PASSAGES, SqlReviewQueue
 from semgrad_guard.review.store.document import document_of
 from semgrad_guard.review.store.items import OPEN_ITEMS, Filters, QueueSettings, Sort
 from semgrad_guard.review.store.learn import EarlierVerdict
 from semgrad_guard.review.views import AuditView, DetailView, EarlierView, InsightView, ItemView, PageView, RulingView
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Mapping
     from datetime import datetime
 
     import httpx
+    from pydantic import JsonValue
 
     from semgrad_guard.flow import Decision, Exchange
     from semgrad_guard.review.store.document import AttemptsLike
@@ -39,7 +42,15 @@ if TYPE_CHECKING:
 T = TypeVar("T", bound=BaseModel)
 
 _KNOWN: dict[str, type[ReviewError]] = {
-    each.__name__: each for each in (AlreadyClaimedError, IllegalMoveError, ItemNotFoundError, UndoRefusedError)
+    each.__name__: each
+    for each in (
+        AlreadyClaimedError,
+        ExchangeIdTakenError,
+        IllegalMoveError,
+        ItemNotFoundError,
+        UndoRefusedError,
+        VerdictChangedError,
+    )
 }
 _LONGEST_POLL_S = 30.0
 _UNAVAILABLE = frozenset({502, 503, 504})
@@ -111,17 +122,31 @@ class ReviewClient:
         while True:
             left = max(0.0, end - time.monotonic())
             span = min(left, _LONGEST_POLL_S)
-            answer = self._send("GET", f"/items/{review_id}/ruling", params={"wait_s": span}, extra_s=span)
+            answer = self._send("POST", f"/items/{review_id}/ruling", params={"wait_s": span}, extra_s=span)
             if answer["ruling"] is not None:
                 return _ruling(RulingView.model_validate(answer["ruling"]))
             if end - time.monotonic() <= 0:
                 return None
 
     def reuse(
-        self, question: str, *, tags: Iterable[str] = (), similar: float | None = None, max_age_s: float | None = None
+        self,
+        question: str,
+        *,
+        tags: Iterable[str] = (),
+        metadata: Mapping[str, JsonValue] | None = None,
+        passages: str = NO_PASSAGES,
+        similar: float | None = None,
+        max_age_s: float | None = None,
     ) -> EarlierVerdict | None:
-        """Return a person's earlier verdict on the same question, or on a similar one."""
-        wanted = {"question": question, "tags": sorted(tags), "similar": similar, "max_age_s": max_age_s}
+        """Return a person's earlier verdict on the same question, or on a similar one; see `SqlReviewQueue.reuse`."""
+        wanted = {
+            "question": question,
+            "tags": sorted(tags),
+            "metadata": dict(metadata or {}),
+            "passages": passages,
+            "similar": similar,
+            "max_age_s": max_age_s,
+        }
         found = EarlierView.model_validate(self._send("POST", "/earlier-verdict", json=wanted))
         if found.ruling is None:
             return None

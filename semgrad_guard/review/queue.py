@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import logging
 import time
 from datetime import timedelta
 from functools import partial
@@ -10,8 +13,8 @@ from typing import TYPE_CHECKING, TypeVar
 from semgrad_guard.errors import EmptyTextError, QueueUnavailableError, SemGradGuardError
 from semgrad_guard.review.store import audit, outbox, read, submission, transitions
 from semgrad_guard.review.store.audit import AuditEvent
-from semgrad_guard.review.store.database import Database, is_passing
-from semgrad_guard.review.store.document import document_of
+from semgrad_guard.review.store.database import Database, is_blocked, is_passing
+from semgrad_guard.review.store.document import document_of, passages_key
 from semgrad_guard.review.store.items import ALL_ITEMS, OPEN_ITEMS, Event, Filters, QueueSettings, Sort
 from semgrad_guard.review.store.learn import (
     Reuse,
@@ -22,13 +25,15 @@ from semgrad_guard.review.store.learn import (
     trigram_similarity,
 )
 from semgrad_guard.review.store.read import insight
-from semgrad_guard.review.store.submission import GroupCommit
+from semgrad_guard.review.store.submission import Fate, GroupCommit
 from semgrad_guard.review.store.transfer import export_page, import_line, read_line
 from semgrad_guard.review.store.transitions import Judgement
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from datetime import datetime
+
+    from pydantic import JsonValue
 
     from semgrad_guard.flow import Decision, Exchange, ReviewId, Ruling
     from semgrad_guard.review.store.database import Transaction
@@ -37,12 +42,18 @@ if TYPE_CHECKING:
     from semgrad_guard.review.store.learn import EarlierVerdict, Judged, Label
     from semgrad_guard.review.store.outbox import Delivery
     from semgrad_guard.review.store.read import Insight
+    from semgrad_guard.review.store.transitions import Sweep
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+NO_PASSAGES = passages_key(())
 _FIRST_S = 0.05
 _LONGEST_S = 1.0
 _GROWTH = 1.5
+_BACKLOG_S = 60.0
+"""Time for queueing all earlier verdicts for a new consumer."""
 
 
 def poll(
@@ -98,20 +109,26 @@ class QueueKeeping:
         until = self._db.clock() - timedelta(seconds=self.settings.undo_s)
         return self._db.read(partial(judged_after, ruling_id=ruling_id, until=until, limit=limit))
 
-    def reuse(
+    def reuse(  # noqa: PLR0913 - each narrows the search
         self,
         question: str,
         *,
         tags: Iterable[str] = (),
+        metadata: Mapping[str, JsonValue] | None = None,
+        passages: str = NO_PASSAGES,
         similar: float | None = None,
         max_age_s: float | None = None,
         similarity: Callable[[str, str], float] = trigram_similarity,
     ) -> EarlierVerdict | None:
         """Return a person's earlier verdict on the same question, or on a similar one.
 
+        There is none without tags or metadata: "What is my balance?" has another answer for each who asks.
+
         Args:
             question: the user's question alone.
             tags: the earlier item must have all of them.
+            metadata: the earlier item must have the same values, for example of the user's id.
+            passages: digest of the passages that the model read, from `passages_key`; the earlier item's are the same.
             similar: smallest similarity in [0, 1]; `None` takes the same question only, whatever its case and spacing.
             max_age_s: older verdicts don't count.
             similarity: compares two questions; by default by groups of letters.
@@ -119,6 +136,8 @@ class QueueKeeping:
         now = self._db.clock()
         wanted = Reuse(
             tags=frozenset(tags),
+            metadata=metadata or {},
+            passages=passages,
             not_before=None if max_age_s is None else now - timedelta(seconds=max_age_s),
             not_after=now - timedelta(seconds=self.settings.undo_s),
             at_least=similar,
@@ -148,7 +167,7 @@ class QueueKeeping:
             if with_backlog:
                 outbox.backlog(tx, consumer, delay_s=self.settings.undo_s)
 
-        self._db.write(work)
+        self._db.write(work, limit_s=_BACKLOG_S if with_backlog else None)
 
     def unsubscribe(self, consumer: str) -> None:
         """Unsubscribe a consumer."""
@@ -225,8 +244,9 @@ class SqlReviewQueue(QueueKeeping):
         self.settings = settings
         self._sleep = sleep
         self._after_submit: Callable[[], object] | None = None
+        self._reported: set[str] = set()
         self._db = Database(url, clock=clock, sleep=sleep, retry_s=settings.retry_s)
-        self._submit = GroupCommit(partial(_store, self._db, settings), _is_database_away)
+        self._submit = GroupCommit(partial(_store, self._db, settings), _fate_of, limit_s=settings.retry_s)
 
     @property
     def url(self) -> str:
@@ -262,6 +282,7 @@ class SqlReviewQueue(QueueKeeping):
 
         Raises:
             QueueUnavailableError: it could not be stored.
+            ExchangeIdTakenError: another answer has the same exchange id.
         """
         return self.submit_document(document_of(exchange, decision, attempts), deadline_s=deadline_s)
 
@@ -288,6 +309,11 @@ class SqlReviewQueue(QueueKeeping):
             QueueUnavailableError: the database could not be reached.
         """
         return poll(lambda: self._take_ruling(review_id), timeout_s, self._sleep)
+
+    def is_submitter(self, review_id: ReviewId, account: str) -> bool:
+        """True when a program with a token of this account submitted the item."""
+        by = self._db.read(lambda conn: audit.submitter_of(conn, read.read_item(conn, review_id).id))
+        return by is not None and by.startswith(f"{account}/")
 
     def ruling(self, review_id: ReviewId) -> Ruling | None:
         """Return the verdict without marking it as delivered, so it can still be undone."""
@@ -346,7 +372,8 @@ class SqlReviewQueue(QueueKeeping):
 
         def work(tx: Transaction) -> ItemDetail:
             detail = read.read_detail(tx.conn, review_id)
-            audit.record(tx, review_id, AuditEvent(Event.VIEW, viewer))
+            if audit.row_of_operation(tx) is None:
+                audit.record(tx, review_id, AuditEvent(Event.VIEW, viewer))
             return detail
 
         return self._db.write(work)
@@ -389,9 +416,9 @@ class SqlReviewQueue(QueueKeeping):
         skipped = frozenset(skip)
 
         def work(tx: Transaction) -> Item | None:
-            done = audit.item_of_operation(tx)
+            done = audit.row_of_operation(tx)
             if done is not None:
-                return read.read_item(tx.conn, done)
+                return read.read_item(tx.conn, done.item_id)
             return transitions.claim_next(tx, reviewer, self.settings, skipped)
 
         return self._db.write(work)
@@ -419,24 +446,35 @@ class SqlReviewQueue(QueueKeeping):
         def move(tx: Transaction) -> Item:
             return transitions.release(tx, review_id, reviewer, force=force, on_behalf_of=on_behalf_of)
 
-        return self._once(move, op=op)
+        return self._once(move, op=_operation(op, Event.RELEASE, review_id, reviewer, force, on_behalf_of))
 
-    def approve(self, review_id: ReviewId, by: str, *, op: str | None = None, on_behalf_of: str | None = None) -> Item:
+    def approve(
+        self,
+        review_id: ReviewId,
+        by: str,
+        *,
+        op: str | None = None,
+        on_behalf_of: str | None = None,
+        seen: int | None = None,
+    ) -> Item:
         """Approve the answer as it is.
 
         Args:
             review_id: the item.
             by: who decides.
-            op: name of the operation; repeating it returns the first result and changes nothing.
+            op: name of the operation; repeating the very same call returns the first result and changes nothing.
             on_behalf_of: person for whom `by`, a program, decides; recorded in the audit trail only.
+            seen: version of the item that `by` looked at; a verdict given or undone since then refuses this one.
 
         Raises:
             AlreadyClaimedError: someone else holds it.
             IllegalMoveError: it already has a verdict.
+            VerdictChangedError: a verdict was given or undone since `seen`, or the operation was undone.
         """
-        return self._settle(review_id, Event.APPROVE, by, Judgement(None, correct=True, on_behalf_of=on_behalf_of), op)
+        judgement = Judgement(None, correct=True, on_behalf_of=on_behalf_of)
+        return self._settle(review_id, Event.APPROVE, by, judgement, op=op, seen=seen)
 
-    def edit(
+    def edit(  # noqa: PLR0913 - each is one fact of the verdict
         self,
         review_id: ReviewId,
         by: str,
@@ -445,6 +483,7 @@ class SqlReviewQueue(QueueKeeping):
         was_correct: bool = False,
         op: str | None = None,
         on_behalf_of: str | None = None,
+        seen: int | None = None,
     ) -> Item:
         """Replace the answer with an edited text.
 
@@ -455,6 +494,7 @@ class SqlReviewQueue(QueueKeeping):
             was_correct: the model's answer was right and only its wording changes; calibration learns from it.
             op: as for `approve`.
             on_behalf_of: as for `approve`.
+            seen: as for `approve`.
 
         Raises:
             EmptyTextError: the text is blank.
@@ -462,32 +502,45 @@ class SqlReviewQueue(QueueKeeping):
         if not text.strip():
             msg = "an edited answer needs a text: reject the item if there is nothing to say"
             raise EmptyTextError(msg)
-        return self._settle(
-            review_id, Event.EDIT, by, Judgement(text, correct=was_correct, on_behalf_of=on_behalf_of), op
-        )
+        judgement = Judgement(text, correct=was_correct, on_behalf_of=on_behalf_of)
+        return self._settle(review_id, Event.EDIT, by, judgement, op=op, seen=seen)
 
     def reject(
-        self, review_id: ReviewId, by: str, reason: str = "", *, op: str | None = None, on_behalf_of: str | None = None
+        self,
+        review_id: ReviewId,
+        by: str,
+        reason: str = "",
+        *,
+        op: str | None = None,
+        on_behalf_of: str | None = None,
+        seen: int | None = None,
     ) -> Item:
         """Reject the answer, so that the caller never gets it; see `approve`."""
-        return self._settle(
-            review_id, Event.REJECT, by, Judgement(reason, correct=False, on_behalf_of=on_behalf_of), op
-        )
+        judgement = Judgement(reason, correct=False, on_behalf_of=on_behalf_of)
+        return self._settle(review_id, Event.REJECT, by, judgement, op=op, seen=seen)
 
-    def undo(self, review_id: ReviewId, by: str, *, force: bool = False) -> Item:
-        """Undo a verdict; the item returns to the reviewer. See `QueueSettings.undo_s`.
+    def undo(self, review_id: ReviewId, by: str, *, force: bool = False, seen: int | None = None) -> Item:
+        """Undo a verdict; the item returns to the reviewer. See `QueueSettings.undo_s`, and `approve` for `seen`.
 
         Raises:
             UndoRefusedError: it is too late, a caller has the verdict, or (without `force`) another reviewer gave it.
+            VerdictChangedError: the verdict is not the one that was seen.
         """
-        return self._once(lambda tx: transitions.undo(tx, review_id, by, self.settings, force=force))
+        return self._once(
+            lambda tx: transitions.undo(tx, review_id, by, self.settings, force=force), at=(review_id, seen)
+        )
 
     def comment(self, review_id: ReviewId, by: str, text: str) -> None:
         """Add a comment to an item."""
         if not text.strip():
             msg = "a comment needs a text"
             raise EmptyTextError(msg)
-        self._db.write(lambda tx: transitions.comment(tx, review_id, by, text))
+
+        def work(tx: Transaction) -> None:
+            if audit.row_of_operation(tx) is None:
+                transitions.comment(tx, review_id, by, text)
+
+        self._db.write(work)
 
     def assign(self, review_id: ReviewId, by: str, assignee: str | None) -> Item:
         """Assign an item to a reviewer; `None` leaves it to all."""
@@ -521,29 +574,86 @@ class SqlReviewQueue(QueueKeeping):
 
     def expire_leases(self, *, limit: int = 500) -> int:
         """Put back items whose lease has ended; return how many. Claiming does the same."""
-        return self._db.write(lambda tx: transitions.lapse_all(tx, limit=limit))
+        return self._sweep(transitions.LAPSES, limit)
 
     def expire_deadlines(self, *, limit: int = 500) -> int:
         """Settle items whose deadline has passed; return how many. Waiting for an item does the same for it."""
-        return self._db.write(lambda tx: transitions.expire_all(tx, limit=limit))
+        return self._sweep(transitions.EXPIRIES, limit)
 
-    def _settle(self, review_id: ReviewId, event: Event, by: str, judgement: Judgement, op: str | None) -> Item:
+    def _sweep(self, sweep: Sweep, limit: int) -> int:
+        """Change all items that are due; one that cannot be changed is reported and stops no other."""
+        try:
+            return self._db.write(partial(sweep.all, limit=limit))
+        except Exception as error:
+            if _fate_of(error) is not Fate.OWN:
+                raise  # no item can be reached
+        done, after = 0, ""
+        while ids := self._db.read(partial(sweep.ids, now=self._db.clock(), after=after, limit=limit)):
+            done += sum(self._sweep_one(sweep, item_id) for item_id in ids)
+            after = ids[-1]
+        return done
+
+    def _sweep_one(self, sweep: Sweep, item_id: str) -> int:
+        try:
+            return self._db.write(partial(sweep.one, item_id=item_id))
+        except Exception as error:  # noqa: BLE001 - the other items have their turn
+            if item_id not in self._reported:
+                logger.warning("review item %s could not be changed in time: %s", item_id, type(error).__name__)
+                self._reported.add(item_id)
+            return 0
+
+    def _settle(
+        self, review_id: ReviewId, event: Event, by: str, judgement: Judgement, *, op: str | None, seen: int | None
+    ) -> Item:
         delay_s = self.settings.undo_s
-        return self._once(lambda tx: transitions.settle(tx, review_id, event, by, judgement, delay_s=delay_s), op=op)
+        name = _operation(op, event, review_id, by, judgement.text, judgement.correct, judgement.on_behalf_of)
+        move = partial(transitions.settle, item_id=review_id, event=event, by=by, judgement=judgement, delay_s=delay_s)
+        return self._once(move, op=name, at=(review_id, seen))
 
-    def _once(self, move: Callable[[Transaction], Item], *, op: str | None = None) -> Item:
-        """Make a move once, even if its transaction is tried again, and return its result."""
+    def _once(
+        self,
+        move: Callable[[Transaction], Item],
+        *,
+        op: str | None = None,
+        at: tuple[ReviewId, int | None] | None = None,
+    ) -> Item:
+        """Make a move once, even if its transaction is tried again, and return its result.
+
+        Args:
+            move: makes it.
+            op: name of the operation, if it may be repeated in a later call.
+            at: the item, and the version that was seen of it, if its verdict must be the one that was seen.
+        """
 
         def work(tx: Transaction) -> Item:
-            done = audit.item_of_operation(tx)
-            return move(tx) if done is None else read.read_item(tx.conn, done)
+            done = audit.row_of_operation(tx)
+            if done is not None:
+                return transitions.result_of(tx, done)
+            if at is not None and at[1] is not None:
+                transitions.check_seen(tx, at[0], at[1])
+            return move(tx)
 
         return self._db.write(work, op=op)
 
 
-def _store(database: Database, settings: QueueSettings, submissions: Sequence[submission.Submission]) -> list[ReviewId]:
-    return database.write(lambda tx: submission.submit_all(tx, submissions, settings))
+def _operation(op: str | None, event: Event, review_id: ReviewId, by: str, *content: object) -> str | None:
+    """Return the name of an operation: of this verb on this item with this content, and of nothing else."""
+    if op is None:
+        return None
+    return hashlib.sha256(json.dumps([op, event, review_id, by, *content]).encode()).hexdigest()
 
 
-def _is_database_away(error: Exception) -> bool:
-    return isinstance(error, QueueUnavailableError) and error.__cause__ is not None and is_passing(error.__cause__)
+def _store(
+    database: Database, settings: QueueSettings, submissions: Sequence[submission.Submission], left_s: float
+) -> list[ReviewId]:
+    def work(tx: Transaction) -> list[ReviewId]:
+        return submission.submit_all(tx, submissions, settings)
+
+    return database.write(work, limit_s=left_s, waits_again=False)
+
+
+def _fate_of(error: Exception) -> Fate:
+    cause = error.__cause__ if isinstance(error, QueueUnavailableError) else None
+    if cause is None:
+        return Fate.OWN
+    return Fate.BLOCKED if is_blocked(cause) else Fate.SHARED if is_passing(cause) else Fate.OWN

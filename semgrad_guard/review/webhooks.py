@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
 import json
+import logging
 import secrets
+import socket
+import ssl
+import threading
+import time
 from functools import partial
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 from semgrad_guard.errors import ReviewError
 from semgrad_guard.extras import require
+from semgrad_guard.review.addresses import check_addresses, check_host
 from semgrad_guard.review.store import outbox
 from semgrad_guard.review.store.database import is_loopback
 from semgrad_guard.review.store.items import Event
@@ -25,7 +34,10 @@ if TYPE_CHECKING:
     import httpx
 
     from semgrad_guard.review.queue import SqlReviewQueue
+    from semgrad_guard.review.store.database import Transaction
     from semgrad_guard.review.store.outbox import Delivery
+
+logger = logging.getLogger(__name__)
 
 SIGNATURE = "Semgrad-Signature"
 """Header `t=<seconds>,v1=<hex>`: HMAC-SHA-256 of `<seconds>.<body>` under the webhook's secret."""
@@ -34,10 +46,18 @@ KEY = "Idempotency-Key"
 EVENTS = (outbox.VERDICT, str(Event.SUBMIT))
 _TOLERANCE_S = 300.0
 _TIMEOUT_S = 10.0
+_AT_ONCE = 5
+"""Deliveries leased at once: all of them end within the lease, even if each takes all of its time."""
 
 
 def add_webhook(
-    queue: SqlReviewQueue, name: str, url: str, events: Iterable[str] = (outbox.VERDICT,), *, allow_plain: bool = False
+    queue: SqlReviewQueue,
+    name: str,
+    url: str,
+    events: Iterable[str] = (outbox.VERDICT,),
+    *,
+    allow_plain: bool = False,
+    allowed_host: str | None = None,
 ) -> Hook:
     """Send a queue's events to a URL from now on; return the hook with its secret.
 
@@ -47,6 +67,7 @@ def add_webhook(
         url: where to send; https, or http on this machine.
         events: `verdict`, `submit`.
         allow_plain: allow unencrypted http to other machines, which exposes the answers on the network.
+        allowed_host: allow this host although it is a link-local address or a metadata service.
 
     Raises:
         ReviewError: the URL or an event is not allowed.
@@ -56,9 +77,16 @@ def add_webhook(
         msg = f"a webhook can be told of {' and '.join(EVENTS)}, not of {', '.join(wanted) or 'nothing'}"
         raise ReviewError(msg)
     _check_url(url, allow_plain=allow_plain)
+    host = urlsplit(url).hostname or ""
+    if host != allowed_host:
+        check_host(host)
     secret = secrets.token_urlsafe(32)
-    queue.database.write(lambda tx: outbox.subscribe(tx, name, wanted, url=url, secret=secret))
-    return Hook(name=name, url=url, secret=secret, events=wanted)
+
+    def work(tx: Transaction) -> None:
+        outbox.subscribe(tx, name, wanted, url=url, secret=secret, allowed_host=allowed_host)
+
+    queue.database.write(work)
+    return Hook(name=name, url=url, secret=secret, events=wanted, allowed_host=allowed_host)
 
 
 def sign(secret: str, body: bytes, at: datetime) -> str:
@@ -77,21 +105,57 @@ def verify(secret: str, header: str, body: bytes, now: datetime, *, tolerance_s:
 
 
 class WebhookSender:
-    """Sends due events to the webhooks of a queue."""
+    """Sends due events to the webhooks of a queue, each in a thread of its own, so that none can hold another up."""
 
-    def __init__(self, queue: SqlReviewQueue, client: httpx.Client | None = None) -> None:
-        """Keep the queue; the client follows no redirects, since they could lead anywhere."""
-        self._queue = queue
-        self._client = client or require("httpx", extra="review").Client(timeout=_TIMEOUT_S, follow_redirects=False)
+    def __init__(
+        self,
+        queue: SqlReviewQueue,
+        transport: httpx.AsyncBaseTransport | None = None,
+        *,
+        limit_s: float = _TIMEOUT_S,
+    ) -> None:
+        """Keep the queue.
+
+        Args:
+            queue: whose events are sent.
+            transport: carries the requests; by default to the network, though not to its internal services.
+            limit_s: seconds for one delivery, from looking its address up to the status of the answer.
+        """
+        self._httpx = require("httpx", extra="review")
+        self._queue, self._transport, self._limit_s = queue, transport, limit_s
+        self._verify = ssl.create_default_context()
+        self._running: dict[str, threading.Thread] = {}
 
     def send_due(self) -> int:
-        """Send all due events; return how many their receivers accepted."""
+        """Send all due events, one receiver after the other; return how many were accepted."""
         hooks = self._queue.database.read(outbox.hooks)
-        return sum(consume(self._queue, hook.name, partial(self._send, hook)) for hook in hooks)
+        return sum(self._send_some(hook) for hook in hooks)
+
+    def start_due(self) -> None:
+        """Start sending due events to each receiver that is not being served, and return at once."""
+        hooks = self._queue.database.read(outbox.hooks)
+        self._running = {name: thread for name, thread in self._running.items() if thread.is_alive()}
+        for hook in hooks:
+            if hook.name not in self._running:
+                name = f"semgrad-review-webhook-{hook.name}"
+                thread = threading.Thread(target=self._send_in_thread, args=[hook], name=name, daemon=True)
+                self._running[hook.name] = thread
+                thread.start()
 
     def close(self) -> None:
-        """Close the connections."""
-        self._client.close()
+        """Wait until what is being sent is sent, or its time is over."""
+        end = time.monotonic() + self._limit_s
+        for thread in self._running.values():
+            thread.join(max(0.0, end - time.monotonic()))
+
+    def _send_in_thread(self, hook: Hook) -> None:
+        try:
+            self._send_some(hook)
+        except Exception:
+            logger.exception("the webhook %s could not be served; it will be tried again", hook.name)
+
+    def _send_some(self, hook: Hook) -> int:
+        return consume(self._queue, hook.name, partial(self._send, hook), limit=_AT_ONCE)
 
     def _send(self, hook: Hook, delivery: Delivery) -> None:
         body = json.dumps(self._payload(delivery)).encode()
@@ -100,10 +164,39 @@ class WebhookSender:
             SIGNATURE: sign(hook.secret, body, self._queue.database.clock()),
             KEY: delivery.key,
         }
-        response = self._client.post(hook.url, content=body, headers=headers)
-        if not response.is_success:
-            msg = f"{hook.name} answered {response.status_code}"
+        status = asyncio.run(self._status_of(hook, body, headers))
+        if not HTTPStatus.OK <= status < HTTPStatus.MULTIPLE_CHOICES:
+            msg = f"{hook.name} answered {status}"
             raise ReviewError(msg)
+
+    async def _status_of(self, hook: Hook, body: bytes, headers: dict[str, str]) -> int:
+        """Send a body and return the status of the answer, whose own body is not read."""
+        async with asyncio.timeout(self._limit_s):
+            url = self._httpx.URL(hook.url)
+            extensions: dict[str, str] = {}
+            if self._transport is None and url.host != hook.allowed_host:
+                url, headers, extensions = await self._pinned(url, headers)
+            # No redirect is followed, since it could lead anywhere.
+            client = self._httpx.AsyncClient(
+                transport=self._transport, verify=self._verify, timeout=self._limit_s, follow_redirects=False
+            )
+            request = {"content": body, "headers": headers, "extensions": extensions}
+            async with client, client.stream("POST", url, **request) as response:
+                return int(response.status_code)
+
+    async def _pinned(
+        self, url: httpx.URL, headers: dict[str, str]
+    ) -> tuple[httpx.URL, dict[str, str], dict[str, str]]:
+        """Return what reaches the address that was looked at, whatever its name stands for a moment later."""
+        check_host(url.host)
+        if getproxies() and not proxy_bypass(url.host):
+            return url, headers, {}  # the proxy looks the name up
+        loop = asyncio.get_running_loop()
+        found = await loop.getaddrinfo(url.host, None, type=socket.SOCK_STREAM)
+        addresses = [str(each[4][0]) for each in found]
+        check_addresses(url.host, addresses)
+        named = {**headers, "Host": url.netloc.decode("ascii")}
+        return url.copy_with(host=addresses[0]), named, {"sni_hostname": url.host}
 
     def _payload(self, delivery: Delivery) -> dict[str, Any]:
         ruling = self._queue.ruling(delivery.item_id) if delivery.event == outbox.VERDICT else None

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from semgrad_guard.scoring.spans import sentence_spans
 from semgrad_guard.scoring.words import (
     ABOUT_ANSWERING,
+    BEFORE_NT,
     NEGATIONS,
     claimed_words,
     content_of,
@@ -392,7 +393,9 @@ def _changes(said: Sequence[str], sentence: _Sentence) -> tuple[float, list[_Cha
     changes: list[_Change] = [
         (said[start:end], there[left:right])
         for kind, start, end, left, right in parts
-        if kind != "equal" and not (kind == "insert" and start in {0, len(said)})  # shortened
+        if kind != "equal"
+        and not (kind == "insert" and start in {0, len(said)})  # shortened
+        and not (start == 0 and end - start <= SMALL_CHANGE)  # numbered or led in otherwise
     ]
     return same / len(said), changes, sentence
 
@@ -416,7 +419,7 @@ def _says_otherwise(changes: Sequence[_Change], text: str, sentence: _Sentence) 
 
 
 def _is_denial(of_words: Sequence[str]) -> bool:
-    return sum(word in NEGATIONS or word == "t" for word in of_words) % 2 == 1
+    return sum(word in NEGATIONS or word in BEFORE_NT for word in of_words) % 2 == 1
 
 
 def _disagreement(text: str, asked: set[str], nearest: _Sentence, passages: PassageTexts) -> float:

@@ -26,21 +26,21 @@ if TYPE_CHECKING:
     from semgrad_guard.models import LocalModel
 
 
-def answer_nll(model: PreTrainedModel, tokens: Tokens) -> Tensor:
+def answer_nll(model: PreTrainedModel, tokens: Tokens) -> NDArray[np.float64]:
     """Return the negative log-likelihood of each answer token in nats. The caller holds the model's lock."""
     first = len(tokens.prompt) - 1
     with borrowed(model):
         z = _head_inputs(model, tokens)[first : first + len(tokens.answer)]
         targets = torch.tensor(tokens.answer, device=z.device)
-        return run_head(model_parts_of(model).head, z, targets, ()).nll.cpu()
+        return run_head(model_parts_of(model).head, z, targets, ()).read().nll
 
 
-def next_probabilities(model: PreTrainedModel, tokens: Tokens, candidates: Sequence[int]) -> Tensor:
+def next_probabilities(model: PreTrainedModel, tokens: Tokens, candidates: Sequence[int]) -> NDArray[np.float64]:
     """Return the probability of each candidate token as the first token of the answer."""
     with borrowed(model):
         z = _head_inputs(model, tokens)[len(tokens.prompt) - 1]
         targets = torch.tensor(candidates, device=z.device)
-        return run_head(model_parts_of(model).head, z.expand(len(targets), -1), targets, ()).nll.neg().exp().cpu()
+        return np.exp(-run_head(model_parts_of(model).head, z.expand(len(targets), -1), targets, ()).read().nll)
 
 
 def _head_inputs(model: PreTrainedModel, tokens: Tokens) -> Tensor:
@@ -48,7 +48,7 @@ def _head_inputs(model: PreTrainedModel, tokens: Tokens) -> Tensor:
     return forward_no_grad(model, anatomy, lay_out([tokens], 0, anatomy.device, split=False).rest, None)[0]
 
 
-def nll_without_passages(model: LocalModel, exchange: Exchange, tokens: Tokens) -> Tensor | None:
+def nll_without_passages(model: LocalModel, exchange: Exchange, tokens: Tokens) -> NDArray[np.float64] | None:
     """Return the negative log-likelihood of each answer token in nats where the model has not read the passages.
 
     The result is `None` when the prompt does not contain the passages word for word, so they cannot be left out.

@@ -1,4 +1,7 @@
-"""The output head: how it makes logits, and a pass over the vocabulary in blocks for likelihoods and gradients."""
+"""The output head: how it makes logits, and a pass over the vocabulary in blocks for likelihoods and gradients.
+
+Nothing here waits for the device: all results stay there until they are read together.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +9,17 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
+import numpy as np
 import torch
 from torch import nn
 
 from semgrad_guard.errors import NonFiniteScoreError
+from semgrad_guard.scoring.budget import LEAN, MemoryBudget
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
+    from numpy.typing import NDArray
     from torch import Tensor
 
 PROBE_PEAK = 60.0
@@ -128,6 +134,7 @@ class _OpenWeight:
         self._weight, self._bias = weight, bias
         self.inputs = _at_least_float32(z.to(weight.device))
         self._pull = torch.zeros_like(self.inputs)
+        self._converted: tuple[slice, Tensor] | None = None
 
     def raw(self, block: slice) -> Tensor:
         output = self.inputs @ self._rows(block).T
@@ -140,7 +147,13 @@ class _OpenWeight:
         return self._pull
 
     def _rows(self, block: slice) -> Tensor:
-        return self._weight[block].to(self.inputs.dtype)
+        """Return a block of the weight; where one block is the whole vocabulary, it is converted only once."""
+        if self._weight.dtype == self.inputs.dtype:
+            return self._weight[block]
+        if self._converted is None or self._converted[0] != block:
+            self._converted = None  # before the next one takes its place
+            self._converted = block, self._weight[block].to(self.inputs.dtype)
+        return self._converted[1]
 
 
 class _Module:
@@ -163,12 +176,6 @@ class _Module:
     def pull(self) -> Tensor:
         (gradient,) = torch.autograd.grad(self._output, self._leaf, self._errors)
         return gradient.to(self.inputs.dtype)
-
-
-BLOCK_ENTRIES = 2**21
-"""Entries of the weight's gradient held at a time (8 MB in float32): more would not fit the processor's caches."""
-STORED_ENTRIES = 2**26
-"""Most logits kept between the two passes over the vocabulary (256 MB in float32); more are computed twice."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,21 +201,74 @@ WEIGHT_NORMS: tuple[WeightNorm, WeightNorm] = ("paragrad", "exgrad")
 """Each costs as much as an extra pass over the vocabulary."""
 
 
-class HeadPass(NamedTuple):
-    """Results of the head for some answer tokens; the first axis is the token."""
+@dataclass(frozen=True, slots=True)
+class HeadNumbers:
+    """What was read of a pass of the head; arrays are ``(token,)``."""
 
-    nll: Tensor
-    """Negative log-likelihood in nats, ``(token,)``, float64."""
-    entropy: Tensor
-    """Entropy of the softmax, in nats, ``(token,)``, float64."""
-    top: Tensor
-    """Largest probability, ``(token,)``, float64."""
-    is_top: Tensor
-    """True where the answer's token is the likeliest, ``(token,)``."""
-    pull: Tensor
-    """Gradient of each token's NLL by its own head input, ``(token, hidden)``."""
+    nll: NDArray[np.float64]
+    """Negative log-likelihoods, in nats."""
+    entropy: NDArray[np.float64]
+    """Entropies of the softmax, in nats."""
+    top: NDArray[np.float64]
+    """Largest probabilities."""
+    is_top: NDArray[np.bool_]
+    """True where the answer's token is the likeliest."""
     norms: tuple[WeightNorms, ...]
     """One for each requested run of tokens."""
+
+
+@dataclass(frozen=True, slots=True)
+class HeadPass:
+    """Results of the head for some answer tokens, on its device; the first axis is the token."""
+
+    by_token: Tensor
+    """NLL, entropy, largest probability, and 1 where the answer's token has it: ``(4, token)``, float64."""
+    pull: Tensor
+    """Gradient of each token's NLL by its own head input, ``(token, hidden)``."""
+    by_weight: Tensor
+    """Absolute gradients by the weight, summed over its entries and the tokens, ``(run of tokens, norm)``, float64."""
+    n_summed: tuple[int, ...]
+    """How many numbers a mean is taken of, for each run of tokens."""
+    flaw: Tensor
+    """0, or NaN where an input was NaN or infinite; ``()``, float64."""
+    names: tuple[WeightNorm, ...]
+    """The norms of `by_weight`."""
+
+    @property
+    def entropy(self) -> Tensor:
+        """Entropy of the softmax, in nats, ``(token,)``, float64."""
+        return self.by_token[1]
+
+    def pieces(self) -> list[Tensor]:
+        """Return what is to be read, for one transfer together with other numbers."""
+        return [self.flaw.reshape(1), self.by_token.flatten(), self.by_weight.flatten()]
+
+    def read(self) -> HeadNumbers:
+        """Return the numbers; this waits for the device.
+
+        Raises:
+            NonFiniteScoreError: hidden states or logits are NaN or infinite.
+        """
+        return self.understood(np.array(torch.cat(self.pieces()).tolist()))
+
+    def understood(self, numbers: NDArray[np.float64]) -> HeadNumbers:
+        """Return what the transferred `pieces` say.
+
+        Raises:
+            NonFiniteScoreError: hidden states or logits are NaN or infinite.
+        """
+        n_tokens = self.by_token.shape[1]
+        if not np.isfinite(numbers[0]):
+            raise NonFiniteScoreError("the hidden state before the output head")
+        nll, entropy, top, is_top = numbers[1 : 1 + 4 * n_tokens].reshape(4, n_tokens)
+        if not np.isfinite(nll + entropy).all():
+            raise NonFiniteScoreError("the log-likelihood of the answer")
+        sums = numbers[1 + 4 * n_tokens :].reshape(self.by_weight.shape)
+        named = tuple(
+            WeightNorms(**dict(zip(self.names, (values / n).tolist(), strict=True)))
+            for values, n in zip(sums, self.n_summed, strict=True)
+        )
+        return HeadNumbers(nll, entropy, top, is_top > 0, named)
 
 
 class _Softmax(NamedTuple):
@@ -223,7 +283,7 @@ class _Softmax(NamedTuple):
     """The target's logit."""
 
 
-def run_head(
+def run_head(  # noqa: PLR0913 - what is computed, and with how much memory
     head: OutputHead,
     z: Tensor,
     targets: Tensor,
@@ -231,6 +291,7 @@ def run_head(
     known: Tensor | None = None,
     *,
     norms: Sequence[WeightNorm] = WEIGHT_NORMS,
+    budget: MemoryBudget = LEAN,
 ) -> HeadPass:
     """Return likelihoods, entropies and gradients of some answer tokens.
 
@@ -241,32 +302,45 @@ def run_head(
         parts: runs of tokens for which to compute the gradient by the weight.
         known: the head's output for these inputs, if it is already known, ``(token, vocabulary)``.
         norms: which gradients by the weight to compute.
-
-    Raises:
-        NonFiniteScoreError: hidden states or logits are NaN or infinite.
+        budget: memory that decides how much of the vocabulary is worked on at a time.
     """
-    _require_finite(z, "the hidden state before the output head")
-    width = max(64, BLOCK_ENTRIES // (2 * z.shape[1]) // 64 * 64)
+    source = head_source(head.module, z)
+    converts = isinstance(source, _OpenWeight) and source.inputs.dtype != head.module.weight.dtype
+    width = budget.vocabulary_block(head.n_vocabulary, z.shape[1], len(z), n_norms=len(norms), converts=converts)
     blocks = [slice(start, min(start + width, head.n_vocabulary)) for start in range(0, head.n_vocabulary, width)]
-    logits = _Logits(head, head_source(head.module, z), blocks, known)
+    logits = _Logits(head, source, blocks, known, budget)
+    targets = targets.to(source.inputs.device)[:, None]
     softmax = _first_pass(logits, targets)
     nll = softmax.log_total - (softmax.own - softmax.peak)
-    entropy = softmax.log_total - softmax.moment
-    _require_finite(nll + entropy, "the log-likelihood of the answer")
-    entropy.clamp_(min=0.0)
-    weights = {"paragrad": entropy, "exgrad": torch.ones_like(entropy)}
-    by_weight = _second_pass(logits, targets, softmax, {name: weights[name] for name in norms}, parts)
-    top = (-softmax.log_total).exp()
-    return HeadPass(nll, entropy, top, softmax.own >= softmax.peak, logits.source.pull(), by_weight)
+    entropy = (softmax.log_total - softmax.moment).clamp_(min=0.0)
+    by_weight = _second_pass(logits, targets, softmax, _weights(entropy, norms), parts)
+    top, is_top = softmax.log_total.neg().exp_(), (softmax.own >= softmax.peak).double()
+    # zero times a number is zero, times NaN or infinity NaN
+    flaw = (source.inputs * 0.0).sum(dtype=torch.float64)
+    by_token = torch.stack([nll, entropy, top, is_top])
+    n_summed = tuple(head.n_vocabulary * z.shape[1] * len(range(*part.indices(len(z)))) for part in parts)
+    return HeadPass(by_token, source.pull(), by_weight, n_summed, flaw, tuple(norms))
+
+
+def _weights(entropy: Tensor, norms: Sequence[WeightNorm]) -> dict[WeightNorm, Tensor | None]:
+    """Return the weight of each token in each norm; `None` is 1 for all."""
+    return {name: entropy if name == "paragrad" else None for name in norms}
 
 
 class _Logits:
     """The logits of some tokens, a block of the vocabulary at a time, kept for a second pass if there is room."""
 
-    def __init__(self, head: OutputHead, source: HeadSource, blocks: Sequence[slice], known: Tensor | None) -> None:
+    def __init__(
+        self,
+        head: OutputHead,
+        source: HeadSource,
+        blocks: Sequence[slice],
+        known: Tensor | None,
+        budget: MemoryBudget,
+    ) -> None:
         self.head, self.source, self.blocks = head, source, blocks
         self._kept: list[Tensor] = []
-        self._keeps = len(source.inputs) * head.n_vocabulary <= STORED_ENTRIES
+        self._keeps = len(source.inputs) * head.n_vocabulary <= budget.stored_logits
         if known is not None:
             logits = known if head.logit_map == LogitMap() else head.logit_map.apply_(known.clone())
             self._kept = [logits[:, block] for block in blocks]
@@ -288,59 +362,88 @@ def _first_pass(blocks: _Logits, targets: Tensor) -> _Softmax:
 
     The peak's own 1 is added in float64, so that the small terms of the others are not rounded away.
     """
-    own = torch.zeros(len(targets), dtype=torch.float64, device=targets.device)
-    peaks, totals, moments = list[torch.Tensor](), list[torch.Tensor](), list[torch.Tensor]()
+    peaks, totals, moments, own = (list[torch.Tensor]() for _ in range(4))
     for block, logits in blocks:
-        rows, columns = _targets_in(block, targets)
-        own[rows] = logits[rows, columns].double()
+        at_target, inside = _targets_in(blocks, block, targets)
+        found = logits.gather(1, at_target)
+        own.append(found if inside is None else found.masked_fill(~inside, 0.0))
         peak, at = logits.max(dim=1, keepdim=True)
         below = logits - peak
         powers = below.exp().scatter_(1, at, 0.0)
-        peaks.append(peak[:, 0].double())
-        totals.append(1.0 + powers.sum(dim=1).double())
-        moments.append(below.mul_(powers).sum(dim=1).double())
-    by_block = torch.stack(peaks)
-    peak = by_block.amax(dim=0)
-    below = by_block - peak
+        peaks.append(peak)
+        totals.append(powers.sum(dim=1, keepdim=True))
+        moments.append(below.mul_(powers).sum(dim=1, keepdim=True))
+    sums = torch.cat([*peaks, *totals, *moments, *own], dim=1).double()
+    peak, total, moment, target = sums.view(-1, 4, len(own)).unbind(dim=1)
+    total = total + 1.0
+    highest, *joined = (peak, total, moment) if len(own) == 1 else _joined(peak, total, moment)
+    total, moment = (one.squeeze(1) for one in joined)
+    # a token's logit is in one block, the others hold zeros
+    return _Softmax(highest.squeeze(1), total.log(), moment / total, target.sum(dim=1))
+
+
+def _joined(peak: Tensor, total: Tensor, moment: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return peak, total and moment of all blocks from those of each, ``(token, block)``, as one column each."""
+    highest = peak.amax(dim=1, keepdim=True)
+    below = peak - highest
     powers = below.exp()
-    total = (powers * torch.stack(totals)).sum(dim=0)
-    moment = (powers * (torch.stack(moments) + below * torch.stack(totals))).sum(dim=0)
-    return _Softmax(peak, total.log(), moment / total, own)
+    moment = (powers * (moment + below * total)).sum(dim=1, keepdim=True)
+    return highest, (powers * total).sum(dim=1, keepdim=True), moment
 
 
 def _second_pass(
-    blocks: _Logits, targets: Tensor, softmax: _Softmax, weights: Mapping[WeightNorm, Tensor], parts: Sequence[slice]
-) -> tuple[WeightNorms, ...]:
-    """Pass every token's error back to its head input, and sum the absolute gradient by the weight."""
+    blocks: _Logits,
+    targets: Tensor,
+    softmax: _Softmax,
+    weights: Mapping[WeightNorm, Tensor | None],
+    parts: Sequence[slice],
+) -> Tensor:
+    """Pass every token's error back to its head input, and return the summed absolute gradients by the weight."""
     inputs = blocks.source.inputs
-    weighted = [inputs * weight.to(inputs.dtype)[:, None] for weight in weights.values()]
-    side_by_side = torch.cat([inputs[:, :0], *weighted], dim=1)
+    weighted = [inputs if weight is None else inputs * weight.to(inputs.dtype)[:, None] for weight in weights.values()]
+    side_by_side = torch.cat(weighted, dim=1) if weighted and parts else None
     log_total = (softmax.peak + softmax.log_total).to(inputs.dtype)[:, None]
-    buffer = inputs.new_empty(blocks.blocks[0].stop, side_by_side.shape[1])
-    sums = torch.zeros(len(parts), len(weights), dtype=torch.float64, device=inputs.device)
+    buffer = None if side_by_side is None else inputs.new_empty(blocks.blocks[0].stop, side_by_side.shape[1])
+    sums: list[list[Tensor]] = [[] for _ in parts]
     for block, logits in blocks:
         errors = (logits - log_total).exp_()
-        errors[_targets_in(block, targets)] -= 1.0
+        at_target, inside = _targets_in(blocks, block, targets)
+        share = errors.gather(1, at_target)
+        errors.scatter_(1, at_target, share - 1.0 if inside is None else share - inside.to(share.dtype))
         blocks.head.logit_map.pull_back_(errors, logits)
         blocks.source.push(block, errors)
-        for number, part in enumerate(parts if weights else ()):
-            gradient = torch.mm(errors[part].T, side_by_side[part], out=buffer[: errors.shape[1]]).abs_()
+        if side_by_side is None or buffer is None:
+            continue
+        for found, part in zip(sums, parts, strict=True):
+            gradient = torch.mm(errors[part].T, side_by_side[part], out=buffer[: errors.shape[1]])
+            rows = _absolute_sums_(gradient.view(-1, len(weights), inputs.shape[1]))
             # a float32 sum over the vocabulary would lose up to 2 %; over one row of hidden dimensions it does not
-            sums[number] += gradient.view(-1, len(weights), inputs.shape[1]).sum(dim=2).sum(dim=0, dtype=torch.float64)
-    n_entries = blocks.head.n_vocabulary * inputs.shape[1]
-    lengths = [len(range(*part.indices(len(targets)))) for part in parts]
-    return tuple(
-        WeightNorms(**{name: value / (n_entries * length) for name, value in zip(weights, values, strict=True)})
-        for values, length in zip(sums.tolist(), lengths, strict=True)
-    )
+            found.append(rows.sum(dim=0, dtype=torch.float64))
+    if side_by_side is None:
+        return inputs.new_zeros(len(parts), len(weights), dtype=torch.float64)
+    by_block = torch.stack([one for found in sums for one in found])
+    return by_block if len(blocks.blocks) == 1 else by_block.view(len(parts), -1, len(weights)).sum(dim=1)
 
 
-def _targets_in(block: slice, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the tokens whose target is in a block, and its index there."""
-    rows = ((targets >= block.start) & (targets < block.stop)).nonzero(as_tuple=True)[0]
-    return rows, targets[rows] - block.start
+def _targets_in(blocks: _Logits, block: slice, targets: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Return each token's target as an index in a block, ``(token, 1)``, and whether it is inside.
+
+    The second is `None` where the block is the whole vocabulary.
+    """
+    if len(blocks.blocks) == 1:
+        return targets, None
+    places = targets - block.start
+    width = block.stop - block.start
+    inside = (places >= 0) & (places < width)
+    return places.clamp_(0, width - 1), inside
 
 
-def _require_finite(values: Tensor, where: str) -> None:
-    if not bool(torch.isfinite(values).all()):
-        raise NonFiniteScoreError(where)
+def _absolute_sums_(gradient: Tensor) -> Tensor:
+    """Return sums of absolute values over the last axis; the gradient may be overwritten.
+
+    A processor is twice as fast in two steps; an accelerator reads the numbers once instead of three times.
+    """
+    if gradient.device.type == "cpu":
+        return gradient.abs_().sum(dim=-1)
+    sums: Tensor = torch.linalg.vector_norm(gradient, ord=1, dim=-1)
+    return sums

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from semgrad_guard.errors import EmptyAnswerError, EmptyPromptError
+from semgrad_guard.scoring.prompt_parts import columns_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from numpy.typing import NDArray
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
+
+    from semgrad_guard.scoring.prompt_parts import PromptParts
 
 LAST_TOKEN = -1
 
@@ -67,6 +72,8 @@ class Tokens:
 
     prompt: tuple[int, ...]
     answer: tuple[int, ...]
+    parts: PromptParts | None = None
+    """What the prompt's tokens belong to, where that was asked for."""
 
     def __post_init__(self) -> None:
         """Refuse an empty answer or prompt."""
@@ -101,6 +108,19 @@ class Segment:
 
 
 @dataclass(frozen=True, slots=True)
+class AnswerTokens:
+    """The answers' tokens of a batch, one after the other, and where each is predicted; each is ``(token,)``."""
+
+    ids: Tensor
+    exchanges: Tensor
+    """Numbers of their exchanges."""
+    places: Tensor
+    """Places in the rest of the tokens that predict them."""
+    lengths: tuple[int, ...]
+    """How many tokens each exchange's answer has."""
+
+
+@dataclass(frozen=True, slots=True)
 class Layout:
     """A batch as tensors: prefixes are padded on the left and rests on the right, so all rests begin together."""
 
@@ -114,37 +134,71 @@ class Layout:
 
     Where the prompt is shorter than `n`, the leading columns repeat its first token.
     """
+    answers: AnswerTokens
+    columns: Tensor | None = None
+    """What each token of prefix and rest belongs to, ``(exchange, token)``: see `prompt_parts.columns_of`."""
 
 
-def lay_out(batch: Sequence[Tokens], n_recorded: int, device: torch.device, *, split: bool = True) -> Layout:
-    """Return the tensors for some exchanges.
+def lay_out(
+    batch: Sequence[Tokens],
+    n_recorded: int,
+    device: torch.device,
+    *,
+    split: bool = True,
+    with_columns: bool = False,
+) -> Layout:
+    """Return the tensors for some exchanges; they go to the device in one transfer.
 
     Args:
         batch: the exchanges.
         n_recorded: how many of the last prompt tokens belong to the differentiated rest.
         device: device of the model's input ids.
         split: False puts everything in the rest, for models without a KV cache.
+        with_columns: whether to tell what each token belongs to.
     """
     starts = _starts(batch, n_recorded) if split else (0,) * len(batch)
     n_prefix, n_rest = max(starts), max(len(t) - s for t, s in zip(batch, starts, strict=True))
-    begin = torch.tensor(starts, device=device)[:, None]
-    end = torch.tensor([len(tokens) for tokens in batch], device=device)[:, None]
-    places = torch.arange(-n_prefix, n_rest, device=device)[None, :] + begin
+    begin = np.array(starts)[:, None]
+    end = np.array([len(tokens) for tokens in batch])[:, None]
+    places = np.arange(-n_prefix, n_rest)[None, :] + begin
     mask = (places >= 0) & (places < end)
-    ids = torch.full(places.shape, PAD, device=device)
-    ids[mask] = torch.tensor([token for tokens in batch for token in tokens.read], device=device)
+    ids = np.full(places.shape, PAD)
+    ids[mask] = [token for tokens in batch for token in tokens.read]
     # padded places keep counting, but never from outside what learned positions cover
-    positions = places.clamp(min=0).minimum(end - 1)
-    padding = None if bool(mask.all()) else mask.long()
-    rest = Segment(ids[:, n_prefix:], positions[:, n_prefix:], padding)
-    ends = torch.tensor([len(t.prompt) - s for t, s in zip(batch, starts, strict=True)], device=device)[:, None]
-    recorded = (ends + torch.arange(-n_recorded, 0, device=device)).clamp(min=0)
+    positions = np.minimum(np.maximum(places, 0), end - 1)
+    first = np.array([len(t.prompt) - s for t, s in zip(batch, starts, strict=True)])
+    recorded = np.maximum(first[:, None] + np.arange(-n_recorded, 0), 0)
+    lengths = tuple(len(tokens.answer) for tokens in batch)
+    exchanges = np.repeat(np.arange(len(batch)), lengths)
+    predicting = np.concatenate([start - 1 + np.arange(n) for start, n in zip(first, lengths, strict=True)])
+    answers = np.array([token for tokens in batch for token in tokens.answer])
+    arrays = [ids, positions, mask, recorded, answers, exchanges, predicting]
+    if with_columns:
+        arrays.append(
+            np.stack([columns_of(t, s - n_prefix, n_prefix + n_rest) for t, s in zip(batch, starts, strict=True)])
+        )
+    numbers = _transferred(arrays, device)
+    columns = numbers[7] if with_columns else None
+    whole = Segment(numbers[0], numbers[1], None if mask.all() else numbers[2])
+    answer_tokens = AnswerTokens(numbers[4], numbers[5], numbers[6], lengths)
+    rest = Segment(whole.ids[:, n_prefix:], whole.positions[:, n_prefix:], whole.mask)
     if not n_prefix:
-        return Layout(None, rest, starts, recorded)
-    if shared_start(batch, n_recorded):
-        return Layout(Segment(ids[:1, :n_prefix], positions[:1, :n_prefix], None), rest, starts, recorded)
-    before = None if padding is None or bool(mask[:, :n_prefix].all()) else padding[:, :n_prefix]
-    return Layout(Segment(ids[:, :n_prefix], positions[:, :n_prefix], before), rest, starts, recorded)
+        return Layout(None, rest, starts, numbers[3], answer_tokens, columns)
+    n_rows = 1 if shared_start(batch, n_recorded) else len(batch)
+    padded = whole.mask is not None and n_rows > 1 and not mask[:, :n_prefix].all()
+    prefix = Segment(
+        whole.ids[:n_rows, :n_prefix],
+        whole.positions[:n_rows, :n_prefix],
+        numbers[2][:, :n_prefix] if padded else None,
+    )
+    return Layout(prefix, rest, starts, numbers[3], answer_tokens, columns)
+
+
+def _transferred(arrays: Sequence[NDArray[Any]], device: torch.device) -> list[Tensor]:
+    """Return arrays of whole numbers as tensors on a device; one transfer is one wait."""
+    whole = torch.from_numpy(np.concatenate([array.ravel() for array in arrays]).astype(np.int64)).to(device)
+    pieces = torch.split(whole, [array.size for array in arrays])
+    return [piece.view(array.shape) for piece, array in zip(pieces, arrays, strict=True)]
 
 
 def shared_start(batch: Sequence[Tokens], n_recorded: int) -> int:

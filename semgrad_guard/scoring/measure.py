@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
-from semgrad_guard.errors import OutOfMemoryError, ScoringError
+from semgrad_guard.errors import NonFiniteScoreError, OutOfMemoryError, ScoringError
 from semgrad_guard.models.cache import full_cache
-from semgrad_guard.scoring.head import STORED_ENTRIES, WEIGHT_NORMS, run_head
+from semgrad_guard.scoring.attention import AttentionWatch, watched_blocks, watching
+from semgrad_guard.scoring.budget import LEAN, MemoryBudget
+from semgrad_guard.scoring.head import WEIGHT_NORMS, run_head
 from semgrad_guard.scoring.layout import lay_out, shared_start
 from semgrad_guard.scoring.model_lease import borrowed
 from semgrad_guard.scoring.model_parts import model_parts_of
@@ -22,12 +26,14 @@ from semgrad_guard.signals import POSITIONS, semgrad_at
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
+    from numpy.typing import NDArray
     from torch import Tensor
     from transformers import PreTrainedModel
 
     from semgrad_guard.flow import ScorePath
     from semgrad_guard.models.cache import KeptCache
-    from semgrad_guard.scoring.head import HeadPass, WeightNorm, WeightNorms
+    from semgrad_guard.scoring.attention import AttentionUse
+    from semgrad_guard.scoring.head import HeadNumbers, HeadPass, WeightNorm, WeightNorms
     from semgrad_guard.scoring.layout import Layout, Tokens
     from semgrad_guard.scoring.model_lease import ModelLease
     from semgrad_guard.scoring.model_parts import ModelParts
@@ -43,6 +49,10 @@ class GradientSpec:
     """How many of the last prompt tokens are recorded: -t* or more."""
     norms: tuple[WeightNorm, ...] = WEIGHT_NORMS
     """Gradients by the head's weight to compute in addition to those by the states."""
+    budget: MemoryBudget = LEAN
+    """Memory that may be taken to save time."""
+    attention: bool = False
+    """Whether to read what the answer attends to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,19 +67,21 @@ class PartMeasure:
 
 @dataclass(frozen=True, slots=True)
 class Measure:
-    """Results of one measurement of an answer; tensors are float64, ``(answer token,)``."""
+    """Results of one measurement of an answer; arrays are ``(answer token,)``."""
 
-    nll: Tensor
+    nll: NDArray[np.float64]
     """Negative log-likelihoods, in nats."""
-    entropy: Tensor
+    entropy: NDArray[np.float64]
     """Entropies of the predicting distributions, in nats."""
-    top: Tensor
+    top: NDArray[np.float64]
     """Largest probabilities."""
-    is_top: Tensor
+    is_top: NDArray[np.bool_]
     """True where the answer's token was the likeliest."""
     parts: tuple[PartMeasure, ...]
     """The whole answer first, then the requested parts."""
     path: ScorePath
+    attention: AttentionUse | None = None
+    """What its tokens attend to, where that was asked for and can be told."""
 
 
 def measure(
@@ -81,6 +93,8 @@ def measure(
     kept: KeptCache | None = None,
 ) -> list[Measure]:
     """Return one measure for each exchange. The caller holds the model's lock.
+
+    All numbers stay on the device until they are read together, at the end.
 
     Args:
         model: any causal language model of transformers.
@@ -95,22 +109,33 @@ def measure(
     """
     anatomy = model_parts_of(model)
     runs = [[slice(0, len(t.answer)), *own] for t, own in zip(batch, parts or [()] * len(batch), strict=True)]
-    with borrowed(model):
-        layout = lay_out(batch, spec.n_recorded, anatomy.device, split=anatomy.has_cache)
+    with borrowed(model), ExitStack() as watched:
+        split = anatomy.has_cache
+        layout = lay_out(batch, spec.n_recorded, anatomy.device, split=split, with_columns=spec.attention)
+        watch = _watch(anatomy, layout, batch, spec)
+        watched.enter_context(watching(watch))
+        shares = _shares(runs, layout)
         reused = None
         if kept is not None:
             once = len(runs[0]) == 1
-            reused = record_from_cache(model, layout, batch[0].read, spec.band, kept, once=once)
+            reused = record_from_cache(model, layout, batch[0].read, spec.band, kept, once=once, budget=spec.budget)
         recording = reused or _record_cold(model, anatomy, layout, spec.band)
         known = known_outputs(kept, batch[0]) if kept and reused else None
-        run = partial(run_head, anatomy.head, known=known, norms=spec.norms)
-        heads = list(_heads(run, anatomy.head.n_vocabulary, recording.z, batch, layout, runs))
-        norms = _state_norms(recording, layout, heads, batch, runs)
+        run = partial(run_head, anatomy.head, known=known, norms=spec.norms, budget=spec.budget)
+        groups = _groups(layout.answers.lengths, spec.budget.stored_logits // anatomy.head.n_vocabulary)
+        heads = list(_heads(run, recording.z, layout, runs, groups))
+        norms = _state_norms(recording, layout, heads, shares)
+        numbers = _read(heads, norms, watch)
     path: ScorePath = "reused" if reused else "cold" if anatomy.has_cache else "full"
-    return [
-        _measure(head, own, by_part, n_prompt=len(tokens.prompt), path=path)
-        for tokens, head, own, by_part in zip(batch, heads, runs, norms, strict=True)
-    ]
+    return _measures(batch, runs, groups, numbers, path)
+
+
+def _watch(anatomy: ModelParts, layout: Layout, batch: Sequence[Tokens], spec: GradientSpec) -> AttentionWatch | None:
+    """Return what reads the attention of a batch, if it is asked for."""
+    if not spec.attention:
+        return None
+    blocks = [anatomy.blocks[i] for i in watched_blocks(len(anatomy.blocks), spec.band)]
+    return AttentionWatch(blocks, layout, batch)
 
 
 def _record_cold(model: PreTrainedModel, anatomy: ModelParts, layout: Layout, band: Band) -> Recording:
@@ -123,91 +148,120 @@ def _record_cold(model: PreTrainedModel, anatomy: ModelParts, layout: Layout, ba
     return record(model, anatomy, layout.rest, cache, band)
 
 
+def _shares(runs: Sequence[Sequence[slice]], layout: Layout) -> Tensor:
+    """Return by how much each answer token counts in each round of backward passes, ``(round, token)``, float64.
+
+    In a round, every exchange that has so many runs of tokens has one of them differentiated, as their mean.
+    """
+    shares = np.zeros((max(len(own) for own in runs), sum(layout.answers.lengths)))
+    for own, end, length in zip(runs, accumulate(layout.answers.lengths), layout.answers.lengths, strict=True):
+        for number, part in enumerate(own):
+            shares[number, _moved(part, end - length)] = 1.0 / (part.stop - part.start)
+    return torch.from_numpy(shares).to(layout.answers.ids.device)
+
+
 def _heads(
     run: Callable[[Tensor, Tensor, Sequence[slice]], HeadPass],
-    n_vocabulary: int,
     z: Tensor,
-    batch: Sequence[Tokens],
     layout: Layout,
-    parts: Sequence[Sequence[slice]],
+    runs: Sequence[Sequence[slice]],
+    groups: Sequence[Sequence[int]],
 ) -> Iterator[HeadPass]:
-    """Yield the head's results for each answer; several answers share a pass while their logits fit in memory.
+    """Yield the head's results for each group of exchanges, whose logits fit in memory together.
 
     `run` is `run_head` with the model's head and settings filled in.
     """
-    room = max(1, STORED_ENTRIES // n_vocabulary)
-    for group in _groups([len(tokens.answer) for tokens in batch], room):
-        ends = list(accumulate(len(batch[i].answer) for i in group))
-        inputs = torch.cat([z[i, _predicting(batch[i], layout.starts[i])] for i in group]).detach()
-        targets = torch.tensor([token for i in group for token in batch[i].answer], device=z.device)
-        moved = [
-            _moved(part, end - len(batch[i].answer)) for i, end in zip(group, ends, strict=True) for part in parts[i]
-        ]
-        together = run(inputs, targets, moved)
-        norms = iter(together.norms)
-        for i, end in zip(group, ends, strict=True):
-            own = slice(end - len(batch[i].answer), end)
-            yield together._replace(
-                nll=together.nll[own].cpu(),
-                entropy=together.entropy[own].cpu(),
-                top=together.top[own].cpu(),
-                is_top=together.is_top[own].cpu(),
-                pull=together.pull[own],
-                norms=tuple(next(norms) for _ in parts[i]),
-            )
+    answers = layout.answers
+    inputs = z[answers.exchanges.to(z.device), answers.places.to(z.device)].detach()
+    start = 0
+    for group in groups:
+        ends = list(accumulate(answers.lengths[i] for i in group))
+        parts = [_moved(part, end - answers.lengths[i]) for i, end in zip(group, ends, strict=True) for part in runs[i]]
+        own = slice(start, start + ends[-1])
+        yield run(inputs[own], answers.ids[own], parts)
+        start = own.stop
 
 
-def _state_norms(
-    recording: Recorded,
-    layout: Layout,
-    heads: Sequence[HeadPass],
-    batch: Sequence[Tokens],
-    parts: Sequence[Sequence[slice]],
-) -> list[list[Tensor]]:
-    """Return the mean absolute gradients by the band's states; each part of the answers takes one backward pass."""
-    found: list[list[Tensor]] = [[] for _ in batch]
-    n_rounds = max(len(own) for own in parts)
-    for number in range(n_rounds):
-        at_head = torch.zeros_like(recording.z)
-        chosen = [i for i, own in enumerate(parts) if number < len(own)]
-        for i in chosen:
-            part = parts[i][number]
-            rows = _predicting(batch[i], layout.starts[i])
-            weights = heads[i].entropy[part].to(heads[i].pull) / (part.stop - part.start)
-            pull = heads[i].pull[part] * weights[:, None]
-            at_head[i, rows.start + part.start : rows.start + part.stop] = pull.to(at_head)
-        norms = state_norms(recording, at_head, layout.recorded, keep=number + 1 < n_rounds)
-        for i in chosen:
-            found[i].append(norms[i])
+def _state_norms(recording: Recorded, layout: Layout, heads: Sequence[HeadPass], shares: Tensor) -> list[Tensor]:
+    """Return the mean absolute gradients by the band's states for each round, ``(exchange, place)``."""
+    z, answers = recording.z, layout.answers
+    where = answers.exchanges.to(z.device), answers.places.to(z.device)
+    pull = torch.cat([head.pull for head in heads]) if len(heads) > 1 else heads[0].pull
+    entropy = torch.cat([head.entropy for head in heads]) if len(heads) > 1 else heads[0].entropy
+    found = list[torch.Tensor]()
+    for number, share in enumerate(shares.to(entropy.device)):
+        at_head = torch.zeros_like(z, dtype=torch.promote_types(z.dtype, pull.dtype)).detach()
+        at_head[where] = (pull * (entropy * share).to(pull.dtype)[:, None]).to(at_head)
+        found.append(state_norms(recording, at_head, layout.recorded, keep=number + 1 < len(shares)))
     return found
 
 
-def _measure(
-    head: HeadPass, parts: Sequence[slice], norms: Sequence[Tensor], *, n_prompt: int, path: ScorePath
-) -> Measure:
-    measured = tuple(
-        PartMeasure(part, tuple(by_position.flip(0)[:n_prompt].tolist()), by_weight)
-        for part, by_weight, by_position in zip(parts, head.norms, norms, strict=True)
-    )
-    return Measure(head.nll, head.entropy, head.top, head.is_top, measured, path)
+@dataclass(frozen=True, slots=True)
+class _Numbers:
+    """What was read from the device."""
+
+    heads: tuple[HeadNumbers, ...]
+    """One for each group of exchanges."""
+    by_state: NDArray[np.float64]
+    """``(round, exchange, place)``"""
+    attention: Sequence[AttentionUse | None]
+    """One for each exchange, or none at all."""
 
 
-def _predicting(tokens: Tokens, start: int) -> slice:
-    """Return the places in the rest that predict the answer's tokens."""
-    first = len(tokens.prompt) - start - 1
-    return slice(first, first + len(tokens.answer))
+def _read(heads: Sequence[HeadPass], norms: Sequence[Tensor], watch: AttentionWatch | None) -> _Numbers:
+    """Read all results in one transfer, and check them.
+
+    Raises:
+        NonFiniteScoreError: hidden states, likelihoods or gradients are NaN or infinite.
+    """
+    pieces = [piece for head in heads for piece in head.pieces()]
+    sizes = [sum(piece.numel() for piece in head.pieces()) for head in heads]
+    by_state = [norm.to(pieces[0].device).flatten() for norm in norms]
+    attention = None if watch is None else watch.numbers()
+    seen = [] if attention is None else [attention.to(pieces[0].device)]
+    numbers = np.array(torch.cat([*pieces, *by_state, *seen]).tolist())
+    sizes.append(sum(norm.numel() for norm in norms))
+    *own, rest, of_attention = np.split(numbers, list(accumulate(sizes)))
+    understood = tuple(head.understood(values) for head, values in zip(heads, own, strict=True))
+    if not np.isfinite(rest).all():
+        raise NonFiniteScoreError("the gradient by the hidden states")
+    uses = [] if watch is None or attention is None else watch.understood(of_attention)
+    return _Numbers(understood, rest.reshape(len(norms), *norms[0].shape), uses)
 
 
-def _groups(lengths: Sequence[int], room: int) -> Iterator[list[int]]:
-    """Yield runs of indices whose lengths add up to at most `room`, or single ones."""
-    group, filled = list[int](), 0
+def _measures(
+    batch: Sequence[Tokens],
+    runs: Sequence[Sequence[slice]],
+    groups: Sequence[Sequence[int]],
+    numbers: _Numbers,
+    path: ScorePath,
+) -> list[Measure]:
+    """Return each exchange's measure from the numbers of all."""
+    found = list[Measure]()
+    for group, head in zip(groups, numbers.heads, strict=True):
+        norms, end = iter(head.norms), 0
+        for i in group:
+            own = slice(end, end := end + len(batch[i].answer))
+            n_prompt = len(batch[i].prompt)
+            parts = tuple(
+                PartMeasure(part, tuple(numbers.by_state[number, i, ::-1][:n_prompt].tolist()), next(norms))
+                for number, part in enumerate(runs[i])
+            )
+            use = numbers.attention[i] if numbers.attention else None
+            found.append(Measure(head.nll[own], head.entropy[own], head.top[own], head.is_top[own], parts, path, use))
+    return found
+
+
+def _groups(lengths: Sequence[int], room: int) -> list[list[int]]:
+    """Return runs of indices whose lengths add up to at most `room`, or single ones."""
+    groups, filled = list[list[int]](), 0
     for i, length in enumerate(lengths):
-        if group and filled + length > room:
-            yield group
-            group, filled = [], 0
-        group.append(i)
+        if not groups or filled + length > room:
+            groups.append([])
+            filled = 0
+        groups[-1].append(i)
         filled += length
-    yield group
+    return groups
 
 
 def _moved(part: slice, by: int) -> slice:
@@ -259,11 +313,13 @@ def likelihood_signals(measure: Measure, part: PartMeasure) -> dict[str, float]:
         "min_prob": math.exp(-float(nll.max())),
         "first_prob": math.exp(-float(nll[0])),
         "mean_top_prob": float(measure.top[part.tokens].mean()),
-        "off_top_share": 1.0 - float(measure.is_top[part.tokens].double().mean()),
+        "off_top_share": 1.0 - float(measure.is_top[part.tokens].mean()),
         "n_answer_tokens": float(len(nll)),
     }
 
 
+_NOTHING = MemoryBudget(0)
+"""The smallest pieces."""
 MAX_BATCH_TOKENS = 8192
 """Most padded tokens in a batch: about 0.4 GB of KV cache for the demo model, 1 GB for a model of 8 billion."""
 
@@ -280,7 +336,8 @@ def measure_many(
     """Return one measure or error for each exchange, in order.
 
     The lock is released between batches, so that other threads get their turn. Exchanges whose prompts begin alike (the
-    same passages, several answers or questions) are batched together, and the common part is run once.
+    same passages, several answers or questions) are batched together, and the common part is run once. A batch that
+    does not fit in memory is halved; a single exchange is tried again by the smallest pieces.
 
     Args:
         lease: the model, and how to wait for it.
@@ -293,30 +350,44 @@ def measure_many(
     runs = parts or [()] * len(exchanges)
     found: dict[int, Measure | ScoringError] = {}
 
-    def run(group: Sequence[int]) -> None:
-        failure = None
-        try:
-            with lease.hold():
-                batch = [exchanges[i] for i in group]
-                measured = measure(lease.model, batch, spec, parts=[runs[i] for i in group], kept=kept)
+    def run(group: Sequence[int], with_spec: GradientSpec) -> None:
+        batch = [exchanges[i] for i in group]
+        measured = _tried(lease, batch, with_spec, [runs[i] for i in group], kept)
+        if not isinstance(measured, ScoringError):
             found.update(zip(group, measured, strict=True))
-        except ScoringError as error:
-            failure = error
-        except (MemoryError, RuntimeError) as error:
-            if not _is_memory(error):
-                raise
-            failure = OutOfMemoryError(max(len(exchanges[i]) for i in group))
-        # outside `except`, where the traceback would still hold the tensors that did not fit
-        if failure is not None and len(group) == 1:
-            found[group[0]] = failure.with_traceback(None)
-        elif failure is not None:
+        elif len(group) > 1:
             middle = len(group) // 2
-            run(group[:middle])
-            run(group[middle:])
+            run(group[:middle], with_spec)
+            run(group[middle:], with_spec)
+        elif isinstance(measured, OutOfMemoryError) and with_spec.budget not in {LEAN, _NOTHING}:
+            run(group, replace(with_spec, budget=_NOTHING))
+        else:
+            found[group[0]] = measured
 
     for group in batches(exchanges, spec.n_recorded, max_batch_tokens):
-        run(group)
+        run(group, spec)
     return [found[i] for i in range(len(exchanges))]
+
+
+def _tried(
+    lease: ModelLease,
+    batch: Sequence[Tokens],
+    spec: GradientSpec,
+    parts: Sequence[Sequence[slice]],
+    kept: KeptCache | None,
+) -> list[Measure] | ScoringError:
+    """Return one measure for each exchange, or why there are none; an error without the tensors that did not fit."""
+    try:
+        with lease.hold():
+            return measure(lease.model, batch, spec, parts=parts, kept=kept)
+    except ScoringError as error:
+        failure = error
+    except (MemoryError, RuntimeError) as error:
+        if not _is_memory(error):
+            raise
+        failure = OutOfMemoryError(max(len(tokens) for tokens in batch))
+    # outside `except`, where the traceback would still hold them
+    return failure.with_traceback(None)
 
 
 def batches(exchanges: Sequence[Tokens], n_recorded: int, max_tokens: int) -> Iterator[list[int]]:

@@ -11,10 +11,11 @@ from weakref import WeakKeyDictionary
 import torch
 
 from semgrad_guard.errors import ScoringEndedError
-from semgrad_guard.models.device import evaluating, held, in_this_thread, input_device, plain_tensors
+from semgrad_guard.models.device import evaluating, held, in_this_thread, input_device, plain_tensors, uncompiled
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Sequence
+    from contextlib import AbstractContextManager
 
     from torch import Tensor, nn
     from transformers import PreTrainedModel
@@ -22,32 +23,41 @@ if TYPE_CHECKING:
 
 @contextmanager
 def borrowed(model: PreTrainedModel) -> Generator[None]:
-    """Put the model into evaluation mode, without gradients of its weights and outside the caller's inference mode.
+    """Put the model into evaluation mode, uncompiled, without gradients of its weights, outside the caller's contexts.
 
     Gradients are not recorded inside; the part of scoring that needs them switches them on.
     """
     recording = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    with plain_tensors(), evaluating(model), ExitStack() as undo:
+    with plain_tensors(), evaluating(model), uncompiled(model), ExitStack() as undo:
         for parameter in recording:
             undo.callback(parameter.requires_grad_, True)  # noqa: FBT003 - torch's own signature
             parameter.requires_grad_(False)  # noqa: FBT003
         yield
 
 
-@contextmanager
-def passed_over(blocks: Iterable[nn.Module]) -> Generator[None]:
+def passed_over(blocks: Iterable[nn.Module]) -> AbstractContextManager[None]:
     """Skip decoder blocks in this thread within the context: they return the states that they receive."""
+    return standing_in(blocks, _handed_on)
+
+
+def _handed_on(hidden_states: Tensor, *_: object, **_named: object) -> Tensor:
+    return hidden_states
+
+
+@contextmanager
+def standing_in(blocks: Iterable[nn.Module], forward: Callable[..., Any]) -> Generator[None]:
+    """Let blocks call a function instead of their forward pass, in this thread and context."""
     mine = threading.get_ident()
     with ExitStack() as undo:
         for block in blocks:
             undo.callback(delattr, block, "forward")
-            setattr(block, "forward", _handing_on(block.forward, mine))  # noqa: B010 - hides the class's own method
+            setattr(block, "forward", _in_thread(mine, forward, block.forward))  # noqa: B010 - hides the class's own method
         yield
 
 
-def _handing_on(forward: Callable[..., Any], thread: int) -> Callable[..., Any]:
-    def called(hidden_states: Tensor, *args: object, **kwargs: object) -> Any:
-        return hidden_states if threading.get_ident() == thread else forward(hidden_states, *args, **kwargs)
+def _in_thread(thread: int, mine: Callable[..., Any], others: Callable[..., Any]) -> Callable[..., Any]:
+    def called(*args: object, **kwargs: object) -> Any:
+        return (mine if threading.get_ident() == thread else others)(*args, **kwargs)
 
     return called
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from semgrad_guard.errors import ContextTooLongError, EmptyAnswerError, ForeignTokensError
 from semgrad_guard.flow import Message
 from semgrad_guard.scoring.layout import Tokens
+from semgrad_guard.suspicious import gives_orders
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,9 +23,10 @@ CUT_OFF = frozenset({"length", "max_tokens", "stop_sequence", "cancelled", "cont
 def proxy_prompt(question: str, passages: Sequence[Passage]) -> Prompt:
     """Return what a proxy reads of an exchange: the passages and the question, whatever prompt the other model had.
 
-    So an answer has one confidence wherever in a chain, agent or engine it is judged.
+    So an answer has one confidence wherever in a chain, agent or engine it is judged. Passages that give orders are
+    left out: they support nothing.
     """
-    parts = [passage.text.strip() for passage in passages] + [question.strip()]
+    parts = [passage.text.strip() for passage in passages if not gives_orders(passage.text)] + [question.strip()]
     return (Message("user", "\n\n".join(part for part in parts if part)),)
 
 

@@ -8,19 +8,30 @@ recorded position on, and only the blocks from the band's first on, are recorded
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 from weakref import WeakKeyDictionary
 
 import torch
 
-from semgrad_guard.errors import GradientsUnavailableError, NonFiniteScoreError
+from semgrad_guard.errors import GradientsUnavailableError
 from semgrad_guard.models.cache import KeptCache, full_cache, recorded
+from semgrad_guard.scoring.attention import unwatched
+from semgrad_guard.scoring.budget import LEAN, MemoryBudget
 from semgrad_guard.scoring.layout import Tokens, lay_out
-from semgrad_guard.scoring.model_lease import hooked, passed_over, wide_states
+from semgrad_guard.scoring.model_lease import hooked, passed_over, standing_in, wide_states
 from semgrad_guard.scoring.model_parts import model_parts_of
+from semgrad_guard.scoring.written_out import (
+    ATTENTION_BYTES,
+    CommonBlock,
+    Surroundings,
+    attention_bytes,
+    common_block,
+    gradient_by_state,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from torch import Tensor, nn
     from transformers import PreTrainedModel
@@ -85,7 +96,7 @@ class Recording:
 def forward_no_grad(model: PreTrainedModel, anatomy: ModelParts, segment: Segment, cache: Cache | None) -> Tensor:
     """Run tokens, adding them to the cache if there is one, and return `z`; no gradients or logits are computed."""
     watch = _Watch()
-    with wide_states(model), hooked([(anatomy.head.module, watch.at_head)]):
+    with unwatched(), wide_states(model), hooked([(anatomy.head.module, watch.at_head)]):
         model(**_arguments(anatomy, segment, cache))
     if watch.z is None:
         why = "its forward pass does not call the output head"
@@ -128,33 +139,30 @@ def record(
 
 
 def state_norms(recording: Recorded, at_head: Tensor, places: Tensor, *, keep: bool) -> Tensor:
-    """Return mean absolute gradients by the band's states, ``(exchange, place)``, float64.
+    """Return mean absolute gradients by the band's states, ``(exchange, place)``, float64, on the device of `z`.
+
+    They are NaN or infinite where a gradient is; nothing here waits for the device.
 
     Args:
         recording: the recorded forward pass.
         at_head: gradient of each exchange's objective by `z`.
         places: places in the recording of the tokens to use, ``(exchange, place)``.
         keep: allow another call with this recording.
-
-    Raises:
-        NonFiniteScoreError: a gradient is NaN or infinite.
     """
     # a power of two changes no digit, and keeps small gradients from vanishing in float16
-    peak = float(at_head.abs().max())
-    scale = 2.0 ** -torch.frexp(torch.tensor(peak)).exponent.item() if peak else 1.0
+    exponent = torch.frexp(at_head.abs().amax().double()).exponent
+    scale = torch.ldexp(torch.ones_like(exponent, dtype=torch.float64), -exponent)
     seed = (at_head * scale).to(recording.z.dtype)
     gradients = recording.gradients(seed, keep=keep)
-    sums = torch.stack([_sum(gradient, places) for gradient in gradients]).sum(dim=0)
-    if not bool(torch.isfinite(sums).all()):
-        where = "the gradient by the hidden states"
-        raise NonFiniteScoreError(where)
-    return sums / (len(gradients) * gradients[0].shape[-1] * scale)
+    where = {device: _rows(places.to(device)) for device in {gradient.device for gradient in gradients}}
+    chosen = torch.stack([gradient[where[gradient.device]].to(seed.device) for gradient in gradients])
+    sums = chosen.abs_().sum(dim=-1, dtype=torch.float64).sum(dim=0)
+    return sums / (scale * (len(gradients) * gradients[0].shape[-1]))
 
 
-def _sum(gradient: Tensor, places: Tensor) -> Tensor:
-    exchanges = torch.arange(len(places), device=places.device)[:, None]
-    chosen = gradient[exchanges.to(gradient.device), places.to(gradient.device)]
-    return chosen.abs().sum(dim=-1, dtype=torch.float64).cpu()
+def _rows(places: Tensor) -> tuple[Tensor, Tensor]:
+    """Return places as an index of ``(exchange, token)``."""
+    return torch.arange(len(places), device=places.device)[:, None], places
 
 
 def _arguments(anatomy: ModelParts, segment: Segment, cache: Cache | None) -> dict[str, Any]:
@@ -209,7 +217,7 @@ class _Call:
 
 @dataclass(frozen=True, slots=True)
 class BlockwiseRecording:
-    """A recording of the last block, and how to run the blocks below it; it allows one backward pass."""
+    """A recording of the last blocks, and how to run the blocks below them; it allows one backward pass."""
 
     model: PreTrainedModel
     top: Recording
@@ -218,6 +226,8 @@ class BlockwiseRecording:
     states: Tensor
     """States that entered the blocks of the band, ``(block, token, hidden)``."""
     cache: Cache
+    n_together: int
+    """How many blocks are run and differentiated at a time."""
 
     @property
     def z(self) -> Tensor:
@@ -225,23 +235,35 @@ class BlockwiseRecording:
         return self.top.z
 
     def gradients(self, at_head: Tensor, *, keep: bool = False) -> tuple[Tensor, ...]:
-        """Return the gradients by the states of the band, last block first."""
+        """Return the gradients by the states of the band, the last blocks' first."""
         gradients = self.top.gradients(at_head, keep=keep)
+        by_last = gradients[0]
         before = [(layer, vars(layer).copy()) for layer in self.cache.layers]
-        for call, state in zip(reversed(self.calls), reversed(self.states[:-1]), strict=True):
-            leaf = state[None].to(gradients[-1]).detach().requires_grad_()
+        for end in range(len(self.calls), 0, -self.n_together):
+            calls = self.calls[max(0, end - self.n_together) : end]
+            leaf = self.states[end - len(calls)][None].to(by_last).detach().requires_grad_()
+            states, output = [leaf], leaf
             with wide_states(self.model), torch.enable_grad():
-                output = call.block(leaf, *call.args, **call.kwargs)
-            gradients += torch.autograd.grad(output, leaf, gradients[-1])
-            for layer, content in before:  # the block has added its keys and values, which are not read again
+                for call in calls:
+                    output = call.block(output, *call.args, **call.kwargs)
+                    states.append(output)
+            found = torch.autograd.grad(output, states[:-1], by_last)
+            gradients, by_last = gradients + found, found[0]
+            for layer, content in before:  # the blocks have added their keys and values, which are not read again
                 vars(layer).update(content)
         return gradients
 
 
-def record_blockwise(
-    model: PreTrainedModel, anatomy: ModelParts, segment: Segment, cache: Cache, band: Band, states: Tensor
+def record_blockwise(  # noqa: PLR0913, PLR0917 - what `record` takes, and how many blocks at a time
+    model: PreTrainedModel,
+    anatomy: ModelParts,
+    segment: Segment,
+    cache: Cache,
+    band: Band,
+    states: Tensor,
+    n_together: int = 1,
 ) -> BlockwiseRecording:
-    """Run the last block on the tokens that follow a cache, and note how the other blocks are called.
+    """Run the last blocks on the tokens that follow a cache, and note how the other blocks are called.
 
     Args:
         model: a model for which `can_record_blockwise` is true.
@@ -250,12 +272,14 @@ def record_blockwise(
         cache: cache of the earlier tokens.
         band: blocks to differentiate.
         states: states that entered its blocks, ``(block, token, hidden)``.
+        n_together: how many blocks are recorded at a time; fewer than the band has.
     """
     notes = _Notes()
-    below = anatomy.blocks[band.first : band.last]
+    below = anatomy.blocks[band.first : band.last + 1 - n_together]
     with hooked([(block, notes.at_block) for block in below]):
-        top = record(model, anatomy, segment, cache, Band(band.last, band.last), states[-1:])
-    return BlockwiseRecording(model, top, tuple(notes.calls), states, cache)
+        last = Band(band.last + 1 - n_together, band.last)
+        top = record(model, anatomy, segment, cache, last, states[len(band) - n_together :][:1])
+    return BlockwiseRecording(model, top, tuple(notes.calls), states, cache, n_together)
 
 
 @dataclass(slots=True)
@@ -268,7 +292,113 @@ class _Notes:
         self.calls.append(_Call(block, args[1:], named))
 
 
-_known: WeakKeyDictionary[PreTrainedModel, bool] = WeakKeyDictionary()
+@dataclass(frozen=True, slots=True)
+class WrittenOutRecording:
+    """A recording of the last block, and what is needed to differentiate the blocks below it without autograd."""
+
+    top: Recording
+    calls: tuple[_Call, ...]
+    """Calls of the other blocks of the band, first to last."""
+    blocks: tuple[CommonBlock, ...]
+    """Their parts."""
+    states: Tensor
+    """States that entered the blocks of the band, ``(block, token, hidden)``."""
+    layers: tuple[tuple[Tensor, Tensor], ...]
+    """Keys and values of all tokens for each of the other blocks, ``(1, head, token, head dimension)``."""
+
+    @property
+    def z(self) -> Tensor:
+        """The input of the output head."""
+        return self.top.z
+
+    def gradients(self, at_head: Tensor, *, keep: bool = False) -> tuple[Tensor, ...]:
+        """Return the gradients by the states of the band, last block first."""
+        found = list(self.top.gradients(at_head, keep=keep))
+        gradient, shared = found[0][0].to(self._wide), Surroundings()
+        for number in range(len(self.calls) - 1, -1, -1):
+            call = self.calls[number]
+            # through the block itself, so that who waits at its door can still end the work
+            with standing_in([call.block], partial(self._pulled, number, gradient, shared)):
+                gradient = call.block(self.states[number][None].to(self._wide), *call.args, **call.kwargs)
+            found.append(gradient[None])
+        return tuple(found)
+
+    @property
+    def _wide(self) -> torch.dtype:
+        return torch.promote_types(self.states.dtype, torch.float32)
+
+    def _pulled(
+        self, number: int, gradient: Tensor, shared: Surroundings, state: Tensor, *_: object, **named: Any
+    ) -> Tensor:
+        """Return the gradient by the state that enters one block; this stands in for its forward pass."""
+        block, (keys, values) = self.blocks[number], self.layers[number]
+        n_groups, n_all, head_dim = keys.shape[1:]
+        n_shared: int = block.attention.q_proj.out_features // (head_dim * n_groups)
+        return gradient_by_state(
+            block,
+            state[0],
+            gradient,
+            keys=keys[0],
+            values=values[0],
+            rotary=shared.rotary(named["position_embeddings"], self._wide),
+            mask=shared.mask(named.get("attention_mask"), (n_shared, state.shape[1], n_all), gradient),
+        )
+
+
+def record_written_out(  # noqa: PLR0913, PLR0917 - what `record` takes, and the whole cache
+    model: PreTrainedModel,
+    anatomy: ModelParts,
+    segment: Segment,
+    kept: KeptCache,
+    start: int,
+    band: Band,
+    states: Tensor,
+) -> WrittenOutRecording | None:
+    """Run the last block on the tokens that follow a cache, and note what the blocks below it need.
+
+    Args:
+        model: the model.
+        anatomy: its parts.
+        segment: the tokens.
+        kept: cache of the earlier tokens and of these.
+        start: how many earlier tokens there are.
+        band: blocks to differentiate.
+        states: states that entered its blocks, ``(block, token, hidden)``.
+
+    Returns:
+        `None` where a block is of another kind, or where its attention would take too much memory.
+    """
+    n_new = segment.ids.shape[1]
+    below = anatomy.blocks[band.first : band.last]
+    parts = _common_blocks(model, below)
+    whole: list[Any] = kept.prefix(start + n_new).layers[band.first : band.last]
+    layers = tuple((layer.keys, layer.values) for layer in whole if layer.keys is not None and layer.values is not None)
+    if parts is None or len(layers) < len(parts):
+        return None
+    if any(attention_bytes(block, n_new, start + n_new) > ATTENTION_BYTES for block in parts):
+        return None
+    notes = _Notes()
+    with hooked([(block, notes.at_block) for block in below]):
+        top = record(model, anatomy, segment, kept.prefix(start), Band(band.last, band.last), states[-1:])
+    if not all("position_embeddings" in call.kwargs for call in notes.calls):
+        return None
+    return WrittenOutRecording(top, tuple(notes.calls), parts, states, layers)
+
+
+def _common_blocks(model: PreTrainedModel, blocks: Sequence[nn.Module]) -> tuple[CommonBlock, ...] | None:
+    """Return the parts of some blocks, or `None` if one is of another kind."""
+    interface = str(getattr(model.config.get_text_config(decoder=True), "_attn_implementation", ""))
+    found = list[CommonBlock]()
+    for block in blocks:
+        parts = common_block(block, interface)
+        if parts is None:
+            return None
+        found.append(parts)
+    return tuple(found)
+
+
+_blockwise: WeakKeyDictionary[PreTrainedModel, bool] = WeakKeyDictionary()
+_written_out: WeakKeyDictionary[PreTrainedModel, bool] = WeakKeyDictionary()
 _PROBE = Tokens(tuple(range(1, 25)), tuple(range(1, 9)))
 _N_RECORDED = 4
 
@@ -279,32 +409,52 @@ def can_record_blockwise(model: PreTrainedModel, anatomy: ModelParts) -> bool:
     Some architectures share keys and values between blocks, and going block by block would miss those gradients. The
     first call for a model costs two short passes, inside `borrowed`.
     """
-    if model not in _known:
-        _known[model] = anatomy.plain_blocks and anatomy.has_cache and _agrees(model, anatomy)
-    return _known[model]
+    if model not in _blockwise:
+        _blockwise[model] = anatomy.plain_blocks and anatomy.has_cache and _agrees(model, anatomy, written_out=False)
+    return _blockwise[model]
 
 
-def _agrees(model: PreTrainedModel, anatomy: ModelParts) -> bool:
-    """Compare the blockwise recording with the whole one on a few tokens."""
-    band = upper_half(len(anatomy.blocks))
+def can_record_written_out(model: PreTrainedModel, anatomy: ModelParts) -> bool:
+    """Return whether a model's blocks are of the common kind, so that their gradient need not be left to autograd.
+
+    The first call for a model costs two short passes, inside `borrowed`.
+    """
+    if model not in _written_out:
+        if _common_blocks(model, anatomy.blocks) is None:
+            return False  # perhaps only because somebody listens to one of them
+        _written_out[model] = anatomy.plain_blocks and anatomy.has_cache and _agrees(model, anatomy, written_out=True)
+    return _written_out[model]
+
+
+@unwatched()
+def _agrees(model: PreTrainedModel, anatomy: ModelParts, *, written_out: bool) -> bool:
+    """Compare a recording by blocks with the whole one on a few tokens."""
+    band = Band(0, len(anatomy.blocks) - 1)
     layout = lay_out([_PROBE], _N_RECORDED, anatomy.device)
     cache = full_cache(model)
     if layout.prefix is None or cache is None:
         return False
+    start = layout.starts[0]
     forward_no_grad(model, anatomy, layout.prefix, cache)
-    kept = KeptCache(cache, _PROBE.read[: layout.starts[0]])
     with recorded(anatomy.blocks[band.first : band.last + 1]) as seen:
-        forward_no_grad(model, anatomy, layout.rest, kept.prefix(kept.n_tokens))
+        forward_no_grad(model, anatomy, layout.rest, cache)
+    kept = KeptCache(cache, _PROBE.read)
     states = torch.cat([one.states() for one in seen])
-    whole = record(model, anatomy, layout.rest, kept.prefix(kept.n_tokens), band)
-    steps = record_blockwise(model, anatomy, layout.rest, kept.prefix(kept.n_tokens), band, states)
+    whole = record(model, anatomy, layout.rest, kept.prefix(start), band)
+    steps: Recorded | None
+    if written_out:
+        steps = record_written_out(model, anatomy, layout.rest, kept, start, band, states)
+    else:
+        steps = record_blockwise(model, anatomy, layout.rest, kept.prefix(start), band, states)
+    if steps is None:
+        return False
     seed = torch.ones_like(whole.z).detach()
     one, other = (state_norms(recording, seed, layout.recorded, keep=False) for recording in (whole, steps))
     tolerance = 1e-4 if torch.finfo(model.dtype).bits > 16 else 5e-2
     return bool((one - other).abs().max() <= tolerance * one.abs().max())
 
 
-def record_from_cache(
+def record_from_cache(  # noqa: PLR0913 - the exchange, what was kept of it, and how to record it
     model: PreTrainedModel,
     layout: Layout,
     read: tuple[int, ...],
@@ -312,11 +462,13 @@ def record_from_cache(
     kept: KeptCache,
     *,
     once: bool,
+    budget: MemoryBudget = LEAN,
 ) -> Recorded | None:
     """Record the rest of one exchange after a kept cache, in the cheapest way that the kept states allow.
 
-    If the states of the whole band were kept, it goes block by block. If only those that entered the band were kept,
-    the blocks below it are skipped. If none were kept, all blocks run, but only on the rest.
+    If the states of the whole band were kept, it goes by as many blocks at a time as the budget allows. If only those
+    that entered the band were kept, the blocks below it are skipped. If none were kept, all blocks run, but only on the
+    rest.
 
     Args:
         model: the model that wrote the answer.
@@ -325,6 +477,7 @@ def record_from_cache(
         band: blocks to differentiate.
         kept: cache and states kept from the generation.
         once: whether there is only one backward pass.
+        budget: memory that decides how many blocks are recorded together.
 
     Returns:
         The recording; `None` when the cache is of other tokens or cannot be cropped.
@@ -334,9 +487,39 @@ def record_from_cache(
         return None
     cache = kept.prefix(start)
     states = _states(anatomy, kept, read, start, band)
-    if states is not None and once and len(states) == len(band) > 1 and can_record_blockwise(model, anatomy):
-        return record_blockwise(model, anatomy, layout.rest, cache, band, states)
+    if states is not None and once and len(states) == len(band) > 1:
+        found = None
+        if can_record_written_out(model, anatomy):
+            found = record_written_out(model, anatomy, layout.rest, kept, start, band, states)
+        if found is not None:
+            return found
+        each = recorded_bytes(model, anatomy.blocks[band.last], cache.layers[band.last], layout.rest.ids.numel())
+        n_together = budget.blocks_together(each)
+        if n_together < len(band) and can_record_blockwise(model, anatomy):
+            return record_blockwise(model, anatomy, layout.rest, cache, band, states, n_together)
     return record(model, anatomy, layout.rest, cache, band, None if states is None else states[:1])
+
+
+def recorded_bytes(model: PreTrainedModel, block: nn.Module, layer: Any, n_tokens: int) -> int:
+    """Return about how much memory the recording of one decoder block takes.
+
+    Autograd keeps the inputs and outputs of its matrix products in float32, and a copy of the earlier tokens' keys and
+    values, repeated for each query head that shares them.
+
+    Args:
+        model: the model.
+        block: the block.
+        layer: its cache of the earlier tokens.
+        n_tokens: how many tokens are recorded.
+    """
+    config = model.config.get_text_config(decoder=True)
+    n_heads: int = getattr(config, "num_attention_heads", None) or 1
+    n_shared: int = n_heads // (getattr(config, "num_key_value_heads", None) or n_heads)
+    numbers = sum(sum(weight.shape[-2:]) for weight in block.parameters() if weight.dim() > 1)
+    keys: Tensor | None = getattr(layer, "keys", None)
+    values: Tensor | None = getattr(layer, "values", None)
+    read = sum(one.numel() * one.element_size() for one in (keys, values) if one is not None)
+    return n_tokens * numbers * 4 + read * (1 + n_shared)
 
 
 def known_outputs(kept: KeptCache, tokens: Tokens) -> Tensor | None:

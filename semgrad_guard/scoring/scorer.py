@@ -9,8 +9,6 @@ import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
-import numpy as np
-
 from semgrad_guard.errors import (
     EmbeddingFailedError,
     PositionOutsidePromptError,
@@ -20,6 +18,8 @@ from semgrad_guard.errors import (
 from semgrad_guard.flow import Exchange, Fingerprint, Score, SpanScore
 from semgrad_guard.models.embedding import UnitVectors
 from semgrad_guard.models.generate import ending
+from semgrad_guard.scoring.attention import attention_signals, passage_shares
+from semgrad_guard.scoring.budget import budget_for
 from semgrad_guard.scoring.claims import PassageTexts
 from semgrad_guard.scoring.forward_signals import nll_without_passages, p_true, passage_signals
 from semgrad_guard.scoring.layout import Tokens, default_position
@@ -33,11 +33,13 @@ from semgrad_guard.scoring.measure import (
 )
 from semgrad_guard.scoring.model_lease import ModelLease
 from semgrad_guard.scoring.model_parts import model_parts_of
+from semgrad_guard.scoring.prompt_parts import prompt_parts
 from semgrad_guard.scoring.reading import as_read, read_exchange
 from semgrad_guard.scoring.recording import Band, upper_half
 from semgrad_guard.scoring.spans import place_spans
+from semgrad_guard.scoring.starts import start_signals, starts_of
 from semgrad_guard.scoring.text_signals import closeness_signals, grounding_signals, retrieval_signals
-from semgrad_guard.signals import FREE, MEANING, METHODS, PASSAGE_HELP, POSITIONS, SIGNALS
+from semgrad_guard.signals import ATTENTION, FREE, MEANING, METHODS, PASSAGE_HELP, POSITIONS, SIGNALS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -48,6 +50,7 @@ if TYPE_CHECKING:
     from semgrad_guard.models.embedding import Embedder
     from semgrad_guard.scoring.measure import Measure, PartMeasure
     from semgrad_guard.scoring.spans import PlacedSpan
+    from semgrad_guard.scoring.starts import Starts
 
 _log = logging.getLogger("semgrad_guard")
 
@@ -70,14 +73,11 @@ class Readout:
 
     def signals(self, measured: Measure, exchange: Exchange, tokens: Tokens) -> dict[str, float]:
         """Return the signals of a whole answer."""
-        found = {**self._of_part(measured, measured.parts[0]), **self.text_signals(exchange)}
+        starts = self._starts(exchange, tokens)
+        found = {**self._of_part(measured, measured.parts[0], starts), **self.text_signals(exchange)}
         if self._wanted & PASSAGE_HELP:
             without = nll_without_passages(self._model, exchange, tokens)
-            found |= (
-                {}
-                if without is None
-                else self._only(passage_signals(np.asarray(measured.nll, np.float64), without.double().numpy()))
-            )
+            found |= {} if without is None else self._only(passage_signals(measured.nll, without))
         if "p_true" in self._wanted:
             chance = p_true(self._model, exchange)
             found |= {} if chance is None else {"p_true": chance}
@@ -93,16 +93,19 @@ class Readout:
         read = PassageTexts.of(exchange, self._language)
         return self._only({**self._of_text(exchange, read), **retrieval_signals(exchange.passages)})
 
-    def spans(self, measured: Measure, exchange: Exchange, spans: Sequence[PlacedSpan]) -> tuple[SpanScore, ...]:
+    def spans(
+        self, measured: Measure, exchange: Exchange, tokens: Tokens, spans: Sequence[PlacedSpan]
+    ) -> tuple[SpanScore, ...]:
         """Return the scores of the parts of an answer, whose measures follow that of the whole."""
         if not spans:
             return ()
+        starts = self._starts(exchange, tokens)
         read = PassageTexts.of(exchange, self._language)
         return tuple(
             SpanScore(
                 span.start,
                 span.end,
-                self._of_part(measured, part) | self._only(self._of_text(exchange, read, span.text)),
+                self._of_part(measured, part, starts) | self._only(self._of_text(exchange, read, span.text)),
             )
             for span, part in zip(spans, measured.parts[1:], strict=True)
         )
@@ -117,8 +120,18 @@ class Readout:
             _log.warning("an answer is scored without its signals of meaning: %s", error)
             return found
 
-    def _of_part(self, measured: Measure, part: PartMeasure) -> dict[str, float]:
-        return self._only({**gradient_signals(measured, part, self._position), **likelihood_signals(measured, part)})
+    def _starts(self, exchange: Exchange, tokens: Tokens) -> Starts:
+        return starts_of(self._model, tokens.answer, exchange.question or "", self._language)
+
+    def _of_part(self, measured: Measure, part: PartMeasure, starts: Starts) -> dict[str, float]:
+        return self._only(
+            {
+                **gradient_signals(measured, part, self._position),
+                **likelihood_signals(measured, part),
+                **start_signals(measured.nll, measured.entropy, part.tokens, starts),
+                **attention_signals(measured.attention, measured.nll, part.tokens, starts.claims),
+            }
+        )
 
     def _only(self, signals: dict[str, float]) -> dict[str, float]:
         return {name: value for name, value in signals.items() if name in self._wanted}
@@ -156,6 +169,7 @@ class SemGradScorer:
         language: str = "en",
         embedder: Embedder | None = None,
         max_batch_tokens: int = MAX_BATCH_TOKENS,
+        max_extra_mb: float | None = None,
     ) -> None:
         """Create a scorer for a model.
 
@@ -173,6 +187,11 @@ class SemGradScorer:
             embedder: sentence embeddings, such as the retriever's, for signals that compare meanings
                 (`signals.MEANING`); `None` leaves those out.
             max_batch_tokens: most padded tokens in a batch.
+            max_extra_mb: about how many MiB a score may take, beside the model and what was kept of the writing, in
+                order to save time: with enough, the vocabulary is one block and the band is recorded as a whole; with
+                0, all goes by the smallest pieces. `None` is 512 on an accelerator; on a processor it is pieces that
+                fit its caches, which are faster there than larger ones. Cold scores and batches keep the recording of
+                their band besides, which `max_batch_tokens` limits. No number of a score depends on it.
 
         Raises:
             ScoringSettingError: a setting is out of range.
@@ -186,6 +205,8 @@ class SemGradScorer:
             raise ScoringSettingError("position", position, "-1 (the last prompt token) or less")
         if max_batch_tokens < 1:
             raise ScoringSettingError("max_batch_tokens", max_batch_tokens, "1 or more")
+        if max_extra_mb is not None and not max_extra_mb >= 0:
+            raise ScoringSettingError("max_extra_mb", max_extra_mb, "0 or more, or nothing for the device's usual one")
         names = FREE if signals is None else tuple(_one_of("signals", name, tuple(SIGNALS)) for name in signals)
         self._embedder = None if embedder is None else UnitVectors(embedder)
         wanted = frozenset({*names, method, *(MEANING if embedder else ())})
@@ -199,7 +220,13 @@ class SemGradScorer:
         with model.lock:
             self._blocks = model_parts_of(model.model).blocks
         n_recorded = max(-self._position, -min(POSITIONS))
-        self._reading = GradientSpec(_band(len(self._blocks), band), n_recorded, norms_from_cache(wanted))
+        self._reading = GradientSpec(
+            _band(len(self._blocks), band),
+            n_recorded,
+            norms_from_cache(wanted),
+            budget_for(model.device, max_extra_mb),
+            attention=not wanted.isdisjoint(ATTENTION),
+        )
         self._language, self._max_batch_tokens = language, max_batch_tokens
 
     @property
@@ -347,6 +374,8 @@ class SemGradScorer:
     def _prepared(self, exchange: Exchange) -> _Task:
         exchange = as_read(exchange)
         tokens = read_exchange(self._model, exchange)
+        if self._reading.attention:
+            tokens = replace(tokens, parts=prompt_parts(self._model, exchange, tokens.prompt))
         if -self._position > len(tokens.prompt):
             raise PositionOutsidePromptError(self._position, len(tokens.prompt))
         by_sentence = self._granularity == "sentence"
@@ -385,7 +414,8 @@ class SemGradScorer:
             n_prompt_tokens=len(task.tokens.prompt),
             n_answer_tokens=len(task.tokens.answer),
             seconds=seconds,
-            spans=self._readout.spans(measured, task.exchange, task.spans),
+            spans=self._readout.spans(measured, task.exchange, task.tokens, task.spans),
+            passage_attention=passage_shares(measured.attention),
         )
 
     def _earlier(self, exchange: Exchange) -> Score | None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from sentencex import get_sentence_boundaries  # pyright: ignore[reportAttributeAccessIssue] # compiled, untyped
 
 from semgrad_guard.errors import ScoringSettingError
-from semgrad_guard.models.tokens import clean_text
+from semgrad_guard.models.tokens import UNFINISHED, clean_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -17,9 +17,6 @@ if TYPE_CHECKING:
     from semgrad_guard.flow import Exchange
     from semgrad_guard.models import LocalModel
     from semgrad_guard.scoring.layout import Tokens
-
-UNFINISHED = "\ufffd"
-"""Character that a tokenizer shows where only some bytes of a character have been decoded."""
 
 
 def sentence_spans(text: str, language: str = "en") -> list[tuple[int, int]]:

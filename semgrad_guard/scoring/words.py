@@ -57,6 +57,13 @@ def content_of(text_words: Sequence[str]) -> set[str]:
     return {sys.intern(word) for word in text_words if _has_content(word)}
 
 
+def content_places(text: str) -> list[int]:
+    """Return where the content words of a text begin; where there are none, all its words."""
+    found = [(match.start(), match.group()) for match in _pattern().finditer(text)]
+    with_content = [place for place, word in found if _has_content(unicodedata.normalize("NFKC", word).casefold())]
+    return with_content or [place for place, _ in found]
+
+
 def _has_content(word: str) -> bool:
     if word in _FUNCTION_WORDS:
         return False
@@ -111,6 +118,12 @@ NEGATIONS = frozenset(
     """.split()  # noqa: SIM905 - a list would be a line each
 )
 """English words that deny."""
+BEFORE_NT = frozenset(
+    """
+    ain aren couldn didn doesn don hadn hasn haven isn mustn needn shouldn wasn weren won wouldn
+    """.split()  # noqa: SIM905 - a list would be a line each
+)
+"""What stands before "n't" where the words of a text were split at apostrophes; "can't" is not told from "can"."""
 _SHORT_NOT = re.compile(r"n['\u2019]t\b", re.IGNORECASE)
 
 

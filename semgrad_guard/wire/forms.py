@@ -85,6 +85,7 @@ class ScoreForm(Frozen):
     n_answer_tokens: int = 0
     seconds: float = 0.0
     spans: tuple[SpanForm, ...] = ()
+    passage_attention: tuple[Number, ...] = ()
 
 
 class ContributionForm(Frozen):

@@ -250,6 +250,7 @@ def score_fields(score: Score) -> dict[str, Json]:
             }
             for span in score.spans
         ],
+        "passage_attention": [number(share) for share in score.passage_attention],
     }
 
 
@@ -276,6 +277,7 @@ def score_from_fields(fields: object) -> Score:
         n_answer_tokens=form.n_answer_tokens,
         seconds=form.seconds,
         spans=tuple(SpanScore(s.start, s.end, _finite(s.signals), s.confidence) for s in form.spans),
+        passage_attention=form.passage_attention,
     )
 
 

@@ -81,6 +81,15 @@ def test_a_score_comes_back_equal() -> None:
     assert score_from_fields(through_json(score_fields(score))) == score
 
 
+def test_shares_of_passages_come_back_equal() -> None:
+    """Also of one that the prompt did not show; what an older version wrote has none."""
+    score = replace(make_score(), passage_attention=(0.25, None, 0.125))
+    fields = through_json(score_fields(score))
+    assert score_from_fields(fields) == score
+    del fields["passage_attention"]
+    assert score_from_fields(fields).passage_attention == ()
+
+
 def test_a_score_is_one_object_wherever_it_is_written() -> None:
     """One reader, one description, one thing to look for in any file."""
     attempt = make_attempt("a1")

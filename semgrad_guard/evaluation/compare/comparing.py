@@ -54,19 +54,22 @@ def fused_methods(names: tuple[str, ...]) -> list[Method]:
     """Return the fusions that show what each family adds; the first is what the guard uses by default."""
     by_kind: dict[Kind, tuple[str, ...]] = {
         kind: tuple(name for name in names if name in SIGNALS and SIGNALS[name].family == kind)
-        for kind in ("gradient", "likelihood", "text", "embedding", "forward")
+        for kind in ("gradient", "likelihood", "attention", "text", "embedding", "forward")
     }
-    gradients, likelihoods, texts, closeness, forward = by_kind.values()
-    without = gradients + likelihoods + texts
+    gradients, likelihoods, attention, texts, closeness, forward = by_kind.values()
+    own = gradients + likelihoods + attention
+    without = own + texts
     wanted = {
         "fused": without + closeness,
         "fused + forward": without + closeness + forward if forward else (),
-        "fused, no gradients": likelihoods + texts + closeness,
-        "fused, no text": gradients + likelihoods + closeness if texts else (),
+        "fused, no gradients": likelihoods + attention + texts + closeness,
+        "fused, no attention": gradients + likelihoods + texts + closeness if attention else (),
+        "fused, no text": own + closeness if texts else (),
         "fused, no embeddings": without if closeness else (),
-        "fused, no embeddings, no gradients": likelihoods + texts if closeness else (),
+        "fused, no embeddings, no gradients": likelihoods + attention + texts if closeness else (),
         "fused, gradients only": gradients,
         "fused, likelihoods only": likelihoods,
+        "fused, attention only": attention,
         "fused, text only": texts,
         "fused, embeddings only": closeness,
     }
@@ -79,7 +82,7 @@ def chosen_methods(names: tuple[str, ...]) -> list[Method]:
     They are what a fusion has to beat: the best of many scores on the very answers it is judged by is partly luck.
     """
     directed = [name for name in names if name in SIGNALS and direction_of(name)]
-    own = tuple(name for name in directed if SIGNALS[name].family in {"gradient", "likelihood"})
+    own = tuple(name for name in directed if SIGNALS[name].family in {"gradient", "likelihood", "attention"})
     free = tuple(name for name in directed if SIGNALS[name].family != "forward")
     return _of_several("chosen", {"best score of the model": own, "best single score": free})
 
@@ -293,6 +296,7 @@ def _ablations(labels: Labels, by_name: Mapping[str, Ranked], draws: int, seed: 
     pairs = {
         "gradients": ("fused", "fused, no gradients"),
         "gradients, without embeddings,": ("fused, no embeddings", "fused, no embeddings, no gradients"),
+        "attention weights": ("fused", "fused, no attention"),
         "text": ("fused", "fused, no text"),
         "embeddings": ("fused", "fused, no embeddings"),
         "forward passes": ("fused + forward", "fused"),
@@ -316,7 +320,14 @@ def _by_tag(labels: Labels, methods: Sequence[Ranked], draws: int, seed: int) ->
     return tuple(found)
 
 
-_STEP_OF = {"gradient": "score", "likelihood": "score", "text": None, "embedding": "embedding", "sampling": "samples"}
+_STEP_OF = {
+    "gradient": "score",
+    "likelihood": "score",
+    "attention": "score",
+    "text": None,
+    "embedding": "embedding",
+    "sampling": "samples",
+}
 """The step whose time a kind of single method takes; text signals count words, which takes none to speak of."""
 
 

@@ -73,7 +73,8 @@ class Result(Frozen):
 
     def shown(self) -> list[str]:
         """Return the names of the methods to draw: the fusions of everything, and what users would otherwise pick."""
-        singles = [one for one in self.comparison.methods if one.kind in {"gradient", "likelihood", "text"}]
+        alone = {"gradient", "likelihood", "attention", "text"}
+        singles = [one for one in self.comparison.methods if one.kind in alone]
         best = max(singles, key=lambda one: one.auroc.value or 0.0).name if singles else None
         wanted = ["fused", "fused, no embeddings", best, "hybridgrad", "mean_nll", "semantic_entropy"]
         there = {one.name for one in self.comparison.methods}
@@ -85,6 +86,7 @@ KINDS = {
     "chosen": "one score, chosen by cross-validation",
     "gradient": "one backward pass",
     "likelihood": "likelihoods",
+    "attention": "attention of the answer's tokens",
     "text": "words of answer and passages",
     "embedding": "sentence embeddings",
     "forward": "another forward pass",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from http import HTTPStatus
 from typing import Annotated
 from urllib.parse import urlencode
@@ -24,11 +23,14 @@ router = APIRouter(include_in_schema=False)
 
 _MOST_SKIPPED = 20
 _MOST_AT_ONCE = 200
+_LONGEST_VERSION = 10
 
 Text = Annotated[str, Form()]
 Flow = Annotated[str, Form(max_length=10)]
 Skipped = Annotated[str, Form(max_length=1000)]
 Nonce = Annotated[str, Form(max_length=64)]
+Seen = Annotated[int | None, Form(ge=1, le=2**31 - 1)]
+"""Version of the item that the page with the form showed."""
 
 
 @router.post("/next")
@@ -63,11 +65,17 @@ def skip(request: Request, session: Writer, item_id: str, skipped: Skipped = "")
 
 @router.post("/items/{item_id}/approve")
 def approve(
-    request: Request, session: Writer, item_id: str, nonce: Nonce = "", flow: Flow = "", skipped: Skipped = ""
+    request: Request,
+    session: Writer,
+    item_id: str,
+    nonce: Nonce = "",
+    seen: Seen = None,
+    flow: Flow = "",
+    skipped: Skipped = "",
 ) -> Response:
     """Approve the answer."""
     queue = desk_of(request).queue
-    queue.approve(ReviewId(item_id), session.user.name, op=_op(session, item_id, nonce))
+    queue.approve(ReviewId(item_id), session.user.name, op=_op(session, nonce), seen=seen)
     return _after(queue, session, flow, skipped, item_id)
 
 
@@ -79,14 +87,15 @@ def edit(
     text: Text = "",
     was_correct: Annotated[bool, Form()] = False,  # noqa: FBT002 - a form field
     nonce: Nonce = "",
+    seen: Seen = None,
     flow: Flow = "",
     skipped: Skipped = "",
 ) -> Response:
     """Replace the answer with an edited text."""
     queue = desk_of(request).queue
     plain = text.replace("\r\n", "\n")
-    op = _op(session, item_id, nonce)
-    queue.edit(ReviewId(item_id), session.user.name, plain, was_correct=was_correct, op=op)
+    op = _op(session, nonce)
+    queue.edit(ReviewId(item_id), session.user.name, plain, was_correct=was_correct, op=op, seen=seen)
     return _after(queue, session, flow, skipped, item_id)
 
 
@@ -97,19 +106,20 @@ def reject(
     item_id: str,
     reason: Text = "",
     nonce: Nonce = "",
+    seen: Seen = None,
     flow: Flow = "",
     skipped: Skipped = "",
 ) -> Response:
     """Reject the answer."""
     queue = desk_of(request).queue
-    queue.reject(ReviewId(item_id), session.user.name, reason.strip(), op=_op(session, item_id, nonce))
+    queue.reject(ReviewId(item_id), session.user.name, reason.strip(), op=_op(session, nonce), seen=seen)
     return _after(queue, session, flow, skipped, item_id)
 
 
 @router.post("/items/{item_id}/undo")
-def undo(request: Request, session: Writer, item_id: str) -> Response:
+def undo(request: Request, session: Writer, item_id: str, seen: Seen = None) -> Response:
     """Undo the verdict."""
-    desk_of(request).queue.undo(ReviewId(item_id), session.user.name, force=session.user.is_admin)
+    desk_of(request).queue.undo(ReviewId(item_id), session.user.name, force=session.user.is_admin, seen=seen)
     return _go(f"/items/{item_id}")
 
 
@@ -147,16 +157,17 @@ def bulk(
 ) -> Response:
     """Apply the same action to several items, and report the result of each."""
     queue, who = desk_of(request).queue, session.user.name
+    seen = dict(_ticked(each) for each in ids or ())
     actions = {
-        "approve": lambda item_id: queue.approve(item_id, who),
-        "reject": lambda item_id: queue.reject(item_id, who),
+        "approve": lambda item_id: queue.approve(item_id, who, seen=seen[item_id]),
+        "reject": lambda item_id: queue.reject(item_id, who, seen=seen[item_id]),
         "claim": lambda item_id: queue.claim_item(item_id, who),
         "assign": lambda item_id: queue.assign(item_id, who, who),
     }
     if action not in actions:
         why = f"cannot {action!r} several items: {', '.join(actions)} are possible"
         raise RefusedError(HTTPStatus.BAD_REQUEST, why)
-    results = queue.each([ReviewId(item_id) for item_id in ids or ()], actions[action])
+    results = queue.each(seen, actions[action])
     failed = {item_id: result for item_id, result in results.items() if isinstance(result, SemGradGuardError)}
     done = [(item_id, result) for item_id, result in results.items() if item_id not in failed]
     n = len(results)
@@ -178,8 +189,13 @@ def _go(path: str) -> Response:
     return RedirectResponse(path, HTTPStatus.SEE_OTHER)
 
 
-def _op(session: Session, item_id: str, nonce: str) -> str | None:
-    """Return the operation name of a form, so that a form sent twice takes effect once."""
-    if not nonce:
-        return None
-    return hashlib.sha256(f"{session.csrf}:{item_id}:{nonce}".encode()).hexdigest()
+def _ticked(value: str) -> tuple[ReviewId, int | None]:
+    """Return the item that a ticked box stands for, and the version that the page showed of it."""
+    item_id, _, version = value.partition(":")
+    is_version = version.isascii() and version.isdigit() and len(version) < _LONGEST_VERSION
+    return ReviewId(item_id), int(version) if is_version else None
+
+
+def _op(session: Session, nonce: str) -> str | None:
+    """Return the operation name of a page's form, so that a form sent twice takes effect once."""
+    return f"{session.csrf}:{nonce}" if nonce else None

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import time
 from collections.abc import Callable
+from functools import partial
 from http import HTTPStatus
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Path, Query, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue
 from starlette.requests import Request
 from starlette.responses import Response
 
-from semgrad_guard.flow import ReviewId
+from semgrad_guard.errors import ItemNotFoundError
+from semgrad_guard.flow import ReviewId, Ruling
 from semgrad_guard.review.access import Bearer, Scope
+from semgrad_guard.review.queue import NO_PASSAGES
 from semgrad_guard.review.site.desk import Desk, desk_of
 from semgrad_guard.review.site.problems import RefusedError
 from semgrad_guard.review.store.document import Document
@@ -99,6 +101,10 @@ class Asked(_Body):
     question: str = Field(min_length=1, max_length=100_000)
     tags: Annotated[list[str], Field(max_length=100)] = []
     """The earlier item must have all of them."""
+    metadata: Annotated[dict[str, JsonValue], Field(max_length=100)] = {}
+    """The earlier item must have the same values; without tags and metadata there is no earlier verdict."""
+    passages: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] = NO_PASSAGES
+    """SHA-256 of the JSON list of the passages' sorted texts; the earlier item's must be the same."""
     similar: Annotated[float | None, Field(default=None, ge=0, le=1)] = None
     """Smallest similarity; null matches the same question only."""
     max_age_s: Annotated[float | None, Field(default=None, ge=0, le=3_153_600_000, allow_inf_nan=False)] = None
@@ -149,7 +155,7 @@ def needs(*scopes: Scope) -> Callable[..., Bearer]:
 
 def _op(caller: Bearer, key: str | None) -> str | None:
     """Return the operation name for an idempotency key, or `None` without a key."""
-    return None if key is None else hashlib.sha256(f"{caller.token.id}:{key}".encode()).hexdigest()
+    return None if key is None else f"{caller.token.id}:{key}"
 
 
 Submitter = Annotated[Bearer, Depends(needs(Scope.SUBMIT))]
@@ -157,6 +163,7 @@ Reader = Annotated[Bearer, Depends(needs(Scope.READ))]
 Fetcher = Annotated[Bearer, Depends(needs(Scope.SUBMIT, Scope.READ))]
 Judge = Annotated[Bearer, Depends(needs(Scope.JUDGE))]
 TheDesk = Annotated[Desk, Depends(desk_of)]
+WaitS = Annotated[float, Query(ge=0, le=LONGEST_WAIT_S, allow_inf_nan=False)]
 ItemId = Annotated[str, Path(min_length=1, max_length=32, pattern=r"^[0-9A-Za-z_-]+$")]
 OperationKey = Annotated[
     str | None,
@@ -164,17 +171,33 @@ OperationKey = Annotated[
 ]
 
 
-@router.post("/items", status_code=HTTPStatus.CREATED)
+@router.post(
+    "/items",
+    status_code=HTTPStatus.CREATED,
+    responses=_shown(HTTPStatus.CONFLICT, "another answer has this exchange id"),
+)
 def submit(desk: TheDesk, caller: Submitter, body: Submission) -> Submitted:
-    """Submit an answer for review; the same `exchange_id` always returns the same item."""
+    """Submit an answer for review; the same answer with the same `exchange_id` always returns the same item."""
+    shortest_s = desk.queue.settings.shortest_deadline_s
+    if body.deadline_s is not None and body.deadline_s < shortest_s:
+        message = f"deadline_s is {body.deadline_s:g}; this site takes {shortest_s:g} or more"
+        raise RefusedError(HTTPStatus.UNPROCESSABLE_ENTITY, message)
     return Submitted(id=desk.queue.submit_document(body.document, deadline_s=body.deadline_s, by=caller.by))
 
 
 @router.post("/earlier-verdict")
 def earlier_verdict(desk: TheDesk, _: Fetcher, body: Asked) -> EarlierView:
     """Return a reviewer's earlier verdict on the same question, or on a similar one."""
-    found = desk.queue.reuse(body.question, tags=body.tags, similar=body.similar, max_age_s=body.max_age_s)
-    return EarlierView.of(found)
+    return EarlierView.of(
+        desk.queue.reuse(
+            body.question,
+            tags=body.tags,
+            metadata=body.metadata,
+            passages=body.passages,
+            similar=body.similar,
+            max_age_s=body.max_age_s,
+        )
+    )
 
 
 @router.get("/items")
@@ -227,16 +250,33 @@ def audit(desk: TheDesk, _: Reader, item_id: ItemId) -> list[AuditView]:
 
 
 @router.get("/items/{item_id}/ruling", responses=_OF_ITEM)
-async def ruling(
-    desk: TheDesk,
-    _: Fetcher,
-    item_id: ItemId,
-    wait_s: Annotated[float, Query(ge=0, le=LONGEST_WAIT_S, allow_inf_nan=False)] = 0.0,
-) -> Answered:
-    """Return the verdict, waiting up to `wait_s` seconds for it; once returned it can't be undone."""
+async def ruling(desk: TheDesk, caller: Fetcher, item_id: ItemId, wait_s: WaitS = 0.0) -> Answered:
+    """Return the verdict, waiting up to `wait_s` seconds for it; it can still be undone."""
+    review_id = ReviewId(item_id)
+    if Scope.READ not in caller.token.scopes:
+        await asyncio.to_thread(_check_submitter, desk, caller, review_id)
+    return await _awaited(partial(desk.queue.ruling, review_id), wait_s)
+
+
+@router.post("/items/{item_id}/ruling", responses=_OF_ITEM)
+async def take_ruling(desk: TheDesk, caller: Submitter, item_id: ItemId, wait_s: WaitS = 0.0) -> Answered:
+    """Take the verdict on an item that the caller's account submitted; once taken it can't be undone."""
+    review_id = ReviewId(item_id)
+    await asyncio.to_thread(_check_submitter, desk, caller, review_id)
+    return await _awaited(partial(desk.queue.wait, review_id, 0.0), wait_s)
+
+
+def _check_submitter(desk: Desk, caller: Bearer, review_id: ReviewId) -> None:
+    """Refuse an item that another account submitted, as if there were none."""
+    if not desk.queue.is_submitter(review_id, caller.user.name):
+        raise ItemNotFoundError(review_id)
+
+
+async def _awaited(look: Callable[[], Ruling | None], wait_s: float) -> Answered:
+    """Call `look` until it finds a verdict or `wait_s` seconds have passed, and return what it found."""
     end, pause = time.monotonic() + wait_s, _FIRST_LOOK_S
     while True:
-        found = await asyncio.to_thread(desk.queue.wait, ReviewId(item_id), 0.0)
+        found = await asyncio.to_thread(look)
         left = end - time.monotonic()
         if found is not None or left <= 0:
             return Answered(ruling=None if found is None else RulingView.of(found))

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, cast
 
 from starlette.requests import HTTPConnection
 
-from semgrad_guard.review.access import Accounts, Limits, Sessions, Throttle, Tokens
+from semgrad_guard.review.access import Accounts, Sessions, Tokens
+from semgrad_guard.review.throttle import Devices, Hashing, Limits, Throttle
 
 if TYPE_CHECKING:
     from argon2 import PasswordHasher
@@ -41,6 +42,8 @@ class Desk:
         self.sessions = Sessions(queue.database)
         self.tokens = Tokens(queue.database)
         self.throttle = Throttle(queue.database, settings.limits)
+        self.devices = Devices(queue.database)
+        self.hashing = Hashing()
 
 
 def desk_of(connection: HTTPConnection) -> Desk:

@@ -12,7 +12,7 @@ from fastapi import APIRouter, Depends, Form, Query
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
-from semgrad_guard.review.access import LONGEST_S, Session, csrf_of, is_csrf
+from semgrad_guard.review.access import LONGEST_S, Session, User, csrf_of, is_csrf
 from semgrad_guard.review.site.desk import Desk, desk_of
 from semgrad_guard.review.site.problems import RefusedError
 from semgrad_guard.review.site.rendering import render
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 router = APIRouter(include_in_schema=False)
 
 _LOGIN_COOKIE_S = 3600
+_DEVICE_COOKIE_S = 180 * 86_400
+_BUSY_S = 3
 
 
 class LoginNeededError(RefusedError):
@@ -96,20 +98,37 @@ def log_in(
     if not token or not is_csrf(token, csrf):
         raise RefusedError(HTTPStatus.FORBIDDEN, "this login form is too old or from another site: reload the page")
     account, address = name.strip().lower(), request.client.host if request.client else "unknown"
-    wait_s = desk.throttle.wait_s(account, address)
-    if wait_s > 0:
-        message = f"too many failed logins: try again in {math.ceil(wait_s / 60)} minutes"
-        raise RefusedError(HTTPStatus.TOO_MANY_REQUESTS, message, {"Retry-After": str(math.ceil(wait_s))})
-    user = desk.accounts.verify(account, password)
+    device = request.cookies.get(cookie_name(desk, "device"), "")
+    with desk.hashing.place(address) as is_free:
+        if not is_free:
+            message = "too many people are logging in at this moment: try again in a few seconds"
+            raise RefusedError(HTTPStatus.TOO_MANY_REQUESTS, message, {"Retry-After": str(_BUSY_S)})
+        user = _verified(desk, account, password, address, device)
     if user is None:
-        desk.throttle.failed(account, address)
         return _login_page(request, next, problem="wrong name or password", status_code=HTTPStatus.UNAUTHORIZED)
-    desk.throttle.succeeded(account)
-    session = desk.sessions.begin(user)
+    session = desk.sessions.begin(user, instead_of=request.cookies.get(cookie_name(desk, "session"), ""))
     response = RedirectResponse(_own_path(next), HTTPStatus.SEE_OTHER)
     _set_cookie(response, desk, "session", session.token, LONGEST_S)
+    _set_cookie(response, desk, "device", desk.devices.remember(user.name, device), _DEVICE_COOKIE_S)
     response.delete_cookie(cookie_name(desk, "login"), secure=desk.settings.is_encrypted, httponly=True)
     return response
+
+
+def _verified(desk: Desk, account: str, password: str, address: str, device: str) -> User | None:
+    """Return the account of a name and password; the try is counted before the password is looked at.
+
+    Raises:
+        RefusedError: there were too many failed ones.
+    """
+    counted = desk.throttle.begin(account, address, device)
+    if counted.wait_s > 0:
+        message = f"too many failed logins: try again in {math.ceil(counted.wait_s / 60)} minutes"
+        raise RefusedError(HTTPStatus.TOO_MANY_REQUESTS, message, {"Retry-After": str(math.ceil(counted.wait_s))})
+    with desk.hashing.turn():
+        user = desk.accounts.verify(account, password)
+    if user is not None:
+        desk.throttle.succeeded(counted)
+    return user
 
 
 @router.post("/logout")

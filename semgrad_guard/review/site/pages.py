@@ -169,11 +169,14 @@ def _passages(detail: ItemDetail) -> list[object]:
     document = detail.document
     if document is None:
         return []
+    shares = document.score.passage_attention if document.score else ()
+    known = shares if len(shares) == len(document.passages) else (None,) * len(document.passages)
     return [
         {
             "part": passage,
+            "attention": share,
             "text": segments(passage.text, copied_marks(passage.text, document.answer)),
             "gives_orders": gives_orders(passage.text),
         }
-        for passage in document.passages
+        for passage, share in zip(document.passages, known, strict=True)
     ]

@@ -15,6 +15,7 @@ from semgrad_guard.errors import (
     AlreadyClaimedError,
     CursorError,
     EmptyTextError,
+    ExchangeIdTakenError,
     IllegalMoveError,
     ItemNotFoundError,
     MissingExtraError,
@@ -22,6 +23,7 @@ from semgrad_guard.errors import (
     ReviewError,
     SemGradGuardError,
     UndoRefusedError,
+    VerdictChangedError,
 )
 from semgrad_guard.review.site.rendering import render
 
@@ -38,6 +40,8 @@ _STATUS: tuple[tuple[type[SemGradGuardError], HTTPStatus], ...] = (
     (AlreadyClaimedError, HTTPStatus.CONFLICT),
     (IllegalMoveError, HTTPStatus.CONFLICT),
     (UndoRefusedError, HTTPStatus.CONFLICT),
+    (VerdictChangedError, HTTPStatus.CONFLICT),
+    (ExchangeIdTakenError, HTTPStatus.CONFLICT),
     (EmptyTextError, HTTPStatus.UNPROCESSABLE_ENTITY),
     (CursorError, HTTPStatus.BAD_REQUEST),
     (AccountError, HTTPStatus.BAD_REQUEST),
@@ -113,9 +117,18 @@ async def _response(request: Request, report: ErrorReport, headers: Mapping[str,
         body = {"error": report.kind, "message": report.message, "details": report.details}
         return JSONResponse(body, status_code=report.status, headers=headers)
     typed, status = await _typed(request), report.status
-    page = render(request, "problem.html", status=status, message=report.message, typed=typed, status_code=status)
+    again = _item_page(request) if status is HTTPStatus.CONFLICT else ""
+    page = render(
+        request, "problem.html", status=status, message=report.message, typed=typed, again=again, status_code=status
+    )
     page.headers.update(headers or {})
     return page
+
+
+def _item_page(request: Request) -> str:
+    """Return the path of the item that a form was about, or nothing."""
+    item_id = request.path_params.get("item_id", "")
+    return f"/items/{item_id}" if item_id else ""
 
 
 async def _typed(request: Request) -> str:

@@ -110,26 +110,28 @@ def serve(queue: SqlReviewQueue, binding: Binding, *works: Callable[[], object])
 
 @contextmanager
 def upkeep(queue: SqlReviewQueue, *works: Callable[[], object], every_s: float = _UPKEEP_EVERY_S) -> Generator[None]:
-    """End leases and deadlines, send webhooks and erase what is too old, in a background thread."""
+    """End leases and deadlines, send webhooks and erase what is too old, each in a background thread of its own."""
     stop = threading.Event()
     sender = WebhookSender(queue)
-    all_works = (queue.expire_leases, queue.expire_deadlines, sender.send_due, _eraser(queue), *works)
 
-    def run() -> None:
+    def run(*works: Callable[[], object]) -> None:
         while not stop.wait(every_s):
-            for work in all_works:
+            for work in works:
                 try:
                     work()
                 except Exception:
                     logger.exception("upkeep of the review queue failed; it will be tried again")
 
-    thread = threading.Thread(target=run, name="semgrad-review-upkeep", daemon=True)
-    thread.start()
+    kinds = ((queue.expire_leases, queue.expire_deadlines), (sender.start_due,), (_eraser(queue),), *zip(works))
+    threads = [threading.Thread(target=run, args=each, name="semgrad-review-upkeep", daemon=True) for each in kinds]
+    for thread in threads:
+        thread.start()
     try:
         yield
     finally:
         stop.set()
-        thread.join(timeout=10)
+        for thread in threads:
+            thread.join(timeout=10)
         sender.close()
 
 

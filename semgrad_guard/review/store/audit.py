@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from semgrad_guard.review.store.database import Transaction
 
 _INSERT = insert(audit)
+VERDICT_EVENTS = frozenset({Event.APPROVE, Event.EDIT, Event.REJECT, Event.EXPIRE, Event.UNDO})
+"""Events that give an item its verdict or take it back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,12 +73,26 @@ def row(tx: Transaction, item_id: str, happening: AuditEvent, change: Change | N
     }
 
 
-def item_of_operation(tx: Transaction) -> ReviewId | None:
-    """Return the item that this operation already changed, if an earlier attempt was committed."""
+def row_of_operation(tx: Transaction) -> AuditRow | None:
+    """Return what this operation already did, if an earlier attempt was committed."""
     if not tx.retried:
         return None
-    found = tx.conn.execute(select(audit.c.item_id).where(audit.c.op == tx.op)).scalar_one_or_none()
-    return None if found is None else ReviewId(found)
+    found = tx.conn.execute(select(audit).where(audit.c.op == tx.op)).mappings().one_or_none()
+    return None if found is None else _row(found)
+
+
+def verdicts_after(conn: Connection, item_id: str, version: int) -> tuple[AuditRow, ...]:
+    """Return the events after an item's version that gave it a verdict or took one back, oldest first."""
+    query = select(audit).where(
+        audit.c.item_id == item_id, audit.c.version > version, audit.c.event.in_(sorted(VERDICT_EVENTS))
+    )
+    return tuple(_row(each) for each in conn.execute(query.order_by(audit.c.version)).mappings())
+
+
+def submitter_of(conn: Connection, item_id: str) -> str | None:
+    """Return who submitted an item, or `None` where the trail does not say so."""
+    query = select(audit.c.by).where(audit.c.item_id == item_id, audit.c.event == Event.SUBMIT)
+    return conn.execute(query.order_by(audit.c.seq).limit(1)).scalar_one_or_none()
 
 
 def rows_of(conn: Connection, item_id: str) -> tuple[AuditRow, ...]:

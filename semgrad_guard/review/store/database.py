@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import ipaddress
+import math
 import os
 import secrets
 import sqlite3
 import threading
 import weakref
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -16,11 +17,12 @@ from sqlalchemy import URL, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.pool import QueuePool
-from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
+from tenacity import Retrying, retry_if_exception, stop_before_delay, wait_random_exponential
 
 from semgrad_guard.errors import QueueUnavailableError, ReviewError
 from semgrad_guard.extras import require
 from semgrad_guard.review.store.migrate import ensure_current
+from semgrad_guard.review.store.time_limits import LIMIT, SilenceWatch, TimeLimit, limit_statements, milliseconds
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
@@ -84,6 +86,8 @@ def is_loopback(host: str | None) -> bool:
         return False
 
 
+_SHORTEST_CONNECT_S = 2
+"""PostgreSQL's library waits no shorter for a server that does not answer at all."""
 WRITES = "semgrad_writes"
 """Execution option of a connection: its next transaction writes."""
 
@@ -98,29 +102,37 @@ _SQLITE = (
 )
 
 
-def make_engine(url: URL, *, busy_s: float) -> Engine:
+def make_engine(url: URL, *, limit_s: float) -> Engine:
     """Return the engine for a database; a forked child opens new connections.
 
     Args:
         url: where the database is.
-        busy_s: seconds to wait for another writer, or for the server to answer, before an attempt fails.
+        limit_s: seconds for one call, with all its attempts.
     """
-    engine = _sqlite(url, busy_s) if url.drivername == "sqlite" else _postgres(url, busy_s)
+    engine = _sqlite(url, limit_s) if url.drivername == "sqlite" else _postgres(url, limit_s)
     _forget_connections_in_children(engine)
     return engine
 
 
-def _postgres(url: URL, busy_s: float) -> Engine:
-    return create_engine(url, hide_parameters=True, connect_args={"connect_timeout": max(2, round(busy_s))})
+def _postgres(url: URL, limit_s: float) -> Engine:
+    engine = create_engine(
+        url,
+        hide_parameters=True,
+        pool_timeout=limit_s / 2,
+        connect_args={"connect_timeout": max(_SHORTEST_CONNECT_S, round(limit_s / 2))},
+    )
+    limit_statements(engine, limit_s)
+    return engine
 
 
-def _sqlite(url: URL, busy_s: float) -> Engine:
+def _sqlite(url: URL, limit_s: float) -> Engine:
     pool: dict[str, Any] = {"pool_size": 1, "max_overflow": 0} if is_memory(url) else {}
     engine = create_engine(
         url,
         hide_parameters=True,
         poolclass=QueuePool,
-        connect_args={"timeout": busy_s, "check_same_thread": False},
+        pool_timeout=limit_s / 2,
+        connect_args={"timeout": limit_s / 2, "check_same_thread": False},
         **pool,
     )
     event.listen(engine, "connect", _set_up_sqlite)
@@ -137,6 +149,9 @@ def _set_up_sqlite(connection: Any, _: ConnectionPoolEntry) -> None:
 
 
 def _begin_sqlite(conn: Connection) -> None:
+    limit = conn.get_execution_options().get(LIMIT)
+    if isinstance(limit, TimeLimit) and not math.isinf(limit.seconds):
+        conn.exec_driver_sql(f"PRAGMA busy_timeout = {milliseconds(limit.left_s / 2)}")  # half, to try once more
     # Taking the write lock at once means a transaction never fails half-way because another one wrote meanwhile.
     conn.exec_driver_sql("BEGIN IMMEDIATE" if conn.get_execution_options().get(WRITES) else "BEGIN")
 
@@ -159,8 +174,17 @@ _POSTGRES_PASSING = (
     "40",  # serialization failure, deadlock
     "53",  # disk full, out of memory, too many connections
     "55P03",  # lock not available
+    "57014",  # the statement took too long
     "57P",  # server shutting down, starting up, or our connection ended by an administrator
 )
+
+
+_POSTGRES_BLOCKED = ("55P03", "57014")
+
+
+def is_blocked(error: BaseException) -> bool:
+    """True when another session's lock held a transaction up; others may go through."""
+    return isinstance(error, DBAPIError) and getattr(error.orig, "sqlstate", None) in _POSTGRES_BLOCKED
 
 
 def is_passing(error: BaseException) -> bool:
@@ -207,7 +231,8 @@ class Database:
         self.clock = clock
         self._sleep = sleep
         self._retry_s = retry_s
-        self._engine = make_engine(self.url, busy_s=retry_s / 2)
+        self._engine = make_engine(self.url, limit_s=retry_s)
+        self._watch = SilenceWatch()
         self._ready = False
         self._set_up = threading.Lock()
 
@@ -225,38 +250,52 @@ class Database:
         """Return what `work` reads in one transaction.
 
         Raises:
-            QueueUnavailableError: the database cannot be reached or is not set up.
+            QueueUnavailableError: the database cannot be reached, does not answer in time or is not set up.
         """
-        return self._retrying(lambda _: self._run(work, writes=False), verb="answer")
+        return self._retrying(lambda _, limit: self._run(work, limit, writes=False), self._limit(), verb="answer")
 
-    def write(self, work: Callable[[Transaction], T], *, op: str | None = None) -> T:
+    def write(
+        self,
+        work: Callable[[Transaction], T],
+        *,
+        op: str | None = None,
+        limit_s: float | None = None,
+        waits_again: bool = True,
+    ) -> T:
         """Return the result of `work`, committed; `work` may run several times and must touch nothing but the database.
 
         Args:
             work: what to do in the transaction.
             op: name of the operation, if the caller may repeat it in a later call.
+            limit_s: seconds it may take, with all attempts, if not as long as usual.
+            waits_again: when another session's lock was in the way, try again while there is time.
 
         Raises:
-            QueueUnavailableError: it could not be committed.
+            QueueUnavailableError: it could not be committed in time.
         """
         name = op or secrets.token_hex(16)
 
-        def attempt(number: int) -> T:
-            return self._run(
-                lambda conn: work(Transaction(conn, self.clock(), name, op is not None or number > 1)), writes=True
-            )
+        def attempt(number: int, limit: TimeLimit) -> T:
+            def run(conn: Connection) -> T:
+                return work(Transaction(conn, self.clock(), name, op is not None or number > 1))
 
-        return self._retrying(attempt, verb="take the write")
+            return self._run(run, limit, writes=True)
+
+        def is_worth_it(error: BaseException) -> bool:
+            return is_passing(error) and (waits_again or not is_blocked(error))
+
+        return self._retrying(attempt, self._limit(limit_s), verb="take the write", retry=is_worth_it)
 
     def migrate(self) -> tuple[str | None, str]:
         """Upgrade the database to the newest revision; return the revisions before and after."""
         from semgrad_guard.review.store.migrate import migrate  # reaches for the extra `review`
 
-        def attempt(_: int) -> tuple[str | None, str]:
-            with self._transaction(writes=True) as conn:
+        def attempt(_: int, limit: TimeLimit) -> tuple[str | None, str]:
+            with self._transaction(limit, writes=True) as conn:
                 return migrate(conn, self.shown_url)
 
-        return self._retrying(attempt, verb="take the migration")
+        limit = TimeLimit(math.inf)  # an index on a large table takes its time
+        return self._retrying(attempt, limit, verb="take the migration")
 
     def truncate_log(self) -> None:
         """Empty SQLite's write-ahead log, which may still contain erased texts."""
@@ -272,41 +311,59 @@ class Database:
         """Close all connections."""
         self._engine.dispose()
 
-    def _run(self, work: Callable[[Connection], T], *, writes: bool) -> T:
+    def _limit(self, seconds: float | None = None) -> TimeLimit:
+        return TimeLimit(self._retry_s if seconds is None else seconds)
+
+    def _run(self, work: Callable[[Connection], T], limit: TimeLimit, *, writes: bool) -> T:
         if not self._ready:
-            with self._set_up:
-                if not self._ready:
-                    self._prepare()
-                    self._ready = True
-        with self._transaction(writes=writes) as conn:
+            self._prepare(limit)
+        with self._transaction(limit, writes=writes) as conn:
             return work(conn)
 
-    def _prepare(self) -> None:
-        with self._transaction(writes=True) as conn:
-            ensure_current(conn, self.shown_url)
+    def _prepare(self, limit: TimeLimit) -> None:
+        """Check the tables, or make them, in one thread only."""
+        if not self._set_up.acquire(timeout=max(0.0, limit.left_s)):
+            msg = "another thread is still connecting"
+            raise PoolTimeoutError(msg)
+        try:
+            if not self._ready:
+                with self._transaction(limit, writes=True) as conn:
+                    ensure_current(conn, self.shown_url)
+                self._ready = True
+        finally:
+            self._set_up.release()
 
     @contextmanager
-    def _transaction(self, *, writes: bool) -> Generator[Connection]:
+    def _transaction(self, limit: TimeLimit, *, writes: bool) -> Generator[Connection]:
         with self._engine.connect() as plain:
-            conn = plain.execution_options(**{WRITES: writes})
-            with conn.begin():
+            conn = plain.execution_options(**{WRITES: writes, LIMIT: limit})
+            limit.begin_transaction(self._retry_s)
+            watched = nullcontext() if self.dialect == "sqlite" else self._watch.over(conn, limit)
+            with watched, conn.begin():
                 yield conn
 
-    def _retrying(self, attempt: Callable[[int], T], *, verb: str) -> T:
+    def _retrying(
+        self,
+        attempt: Callable[[int, TimeLimit], T],
+        limit: TimeLimit,
+        *,
+        verb: str,
+        retry: Callable[[BaseException], bool] = is_passing,
+    ) -> T:
         retrying = Retrying(
-            stop=stop_after_delay(self._retry_s),
+            stop=stop_before_delay(self._retry_s if math.isinf(limit.seconds) else limit.seconds),
             wait=wait_random_exponential(multiplier=0.02, max=0.5),
-            retry=retry_if_exception(is_passing),
+            retry=retry_if_exception(retry),
             sleep=self._sleep,
             reraise=True,
         )
         tries = iter(range(1, 1_000_000))
         try:
-            return retrying(lambda: attempt(next(tries)))
+            return retrying(lambda: attempt(next(tries), limit))
         except SQLAlchemyError as error:
             reason = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
-            msg = (
-                f"the review queue at {self.shown_url} did not {verb}: {reason}; "
-                "check that the database is reachable, writable and has space left"
-            )
+            advice = "check that the database is reachable, writable and has space left"
+            if is_blocked(error):
+                advice = "look in pg_stat_activity for a session that holds a lock, or raise `retry_s`"
+            msg = f"the review queue at {self.shown_url} did not {verb}: {reason}; {advice}"
             raise QueueUnavailableError(msg) from error

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -51,6 +52,11 @@ def shorten(text: str, limit: int) -> str:
 def question_key(question: str) -> str:
     """Return a digest that is equal for questions that differ only in case, spacing or Unicode form."""
     return hashlib.sha256(plain_question(question).encode()).hexdigest()
+
+
+def passages_key(texts: Iterable[str]) -> str:
+    """Return a digest that is equal for the same passages, in whatever order they were found."""
+    return hashlib.sha256(json.dumps(sorted(storable(text) for text in texts)).encode()).hexdigest()
 
 
 def plain_question(question: str) -> str:

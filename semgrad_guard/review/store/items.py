@@ -235,6 +235,9 @@ class Page:
     """Pass it to get the next page; `None` on the last page."""
 
 
+_HOUR_S = 3600.0
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QueueSettings:
     """How a queue behaves; every duration is in seconds."""
@@ -246,6 +249,8 @@ class QueueSettings:
     deadline_s: float | None = None
     """Time for a verdict when the submitter gives none; `None` waits for ever."""
     at_expiry: AtExpiry = AtExpiry.EXPIRE
+    least_deadline_s: float | None = None
+    """Shortest time for a verdict that a program may ask for at the review site; see `shortest_deadline_s`."""
     retention_s: float | None = None
     """Age at which the review site erases the texts of settled items; `None` keeps them."""
     retry_s: float = 5.0
@@ -254,3 +259,16 @@ class QueueSettings:
     """How much earlier an answer of confidence 0 counts as submitted than one of confidence 1, before tag weights."""
     tag_weights: Mapping[str, float] = field(default_factory=dict[str, float])
     """Tag -> factor on the head start, 1 for other tags; an item's largest counts."""
+
+    @property
+    def shortest_deadline_s(self) -> float:
+        """Shortest time that a program may ask for at the review site.
+
+        Where a deadline approves, a program must not approve its own answers by a deadline that nobody can keep: unless
+        `least_deadline_s` says otherwise, it is the queue's own deadline, or an hour.
+        """
+        if self.least_deadline_s is not None:
+            return self.least_deadline_s
+        if self.at_expiry is not AtExpiry.APPROVE:
+            return 0.0
+        return _HOUR_S if self.deadline_s is None else self.deadline_s

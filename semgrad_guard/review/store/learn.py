@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sqlalchemy import func, select
 
-from semgrad_guard.review.store.document import Document, exchange_of, plain_question, question_key
+from semgrad_guard.review.store.document import Document, exchange_of, passages_key, plain_question, question_key
 from semgrad_guard.review.store.items import State
 from semgrad_guard.review.store.read import read_document, ruling_from, with_any_word
 from semgrad_guard.review.store.schema import documents, items, rulings
 from semgrad_guard.review.store.schema import tags as tag_table
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from datetime import datetime
 
-    from sqlalchemy import Connection, RowMapping, Select
+    from pydantic import JsonValue
+    from sqlalchemy import Connection, Select
 
     from semgrad_guard.flow import Exchange, Ruling
 
@@ -100,6 +101,10 @@ class Reuse:
 
     tags: frozenset[str] = frozenset()
     """The earlier item must have all of them."""
+    metadata: Mapping[str, JsonValue] = field(default_factory=dict[str, "JsonValue"])
+    """The earlier item must have the same values."""
+    passages: str
+    """Digest of the passages that the model read; those of the earlier item must be the same."""
     not_before: datetime | None = None
     """Older verdicts have expired."""
     not_after: datetime | None = None
@@ -111,14 +116,29 @@ class Reuse:
 def earlier_verdict(
     conn: Connection, question: str, wanted: Reuse, similarity: Callable[[str, str], float]
 ) -> EarlierVerdict | None:
-    """Return the newest verdict of a person on the same question, or else on the most similar one."""
-    same = _settled(wanted).where(items.c.question_key == question_key(question))
-    row = conn.execute(same.limit(1)).mappings().first()
-    if row is not None:
-        return _verdict(conn, row, 1.0)
+    """Return the newest verdict of a person on the same question, or else on the most similar one.
+
+    Without tags or metadata there is none: nothing would say that both questions mean the same.
+    """
+    if not wanted.tags and not wanted.metadata:
+        return None
+    same = _settled(wanted).where(items.c.question_key == question_key(question)).limit(_CANDIDATES)
+    for row in conn.execute(same).mappings().all():
+        document = read_document(conn, row["item_id"])
+        if _is_of_same_matter(document, wanted):
+            return EarlierVerdict(row["title"], ruling_from(row, document), 1.0)
     if wanted.at_least is None:
         return None
     return _most_similar(conn, question, wanted, similarity)
+
+
+def _is_of_same_matter(document: Document | None, wanted: Reuse) -> bool:
+    """True when the model read the same passages, for the same user, customer or whatever the metadata name."""
+    return (
+        document is not None
+        and passages_key(passage.text for passage in document.passages) == wanted.passages
+        and all(key in document.metadata and document.metadata[key] == value for key, value in wanted.metadata.items())
+    )
 
 
 def trigram_similarity(one: str, other: str) -> float:
@@ -137,10 +157,13 @@ def _most_similar(
     candidates = _settled(wanted).where(items.c.question_key.is_not(None), items.c.id.in_(with_any_word(conn, words)))
     rows = conn.execute(candidates.limit(_CANDIDATES)).mappings().all()
     rated = [(similarity(question, row["title"]), row) for row in rows]
-    best, row = max(rated, key=lambda each: each[0], default=(0.0, None))
-    if row is None or wanted.at_least is None or best < wanted.at_least:
-        return None
-    return _verdict(conn, row, best)
+    for likeness, row in sorted(rated, key=lambda each: each[0], reverse=True):
+        if wanted.at_least is None or likeness < wanted.at_least:
+            break
+        document = read_document(conn, row["item_id"])
+        if _is_of_same_matter(document, wanted):
+            return EarlierVerdict(row["title"], ruling_from(row, document), likeness)
+    return None
 
 
 def _settled(wanted: Reuse) -> Select[Any]:
@@ -164,11 +187,6 @@ def _settled(wanted: Reuse) -> Select[Any]:
 
 def _has_tag(tag: str) -> Any:
     return items.c.id.in_(select(tag_table.c.item_id).where(tag_table.c.tag == tag))
-
-
-def _verdict(conn: Connection, row: RowMapping, similarity: float) -> EarlierVerdict:
-    document = read_document(conn, row["item_id"]) if row["text"] is None else None
-    return EarlierVerdict(row["title"], ruling_from(row, document), similarity)
 
 
 def _trigrams(question: str) -> Counter[str]:

@@ -48,10 +48,22 @@ class Delivery:
 
 
 def subscribe(
-    tx: Transaction, name: str, events: Iterable[str], *, url: str | None = None, secret: str | None = None
+    tx: Transaction,
+    name: str,
+    events: Iterable[str],
+    *,
+    url: str | None = None,
+    secret: str | None = None,
+    allowed_host: str | None = None,
 ) -> None:
     """Subscribe a consumer to what happens from now on; a known name is changed."""
-    values = {"events": json.dumps(sorted(events)), "url": url, "secret": secret, "active": True}
+    values = {
+        "events": json.dumps(sorted(events)),
+        "url": url,
+        "secret": secret,
+        "active": True,
+        "allowed_host": allowed_host,
+    }
     changed = tx.conn.execute(update(consumers).where(consumers.c.name == name).values(**values)).rowcount
     if not changed:
         tx.conn.execute(insert(consumers).values(name=name, created_at=tx.now, **values))
@@ -178,13 +190,21 @@ class Hook:
     url: str
     secret: str = field(repr=False)
     events: tuple[str, ...]
+    allowed_host: str | None = None
+    """Host that it may reach although webhooks may usually not."""
 
 
 def hooks(conn: Connection) -> tuple[Hook, ...]:
     """Return the active webhooks, by name."""
     query = select(consumers).where(consumers.c.active, consumers.c.url.is_not(None)).order_by(consumers.c.name)
     return tuple(
-        Hook(name=row["name"], url=row["url"], secret=row["secret"], events=tuple(json.loads(row["events"])))
+        Hook(
+            name=row["name"],
+            url=row["url"],
+            secret=row["secret"],
+            events=tuple(json.loads(row["events"])),
+            allowed_host=row["allowed_host"],
+        )
         for row in conn.execute(query).mappings()
     )
 

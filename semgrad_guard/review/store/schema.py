@@ -89,7 +89,7 @@ def _run(connection: Connection, sqlite: tuple[str, ...], postgres: tuple[str, .
         connection.exec_driver_sql(statement)
 
 
-HEAD = "0003"
+HEAD = "0005"
 """Newest revision under `migrations/versions`; these tables are what it leads to."""
 VERSION_TABLE = "semgrad_schema"
 
@@ -245,6 +245,7 @@ consumers = Table(
     Column("secret", Text),
     Column("active", Boolean, nullable=False),
     Column("created_at", UtcDateTime, nullable=False),
+    Column("allowed_host", _Name),
 )
 """Who receives events: parts of the program, or webhooks with a URL."""
 
@@ -301,6 +302,15 @@ tokens = Table(
 )
 """Programs that may use the API; the token itself was shown once and is stored nowhere."""
 
+devices = Table(
+    "semgrad_devices",
+    metadata,
+    Column("digest", String(64), primary_key=True),
+    Column("user", _Name, ForeignKey(users.c.name), primary_key=True, index=True),
+    Column("seen_at", UtcDateTime, nullable=False),
+)
+"""Browsers that have logged in to an account before; their secret is only in a cookie."""
+
 failures = Table(
     "semgrad_login_failures",
     metadata,
@@ -309,7 +319,7 @@ failures = Table(
     Column("at", UtcDateTime, nullable=False),
     Index(None, "key", "at"),
 )
-"""Recent failed logins by account and by address."""
+"""Recent failed logins by account, by address and by browser."""
 
 event.listen(search, "after_create", lambda _table, connection, **_: create_search_index(connection))
 event.listen(audit, "after_create", lambda _table, connection, **_: create_audit_guard(connection))

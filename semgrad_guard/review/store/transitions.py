@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import bindparam, delete, insert, inspect, select, update
+from sqlalchemy import and_, bindparam, delete, insert, inspect, select, update
+from sqlalchemy.exc import IntegrityError
 
-from semgrad_guard.errors import AlreadyClaimedError, IllegalMoveError, UndoRefusedError
+from semgrad_guard.errors import AlreadyClaimedError, IllegalMoveError, UndoRefusedError, VerdictChangedError
 from semgrad_guard.flow import ReviewId
 from semgrad_guard.review.store import audit, outbox
 from semgrad_guard.review.store.audit import AuditEvent, Change
@@ -18,17 +20,18 @@ from semgrad_guard.review.store.read import item_of, read_item
 from semgrad_guard.review.store.schema import FTS_TABLE, comments, documents, items, rulings, search
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
     from datetime import datetime
 
-    from sqlalchemy import Connection
+    from sqlalchemy import ColumnElement, Connection
 
     from semgrad_guard.review.store.database import Transaction
-    from semgrad_guard.review.store.items import Item, QueueSettings
+    from semgrad_guard.review.store.items import AuditRow, Item, QueueSettings
 
 CLOCK = "clock"
 """Name in the audit trail for changes by time: a lease or a deadline ended."""
 
+_LAPSED_AT_ONCE = 100
 _UPDATE = update(items).where(items.c.id == bindparam("its_id"), items.c.version == bindparam("its_version"))
 _INSERT_RULING = insert(rulings).returning(rulings.c.id)
 _FREE_FIRST = (
@@ -38,18 +41,8 @@ _FREE_FIRST = (
     .limit(1)
     .with_for_update(skip_locked=True)
 )
-_LAPSED = (
-    select(items)
-    .where(items.c.state == State.CLAIMED, items.c.held_until <= bindparam("now"))
-    .limit(bindparam("most"))
-    .with_for_update(skip_locked=True)
-)
-_LATE = (
-    select(items)
-    .where(items.c.state.in_([State.PENDING, State.CLAIMED]), items.c.deadline_at <= bindparam("now"))
-    .limit(bindparam("most"))
-    .with_for_update(skip_locked=True)
-)
+_IS_LAPSED = and_(items.c.state == State.CLAIMED, items.c.held_until <= bindparam("now"))
+_IS_LATE = and_(items.c.state.in_([State.PENDING, State.CLAIMED]), items.c.deadline_at <= bindparam("now"))
 
 _VERDICT_OF = {Event.APPROVE: State.APPROVED, Event.EDIT: State.EDITED, Event.REJECT: State.REJECTED}
 _AT_EXPIRY = {
@@ -69,7 +62,7 @@ def claim(tx: Transaction, item_id: str, by: str, settings: QueueSettings) -> It
 
 def claim_next(tx: Transaction, by: str, settings: QueueSettings, skip: frozenset[str]) -> Item | None:
     """Claim the riskiest item for a reviewer; items held by or assigned to others are skipped."""
-    lapse_all(tx, limit=100)
+    _lapse_some(tx)
     query = _FREE_FIRST.where(items.c.id.not_in(skip)) if skip else _FREE_FIRST
     row = tx.conn.execute(query, {"reviewer": by}).mappings().first()
     if row is None:
@@ -87,13 +80,42 @@ def release(tx: Transaction, item_id: str, by: str, *, force: bool = False, on_b
     return _move(tx, item, happening, State.PENDING, holder=None, held_until=None)
 
 
-def lapse_all(tx: Transaction, *, limit: int) -> int:
-    """Put back items whose lease has ended; return how many."""
-    rows = tx.conn.execute(_LAPSED, {"now": tx.now, "most": limit}).mappings().all()
-    ended = [item_of(row) for row in rows]
-    for item in ended:
-        _lapse(tx, item)
-    return len(ended)
+@dataclass(frozen=True, slots=True)
+class Sweep:
+    """A change that time makes to all items that match a condition."""
+
+    condition: ColumnElement[bool]
+    """Uses the parameter `now`."""
+    change: Callable[[Transaction, Item], object]
+
+    def all(self, tx: Transaction, *, limit: int) -> int:
+        """Change some items; return how many. Those that another session holds are left out."""
+        query = select(items).where(self.condition).limit(limit).with_for_update(skip_locked=True)
+        found = [item_of(row) for row in tx.conn.execute(query, {"now": tx.now}).mappings()]
+        for item in found:
+            self.change(tx, item)
+        return len(found)
+
+    def one(self, tx: Transaction, item_id: str) -> int:
+        """Change one item; return 0 when there is nothing to change, or another session holds it."""
+        query = select(items).where(self.condition, items.c.id == item_id).with_for_update(skip_locked=True)
+        row = tx.conn.execute(query, {"now": tx.now}).mappings().one_or_none()
+        if row is not None:
+            self.change(tx, item_of(row))
+        return int(row is not None)
+
+    def ids(self, conn: Connection, now: datetime, *, after: str, limit: int) -> list[str]:
+        """Return the next ids of matching items, in their order."""
+        query = select(items.c.id).where(self.condition, items.c.id > after).order_by(items.c.id).limit(limit)
+        return list(conn.execute(query, {"now": now}).scalars())
+
+
+def _lapse_some(tx: Transaction) -> None:
+    """Put back items whose lease has ended, as far as none of them fails; the sweep in the background does the rest."""
+    query = select(items.c.id).where(_IS_LAPSED).limit(1)
+    if tx.conn.execute(query, {"now": tx.now}).first() is not None:
+        with suppress(IntegrityError), tx.conn.begin_nested():
+            LAPSES.all(tx, limit=_LAPSED_AT_ONCE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,15 +158,6 @@ def abandon(tx: Transaction, item: Item, by: str) -> Item:
     """Mark an open item as expired, without a verdict."""
     happening = AuditEvent(Event.EXPIRE, by, is_main=False)
     return _rule(tx, item, happening, State.EXPIRED, Judgement("", correct=None), delay_s=0.0)
-
-
-def expire_all(tx: Transaction, *, limit: int) -> int:
-    """Settle the items whose deadline has passed; return how many."""
-    rows = tx.conn.execute(_LATE, {"now": tx.now, "most": limit}).mappings().all()
-    late = [item_of(row) for row in rows]
-    for item in late:
-        expire(tx, item)
-    return len(late)
 
 
 def undo(tx: Transaction, item_id: str, by: str, settings: QueueSettings, *, force: bool = False) -> Item:
@@ -197,6 +210,47 @@ def why_not_undo(
     return None
 
 
+_IN_WORDS = {
+    Event.APPROVE: "approved it",
+    Event.EDIT: "edited it",
+    Event.REJECT: "rejected it",
+    Event.EXPIRE: "ended it",
+    Event.UNDO: "undid the verdict",
+}
+
+
+def check_seen(tx: Transaction, item_id: str, version: int) -> None:
+    """Refuse a verdict, or its undoing, by somebody who saw an older version and does not know of a later verdict.
+
+    Raises:
+        VerdictChangedError: since that version, the item got a verdict or lost one.
+    """
+    item = read_item(tx.conn, item_id, lock=True)
+    if item.version == version:
+        return
+    later = audit.verdicts_after(tx.conn, item_id, version)
+    if later:
+        raise VerdictChangedError(item.id, item.state, _in_words(later))
+
+
+def result_of(tx: Transaction, done: AuditRow) -> Item:
+    """Return the item of an operation that was already carried out.
+
+    Raises:
+        VerdictChangedError: the operation gave a verdict, which does not stand any more.
+    """
+    item = read_item(tx.conn, done.item_id)
+    later = audit.verdicts_after(tx.conn, item.id, done.version or 0) if done.event in audit.VERDICT_EVENTS else ()
+    if later:
+        raise VerdictChangedError(item.id, item.state, _in_words((done, *later)))
+    return item
+
+
+def _in_words(rows: Iterable[AuditRow]) -> str:
+    """Return who gave verdicts and took them back, and when."""
+    return ", ".join(f"{each.by} {_IN_WORDS[each.event]} at {each.at:%Y-%m-%d %H:%M:%S} UTC" for each in rows)
+
+
 def assign(tx: Transaction, item_id: str, by: str, assignee: str | None) -> Item:
     """Assign an open item to a reviewer; `None` leaves it open to everyone."""
     item = read_item(tx.conn, item_id, lock=True)
@@ -241,6 +295,12 @@ def _on_behalf_of(person: str | None) -> dict[str, str]:
 def _lapse(tx: Transaction, item: Item) -> Item:
     happening = AuditEvent(Event.LAPSE, CLOCK, {"holder": item.holder}, is_main=False)
     return _change(tx, item, happening, State.PENDING, {"holder": None, "held_until": None})
+
+
+LAPSES = Sweep(_IS_LAPSED, _lapse)
+"""Puts back items whose lease has ended."""
+EXPIRIES = Sweep(_IS_LATE, expire)
+"""Settles items whose deadline has passed."""
 
 
 def _rule(

@@ -11,6 +11,7 @@ import langchain_semgrad
 def test_exactly_these_names_are_public() -> None:
     """An accidental export would have to be kept."""
     assert sorted(langchain_semgrad.__all__) == [
+        "ChatSemGradServer",
         "GuardedAnswer",
         "GuardedChain",
         "GuardedRetriever",

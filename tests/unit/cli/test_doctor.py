@@ -47,6 +47,12 @@ def test_a_missing_model_is_named_with_the_command_that_installs_it(tmp_path, mo
     assert (found.state, found.advice) == ("fails", "semgrad-guard models install tiny-1m")
 
 
+def test_a_scoring_server_is_asked_whether_it_is_ready(tmp_path):
+    """Nothing is scored for that."""
+    found = looked_at(tmp_path, "accept: 0.7\nscorer: {url: 'http://127.0.0.1:1'}\n")["scoring server"]
+    assert (found.state, found.advice) == ("fails", "start it there: semgrad-guard serve")
+
+
 def test_a_policy_with_mistakes_names_the_command_that_lists_them(tmp_path):
     """The doctor does not repeat `policy check`."""
     found = looked_at(tmp_path, "acept: 0.7\n")["policy"]

@@ -180,7 +180,7 @@ def test_without_weights_another_scorer_does_not_need_them() -> None:
 
 def test_the_package_that_makes_embeddings_is_missed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is an extra."""
-    monkeypatch.setattr(readiness, "find_spec", lambda _: None)
+    monkeypatch.setattr(readiness, "find_spec", lambda name: None if name == "sentence_transformers" else name)
     with pytest.raises(MissingExtraError, match=r"semgrad-guard\[evaluation\]"):
         Guard.from_yaml({"accept": 0.7, "scorer": {"embedding": "minilm-l6-v2"}})
 

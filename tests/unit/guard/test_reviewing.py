@@ -22,6 +22,12 @@ from tests.fakes import LadderDecider, MemorySink, TableScorer, guard_of
 from tests.review_queues import FakeClock, doubtful, exchange, submit
 
 REVIEW = HumanReview(message="A person will answer this.")
+FAQ = ReuseVerdicts(tags="faq")
+
+
+def common(n: int, **fields: object):
+    """Return an exchange about a question that means the same for all."""
+    return exchange(n, **{"tags": ("faq",), "metadata": {"user": "ann"}, **fields})
 
 
 @pytest.fixture(name="clock")
@@ -67,12 +73,12 @@ def test_an_https_url_is_a_review_site():
 def test_the_same_question_is_answered_by_the_earlier_verdict(queue, clock):
     """A person is asked once; outcome and record say that it was reused, and by whom it was said."""
     sink = MemorySink()
-    guard = guard_with(queue, ReuseVerdicts(), sink)
-    first = guard.run(exchange(1))
+    guard = guard_with(queue, FAQ, sink)
+    first = guard.run(common(1))
     assert (first.status, first.reused) == (Status.PENDING, False)
     queue.edit(first.review_id, "ann", "Element 1 is hydrogen.")
     clock.advance(61)
-    again = guard.run(exchange(1, question="what is  ELEMENT 1?", answer="Element 1 is gold."))
+    again = guard.run(common(1, question="what is  ELEMENT 1?", answer="Element 1 is gold."))
     assert (again.text, again.status, again.reused) == ("Element 1 is hydrogen.", Status.REVIEWED, True)
     assert again.review_id == first.review_id
     assert "ann answered this question before" in again.decision.why
@@ -85,45 +91,60 @@ def test_the_same_question_is_answered_by_the_earlier_verdict(queue, clock):
     ("wanted", "seconds", "asked"),
     [
         (None, 61, {}),
-        (ReuseVerdicts(), 59, {}),  # it can still be undone
-        (ReuseVerdicts(expires_days=1), 86_401, {}),
-        (ReuseVerdicts(), 61, {"question": "What is element 10?"}),
-        (ReuseVerdicts(), 61, {"tags": ("private",)}),  # the earlier answer was not meant for these
-        (ReuseVerdicts(tags="faq"), 61, {}),
-        (ReuseVerdicts(), 61, {"question": None}),
+        (FAQ, 59, {}),  # it can still be undone
+        (ReuseVerdicts(tags="faq", expires_days=1), 86_401, {}),
+        (FAQ, 61, {"question": "What is element 10?"}),
+        (FAQ, 61, {"tags": ("faq", "private")}),  # the earlier answer was not meant for these
+        (ReuseVerdicts(), 61, {}),  # nothing says that it means the same
+        (FAQ, 61, {"tags": ()}),
+        (FAQ, 61, {"passages": ()}),  # the model read something else
+        (ReuseVerdicts(same_metadata="user"), 61, {"metadata": {"user": "bob"}}),
+        (ReuseVerdicts(same_metadata="user"), 61, {"metadata": {}}),
+        (FAQ, 61, {"question": None}),
     ],
 )
 def test_otherwise_a_person_looks_again(queue, clock, wanted, seconds, asked):
     """A verdict given where it does not belong is worse than none."""
     guard = guard_with(queue, wanted)
-    queue.approve(guard.run(exchange(1)).review_id, "ann")
+    queue.approve(guard.run(common(1)).review_id, "ann")
     clock.advance(seconds)
-    assert guard.run(exchange(1, **asked)).status is Status.PENDING
+    assert guard.run(common(1, **asked)).status is Status.PENDING
 
 
 def test_a_rejection_is_not_given_again(queue, clock):
     """It says that an answer was wrong, not what is right."""
-    guard = guard_with(queue, ReuseVerdicts())
-    queue.reject(guard.run(exchange(1)).review_id, "ann", "no")
+    guard = guard_with(queue, FAQ)
+    queue.reject(guard.run(common(1)).review_id, "ann", "no")
     clock.advance(61)
-    assert guard.run(exchange(1)).status is Status.PENDING
+    assert guard.run(common(1)).status is Status.PENDING
 
 
 def test_a_similar_question_is_answered_when_the_policy_allows_it(queue, clock):
     """Above the threshold only."""
-    queue.approve(submit(queue, 1, question="What is the symbol of gold?"), "ann")
+    queue.approve(submit(queue, 1, question="What is the symbol of gold?", tags=("faq",), passages=()), "ann")
     clock.advance(61)
-    asked = exchange(2, question="What is the symbol of gold, please?")
-    assert guard_with(queue, ReuseVerdicts(mode="similar", threshold=0.7)).run(asked).reused
-    assert not guard_with(queue, ReuseVerdicts(mode="similar", threshold=0.95)).run(asked).reused
+    asked = common(2, question="What is the symbol of gold, please?", passages=())
+    assert guard_with(queue, ReuseVerdicts(tags="faq", mode="similar", threshold=0.7)).run(asked).reused
+    assert not guard_with(queue, ReuseVerdicts(tags="faq", mode="similar", threshold=0.95)).run(asked).reused
+
+
+def test_a_users_own_question_is_answered_to_that_user_only(queue, clock):
+    """The question for a balance has another answer for each who asks."""
+    guard = guard_with(queue, ReuseVerdicts(same_metadata=["tenant", "user"]))
+    ann = {"tenant": 1, "user": "ann"}
+    queue.approve(guard.run(common(1, metadata=ann)).review_id, "reviewer")
+    clock.advance(61)
+    assert guard.run(common(1, metadata=ann)).reused
+    for other in ({**ann, "user": "bob"}, {**ann, "tenant": 2}, {"user": "ann"}, {**ann, "tenant": "1"}, {}):
+        assert not guard.run(common(1, metadata=other)).reused, other
 
 
 def test_a_queue_that_cannot_be_asked_costs_no_answer(queue, caplog):
     """Then a person is asked, or `on_error` decides."""
     broken = SimpleNamespace(reuse=lambda *_, **__: (_ for _ in ()).throw(RuntimeError("away")))
     guard = guard_of(decider=LadderDecider([REVIEW]))
-    guard = Guard(replace(guard.parts, queue=queue, earlier=EarlierVerdicts(broken, ReuseVerdicts())))
-    assert guard.run(exchange(1)).status is Status.PENDING
+    guard = Guard(replace(guard.parts, queue=queue, earlier=EarlierVerdicts(broken, FAQ)))
+    assert guard.run(common(1)).status is Status.PENDING
     assert "could not look for an earlier verdict" in caplog.text
 
 

@@ -48,10 +48,21 @@ def test_every_key_is_said_in_words() -> None:
         "Texts of settled answers are erased after 90 days. [review.retention_days]",
         (
             "for the same question, or one with a similarity of at least 0.8, is given again without asking, "
-            "if it is tagged faq, for 30 days. [review.reuse_verdicts]"
+            "if it is tagged faq, for 30 days; the passages must be the same. [review.reuse_verdicts]"
         ),
     ):
         assert expected in said, said
+
+
+def test_verdicts_are_given_again_only_where_questions_mean_the_same() -> None:
+    """Without tags or metadata, nobody's balance is another's; the explanation says so."""
+    head = "accept: 0.7\nreview: {url: 'sqlite://', reuse_verdicts: "
+    off = parse_policy(head + "{mode: exact}}")
+    assert "No earlier verdict is given again: name `tags` or `same_metadata`" in "\n".join(explain(off))
+    by_user = parse_policy(head + "{same_metadata: [tenant, user_id]}}")
+    assert "if its metadata have the same tenant and user_id" in "\n".join(explain(by_user))
+    assert not off.review.reuse_verdicts.is_scoped
+    assert by_user.review.reuse_verdicts.is_scoped
 
 
 def test_a_review_site_is_reached_with_a_token_from_the_environment() -> None:

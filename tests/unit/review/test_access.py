@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from semgrad_guard.errors import AccountError
-from semgrad_guard.review.access import PREFIX, Accounts, Limits, Role, Scope, Sessions, Throttle, Tokens, is_csrf
+from semgrad_guard.review.access import PREFIX, Accounts, Role, Scope, Sessions, Tokens, is_csrf
 from tests.review_site import HASHER, PASSWORD
 
 
@@ -97,20 +97,3 @@ def test_tokens_are_made_listed_and_revoked(queue, accounts):
             tokens.revoke(wrong)
     with pytest.raises(AccountError, match="at least one scope"):
         tokens.issue("x", ann, [])
-
-
-def test_failed_logins_are_counted_within_a_time(queue, clock):
-    """The wait ends when the first failure is old enough."""
-    throttle = Throttle(queue.database, Limits(by_account=2, by_address=3, within_s=100))
-    assert throttle.wait_s("ann", "1.1.1.1") == 0
-    throttle.failed("ann", "1.1.1.1")
-    clock.advance(30)
-    throttle.failed("ann", "2.2.2.2")
-    assert throttle.wait_s("ann", "3.3.3.3") == 70
-    assert throttle.wait_s("bob", "1.1.1.1") == 0
-    clock.advance(71)
-    assert throttle.wait_s("ann", "3.3.3.3") == 0
-    throttle.succeeded("ann")
-    for name in "xyz":
-        throttle.failed(name, "2.2.2.2")
-    assert throttle.wait_s("new", "2.2.2.2") > 0

@@ -201,9 +201,9 @@ def test_a_policy_with_the_sites_address_uses_it(site, queue):
     """`review: {url: https://...}` is all that a guard on another machine needs."""
     url, desk = site
     _, secret = desk.tokens.issue("guard", desk.accounts.get("ann"), [Scope.SUBMIT])
-    text = f"accept: 0.7\nreview: {{url: '{url}', token: '${{TOKEN}}', deadline_s: 900, reuse_verdicts: {{}}}}"
+    text = f"accept: 0.7\nreview: {{url: '{url}', token: '${{TOKEN}}', deadline_s: 900, reuse_verdicts: {{tags: faq}}}}"
     parts = parts_of(parse_policy(text, env={"TOKEN": secret}), TableScorer({}))
-    asked = exchange(40, question="What is element 40 called?")
+    asked = exchange(40, question="What is element 40 called?", tags=("faq",), passages=())
     review_id = parts.queue.submit(asked, doubtful(asked))
     item = queue.item(review_id)
     assert (item.deadline_at - item.created_at).total_seconds() == 900
@@ -211,7 +211,7 @@ def test_a_policy_with_the_sites_address_uses_it(site, queue):
     queue.edit(review_id, "bob", "Zirconium.")
     assert parts.queue.wait(review_id, 20).text == "Zirconium."
     queue.settings, settings = replace(queue.settings, undo_s=0), queue.settings
-    found = parts.earlier.find(exchange(41, question="what is element 40  called?"))
+    found = parts.earlier.find(exchange(41, question="what is element 40  called?", tags=("faq",), passages=()))
     queue.settings = settings
     assert (found.text, found.review_id, found.by) == ("Zirconium.", review_id, "bob")
     parts.queue.close()

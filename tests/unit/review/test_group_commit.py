@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
-from semgrad_guard.review.store.submission import GroupCommit
+from semgrad_guard.review.store.submission import Fate, GroupCommit
 
 
 class Slow:
@@ -16,7 +16,7 @@ class Slow:
         self.calls: list[list[int]] = []
         self.is_called, self.go_on, self._interrupted_call = threading.Event(), threading.Event(), interrupted_call
 
-    def __call__(self, given):
+    def __call__(self, given, _left_s):
         self.calls.append(list(given))
         if len(self.calls) == 1:
             self.is_called.set()
@@ -29,9 +29,9 @@ class Slow:
         return [2 * each for each in given]
 
 
-def _all_at_once(act: Slow, numbers, is_shared=lambda _: False):
+def _all_at_once(act: Slow, numbers, fate=Fate.OWN, limit_s=10.0):
     """Give one number, then the others while the first is acted on; return the results or errors by number."""
-    together = GroupCommit(act, is_shared)
+    together = GroupCommit(act, lambda _: fate, limit_s=limit_s)
     with ThreadPoolExecutor(len(numbers)) as pool:
         futures = {numbers[0]: pool.submit(together, numbers[0])}
         assert act.is_called.wait(10)
@@ -60,7 +60,7 @@ def test_one_that_fails_does_not_fail_the_others():
 def test_an_error_that_hits_all_is_not_tried_for_each():
     """When the database is away, a hundred callers must not wait for a hundred time-outs."""
     act = Slow()
-    found = _all_at_once(act, [0, 1, -1, 2], is_shared=lambda error: isinstance(error, ValueError))
+    found = _all_at_once(act, [0, 1, -1, 2], Fate.SHARED)
     assert [type(found[n]) for n in (1, -1, 2)] == [ValueError] * 3
     assert len(act.calls) == 2
 
@@ -68,7 +68,7 @@ def test_an_error_that_hits_all_is_not_tried_for_each():
 def test_a_thread_that_is_ended_leaves_its_work_to_another():
     """Nothing may be taken for done because the one who did it was interrupted."""
     act = Slow(interrupted_call=2)
-    together = GroupCommit(act, lambda _: False)
+    together = GroupCommit(act, lambda _: Fate.OWN, limit_s=10)
     found = {}
 
     def give(number) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 
-from semgrad_guard.flow import Verdict
+from semgrad_guard.flow import Passage, Verdict
 from semgrad_guard.review import AtExpiry, State
+from semgrad_guard.review.store.document import passages_key
 from semgrad_guard.review.store.learn import trigram_similarity
 from tests.review_queues import exchange, submit
 
@@ -61,63 +64,84 @@ def test_many_labels_come_in_pages(memory_queue, clock):
     assert len({label.exchange.id for label in memory_queue.labels()}) == 205
 
 
+TAGGED = {"tags": ("faq",), "passages": ()}
+
+
 def test_the_same_question_gets_the_newest_verdict(queue, clock):
     """A person answered it already."""
-    first = submit(queue, 1, question="What is Gold?")
+    first = submit(queue, 1, question="What is Gold?", **TAGGED)
     queue.reject(first, "ann", "no")
     clock.advance(10)
-    second = submit(queue, 2, question="what is  GOLD?")
+    second = submit(queue, 2, question="what is  GOLD?", **TAGGED)
     queue.edit(second, "bob", "Au")
-    assert queue.reuse("What is gold?") is None, "both can still be undone"
+    assert queue.reuse("What is gold?", tags=["faq"]) is None, "both can still be undone"
     clock.advance(61)
-    found = queue.reuse("What is gold?")
+    found = queue.reuse("What is gold?", tags=["faq"])
     assert (found.ruling.text, found.ruling.verdict, found.similarity) == ("Au", Verdict.EDITED, 1.0)
-    assert queue.reuse("What is silver?") is None
+    assert queue.reuse("What is silver?", tags=["faq"]) is None
 
 
 def test_an_approved_answer_is_reused_with_its_text(queue, clock):
     """The approved text stands in the document."""
-    review_id = submit(queue, 1, answer="It is gold.")
+    review_id = submit(queue, 1, answer="It is gold.", **TAGGED)
     queue.approve(review_id, "ann")
     clock.advance(61)
-    assert queue.reuse("What is element 1?").ruling.text == "It is gold."
+    assert queue.reuse("What is element 1?", tags=["faq"]).ruling.text == "It is gold."
 
 
 def test_reuse_obeys_tags_and_age(queue, clock):
     """A verdict on one customer's documents is not for another, and old truths expire."""
-    queue.approve(submit(queue, 1, tags=("a", "b")), "ann")
+    queue.approve(submit(queue, 1, tags=("a", "b"), passages=()), "ann")
     clock.advance(100)
     assert queue.reuse("What is element 1?", tags=["a"]) is not None
     assert queue.reuse("What is element 1?", tags=["a", "c"]) is None
-    assert queue.reuse("What is element 1?", max_age_s=99) is None
+    assert queue.reuse("What is element 1?", tags=["a"], max_age_s=99) is None
+
+
+def test_nothing_is_reused_unless_something_says_that_it_means_the_same(queue, clock):
+    """Neither the words of a question alone, nor a verdict on other passages or of another user."""
+    passages = (Passage("one"), Passage("two"))
+    fields = {"tags": ("faq",), "passages": passages, "metadata": {"user": 7}}
+    queue.approve(submit(queue, 1, **fields), "ann")
+    clock.advance(100)
+    same, asked = passages_key(["two", "one"]), "What is element 1?"
+    assert queue.reuse(asked, passages=same) is None
+    for similar in (None, 0.5):
+        assert queue.reuse(asked, tags=["faq"], passages=same, similar=similar) is not None
+        assert queue.reuse(asked, metadata={"user": 7}, passages=same, similar=similar) is not None
+        assert queue.reuse(asked, metadata={"user": 8}, passages=same, similar=similar) is None
+        assert queue.reuse(asked, metadata={"other": None}, passages=same, similar=similar) is None
+        assert queue.reuse(asked, tags=["faq"], passages=passages_key(["one"]), similar=similar) is None
+        assert queue.reuse(asked, tags=["faq"], similar=similar) is None
 
 
 def test_a_similar_question_is_found_when_allowed(queue, clock):
     """Words change, the question stays."""
-    queue.approve(submit(queue, 1, question="Which year was gold discovered?"), "ann")
-    queue.approve(submit(queue, 2, question="Who discovered oxygen?"), "ann")
+    queue.approve(submit(queue, 1, question="Which year was gold discovered?", **TAGGED), "ann")
+    queue.approve(submit(queue, 2, question="Who discovered oxygen?", **TAGGED), "ann")
     clock.advance(61)
     asked = "In which year was gold discovered?"
-    assert queue.reuse(asked) is None
-    found = queue.reuse(asked, similar=0.7)
+    reuse = partial(queue.reuse, tags=["faq"])
+    assert reuse(asked) is None
+    found = reuse(asked, similar=0.7)
     assert found.question == "Which year was gold discovered?"
     assert 0.7 < found.similarity < 1
-    assert queue.reuse(asked, similar=0.99) is None
-    assert queue.reuse("?", similar=0.5) is None
-    assert queue.reuse(asked, similar=0.5, similarity=lambda _, other: 0.6 * ("oxygen" in other)) is not None
+    assert reuse(asked, similar=0.99) is None
+    assert reuse("?", similar=0.5) is None
+    assert reuse(asked, similar=0.5, similarity=lambda _, other: 0.6 * ("oxygen" in other)) is not None
 
 
 def test_time_and_erased_items_are_not_reused(open_here, clock):
     """Nobody said so, or it may not be said any more."""
     queue = open_here(deadline_s=10, at_expiry=AtExpiry.APPROVE)
-    submit(queue, 1)
+    submit(queue, 1, **TAGGED)
     clock.advance(11)
     queue.expire_deadlines()
-    erased = submit(queue, 2)
+    erased = submit(queue, 2, **TAGGED)
     queue.approve(erased, "ann")
     queue.erase([erased], "ann")
     clock.advance(61)
-    assert queue.reuse("What is element 1?", similar=0.1) is None
+    assert queue.reuse("What is element 1?", tags=["faq"], similar=0.1) is None
 
 
 @pytest.mark.parametrize(

@@ -115,6 +115,24 @@ def test_a_connection_lost_at_the_commit_acts_once(tmp_path):
         assert [row.to_state for row in queue.audit(review_id)] == [State.PENDING, State.REJECTED]
 
 
+def test_a_comment_whose_commit_was_not_heard_of_is_made_once(tmp_path):
+    """A note that is there must not be reported as lost, nor stand there twice."""
+    with ready_url("postgresql", tmp_path) as url, closing(_quick(url, retry_s=5)) as queue:
+        review_id = submit(queue)
+        lost = []
+
+        def lose(conn):
+            if not lost:
+                lost.append(True)
+                conn.connection.dbapi_connection.commit()
+                conn.connection.dbapi_connection.close()
+
+        event.listen(queue.database.engine, "commit", lose)
+        queue.comment(review_id, "ann", "look twice")
+        assert lost
+        assert [each.text for each in queue.get(review_id).comments] == ["look twice"]
+
+
 def test_an_unreachable_server_is_reported_without_its_password():
     """Messages end up in logs."""
     pytest.importorskip("psycopg")

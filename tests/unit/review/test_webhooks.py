@@ -19,7 +19,7 @@ class Receiver:
 
     def __init__(self, *statuses: int) -> None:
         self.requests, self._statuses = [], list(statuses)
-        self.client = httpx.Client(transport=httpx.MockTransport(self._answer))
+        self.transport = httpx.MockTransport(self._answer)
 
     def _answer(self, request: httpx.Request) -> httpx.Response:
         self.requests.append(request)
@@ -33,7 +33,7 @@ def test_a_verdict_is_sent_signed_once_it_stands(queue, clock):
     review_id = submit(queue)
     queue.edit(review_id, "ann", "It is a gas.")
     receiver = Receiver()
-    sender = WebhookSender(queue, receiver.client)
+    sender = WebhookSender(queue, receiver.transport)
     assert sender.send_due() == 0
     clock.advance(60)
     assert sender.send_due() == 1
@@ -50,7 +50,7 @@ def test_submissions_are_sent_to_who_wants_them(queue):
     add_webhook(queue, "chat", "https://example.com/hook", ["submit"])
     review_id = submit(queue)
     receiver = Receiver()
-    assert WebhookSender(queue, receiver.client).send_due() == 1
+    assert WebhookSender(queue, receiver.transport).send_due() == 1
     told = json.loads(receiver.requests[0].content)
     assert (told["event"], told["item"]["id"], told["ruling"]) == ("submit", review_id, None)
 
@@ -61,7 +61,7 @@ def test_what_is_not_taken_is_sent_again_later(queue, clock, status):
     add_webhook(queue, "chat", "https://example.com/hook", ["submit"])
     submit(queue)
     receiver = Receiver(status, 200)
-    sender = WebhookSender(queue, receiver.client)
+    sender = WebhookSender(queue, receiver.transport)
     assert sender.send_due() == 0
     assert sender.send_due() == 0
     clock.advance(3)
@@ -81,7 +81,7 @@ def test_one_broken_receiver_does_not_hold_up_another(queue):
             raise httpx.ConnectError("refused")
         return httpx.Response(200)
 
-    assert WebhookSender(queue, httpx.Client(transport=httpx.MockTransport(answer))).send_due() == 1
+    assert WebhookSender(queue, httpx.MockTransport(answer)).send_due() == 1
 
 
 def test_an_erased_answer_is_not_sent(queue, clock):
@@ -92,7 +92,7 @@ def test_an_erased_answer_is_not_sent(queue, clock):
     queue.erase([review_id], "ann")
     clock.advance(60)
     receiver = Receiver()
-    assert WebhookSender(queue, receiver.client).send_due() == 2
+    assert WebhookSender(queue, receiver.transport).send_due() == 2
     assert all(b"private" not in request.content for request in receiver.requests)
 
 

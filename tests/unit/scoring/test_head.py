@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from semgrad_guard.errors import NonFiniteScoreError
-from semgrad_guard.scoring import head as head_module
+from semgrad_guard.scoring import budget as budget_module
+from semgrad_guard.scoring.budget import MemoryBudget
 from semgrad_guard.scoring.head import LogitMap, OutputHead, run_head
 
 
@@ -42,13 +43,14 @@ def test_two_words_and_one_dimension_by_hand():
     weight = torch.tensor([[math.log(3)], [0.0]], dtype=torch.float64)
     head = OutputHead(_linear(weight), LogitMap(), 2)
     found = run_head(head, torch.ones(1, 1, dtype=torch.float64), torch.tensor([1]), [slice(0, 1)])
+    pull, found = found.pull, found.read()
     entropy = 0.75 * math.log(4 / 3) + 0.25 * math.log(4)
-    assert float(found.nll) == pytest.approx(math.log(4), rel=1e-14)
-    assert float(found.entropy) == pytest.approx(entropy, rel=1e-14)
-    assert float(found.pull) == pytest.approx(0.75 * math.log(3), rel=1e-14)
+    assert found.nll[0] == pytest.approx(math.log(4), rel=1e-14)
+    assert found.entropy[0] == pytest.approx(entropy, rel=1e-14)
+    assert float(pull) == pytest.approx(0.75 * math.log(3), rel=1e-14)
     assert found.norms[0].exgrad == pytest.approx(0.75, rel=1e-14)
     assert found.norms[0].paragrad == pytest.approx(0.75 * entropy, rel=1e-14)
-    assert (float(found.top), bool(found.is_top)) == (pytest.approx(0.75, rel=1e-14), False)
+    assert (found.top[0], bool(found.is_top[0])) == (pytest.approx(0.75, rel=1e-14), False)
 
 
 def _random(n_tokens: int = 6, n_vocabulary: int = 150, hidden: int = 7):
@@ -78,23 +80,24 @@ def _by_autograd(logit_map: LogitMap, part: slice):
 
 @pytest.mark.parametrize("logit_map", [LogitMap(), LogitMap(0.25), LogitMap(cap=5.0), LogitMap(2.0, 8.0)])
 @pytest.mark.parametrize("source", ["open", "wrapped"])
-@pytest.mark.parametrize("room", ["stored", "computed twice", "known"])
+@pytest.mark.parametrize("room", ["stored", "computed twice", "known", "one block"])
 def test_every_way_through_the_head_equals_autograd(monkeypatch, logit_map, source, room):
     """Blocks, scales, caps, a head that cannot be read, one too large to keep and a known output: all the same."""
-    monkeypatch.setattr(head_module, "BLOCK_ENTRIES", 1)  # blocks of 64: the vocabulary is not a multiple
-    monkeypatch.setattr(head_module, "STORED_ENTRIES", 0 if room == "computed twice" else 2**20)
+    monkeypatch.setattr(budget_module, "_CACHE_ENTRIES", 1)  # blocks of 64: the vocabulary is not a multiple
+    budget = {"computed twice": MemoryBudget(0), "one block": MemoryBudget(2**30)}.get(room, MemoryBudget())
     z, weight, bias, targets = _random()
     linear = _linear(weight, bias)
     head = OutputHead(linear if source == "open" else _Wrapped(linear), logit_map, len(weight))
     part = slice(1, 4)
     known = z @ weight.T + bias if room == "known" else None
     before = None if known is None else known.clone()
-    found = run_head(head, z, targets, [slice(0, 6), part], known)
+    found = run_head(head, z, targets, [slice(0, 6), part], known, budget=budget)
+    by_z, found = found.pull, found.read()
     assert known is None or before is None or torch.equal(known, before)  # other scores may come from it
     nll, entropy, pull, para, ex = _by_autograd(logit_map, part)
     assert found.nll.tolist() == pytest.approx(nll.tolist(), rel=1e-10)
     assert found.entropy.tolist() == pytest.approx(entropy.tolist(), rel=1e-10)
-    assert found.pull.flatten().tolist() == pytest.approx(pull.flatten().tolist(), rel=1e-9)
+    assert by_z.flatten().tolist() == pytest.approx(pull.flatten().tolist(), rel=1e-9)
     assert found.norms[1] == pytest.approx((para, ex), rel=1e-10)
 
 
@@ -107,7 +110,7 @@ def test_only_the_gradients_asked_for_are_computed_and_nothing_else_changes(norm
     found = run_head(head, z, targets, parts, norms=norms)
     assert torch.equal(found.pull, whole.pull)
     assert torch.equal(found.entropy, whole.entropy)
-    for one, other in zip(found.norms, whole.norms, strict=True):
+    for one, other in zip(found.read().norms, whole.read().norms, strict=True):
         measured = {name: value for name, value in one._asdict().items() if value is not None}
         assert measured == pytest.approx({name: other._asdict()[name] for name in norms}, rel=1e-12)
 
@@ -116,8 +119,8 @@ def test_half_precision_heads_are_computed_in_single():
     """Rounding 150 logits to 8 bits of mantissa would move the entropy by a percent."""
     z, weight, _, targets = _random()
     z, weight = z.bfloat16(), weight.bfloat16()
-    found = run_head(OutputHead(_linear(weight), LogitMap(), 150), z, targets, [slice(0, 6)])
-    exact = run_head(OutputHead(_linear(weight.double()), LogitMap(), 150), z.double(), targets, [slice(0, 6)])
+    found = run_head(OutputHead(_linear(weight), LogitMap(), 150), z, targets, [slice(0, 6)]).read()
+    exact = run_head(OutputHead(_linear(weight.double()), LogitMap(), 150), z.double(), targets, [slice(0, 6)]).read()
     assert found.entropy.tolist() == pytest.approx(exact.entropy.tolist(), rel=1e-5)
     assert found.norms[0] == pytest.approx(exact.norms[0], rel=1e-5)
 
@@ -128,9 +131,9 @@ def test_a_sure_token_keeps_its_tiny_entropy():
     Logits (30, 0): H = log(1 + e^-30) + 30 e^-30 / (1 + e^-30), about 2.9e-12.
     """
     weight = torch.tensor([[30.0], [0.0]])
-    found = run_head(OutputHead(_linear(weight), LogitMap(), 2), torch.ones(1, 1), torch.tensor([0]), [])
+    found = run_head(OutputHead(_linear(weight), LogitMap(), 2), torch.ones(1, 1), torch.tensor([0]), []).read()
     small = math.exp(-30)
-    assert float(found.entropy) == pytest.approx(math.log1p(small) + 30 * small / (1 + small), rel=1e-3)
+    assert found.entropy[0] == pytest.approx(math.log1p(small) + 30 * small / (1 + small), rel=1e-3)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -138,9 +141,9 @@ def test_numbers_out_of_bounds_are_refused(bad):
     """NaN would pass every comparison of a policy unnoticed."""
     head = OutputHead(_linear(torch.tensor([[1.0], [2.0]])), LogitMap(), 2)
     with pytest.raises(NonFiniteScoreError) as caught:
-        run_head(head, torch.tensor([[bad]]), torch.tensor([0]), [])
+        run_head(head, torch.tensor([[bad]]), torch.tensor([0]), []).read()
     assert "hidden state" in caught.value.where
     broken = OutputHead(_linear(torch.tensor([[1.0], [bad]])), LogitMap(), 2)
     with pytest.raises(NonFiniteScoreError) as caught:
-        run_head(broken, torch.tensor([[1.0]]), torch.tensor([0]), [])
+        run_head(broken, torch.tensor([[1.0]]), torch.tensor([0]), []).read()
     assert "log-likelihood" in caught.value.where

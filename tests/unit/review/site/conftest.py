@@ -9,8 +9,9 @@ from html import unescape
 import pytest
 from starlette.testclient import TestClient
 
-from semgrad_guard.review.access import Limits, Scope
+from semgrad_guard.review.access import Scope
 from semgrad_guard.review.site.desk import WebSettings
+from semgrad_guard.review.throttle import Limits
 from tests.review_site import PASSWORD, site_of
 
 
@@ -54,7 +55,7 @@ class Browser:
 
 @pytest.fixture(name="settings")
 def _settings() -> WebSettings:
-    return WebSettings(limits=Limits(by_account=3, by_address=6, within_s=600))
+    return WebSettings(limits=Limits(by_account=3, by_account_everywhere=9, by_address=6, within_s=600))
 
 
 @pytest.fixture(name="app")

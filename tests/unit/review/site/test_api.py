@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import sqlite3
 import threading
+from dataclasses import replace
 
 import pytest
 from sqlalchemy.exc import OperationalError
 
-from semgrad_guard.review import Event
+from semgrad_guard.review import AtExpiry, Event
 from semgrad_guard.review.access import Scope
 from tests.review_queues import submit
 
@@ -111,7 +112,7 @@ def test_only_an_administrators_token_puts_back_what_somebody_else_holds(program
 def test_the_verdict_can_be_waited_for(program, memory_queue):
     """A program need not ask again and again."""
     review_id = submit(memory_queue)
-    client = program(Scope.SUBMIT)
+    client = program(Scope.READ)
     path = f"/api/v1/items/{review_id}/ruling"
     assert client.get(path).json() == {"ruling": None}
     assert client.get(path, params={"wait_s": 0.05}).json() == {"ruling": None}
@@ -120,7 +121,6 @@ def test_the_verdict_can_be_waited_for(program, memory_queue):
     ruling = client.get(path, params={"wait_s": 20}).json()["ruling"]
     timer.join()
     assert ruling["verdict"] == "approved"
-    assert memory_queue.item(review_id).delivered_at is not None
 
 
 @pytest.mark.parametrize(
@@ -171,3 +171,26 @@ def test_the_description_of_the_api_names_every_way_it_can_answer(app):
         assert path.startswith("/api/v1/")
         for method in methods.values():
             assert {"401", "403", "422", "503"} <= set(method["responses"])
+
+
+def test_no_program_approves_its_own_answer_by_a_short_deadline(program, memory_queue):
+    """The site that approves at the deadline says how short it may be."""
+    memory_queue.settings = replace(memory_queue.settings, at_expiry=AtExpiry.APPROVE, deadline_s=600)
+    client = program(Scope.SUBMIT)
+    for deadline_s in (0, 1, 599):
+        refused = client.post("/api/v1/items", json={"document": DOCUMENT, "deadline_s": deadline_s})
+        assert refused.status_code == 422
+        assert "600" in refused.json()["message"]
+    assert memory_queue.counts()["pending"] == 0
+    assert client.post("/api/v1/items", json={"document": DOCUMENT, "deadline_s": 600}).status_code == 201
+
+
+def test_an_exchange_id_gives_nobody_anothers_item(program):
+    """Knowing the id of somebody else's exchange is no way to its verdict."""
+    mine = program(Scope.SUBMIT, user="ann").post("/api/v1/items", json={"document": DOCUMENT})
+    assert mine.status_code == 201
+    for user, answer in (("bob", "So."), ("ann", "Not so.")):
+        body = {"document": {**DOCUMENT, "answer": answer}}
+        refused = program(Scope.SUBMIT, user=user).post("/api/v1/items", json=body)
+        assert (refused.status_code, refused.json()["error"]) == (409, "ExchangeIdTakenError")
+        assert mine.json()["id"] not in refused.text

@@ -53,7 +53,9 @@ def test_the_item_page_shows_all_a_reviewer_needs(ann, memory_queue):
     """Doubtful sentences by strength, copied passages, reasons and attempts."""
     fingerprint = Fingerprint(model="m", dtype="d", template="t", settings="s")
     spans = (SpanScore(0, 10, {}, 0.95), SpanScore(11, 30, {}, 0.1))
-    score = Score(method="x", value=1, signals={}, fingerprint=fingerprint, model="m", spans=spans)
+    score = Score(
+        method="x", value=1, signals={}, fingerprint=fingerprint, model="m", spans=spans, passage_attention=(0.42,)
+    )
     because = Contribution("grounding", -1.25, "words not in the passages")
     asked = exchange(3, answer="Gold is 79. It is a soft gas.", author="big", tags=("chem",))
     decision = Decision(
@@ -72,6 +74,7 @@ def test_the_item_page_shows_all_a_reviewer_needs(ann, memory_queue):
         "words not in the passages",
         "-1.25",
         "elements.txt",
+        "42% of the answer's attention",
         "chem",
         'class="doubt doubt-4" title="10% sure"',
         'class="doubt doubt-0"',

@@ -1,0 +1,266 @@
+"""The gradient of the most common kind of decoder block, written out: half the operations that autograd takes.
+
+Such a block is `h = x + O attention(norm(x))`, then `h + D (silu(G norm(h)) * U norm(h))`, with rotary positions and
+heads that may share keys and values: Llama, Mistral, Qwen2, Qwen3, SmolLM and their kin. Keys and values come from the
+writing's cache; only what the gradient needs is computed again. A model whose numbers differ from autograd's goes by
+autograd.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from semgrad_guard.scoring.attention import note_weights
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
+_MLP = {"gate_proj", "up_proj", "down_proj", "act_fn"}
+_NORMS = {"input_layernorm", "post_attention_layernorm"}
+_HEAD_NORMS = {"q_norm", "k_norm"}
+_SILU = {"SiLU", "SiLUActivation"}
+_INTERFACES = {"sdpa", "eager"}
+"""Ways of attention whose mask is a matrix that can be added."""
+ATTENTION_BYTES = 2**28
+"""Most memory for the attention of a block's new tokens; where it takes more, autograd's kernels take less."""
+_MATRICES = 3
+"""Matrices as large as the attention that are alive at a time."""
+
+
+@dataclass(frozen=True, slots=True)
+class CommonBlock:
+    """The parts of a block of the common kind."""
+
+    norm_in: nn.Module
+    attention: Any
+    norm_mid: nn.Module
+    mlp: Any
+    head_dim: int
+    scaling: float
+    has_head_norms: bool
+
+
+def common_block(block: nn.Module, interface: str) -> CommonBlock | None:
+    """Return the parts of a block, or `None` if it is of another kind or somebody listens to its inside.
+
+    Args:
+        block: a decoder block.
+        interface: how the model computes attention (`attn_implementation`).
+    """
+    parts = dict(block.named_children())
+    attention, mlp = parts.get("self_attn"), parts.get("mlp")
+    if attention is None or mlp is None or parts.keys() != {"self_attn", "mlp", *_NORMS}:
+        return None
+    inner = dict(attention.named_children())
+    linear = [module for name, module in [*inner.items(), *mlp.named_children()] if name.endswith("_proj")]
+    fits = (
+        interface in _INTERFACES
+        and inner.keys() - _HEAD_NORMS == _ATTENTION
+        and dict(mlp.named_children()).keys() == _MLP
+        and type(mlp.act_fn).__name__ in _SILU
+        and all(type(module) is nn.Linear and type(module.weight) is nn.Parameter for module in linear)
+        and all(_epsilon(norm) is not None for name, norm in {**parts, **inner}.items() if name.endswith("norm"))
+        and not any(_has_listeners(module) for module in block.modules() if module is not block)
+        and not block._forward_hooks  # noqa: SLF001 - torch shows them nowhere else
+    )
+    untyped: Any = attention
+    if not fits or not isinstance(getattr(untyped, "scaling", None), float):
+        return None
+    return CommonBlock(
+        parts["input_layernorm"],
+        attention,
+        parts["post_attention_layernorm"],
+        mlp,
+        int(untyped.head_dim),
+        untyped.scaling,
+        bool(inner.keys() & _HEAD_NORMS),
+    )
+
+
+def _has_listeners(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)  # noqa: SLF001
+
+
+def _epsilon(norm: Any) -> float | None:
+    """Return what a root-mean-square norm adds to the mean square; `None` for another kind of norm."""
+    found = getattr(norm, "variance_epsilon", getattr(norm, "eps", None))
+    only_weight = [name for name, _ in norm.named_parameters()] == ["weight"]
+    return found if isinstance(found, float) and only_weight and not isinstance(norm, nn.LayerNorm) else None
+
+
+def attention_bytes(block: CommonBlock, n_new: int, n_all: int) -> int:
+    """Return what the attention of the new tokens to all takes."""
+    n_heads: int = block.attention.q_proj.out_features // block.head_dim
+    return n_heads * n_new * n_all * 4 * _MATRICES
+
+
+class Surroundings:
+    """What the blocks of one pass share: rotary positions and masks, made ready once for each kind of block."""
+
+    def __init__(self) -> None:
+        """Start with none."""
+        self._ready: dict[tuple[int, ...], Any] = {}
+
+    def rotary(self, angles: tuple[Tensor, Tensor], dtype: torch.dtype) -> _Rotary:
+        """Return a block's rotary positions."""
+        key = (id(angles[0]), id(angles[1]))
+        if key not in self._ready:
+            self._ready[key] = angles, _Rotary.of(angles, dtype)  # the angles too, so that the ids stay theirs
+        found: _Rotary = self._ready[key][1]
+        return found
+
+    def mask(self, mask: Tensor | None, shape: tuple[int, int, int], like: Tensor) -> Tensor:
+        """Return a block's mask as numbers to add.
+
+        Args:
+            mask: as the model gives it to the block.
+            shape: query heads for each head of keys, new tokens, all tokens.
+            like: a tensor of the wanted type, on the block's device.
+        """
+        key = (id(mask), *shape)
+        if key not in self._ready:
+            self._ready[key] = mask, _added(mask, shape, like)
+        found: Tensor = self._ready[key][1]
+        return found
+
+
+def _added(mask: Tensor | None, shape: tuple[int, int, int], like: Tensor) -> Tensor:
+    n_shared, n_new, n_all = shape
+    if mask is None:  # the model leaves it out where every token sees all before it
+        allowed = torch.ones(n_new, n_all, dtype=torch.bool, device=like.device).tril_(n_all - n_new)
+    elif mask.dtype == torch.bool:
+        allowed = mask[0, 0]
+    else:
+        return mask[0, 0].to(like.dtype).repeat(n_shared, 1)
+    zeros = torch.zeros(n_new, n_all, dtype=like.dtype, device=like.device)
+    return zeros.masked_fill_(~allowed, -torch.inf).repeat(n_shared, 1)
+
+
+@dataclass(frozen=True, slots=True)
+class _Rotary:
+    """Cosines, and sines with the sign of the turn and of its gradient; each ``(token, head dimension)``."""
+
+    cos: Tensor
+    sin: Tensor
+    sin_back: Tensor
+
+    @classmethod
+    def of(cls, angles: tuple[Tensor, Tensor], dtype: torch.dtype) -> _Rotary:
+        cos, sin = (one[0].to(dtype) for one in angles)
+        half = sin.shape[-1] // 2
+        signed = torch.cat([-sin[:, :half], sin[:, half:]], dim=-1)
+        return cls(cos, signed, signed.roll(half, dims=-1))
+
+    def turn(self, heads: Tensor) -> Tensor:
+        """Return queries or keys, ``(head, token, head dimension)``, turned by their positions."""
+        return torch.addcmul(heads * self.cos, heads.roll(self.cos.shape[-1] // 2, dims=-1), self.sin)
+
+    def turn_back(self, gradient: Tensor) -> Tensor:
+        """Return the gradient by what was turned."""
+        return torch.addcmul(gradient * self.cos, gradient.roll(self.cos.shape[-1] // 2, dims=-1), self.sin_back)
+
+
+class _Norm:
+    """A root-mean-square norm of some numbers, and its gradient."""
+
+    def __init__(self, norm: Any, x: Tensor) -> None:
+        self._weight: Tensor = norm.weight
+        self._inverse = x.square().mean(dim=-1, keepdim=True).add_(_epsilon(norm) or 0.0).rsqrt_()
+        self._scaled = x * self._inverse
+        self.output = self._scaled * self._weight
+
+    def pull(self, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        """Return two factors whose product is the gradient by the input."""
+        weighted = gradient * self._weight
+        along = (weighted * self._scaled).mean(dim=-1, keepdim=True)
+        return torch.addcmul(weighted, self._scaled, along, value=-1.0), self._inverse
+
+
+def gradient_by_state(  # noqa: PLR0913 - the block, its state, what comes back, and what it reads
+    block: CommonBlock,
+    state: Tensor,
+    gradient: Tensor,
+    *,
+    keys: Tensor,
+    values: Tensor,
+    rotary: _Rotary,
+    mask: Tensor,
+) -> Tensor:
+    """Return the gradient by the state that enters a block.
+
+    Args:
+        block: the block.
+        state: the state of the new tokens, ``(token, hidden)``, at least float32.
+        gradient: the gradient by the state that leaves it, same shape and type.
+        keys: the keys of all tokens, of which the new ones are the last, ``(head, token, head dimension)``.
+        values: their values, same shape.
+        rotary: positions of the new tokens.
+        mask: to be added to the attention, ``(query head of each head x new token, token)``.
+    """
+    attention, mlp, n = block.attention, block.mlp, len(state)
+    n_groups, dim = keys.shape[0], block.head_dim
+    keys, values = keys.to(state.dtype), values.to(state.dtype)
+
+    before = _Norm(block.norm_in, state)
+    heads = _linear(before.output, attention.q_proj).to(state.dtype).view(n, -1, dim)
+    query_norm = _Norm(attention.q_norm, heads) if block.has_head_norms else None
+    queries = rotary.turn((heads if query_norm is None else query_norm.output).transpose(0, 1))
+    queries = queries.reshape(n_groups, -1, dim)
+    weights = torch.baddbmm(mask, queries, keys.transpose(1, 2), alpha=block.scaling).softmax(dim=-1)
+    note_weights(attention, weights.view(-1, n, weights.shape[-1]))
+    read = _by_token(weights @ values, n)
+    middle = _added_to(state, read, attention.o_proj)
+    after = _Norm(block.norm_mid, middle)
+    gate, up = _linear(after.output, mlp.gate_proj), _linear(after.output, mlp.up_proj)
+
+    inner = _times(gradient, mlp.down_proj)
+    by_up = inner * nn.functional.silu(gate)
+    by_gate = torch.ops.aten.silu_backward(inner.mul_(up), gate)
+    by_norm = torch.addmm(_times(by_gate, mlp.gate_proj), by_up, mlp.up_proj.weight).to(state.dtype)
+    by_middle = torch.addcmul(gradient, *after.pull(by_norm))
+
+    by_read = _times(by_middle, attention.o_proj).to(state.dtype).view(n, -1, dim).transpose(0, 1)
+    by_read = by_read.reshape(n_groups, -1, dim)
+    by_values = weights[..., -n:].transpose(1, 2) @ by_read
+    by_weights = by_read @ values.transpose(1, 2)
+    by_scores = torch.ops.aten._softmax_backward_data(by_weights, weights, -1, weights.dtype)  # noqa: SLF001
+    by_keys = by_scores[..., -n:].transpose(1, 2) @ queries
+    by_queries = (by_scores @ keys).view(-1, n, dim)
+    turned = rotary.turn_back(torch.cat([by_queries, by_keys]))
+    by_heads, by_keys = torch.split(turned, [len(by_queries), n_groups])
+    if query_norm is not None:
+        made = _linear(before.output, attention.k_proj).to(state.dtype).view(n, -1, dim)
+        key_norm = _Norm(attention.k_norm, made)
+        by_heads = torch.mul(*query_norm.pull(by_heads.transpose(0, 1))).transpose(0, 1)
+        by_keys = torch.mul(*key_norm.pull(by_keys.transpose(0, 1))).transpose(0, 1)
+    by_input = _times(_by_token(by_values, n), attention.v_proj)
+    for by_projection, layer in ((by_heads, attention.q_proj), (by_keys, attention.k_proj)):
+        rows = _by_token(by_projection, n).to(layer.weight.dtype)
+        by_input = torch.addmm(by_input, rows, layer.weight, alpha=block.scaling)
+    return torch.addcmul(by_middle, *before.pull(by_input.to(state.dtype)))
+
+
+def _by_token(heads: Tensor, n: int) -> Tensor:
+    """Return numbers by head, of which each head has `n` tokens, as ``(token, head x head dimension)``."""
+    return heads.reshape(-1, n, heads.shape[-1]).transpose(0, 1).reshape(n, -1)
+
+
+def _linear(x: Tensor, layer: nn.Linear) -> Tensor:
+    return nn.functional.linear(x.to(layer.weight.dtype), layer.weight, layer.bias)
+
+
+def _added_to(state: Tensor, x: Tensor, layer: nn.Linear) -> Tensor:
+    """Return a state plus a layer's output."""
+    if layer.bias is None and layer.weight.dtype == state.dtype:
+        return torch.addmm(state, x, layer.weight.T)
+    return state + _linear(x, layer)
+
+
+def _times(gradient: Tensor, layer: nn.Linear) -> Tensor:
+    """Return the gradient by a layer's input."""
+    return gradient.to(layer.weight.dtype) @ layer.weight

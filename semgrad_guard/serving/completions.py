@@ -1,0 +1,161 @@
+"""`POST /v1/chat/completions` and `/v1/completions`: answers in OpenAI's form that carry their confidence."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any
+
+import httpx
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+
+from semgrad_guard.serving.gate import Caller
+from semgrad_guard.serving.judged import Given, Question
+from semgrad_guard.serving.openai_forms import CHAT, TEXT, Dialect, Fields, bad, options_of
+from semgrad_guard.serving.problems import RequestError
+from semgrad_guard.serving.score_api import backend_of
+from semgrad_guard.serving.streams import annotated, by_sentence, checked, whole_as_stream
+from semgrad_guard.serving.upstream import Call, FallbackServer, RefusedByUpstreamError, Upstream
+from semgrad_guard.serving.writers import LocalWriter, Reply, UpstreamWriter, Writer
+from semgrad_guard.wire import ServedModel
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+    from semgrad_guard.serving.backend import Backend
+
+router = APIRouter(tags=["completions"])
+
+
+@router.post("/v1/chat/completions", response_model=None)
+async def chat_completions(request: Request) -> Response:
+    """Answer chat messages; the answer says how sure it is under `semgrad`."""
+    return await _completions(request, CHAT)
+
+
+@router.post("/v1/completions", response_model=None)
+async def completions(request: Request) -> Response:
+    """Continue a text; the answer says how sure it is under `semgrad`."""
+    return await _completions(request, TEXT)
+
+
+async def _completions(request: Request, dialect: Dialect) -> Response:
+    backend, cancel = backend_of(request), threading.Event()
+    body = await _body(request)
+    question = Question(backend, dialect, body, options_of(body), traceparent=request.headers.get("traceparent"))
+    dialect.prompt(body, 0)  # refuses what is no prompt before anything is asked
+    question.fallbacks = _fallbacks(request, question)
+    writer = _writer(request, question, cancel)
+    try:
+        if body.get("stream") and _mode(backend, body) != "buffer":
+            return await _stream(request, question, writer)
+        reply = await backend.while_there(request, asyncio.ensure_future(writer.whole()))
+        given = await backend.work(request, lambda gone: _judged(question, reply, gone))
+    except RefusedByUpstreamError as error:
+        return JSONResponse(error.told, error.status, error.headers)
+    finally:
+        cancel.set()
+    if body.get("stream"):
+        events = checked(whole_as_stream(question, reply, given), _may_go_on(request))
+        return StreamingResponse(events, media_type="text/event-stream", headers=given[0].headers)
+    return JSONResponse(question.response(reply.response, reply.written, given), headers=given[0].headers)
+
+
+async def _stream(request: Request, question: Question, writer: Writer) -> Response:
+    """Return a stream once its first piece is there, so that what fails at once has its own status."""
+    mode = _mode(question.backend, question.body)
+    events = by_sentence(question, writer) if mode == "sentence" else annotated(question, writer)
+    first = await anext(events)
+
+    async def all_of_it() -> AsyncGenerator[str]:
+        try:
+            yield first
+            async for one in events:
+                yield one
+        finally:
+            await events.aclose()
+
+    return StreamingResponse(checked(all_of_it(), _may_go_on(request)), media_type="text/event-stream")
+
+
+def _judged(question: Question, reply: Reply, gone: threading.Event) -> list[Given]:
+    return [question.judge(number, one, reply.response, gone) for number, one in enumerate(reply.written)]
+
+
+def _mode(backend: Backend, body: Fields) -> str:
+    """Return how an answer is streamed; sentences are looked at where one answer comes from an upstream."""
+    mode = backend.settings.stream
+    if mode == "auto":
+        return "annotate" if backend.guard.only_measures else "buffer"
+    if mode == "sentence" and (
+        backend.settings.upstream is None or body.get("n") not in {None, 1} or body.get("tools")
+    ):
+        return "buffer"
+    return mode
+
+
+def _writer(request: Request, question: Question, cancel: threading.Event) -> Writer:
+    backend = question.backend
+    if backend.settings.model is not None:
+        return LocalWriter(backend, question.dialect, question.body, cancel)
+    if backend.settings.upstream is None:
+        raise RequestError(
+            HTTPStatus.NOT_IMPLEMENTED,
+            "this server only scores: start it with --model or --upstream to have answers written",
+            code="no_writer",
+        )
+    client: httpx.AsyncClient = request.app.state.client
+    return UpstreamWriter(_call(request, question, _upstream_of(backend)), client)
+
+
+async def upstream_models(request: Request) -> tuple[ServedModel, ...]:
+    """Return the models of the upstream; none while it cannot be asked."""
+    upstream, keys = _upstream_of(backend_of(request)), request.app.state.keys
+    client: httpx.AsyncClient = request.app.state.client
+    headers = upstream.headers(request.headers, own_keys=keys is not None)
+    try:
+        answer = await client.get(f"{upstream.url.rstrip('/')}/models", headers=headers, timeout=5.0)
+        names = [str(model["id"]) for model in answer.raise_for_status().json()["data"]]
+    except (httpx.HTTPError, ValueError, KeyError, TypeError):
+        return ()
+    return tuple(ServedModel(id=name, owned_by="upstream", role="upstream") for name in names)
+
+
+def _upstream_of(backend: Backend) -> Upstream:
+    settings = backend.settings
+    return Upstream(settings.upstream or "", settings.upstream_key, settings.upstream_model)
+
+
+def _call(request: Request, question: Question, upstream: Upstream) -> Call:
+    headers = upstream.headers(request.headers, own_keys=request.app.state.keys is not None)
+    return Call(upstream, question.dialect, question.body, headers)
+
+
+def _fallbacks(request: Request, question: Question) -> dict[str, FallbackServer]:
+    """Return the servers that the policy's `fallback_model` may ask."""
+    settings = question.backend.settings
+    found: dict[str, FallbackServer] = {}
+    for name, address in settings.fallbacks:
+        url, _, model = address.partition("#")
+        upstream = Upstream(url, settings.upstream_key, model or None)
+        found[name] = FallbackServer(_call(request, question, upstream), settings.limits.seconds)
+    return found
+
+
+async def _body(request: Request) -> Fields:
+    try:
+        body: Any = json.loads(await request.body())
+    except ValueError as error:
+        raise bad("the body is no JSON") from error
+    if not isinstance(body, dict):
+        raise bad("the body must be a JSON object")
+    return body
+
+
+def _may_go_on(request: Request) -> Any:
+    keys, caller = request.app.state.keys, getattr(request.state, "caller", Caller())
+    return lambda: keys is None or keys.find(caller.secret) == caller.name

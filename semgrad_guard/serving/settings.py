@@ -1,0 +1,141 @@
+"""What a server serves, where it listens, and its limits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from semgrad_guard.errors import SemGradGuardError
+from semgrad_guard.review.store.database import is_loopback
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from semgrad_guard.policy import AcceptOption, PolicySource
+
+StreamMode = Literal["auto", "buffer", "sentence", "annotate"]
+"""How answers are streamed.
+
+- `buffer`: the whole answer is judged before its first word is sent.
+- `sentence`: each sentence is sent once the answer up to there is good enough.
+- `annotate`: words are sent as they come; the last chunk has the confidence, and nothing is held back.
+- `auto`: `buffer` where the policy may change an answer, `annotate` where it only measures.
+"""
+
+
+class ServerSettingError(SemGradGuardError, ValueError):
+    """Settings of the server that cannot be meant, or that would be unsafe."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What one caller, and all together, may ask for."""
+
+    body_bytes: int = 8 * 1024 * 1024
+    """Longest body of a request."""
+    tokens: int | None = None
+    """Most tokens of one prompt and its answer; `None` leaves it to the model's window."""
+    seconds: float = 120.0
+    """Longest time for one request."""
+    requests: int = 256
+    """Most requests at once; beyond that they are told to come again."""
+    waiting: int = 512
+    """Most exchanges that wait to be scored."""
+    batch: int = 32
+    """Most exchanges that are scored together."""
+    window_s: float = 0.01
+    """Seconds for which the first exchange of a batch waits for others."""
+    shutdown_s: float = 60.0
+    """Seconds in which accepted requests may finish after the server was told to stop."""
+
+    def __post_init__(self) -> None:
+        """Refuse limits that let nothing through."""
+        for name in ("body_bytes", "seconds", "requests", "waiting", "batch"):
+            if getattr(self, name) <= 0:
+                msg = f"limit {name!r} is {getattr(self, name)!r}: give a number above 0"
+                raise ServerSettingError(msg)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerSettings:
+    """What a server serves.
+
+    Raises:
+        ServerSettingError: settings that exclude each other.
+    """
+
+    model: object | None = None
+    """Local model that writes answers and scores them in one pass: anything that `load_model` takes."""
+    scorer: object | None = None
+    """Local model that scores answers of others; by default the one that writes, or the policy's."""
+    profile: str | None = None
+    """Profile in place of the policy's."""
+    policy: PolicySource | None = None
+    """Policy file or its content: what happens to doubtful answers."""
+    accept: AcceptOption | None = None
+    """In place of a policy: answers with a lower confidence, or without one, are held back."""
+    upstream: str | None = None
+    """Address of an OpenAI-compatible server that writes the answers, such as `http://127.0.0.1:8000/v1`."""
+    upstream_key: str | None = field(default=None, repr=False)
+    """Key for the upstream; by default the caller's own is passed on."""
+    upstream_model: str | None = None
+    """The model to ask there, whatever callers name."""
+    fallbacks: tuple[tuple[str, str], ...] = ()
+    """Names that the policy's `fallback_model` uses, and the addresses of the servers."""
+    own_weights: bool = False
+    """Whether the upstream runs the scorer's very weights, so that its answers are the scorer's own."""
+    stream: StreamMode = "auto"
+    """How answers are streamed."""
+    max_tokens: int = 512
+    """Most tokens of an answer of `model`, where a caller names no number."""
+    warm_up: bool = True
+    """Whether the models are loaded when the server starts, and not at the first request."""
+    limits: Limits = field(default_factory=Limits)
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be meant together."""
+        if self.model is not None and self.upstream is not None:
+            msg = "`model` and `upstream` both write answers: give one, and `scorer` for a model that only scores"
+            raise ServerSettingError(msg)
+        if self.model is not None and self.scorer is not None:
+            msg = "`model` scores what it writes: give `scorer` only with `upstream` or alone"
+            raise ServerSettingError(msg)
+        if self.policy is not None and self.accept is not None:
+            msg = "`policy` and `accept` are given together: a policy says itself what it accepts"
+            raise ServerSettingError(msg)
+        if self.own_weights and self.upstream is None:
+            msg = "`own_weights` is about an upstream: give `upstream` too"
+            raise ServerSettingError(msg)
+
+    @property
+    def has_policy(self) -> bool:
+        """Whether answers may be held back, so that callers are told of decisions."""
+        return self.policy is not None or self.accept is not None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listening:
+    """Where a server listens."""
+
+    host: str = "127.0.0.1"
+    port: int = 8788
+    certificate: Path | None = None
+    key: Path | None = None
+    has_keys: bool = False
+    """Whether callers need a key."""
+
+    def check(self) -> None:
+        """Refuse to serve everyone on the network.
+
+        Raises:
+            ServerSettingError: other machines can connect, and nobody needs a key.
+        """
+        if (self.certificate is None) != (self.key is None):
+            msg = "TLS needs both a certificate and its key: give --tls-cert and --tls-key"
+            raise ServerSettingError(msg)
+        if not is_loopback(self.host) and not self.has_keys:
+            msg = (
+                f"other machines can reach {self.host}, and anyone there could use the models: make a key with "
+                "`semgrad-guard keys add NAME` and give --keys keys.json, or listen on 127.0.0.1"
+            )
+            raise ServerSettingError(msg)

@@ -1,0 +1,114 @@
+"""The written-out gradient of common blocks: equal to autograd's, and used only where it is."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from semgrad_guard.models import LocalModel
+from semgrad_guard.scoring import recording, written_out
+from semgrad_guard.scoring.layout import Tokens, lay_out
+from semgrad_guard.scoring.measure import GradientSpec, measure
+from semgrad_guard.scoring.model_lease import borrowed
+from semgrad_guard.scoring.model_parts import model_parts_of
+from semgrad_guard.scoring.recording import (
+    WrittenOutRecording,
+    can_record_written_out,
+    record_from_cache,
+    upper_half,
+)
+from tests.models_for_tests import N_BYTE_TOKENS, build, byte_tokenizer
+
+COMMON = ["llama", "mistral", "qwen2", "qwen3"]
+RELATIVE = 2e-4
+
+
+def _written(arch, *, dtype=torch.float32, n_prompt=30, **changes):
+    """Return a model, its spec, an answer, and the answer's tokens."""
+    model = build(arch, vocab_size=N_BYTE_TOKENS, dtype=dtype, num_hidden_layers=6, **changes)
+    spec = GradientSpec(upper_half(6), 5)
+    blocks = model_parts_of(model).blocks[spec.band.first :]
+    local = LocalModel(model, byte_tokenizer(), arch)
+    generated = local.generate(prompt_ids=range(3, 3 + n_prompt), max_new_tokens=9, states_of=blocks)
+    return model, spec, generated, Tokens(generated.prompt_ids, generated.answer_ids)
+
+
+def _recording(model, spec, generated, tokens):
+    parts = model_parts_of(model)
+    with borrowed(model):
+        layout = lay_out([tokens], spec.n_recorded, parts.device)
+        return record_from_cache(model, layout, tokens.read, spec.band, generated.kept, once=True)
+
+
+@pytest.mark.parametrize("interface", ["sdpa", "eager"])
+@pytest.mark.parametrize("arch", COMMON)
+@pytest.mark.parametrize("n_prompt", [3, 30])  # shorter than the recorded positions; longer than Mistral's window
+def test_it_gives_the_numbers_of_autograd(arch, interface, n_prompt):
+    """Shared heads, biases, norms of heads, windows and blocks without positions, with each form of mask."""
+    model, spec, generated, tokens = _written(arch, n_prompt=n_prompt, attn_implementation=interface)
+    assert isinstance(_recording(model, spec, generated, tokens), WrittenOutRecording)
+    (found,) = measure(model, [tokens], spec, kept=generated.kept)
+    (cold,) = measure(model, [tokens], spec)
+    assert found.path == "reused"
+    assert found.parts[0].semgrad == pytest.approx(cold.parts[0].semgrad, rel=RELATIVE)
+
+
+@pytest.mark.parametrize("changes", [{"attention_bias": True}, {"mlp_bias": True}, {"num_key_value_heads": 4}])
+def test_biases_and_unshared_heads_are_part_of_it(changes):
+    """They are what checkpoints of one architecture differ in."""
+    model, spec, generated, tokens = _written("llama", **changes)
+    assert isinstance(_recording(model, spec, generated, tokens), WrittenOutRecording)
+    (found,), (cold,) = measure(model, [tokens], spec, kept=generated.kept), measure(model, [tokens], spec)
+    assert found.parts[0].semgrad == pytest.approx(cold.parts[0].semgrad, rel=RELATIVE)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_models_stay_close_to_autograd(dtype):
+    """Norms, attention and sums are computed in float32; only products with the weights are not."""
+    model, spec, generated, tokens = _written("llama", dtype=dtype)
+    (found,), (cold,) = measure(model, [tokens], spec, kept=generated.kept), measure(model, [tokens], spec)
+    assert found.parts[0].semgrad == pytest.approx(cold.parts[0].semgrad, rel=5e-2)
+
+
+@pytest.mark.parametrize("arch", ["gpt2", "gemma2", "granite", "ernie4_5", "phi3", "olmo2", "cohere"])
+def test_other_blocks_are_left_to_autograd(arch):
+    """Multipliers, interleaved positions and joined projections look alike or not: the numbers decide."""
+    model = build(arch)
+    with borrowed(model):
+        assert not can_record_written_out(model, model_parts_of(model))
+
+
+def test_one_block_that_differs_rules_it_out_for_every_band():
+    """Every fourth block of SmolLM3 has no positions; the caller may choose a band that includes one."""
+    model = build("smollm3", num_hidden_layers=6)
+    with borrowed(model):
+        assert not can_record_written_out(model, model_parts_of(model))
+
+
+def test_numbers_that_differ_from_autograds_rule_it_out(monkeypatch):
+    """A mistake in it would otherwise be a wrong score."""
+    real = written_out.gradient_by_state
+    monkeypatch.setattr(recording, "gradient_by_state", lambda *a, **k: real(*a, **k) * 1.01)
+    model = build("llama")
+    with borrowed(model):
+        assert not can_record_written_out(model, model_parts_of(model))
+
+
+def test_who_listens_inside_a_block_is_still_heard():
+    """A hook on a projection may change what it gives: that is part of the gradient."""
+    model, spec, generated, tokens = _written("llama")
+    heard = []
+    layer = model.model.layers[3].mlp.up_proj
+    hook = layer.register_forward_hook(lambda *_: heard.append(True))
+    assert not isinstance(_recording(model, spec, generated, tokens), WrittenOutRecording)
+    measure(model, [tokens], spec, kept=generated.kept)
+    hook.remove()
+    assert heard
+    assert isinstance(_recording(model, spec, generated, tokens), WrittenOutRecording)
+
+
+def test_attention_that_would_not_fit_is_left_to_autograd(monkeypatch):
+    """The matrix of a long answer's attention to a long prompt is larger than what autograd's kernels keep."""
+    model, spec, generated, tokens = _written("llama")
+    monkeypatch.setattr(recording, "ATTENTION_BYTES", 100)
+    assert not isinstance(_recording(model, spec, generated, tokens), WrittenOutRecording)
