@@ -244,7 +244,7 @@ def _queue(policy: Policy) -> Finding:
             return Finding("review queue", "works", f"{mask_url(url)}: a new file, made at the first answer")
         advice = f"make the folder {file.parent}, or one that this user may write to"
         return Finding("review queue", "fails", f"{mask_url(url)}: no file, and its folder cannot be written", advice)
-    queue = open_queue(url, token=policy.review.token)  # type: ignore[arg-type] # the function checks it
+    queue = open_queue(url, token=policy.review.token)
     try:
         queue.list(limit=1)
     finally:

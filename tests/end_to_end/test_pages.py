@@ -14,7 +14,12 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGES = ["README.md", *sorted(page.relative_to(ROOT).as_posix() for page in (ROOT / "docs").rglob("*.md"))]
 GENERATED = "docs/reference/"
 
-pytestmark = [pytest.mark.end_to_end, pytest.mark.xdist_group("demo-model")]
+pytestmark = [
+    pytest.mark.end_to_end,
+    pytest.mark.xdist_group("demo-model"),
+    # An event loop that a framework never closes is noticed whenever memory is tidied, in the page that runs just then.
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if not page.startswith(GENERATED)])
