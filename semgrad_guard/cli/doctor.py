@@ -183,7 +183,7 @@ def _scoring_server(url: str) -> Finding:
         answer = httpx.get(f"{url.rstrip('/')}/readyz", timeout=CONNECT_S)
     except httpx.HTTPError as error:
         return Finding("scoring server", "fails", f"{mask_url(url)}: {error}", advice)
-    if answer.status_code != httpx.codes.OK:
+    if not answer.is_success:
         return Finding("scoring server", "fails", f"{mask_url(url)} answers {answer.status_code}", advice)
     return Finding("scoring server", "works", f"{mask_url(url)} is ready")
 
