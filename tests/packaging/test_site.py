@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 import yaml
 
-from docs.site.build import SETTINGS, collect, navigation, relinked
+from docs.site.build import FOREIGN_SHIM, SETTINGS, SHIM, collect, finish, navigation, relinked
 from docs.site.reference import commands, pages, public_names
 from semgrad_guard.policy import policy_schema
 from semgrad_guard.signals import SIGNALS
@@ -120,3 +120,16 @@ def test_every_page_is_in_the_menu_once(folder: Path) -> None:
 def test_links_out_of_the_folder_lead_to_pages_of_the_site(link: str, path: str, written_as: str, becomes: str) -> None:
     """What one reads at the source's host must work in the site, too."""
     assert relinked(f"[a]({link})", path, PurePosixPath(written_as)) == f"[a]({becomes})"
+
+
+def test_a_site_that_loads_from_elsewhere_is_refused(tmp_path: Path) -> None:
+    """It has to be readable on a closed network; the one script of the theme is replaced by our copy."""
+    page = tmp_path / "start" / "page.html"
+    page.parent.mkdir()
+    page.write_text(f'<script src="{FOREIGN_SHIM}"></script> <a href="https://example.org">a link may</a>')
+    finish(tmp_path)
+    assert f'src="../{SHIM}"' in page.read_text()
+    assert (tmp_path / SHIM).is_file()
+    page.write_text('<link rel="stylesheet" href="https://fonts.example.org/x.css">')
+    with pytest.raises(SystemExit, match="fonts"):
+        finish(tmp_path)
