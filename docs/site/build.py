@@ -26,6 +26,8 @@ SHIM = "assets/javascripts/iframe-worker.js"
 """Lets the search work in pages that are opened as files; the theme would load it from another site."""
 
 _LINK = re.compile(r"(?P<before>\]\()(?P<target>[^)\s#:]+)(?P<anchor>#[^)\s]*)?(?=\))")
+_DRAWN = re.compile(r"(?ms)^<!-- picture: (\S+) -->\n```mermaid\n.*?^```$")
+"""A drawing that GitHub makes from its text; the site shows the picture that is named, as it cannot draw offline."""
 _FOREIGN = re.compile(r"<(?:script|link|img|iframe)[^>]*(?:src|href)=\"https?://[^\"]*\"[^>]*>")
 
 
@@ -45,7 +47,8 @@ def collect(source: Path) -> list[str]:
         written_as = (
             PurePosixPath("docs") / path if path == "index.md" else homes.get(path, PurePosixPath("docs") / path)
         )
-        page.write_text(relinked(page.read_text(encoding="utf-8"), path, written_as), encoding="utf-8")
+        text = _DRAWN.sub(r"![The flow of the guard](\1)", page.read_text(encoding="utf-8"))
+        page.write_text(relinked(text, path, written_as), encoding="utf-8")
     return found
 
 

@@ -91,6 +91,13 @@ def anchors(path: Path) -> set[str]:
     return {re.sub(r"[^\w\s-]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
 
 
+def test_drawings_are_pictures_in_the_site(folder: Path) -> None:
+    """A script that draws them would have to be loaded."""
+    text = "".join(page.read_text(encoding="utf-8") for page in folder.rglob("*.md"))
+    assert "```mermaid" not in text
+    assert "](flow.svg)" in (folder / "architecture.md").read_text(encoding="utf-8")
+
+
 def test_every_page_is_in_the_menu_once(folder: Path) -> None:
     """One that nobody listed is put beside the others of its folder, and one that is not written yet is left out."""
     found = sorted(page.relative_to(folder).as_posix() for page in folder.rglob("*.md"))
