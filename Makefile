@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 export HF_HUB_OFFLINE := 1
 
-.PHONY: help install demo check test lint format types contract profile proxy-profile bench bench-review clean
+.PHONY: help install demo check test test-gpu lint format types contract profile proxy-profile bench bench-gpu bench-review clean
 help:            ## show this list
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/:/' | column -t -s:
 
@@ -52,6 +52,20 @@ proxy-profile: $(STAMP)  ## build again the profile for answers of other models:
 
 bench: $(STAMP)  ## measure the cost of scoring beside generation, as ratios in one run
 	$(BIN)/semgrad-guard bench --json bench/cost.json
+
+HAS_GPU := import sys, torch; sys.exit(not torch.cuda.is_available())
+NO_GPU  := there is no GPU here that torch can use (torch.cuda.is_available() is false), so nothing was run
+SHAPE   ?= llama-8b
+bench-gpu: $(STAMP)  ## the same on a GPU, with random weights: make bench-gpu SHAPE=qwen-32b
+	@if $(BIN)/python -c "$(HAS_GPU)"; then \
+	  $(BIN)/semgrad-guard bench --shape $(SHAPE) --device cuda --dtype bfloat16 --json bench/gpu.json; \
+	else echo "$(NO_GPU)"; fi
+
+test-gpu: $(STAMP)  ## run the tests of scoring and models on a GPU
+	@if $(BIN)/python -c "$(HAS_GPU)"; then \
+	  SEMGRAD_TEST_DEVICE=cuda $(BIN)/python -m pytest -m "gpu or not end_to_end" tests/gpu tests/unit/scoring \
+	    tests/unit/models tests/differential tests/property/scoring tests/unit/evaluation/test_cost.py $(PYTEST_ARGS); \
+	else echo "$(NO_GPU)"; fi
 
 SECONDS ?= 60
 URL     ?= sqlite://

@@ -12,6 +12,15 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("LANGSMITH_TRACING", "false")
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what needs an accelerator where there is none."""
+    if item.get_closest_marker("gpu") is not None:
+        import torch  # heavy: most rooms do without
+
+        if not torch.cuda.is_available():
+            pytest.skip("needs a GPU that torch can use")
+
+
 @pytest.fixture(name="shared_dir", scope="session")
 def _shared_dir() -> Path:
     """Folder with evaluation data and reference numbers that are never shipped."""

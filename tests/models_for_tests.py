@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from contextlib import contextmanager
 from functools import cache
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
     import pytest
 
+DEVICE = torch.device(os.environ.get("SEMGRAD_TEST_DEVICE", "cpu"))
+"""Where the models are; `make test-gpu` sets it."""
 N_VOCABULARY = 83
 _SIZES: dict[str, Any] = {
     "vocab_size": N_VOCABULARY,
@@ -112,12 +115,14 @@ def tiny_config(arch: str, **changes: Any):
     return AutoConfig.for_model(arch, **{key: value for key, value in sizes.items() if value is not None})
 
 
-def build(arch: str, *, dtype: torch.dtype = torch.float32, seed: int = 0, **changes: Any) -> PreTrainedModel:
-    """Return a fresh tiny model in eval mode."""
+def build(
+    arch: str, *, dtype: torch.dtype = torch.float32, seed: int = 0, device: str | None = None, **changes: Any
+) -> PreTrainedModel:
+    """Return a fresh tiny model in eval mode; `device` is where the tests' models are unless it is given."""
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(tiny_config(arch, **changes))
     spread(model, seed)
-    return model.to(dtype).eval()
+    return model.to(device=DEVICE if device is None else device, dtype=dtype).eval()
 
 
 @cache

@@ -22,6 +22,13 @@ _SCORING: tuple[Way, Way, Way, Way] = ("single pass", "SemGrad alone", "cold", "
 _SINGLE = {"512 + 32": 0.10, "512 + 128": 0.05}
 _SPEEDUP = {"512 + 32": 5.0}
 _COLD = {"2048 + 32": 1.2}
+_STATED_FOR = "llama-8b"
+_MS: dict[Way, float] = {"single pass": 60.0, "SemGrad alone": 45.0}
+_COLD_MS = 70.0
+_LARGE_BATCH_MS = 30.0
+_EXTRA_MB = 600.0
+_LONGEST = "8192 + 128"
+_SAMPLES = 1.5
 _YES_OR_NO = {True: "yes", False: "no", None: ""}
 _FLAT_MB = 32.0
 """Growth that still counts as flat: one block's attention reads the keys and values of the whole context at a time."""
@@ -51,6 +58,8 @@ class BatchCost:
     n: int
     one_by_one_s: float
     together_s: float
+    large_s: float | None = None
+    """Seconds an exchange of 512 + 32 tokens takes among 64; `None` on a processor."""
 
     @property
     def speedup(self) -> float:
@@ -91,17 +100,56 @@ class CostReport:
     torch: str
     rows: tuple[CostRow, ...]
     batch: BatchCost
+    device: str = "cpu"
+    accelerated: bool = False
+    """Whether the device is an accelerator: times are medians then, and other targets hold."""
+    left_out: tuple[str, ...] = ()
+    """Measurements that did not fit in memory."""
 
     def targets(self) -> list[Target]:
         """Return the targets whose lengths were measured, and the bounds that nothing exact can beat."""
         found = [Target("batch of short exchanges, times the throughput of one by one", self.batch.speedup, least=2.0)]
+        if self.batch.large_s is not None:
+            large = self.batch.large_s * 1000
+            found.append(Target("64 x (512 + 32) in batches, ms an exchange", large, most=self._if_8b(_LARGE_BATCH_MS)))
         for lengths, by_way in self._by_lengths().items():
-            found += _targets(lengths, by_way)
-        flat = self._growth_of_memory()
+            if self.accelerated:
+                found += self._accelerator_targets(lengths, by_way)
+            elif all(way in by_way for way in (*_SCORING, "forward")):
+                found += _targets(lengths, by_way)
+        flat = None if self.accelerated else self._growth_of_memory()
         if flat is not None:
             found.append(
                 Target("single pass, extra MiB at the longest context less at the shortest", flat, most=_FLAT_MB)
             )
+        return found
+
+    def _if_8b(self, limit: float | None) -> float | None:
+        """Return a limit that is stated for a model of 8 billion weights in half precision, else `None`."""
+        return limit if self.model.startswith(_STATED_FOR) and self.dtype == "bfloat16" else None
+
+    def _accelerator_targets(self, lengths: str, by_way: dict[Way, CostRow]) -> list[Target]:
+        """Return the targets of an accelerator for one length of prompt and answer."""
+        found = list[Target]()
+        for way in ("single pass", "SemGrad alone"):
+            if way in by_way:
+                row = by_way[way]
+                limit = self._if_8b(_MS[way]) if lengths in _SINGLE else None
+                found.append(Target(f"{lengths}: {way}, ms", row.seconds * 1000, most=limit))
+                found.append(Target(f"{lengths}: {way}, share of generation", row.share_of_generation))
+        if "cold" in by_way and "forward" in by_way:
+            beyond = (by_way["cold"].seconds - by_way["forward"].seconds) * 1000
+            found.append(Target(f"{lengths}: cold less one forward, ms", beyond, most=self._if_8b(_COLD_MS)))
+        if "cold" in by_way and "plain" in by_way:
+            speedup = by_way["plain"].seconds / by_way["cold"].seconds
+            found.append(Target(f"{lengths}: plain definition / cold path", speedup, least=1.0))
+        if "five samples" in by_way:
+            samples = by_way["five samples"].seconds / by_way["generation"].seconds
+            found.append(Target(f"{lengths}: five samples / one answer", samples, most=_SAMPLES))
+        memory = by_way["single pass"].extra_mb if "single pass" in by_way else None
+        if memory is not None:
+            limit = self._if_8b(_EXTRA_MB) if lengths == _LONGEST else None
+            found.append(Target(f"{lengths}: single pass, extra MiB", memory, most=limit))
         return found
 
     def _by_lengths(self) -> dict[str, dict[Way, CostRow]]:
@@ -128,23 +176,21 @@ class CostReport:
         return report
 
     def table(self) -> Table:
-        """Return the report as a table: a row for each length, a column for each way."""
-        title = f"Cost of scoring: {self.model}, {self.dtype}, {self.threads} threads"
-        table = Table(title=title, caption="milliseconds (share of generation) peak extra MiB")
-        ways: tuple[Way, ...] = (
-            "answer forward",
-            "SemGrad alone",
-            "single pass",
-            "forward",
-            "cold",
-            "plain",
-            "five samples",
-        )
-        for heading in ("context + answer", "generation", *ways):
+        """Return the report as a table: for each length a row for each way, readable in 80 columns."""
+        where = self.device if self.accelerated else f"{self.threads} threads"
+        title = f"Cost of scoring: {self.model}, {self.dtype}, {where}"
+        caption = f"left out for want of memory: {', '.join(self.left_out)}" if self.left_out else None
+        table = Table(title=title, caption=caption)
+        table.add_column("prompt + answer")
+        table.add_column("way")
+        for heading in ("ms", "of writing", "extra MiB"):
             table.add_column(heading, justify="right")
         for lengths, by_way in self._by_lengths().items():
-            shown = [_cell(by_way[way]) if way in by_way else "" for way in ways]
-            table.add_row(lengths, f"{by_way['generation'].seconds * 1000:,.0f}", *shown)
+            for number, row in enumerate(by_way.values()):
+                memory = "" if row.extra_mb is None else f"{row.extra_mb:,.0f}"
+                share = f"{row.share_of_generation:.1%}"
+                table.add_row("" if number else lengths, row.way, f"{row.seconds * 1000:,.0f}", share, memory)
+            table.add_section()
         return table
 
     def targets_table(self) -> Table:
@@ -176,8 +222,3 @@ def _targets(lengths: str, by_way: dict[Way, CostRow]) -> list[Target]:
         Target(f"{lengths}: cold path, forward passes of the whole text", forwards, most=_COLD.get(lengths)),
     ]
     return found
-
-
-def _cell(row: CostRow) -> str:
-    memory = "" if row.extra_mb is None else f" {row.extra_mb:,.0f}"
-    return f"{row.seconds * 1000:,.0f} ({row.share_of_generation:.0%}){memory}"

@@ -288,7 +288,8 @@ def generate(
         answers = [replace(answer, nlls=sampler.nlls(n, len(answer.answer_ids))) for n, answer in enumerate(answers)]
     if cache is None or not isinstance(memory, Keep):
         return answers
-    return [replace(answers[0], kept=_kept(output[0], cache, states, states_of, outputs))]
+    with plain_tensors():  # what is kept is joined here, and must suit a later backward pass
+        return [replace(answers[0], kept=_kept(output[0], cache, states, states_of, outputs))]
 
 
 def _room(local: ModelView, prompts: Sequence[tuple[int, ...]]) -> int:

@@ -332,8 +332,8 @@ class WrittenOutRecording:
     ) -> Tensor:
         """Return the gradient by the state that enters one block; this stands in for its forward pass."""
         block, (keys, values) = self.blocks[number], self.layers[number]
-        _, n_groups, n_all, head_dim = keys.shape
-        shape = block.attention.q_proj.out_features // (head_dim * n_groups), state.shape[1], n_all
+        n_groups, n_all, head_dim = keys.shape[1:]
+        n_shared: int = block.attention.q_proj.out_features // (head_dim * n_groups)
         return gradient_by_state(
             block,
             state[0],
@@ -341,7 +341,7 @@ class WrittenOutRecording:
             keys=keys[0],
             values=values[0],
             rotary=shared.rotary(named["position_embeddings"], self._wide),
-            mask=shared.mask(named.get("attention_mask"), shape, gradient),
+            mask=shared.mask(named.get("attention_mask"), (n_shared, state.shape[1], n_all), gradient),
         )
 
 
@@ -371,7 +371,7 @@ def record_written_out(  # noqa: PLR0913, PLR0917 - what `record` takes, and the
     n_new = segment.ids.shape[1]
     below = anatomy.blocks[band.first : band.last]
     parts = _common_blocks(model, below)
-    whole = kept.prefix(start + n_new).layers[band.first : band.last]
+    whole: list[Any] = kept.prefix(start + n_new).layers[band.first : band.last]
     layers = tuple((layer.keys, layer.values) for layer in whole if layer.keys is not None and layer.values is not None)
     if parts is None or len(layers) < len(parts):
         return None
@@ -441,6 +441,7 @@ def _agrees(model: PreTrainedModel, anatomy: ModelParts, *, written_out: bool) -
     kept = KeptCache(cache, _PROBE.read)
     states = torch.cat([one.states() for one in seen])
     whole = record(model, anatomy, layout.rest, kept.prefix(start), band)
+    steps: Recorded | None
     if written_out:
         steps = record_written_out(model, anatomy, layout.rest, kept, start, band, states)
     else:

@@ -95,7 +95,7 @@ def _epsilon(norm: Any) -> float | None:
 
 def attention_bytes(block: CommonBlock, n_new: int, n_all: int) -> int:
     """Return what the attention of the new tokens to all takes."""
-    n_heads = block.attention.q_proj.out_features // block.head_dim
+    n_heads: int = block.attention.q_proj.out_features // block.head_dim
     return n_heads * n_new * n_all * 4 * _MATRICES
 
 
@@ -232,7 +232,7 @@ def gradient_by_state(  # noqa: PLR0913 - the block, its state, what comes back,
     by_keys = by_scores[..., -n:].transpose(1, 2) @ queries
     by_queries = (by_scores @ keys).view(-1, n, dim)
     turned = rotary.turn_back(torch.cat([by_queries, by_keys]))
-    by_heads, by_keys = turned.split([len(by_queries), n_groups])
+    by_heads, by_keys = torch.split(turned, [len(by_queries), n_groups])
     if query_norm is not None:
         made = _linear(before.output, attention.k_proj).to(state.dtype).view(n, -1, dim)
         key_norm = _Norm(attention.k_norm, made)

@@ -27,13 +27,14 @@ def plain_scores(model, prompt_ids, answer_ids, positions=(-1, -2, -3, -4, -5)) 
 def _scores(model, weight, prompt_ids, answer_ids, positions):
     for parameter in model.parameters():
         parameter.requires_grad_(True)
-    ids = torch.tensor([prompt_ids + answer_ids])
+    at = weight.device
+    ids = torch.tensor([prompt_ids + answer_ids], device=at)
     output = model(input_ids=ids, output_hidden_states=True, use_cache=False)
     n_prompt, n_answer = len(prompt_ids), len(answer_ids)
     logits = output.logits[0, n_prompt - 1 : n_prompt + n_answer - 1]
     log_p = torch.log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), dim=-1)
     entropy = -(log_p.exp() * log_p).sum(dim=-1).detach()
-    nll = -log_p[torch.arange(n_answer), torch.tensor(answer_ids)]
+    nll = -log_p[torch.arange(n_answer, device=at), torch.tensor(answer_ids, device=at)]
     n_blocks = model.config.get_text_config(decoder=True).num_hidden_layers
     lag = int(model.config.model_type in LISTS_OUTPUTS)
     states = output.hidden_states[n_blocks - n_blocks // 2 - lag : n_blocks - lag]
@@ -48,6 +49,6 @@ def _scores(model, weight, prompt_ids, answer_ids, positions):
         "paragrad": float(by_weight.double().abs().mean()),
         "exgrad": float(plain_by_weight.double().abs().mean()),
         "loss": float(loss.detach()),
-        "nll": nll.detach().double(),
-        "entropy": entropy.double(),
+        "nll": nll.detach().double().cpu(),
+        "entropy": entropy.double().cpu(),
     }
