@@ -87,7 +87,8 @@ def random_model(
         sizes["num_hidden_layers"] = n_layers
     if tied is not None:
         sizes["tie_word_embeddings"] = tied
-    config = AutoConfig.for_model(**sizes, pad_token_id=0, bos_token_id=1, eos_token_id=2)
+    kind = str(sizes.pop("model_type"))
+    config = AutoConfig.for_model(kind, **sizes, pad_token_id=0, bos_token_id=1, eos_token_id=2)
     torch.manual_seed(seed)
     make: Any = AutoModelForCausalLM
     with torch.device(device):
