@@ -33,6 +33,7 @@ from semgrad_guard.models import load_model
 from semgrad_guard.scoring.forward_signals import answer_nll, nll_without_passages, passage_signals
 from semgrad_guard.scoring.reading import as_read, read_exchange
 from semgrad_guard.scoring.text_signals import grounding_signals, retrieval_signals
+from semgrad_guard.scoring.words import names, numbers, words
 from semgrad_guard.signals import PASSAGE_HELP, SIGNALS, TAMPERING
 
 if TYPE_CHECKING:
@@ -49,6 +50,11 @@ BASIS = (
     "fitted on labelled answers of other models: RAGTruth's questions and summaries, RefChecker, ExpertQA, FinQA; and "
     "on questions about chemical elements"
 )
+TEXTS = ("missing_words", "written_grounding", "question_nearby", "claim_support", "number_mismatch")
+"""Signals of texts that decide; more of them that say much the same carry over worse to other data."""
+USED = {*TEXTS, *TAMPERING, *PASSAGE_HELP}
+DIRECTIONS = {name: 0 for name in SIGNALS if name not in USED}
+"""A signal that may count either way is left out where there are several data sets."""
 FINGERPRINT = Fingerprint(
     model="ff6c177dde18b7b5f736e0817a3e691a7c6634b0cd23a5c4c2cab4f782e77ace",
     dtype="float32",
@@ -57,17 +63,20 @@ FINGERPRINT = Fingerprint(
     proxy=True,
 )
 """Scores of the packaged model as a proxy; of it, a profile of texts depends on `texts by claim` alone."""
-TEXTS = ("missing_words", "written_grounding", "question_nearby", "claim_support", "number_mismatch")
-"""Signals of texts that decide; more of them that say much the same carry over worse to other data."""
-USED = {*TEXTS, *TAMPERING, *PASSAGE_HELP}
-DIRECTIONS = {name: 0 for name in SIGNALS if name not in USED}
-"""A signal that may count either way is left out where there are several data sets."""
 MADE = tuple(kind for kind in KINDS if kind != "other sentence")
 """Adversarial kinds; a true sentence that answers another question is supported, which is what the labels say."""
 N_MADE = 30
 """Right answers of each set from which adversarial ones are made."""
+N_MADE_BRIEF = 120
+"""The same for the fit for short answers."""
 N_READ = 150
 """Answers of each set that the packaged model reads."""
+MAX_WORDS = 12
+"""Answers of at most so many words have a fit of their own: what says most of long ones says little of them."""
+N_BRIEF = 500
+"""Questions of the demo for that fit."""
+OF_BRIEF = (*TEXTS, "claim_check", "question_overlap", "name_mismatch", "negation_mismatch", "passages_disagree")
+"""Signals of that fit."""
 N_DEMO, SHARE_WRONG = 250, 0.3
 """Questions of the demo, and the share of them that get a wrong answer: as the other sets have."""
 OUT = Path("semgrad_guard/calibration/profiles/proxy.json")
@@ -132,6 +141,57 @@ def _demo_rows_of(
         yield _Row(exchange=exchange, correct=correct, group=f"demo {asked.element}", source="demo", author="given")
 
 
+def brief_rows(seed: int = 0) -> Iterator[_Row]:
+    """Yield short answers to the demo's questions: right ones, and four kinds of wrong ones.
+
+    Those to the same question about another element, with its passage or without; another value of the passages; right
+    ones that no passage holds.
+    """
+    draw = random.Random(seed)  # noqa: S311 - test material, no secret
+    about = defaultdict(list)
+    for passage in passages():
+        about[(passage.source or "").split(":")[0]].append(passage)
+    asked = [one for one in questions("train") if one.answers]
+    draw.shuffle(asked)
+    same: dict[str, list[ElementQuestion]] = defaultdict(list)
+    for one in asked:
+        same[one.id.split("-")[1]].append(one)
+    for one in asked[:N_BRIEF]:
+        yield from _brief_rows_of(one, same[one.id.split("-")[1]], about, draw)
+
+
+def _brief_rows_of(
+    asked: ElementQuestion, same: list[ElementQuestion], about: dict[str, list[Passage]], draw: random.Random
+) -> Iterator[_Row]:
+    right = {word for answer in asked.answers for word in words(answer)}
+    other = draw.choice([one for one in same if not set(one.answers) & set(asked.answers)] or same)
+    holding = [p for p in about[asked.element] if any(answer in p.text for answer in asked.answers)]
+    silent = [passage for passage in about[asked.element] if passage not in holding]
+    read = [*holding[:1], *draw.sample(silent, min(len(silent), draw.randint(0, 2)))]
+    far = [draw.choice(about[draw.choice(list(about))]) for _ in range(draw.randint(0, 2))]
+    kind = draw.choice(("right", "right", "right", "other seen", "other unseen", "value", "gone"))
+    text = draw.choice(asked.answers) if kind in {"right", "gone"} else other.answers[0]
+    if kind == "other seen":
+        read.append(draw.choice(about[other.element]))
+    elif kind == "gone":
+        read = silent[:2]
+    read += far
+    draw.shuffle(read)
+    if kind == "value":
+        known = right | set(words(asked.question))
+        values = sorted({value for p in read for value in names(p.text) | numbers(p.text)} - known)
+        text = draw.choice(values).capitalize() if values else ""
+    if read and text and (kind in {"right", "gone"} or not right & set(words(text))):
+        said = draw.choice(("{}", "{}.", "The answer is {}.", "It is {}.")).format(text)
+        yield _Row(
+            exchange=Exchange(question=asked.question, passages=tuple(read), answer=said),
+            correct=kind == "right" and bool(holding),
+            group=f"demo {asked.element}",
+            source="demo",
+            author="given",
+        )
+
+
 def labelled(row: _Row, adversarial_kind: str | None = None) -> LabelledScore:
     """Return a row with the signals of its texts."""
     return LabelledScore(
@@ -145,9 +205,9 @@ def labelled(row: _Row, adversarial_kind: str | None = None) -> LabelledScore:
     )
 
 
-def made_of(rows: list[_Row]) -> Iterator[tuple[_Row, str]]:
+def made_of(rows: list[_Row], n: int = N_MADE) -> Iterator[tuple[_Row, str]]:
     """Yield adversarial answers made from the first right ones of a set, with their kinds."""
-    right = [row for row in rows if row.correct][:N_MADE]
+    right = [row for row in rows if row.correct][:n]
     honest = [Honest(row.exchange, correct=True) for row in right]
     for made in adversarial(honest, kinds=MADE, per_row=2):
         yield replace(right[made.row], exchange=made.exchange, correct=False, author=""), made.kind
@@ -223,6 +283,26 @@ class _Data:
         )
         return profile.model_copy(update={"basis": BASIS})
 
+    def fit_brief(self) -> Profile:
+        """Return the fit for short answers: those of all sets, and more of the demo's."""
+        short = [
+            row
+            for name in FITTED
+            for row in self.sets[name]
+            if row.exchange.question and len(words(row.exchange.answer)) <= MAX_WORDS
+        ]
+        demo = list(brief_rows())
+        pairs: list[tuple[_Row, str | None]] = [(row, None) for row in demo + short]
+        pairs += [*made_of(demo, n=N_MADE_BRIEF), *made_of(short, n=N_MADE_BRIEF)]
+        used = {*OF_BRIEF, *TAMPERING}
+        scores = [labelled(row, kind) for row, kind in pairs]
+        kept = [
+            replace(score, source=None, signals={k: v for k, v in score.signals.items() if k in used})
+            for score in scores
+        ]
+        profile = fit_profile(kept, name="proxy, short answers", draws=500)
+        return profile.model_copy(update={"basis": BASIS, "max_words": MAX_WORDS})
+
 
 def ablation(data: _Data) -> Table:
     """Return a table of what texts, the packaged model and both are worth on each set left out: AUROC."""
@@ -253,7 +333,8 @@ def main() -> None:
     if given.ablation:
         Console().print(ablation(data))
     else:
-        data.fit(only_read=False, with_gains=False).save(given.out)
+        profile = data.fit(only_read=False, with_gains=False)
+        profile.model_copy(update={"brief": data.fit_brief()}).save(given.out)
 
 
 if __name__ == "__main__":

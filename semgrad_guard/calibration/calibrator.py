@@ -79,16 +79,18 @@ class ProfileCalibrator:
             return None, f"profile {profile.name} expired on {profile.expires_at:%Y-%m-%d}"
         why_not = ""
         for fit in profile.fits():
+            if fit.is_too_long(score.signals):
+                continue
             found = refusal(fit, score)
             if found is None:
                 return fit, ""
-            why_not = why_not or found
+            why_not = found if fit is profile else why_not or found
         return None, why_not
 
 
 def _span_confidence(fits: Sequence[Profile], signals: Mapping[str, float]) -> float | None:
     """Return the confidence of one span by the first fit that it has the signals for; `None` without any."""
-    fit = next((fit for fit in fits if not fit.model.missing(signals)), None)
+    fit = next((fit for fit in fits if not (fit.is_too_long(signals) or fit.model.missing(signals))), None)
     return None if fit is None else fit.confidence_of_margin(fit.margin(signals))
 
 

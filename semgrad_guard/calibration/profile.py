@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import tempfile
 from difflib import get_close_matches
@@ -164,6 +165,10 @@ class Profile(Frozen):
     """What it was fitted on, in words; shown with every confidence where the answers are of other models."""
     simpler: Profile | None = None
     """The fit on fewer signals, for scores that lack what this one needs, such as signals of meaning."""
+    brief: Profile | None = None
+    """The fit for short answers: what says much of a hundred words says little of three."""
+    max_words: int | None = Field(default=None, ge=1)
+    """Words that an answer may have at most; only of a fit for short answers."""
 
     @property
     def position(self) -> int | None:
@@ -181,11 +186,17 @@ class Profile(Frozen):
         return embedder_in(self.fingerprint.settings)
 
     def fits(self) -> Iterator[Profile]:
-        """Yield this fit and the simpler ones, the richest first."""
+        """Yield the fits in the order in which they are tried: for short answers, this one, and the simpler ones."""
         fit: Profile | None = self
         while fit is not None:
+            if fit.brief is not None:
+                yield fit.brief
             yield fit
             fit = fit.simpler
+
+    def is_too_long(self, signals: Mapping[str, float]) -> bool:
+        """Return whether an answer with these signals has more words than this fit is for."""
+        return self.max_words is not None and signals.get("n_words", math.inf) > self.max_words
 
     def margin(self, signals: Mapping[str, float]) -> float:
         """Return the log-odds of one answer before calibration; every required signal must be present."""

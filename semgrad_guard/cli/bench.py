@@ -41,7 +41,7 @@ def bench(
         typer.Option(help="smollm2, llama-8b or qwen-32b: random weights instead of --model.", show_default=False),
     ] = None,
     layers: Annotated[
-        int | None, typer.Option(min=1, help="With --shape: build only so many blocks.", show_default=False)
+        int | None, typer.Option(min=2, help="With --shape: build only so many blocks.", show_default=False)
     ] = None,
     dtype: Annotated[str, typer.Option(help="Number type of the weights.")] = "float32",
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...", show_default=False)] = None,

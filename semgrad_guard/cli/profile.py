@@ -228,8 +228,10 @@ def show(profile: ProfileName) -> None:
 
     console, loaded = Console(), load_profile(profile)
     console.print(describe(loaded), soft_wrap=True, markup=False)
-    for fit in loaded.fits():
-        if fit is not loaded:
+    for fit in sorted(loaded.fits(), key=lambda fit: fit is not loaded):
+        if fit.max_words is not None:
+            console.print(f"\nfor answers of at most {fit.max_words} words: {fit.name}", soft_wrap=True, markup=False)
+        elif fit is not loaded:
             console.print(f"\nfor scores without signals that this needs: {fit.name}", soft_wrap=True, markup=False)
         console.print(_weights(fit))
         console.print(evidence_table(fit))

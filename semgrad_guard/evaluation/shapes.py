@@ -53,7 +53,13 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 
 def random_model(
-    shape: str, *, device: str | torch.device, dtype: str, n_layers: int | None = None, seed: int = 0
+    shape: str,
+    *,
+    device: str | torch.device,
+    dtype: str,
+    n_layers: int | None = None,
+    tied: bool | None = None,
+    seed: int = 0,
 ) -> LocalModel:
     """Return a model of a known shape with random weights, and a tokenizer that can read nothing.
 
@@ -62,6 +68,7 @@ def random_model(
         device: where its weights are made.
         dtype: their number format.
         n_layers: build only so many decoder blocks.
+        tied: whether the head's weight is that of the embeddings, instead of what the shape's publishers chose.
         seed: makes the weights repeatable on one device.
 
     Raises:
@@ -78,7 +85,10 @@ def random_model(
     sizes = {**SHAPES[shape], "max_position_embeddings": _LONGEST}
     if n_layers is not None:
         sizes["num_hidden_layers"] = n_layers
-    config = AutoConfig.for_model(**sizes, pad_token_id=0, bos_token_id=1, eos_token_id=2)
+    if tied is not None:
+        sizes["tie_word_embeddings"] = tied
+    kind = str(sizes.pop("model_type"))
+    config = AutoConfig.for_model(kind, **sizes, pad_token_id=0, bos_token_id=1, eos_token_id=2)
     torch.manual_seed(seed)
     make: Any = AutoModelForCausalLM
     with torch.device(device):

@@ -81,7 +81,8 @@ class AttentionUse:
     def shares(self) -> NDArray[np.float64]:
         """The sums as shares of what does not rest on the first token, same columns from the answer's own on."""
         rest = self.sums[:, OWN:]
-        return rest / np.maximum(rest.sum(axis=1, keepdims=True), np.finfo(np.float64).tiny)
+        shares: NDArray[np.float64] = rest / np.maximum(rest.sum(axis=1, keepdims=True), np.finfo(np.float64).tiny)
+        return shares
 
 
 class AttentionWatch:
@@ -240,8 +241,10 @@ class _Rows:
     def to(self, device: torch.device) -> _Rows:
         if device == self.places.device:
             return self
-        moved = [one.to(device) for one in (self.places, self.valid, self.columns, self.own_keys)]
-        return _Rows(*moved, self._n_columns)
+        places, valid, columns, own_keys = (
+            one.to(device) for one in (self.places, self.valid, self.columns, self.own_keys)
+        )
+        return _Rows(places, valid, columns, own_keys, self._n_columns)
 
     def sums(self, weights: Tensor, own_keys: Tensor, error: Tensor, tolerance: float = 0.0) -> _Sums:
         """Return the sums of attention weights, ``(exchange, head, token, key)``."""
@@ -258,7 +261,8 @@ class _Call:
     query: Tensor
     key: Tensor
     value: Tensor
-    mask: Tensor | None
+    mask: object
+    """A matrix, what is no padding, nothing, or whatever else the model's kind of attention takes."""
     kwargs: dict[str, Any]
 
     @property

@@ -20,7 +20,14 @@ from semgrad_guard.scoring.head import WEIGHT_NORMS, run_head
 from semgrad_guard.scoring.layout import lay_out, shared_start
 from semgrad_guard.scoring.model_lease import borrowed
 from semgrad_guard.scoring.model_parts import model_parts_of
-from semgrad_guard.scoring.recording import forward_no_grad, known_outputs, record, record_from_cache, state_norms
+from semgrad_guard.scoring.recording import (
+    forward_no_grad,
+    known_outputs,
+    record,
+    record_cold_written_out,
+    record_from_cache,
+    state_norms,
+)
 from semgrad_guard.signals import POSITIONS, semgrad_at
 
 if TYPE_CHECKING:
@@ -37,7 +44,7 @@ if TYPE_CHECKING:
     from semgrad_guard.scoring.layout import Layout, Tokens
     from semgrad_guard.scoring.model_lease import ModelLease
     from semgrad_guard.scoring.model_parts import ModelParts
-    from semgrad_guard.scoring.recording import Band, Recorded, Recording
+    from semgrad_guard.scoring.recording import Band, Recorded
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +126,7 @@ def measure(
         if kept is not None:
             once = len(runs[0]) == 1
             reused = record_from_cache(model, layout, batch[0].read, spec.band, kept, once=once, budget=spec.budget)
-        recording = reused or _record_cold(model, anatomy, layout, spec.band)
+        recording = reused or _record_cold(model, anatomy, layout, spec.band, batch if len(runs[0]) == 1 else ())
         known = known_outputs(kept, batch[0]) if kept and reused else None
         run = partial(run_head, anatomy.head, known=known, norms=spec.norms, budget=spec.budget)
         groups = _groups(layout.answers.lengths, spec.budget.stored_logits // anatomy.head.n_vocabulary)
@@ -138,8 +145,17 @@ def _watch(anatomy: ModelParts, layout: Layout, batch: Sequence[Tokens], spec: G
     return AttentionWatch(blocks, layout, batch)
 
 
-def _record_cold(model: PreTrainedModel, anatomy: ModelParts, layout: Layout, band: Band) -> Recording:
-    """Run the prefix without gradients, then record the rest."""
+def _record_cold(
+    model: PreTrainedModel, anatomy: ModelParts, layout: Layout, band: Band, once: Sequence[Tokens]
+) -> Recorded:
+    """Run the prefix without gradients, then record the rest; or a single exchange all at once, where that is faster.
+
+    `once` is the batch if there is a single backward pass, else nothing.
+    """
+    if len(once) == 1:
+        found = record_cold_written_out(model, anatomy, layout, once[0].read, band)
+        if found is not None:
+            return found
     cache = full_cache(model) if layout.prefix else None
     if layout.prefix:
         forward_no_grad(model, anatomy, layout.prefix, cache)

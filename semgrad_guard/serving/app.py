@@ -13,7 +13,7 @@ from fastapi import APIRouter, FastAPI
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from semgrad_guard.serving import completions, problems, score_api
+from semgrad_guard.serving import completions, litellm_guardrail, problems, score_api
 from semgrad_guard.serving.backend import Backend
 from semgrad_guard.serving.completions import upstream_models
 from semgrad_guard.serving.gate import Gate
@@ -70,9 +70,10 @@ def create_app(
         redoc_url=None,
     )
     app.state.backend, app.state.keys = backend, keys
+    app.state.asked_prompts = litellm_guardrail.AskedPrompts()
     app.add_middleware(Gate, limits=chosen.limits, metrics=backend.metrics, keys=keys)
     problems.install(app)
-    for part in (router, score_api.router, completions.router):
+    for part in (router, score_api.router, completions.router, litellm_guardrail.router):
         app.include_router(part)
     return app
 

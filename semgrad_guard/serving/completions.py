@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from semgrad_guard.serving.backend import Backend
 
 router = APIRouter(tags=["completions"])
+SSE = "text/event-stream"
+_UNBUFFERED = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+"""Keeps proxies from holding a stream back."""
 
 
 @router.post("/v1/chat/completions", response_model=None)
@@ -61,7 +64,7 @@ async def _completions(request: Request, dialect: Dialect) -> Response:
         cancel.set()
     if body.get("stream"):
         events = checked(whole_as_stream(question, reply, given), _may_go_on(request))
-        return StreamingResponse(events, media_type="text/event-stream", headers=given[0].headers)
+        return StreamingResponse(events, media_type=SSE, headers=_UNBUFFERED | given[0].headers)
     return JSONResponse(question.response(reply.response, reply.written, given), headers=given[0].headers)
 
 
@@ -79,7 +82,7 @@ async def _stream(request: Request, question: Question, writer: Writer) -> Respo
         finally:
             await events.aclose()
 
-    return StreamingResponse(checked(all_of_it(), _may_go_on(request)), media_type="text/event-stream")
+    return StreamingResponse(checked(all_of_it(), _may_go_on(request)), media_type=SSE, headers=_UNBUFFERED)
 
 
 def _judged(question: Question, reply: Reply, gone: threading.Event) -> list[Given]:

@@ -120,6 +120,11 @@ class Question:
         resources = Resources(fallbacks=self.fallbacks)
         return self._given(run_guard(self.backend.guard, candidate, resources, cancel), written)
 
+    def unreadable(self, written: Written, response: Mapping[str, Any], error: ScoringError) -> Given:
+        """Return what the caller gets of an answer whose prompt is not known: the policy's `on_error` decides."""
+        exchange = self.options.apply(Exchange(answer=written.text, author=str(response.get("model") or "") or None))
+        return self._given(run_guard(self.backend.guard, Candidate(exchange, error)), written)
+
     def watch(
         self, number: int, written: Written, response: Mapping[str, Any], cancel: threading.Event | None = None
     ) -> Given:

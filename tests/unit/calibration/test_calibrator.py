@@ -200,3 +200,29 @@ def test_spans_of_another_model_stay_uncalibrated(calibrator: ProfileCalibrator,
         fingerprint=Fingerprint(model="m2", dtype="float32", template="t1", settings="position=-3 band=upper"),
     )
     assert calibrator.with_span_confidences(other).spans[0].confidence is None
+
+
+@pytest.mark.parametrize(
+    ("n_words", "used"), [(1.0, "short"), (12.0, "short"), (13.0, "synthetic"), (None, "synthetic")]
+)
+def test_short_answers_have_a_fit_of_their_own(
+    profile: Profile, score: MakeScore, n_words: float | None, used: str
+) -> None:
+    """Chosen by the number of words; where that is not known, the answer may be long."""
+    brief = profile.model_copy(update={"name": "short", "max_words": 12, "edge": 0.3})
+    calibrator = ProfileCalibrator(profile.model_copy(update={"brief": brief}))
+    signals = {} if n_words is None else {"n_words": n_words}
+    confidence = confidence_of(calibrator, score(signals={**score().signals, **signals}))
+    assert f"profile {used}," in confidence.why
+    assert confidence.profile == "synthetic"
+
+
+def test_a_short_answer_without_the_signals_of_its_fit_has_the_general_one(profile: Profile, score: MakeScore) -> None:
+    """It would be better judged by the other, but is judged."""
+    column = profile.model.columns[0].model_copy(update={"name": "unknown", "required": True})
+    brief = profile.model_copy(
+        update={"max_words": 12, "model": profile.model.model_copy(update={"columns": (column,)})}
+    )
+    calibrator = ProfileCalibrator(profile.model_copy(update={"brief": brief}))
+    confidence = confidence_of(calibrator, score(signals={**score().signals, "n_words": 3.0}))
+    assert confidence.value is not None

@@ -103,8 +103,10 @@ def test_the_shipped_proxy_reads_texts_alone_and_says_what_it_was_fitted_on() ->
     """So it fits whatever scores."""
     assert set(shipped_profiles()) == {"proxy", "smollm2-135m-demo"}
     profile = load_profile("proxy")
-    assert {SIGNALS[name].family for name in profile.model.names} == {"text"}
+    assert {SIGNALS[name].family for fit in profile.fits() for name in fit.model.names} == {"text"}
     assert "RAGTruth" in profile.basis
+    assert profile.brief is not None
+    assert profile.brief.max_words == 12
     assert profile.evidence is not None
     assert len(profile.evidence.left_out) == 7
 

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import json
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import torch
+from rich.console import Console
 from torch.profiler import ProfilerActivity, profile
+from transformers import AutoConfig, AutoModelForCausalLM
 
-from semgrad_guard.evaluation.cost import measure_cost, n_steps, peak_memory, plain_score
+from semgrad_guard.errors import ModelSettingError
+from semgrad_guard.evaluation import cost as cost_module
+from semgrad_guard.evaluation.cost import measure_cost, n_steps, peak_memory, plain_score, require_device
 from semgrad_guard.evaluation.cost_report import BatchCost, CostReport, CostRow
+from semgrad_guard.evaluation.shapes import SHAPES, random_model
 from semgrad_guard.flow import Exchange
 from semgrad_guard.scoring import SemGradScorer
 from tests.models_for_tests import local_model
@@ -34,9 +41,109 @@ def test_every_way_is_measured_for_every_length(local):
     assert report.batch.speedup > 0
     written = json.loads(json.dumps(report.to_json()))
     assert written["rows"][0]["way"] == "generation"
-    assert report.table().row_count == 2
+    assert report.table().row_count == len(report.rows)
     assert [t["what"] for t in written["targets"]] == [t.what for t in report.targets()]
     assert report.targets_table().row_count == len(report.targets())
+
+
+@pytest.mark.parametrize("accelerated", [False, True])
+def test_the_tables_can_be_read_in_eighty_columns(local, accelerated):
+    """Headings that are cut to `gener…` say nothing."""
+    rows = [
+        CostRow(8192, 128, way, 12.3456, 12.3456, 12_345.0)
+        for way in ("generation", "answer forward", "SemGrad alone", "single pass", "forward", "cold", "plain")
+    ]
+    report = CostReport(
+        "llama-8b with random weights",
+        "bfloat16",
+        16,
+        "2.13",
+        tuple(rows),
+        BatchCost(16, 5.0, 2.0, 0.02 if accelerated else None),
+        device="NVIDIA H200",
+        accelerated=accelerated,
+        left_out=("8192 + 128: plain",),
+    )
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(report.table())
+    console.print(report.targets_table())
+    shown = console.export_text()
+    assert "…" not in shown
+    assert "single pass" in shown
+    assert "8192 + 128" in shown
+    assert max(len(line) for line in shown.splitlines()) <= 80
+
+
+def _accelerated(**seconds: float) -> dict[str, Any]:
+    """Return the targets of an 8B shape on a GPU, by what they are about."""
+    usual = {"generation": 1.0, "single pass": 0.05, "SemGrad alone": 0.04, "forward": 0.03, "cold": 0.09, "plain": 0.3}
+    rows = [CostRow(512, 32, way, s, s, 300.0) for way, s in {**usual, **seconds}.items()]  # type: ignore[arg-type]
+    report = CostReport(
+        "llama-8b with random weights",
+        "bfloat16",
+        16,
+        "2",
+        tuple(rows),
+        BatchCost(16, 5.0, 2.0, 0.025),
+        device="NVIDIA H200",
+        accelerated=True,
+    )
+    return {target.what: target.met for target in report.targets()}
+
+
+def test_an_accelerator_has_targets_of_its_own():
+    """In milliseconds, because a GPU writes so slowly that any share of it is easy."""
+    good, bad = _accelerated(), _accelerated(**{"single pass": 0.061, "cold": 0.31, "SemGrad alone": 0.05})
+    for what in (
+        "512 + 32: single pass, ms",
+        "512 + 32: SemGrad alone, ms",
+        "512 + 32: cold less one forward, ms",
+        "512 + 32: plain definition / cold path",
+    ):
+        assert (good[what], bad[what]) == (True, False), what
+    assert good["64 x (512 + 32) in batches, ms an exchange"] is True
+
+
+def test_what_does_not_fit_is_named_and_the_rest_is_measured(local, monkeypatch):
+    """The plain definition takes 72 GB at 8,192 tokens: its absence must not cost the other rows."""
+
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(cost_module, "plain_score", full)
+    report = measure_cost(local, (16,), (4,), repeats=1)
+    assert report.left_out == ("16 + 4: plain",)
+    assert "plain" not in {row.way for row in report.rows}
+    assert report.targets()
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_shape_is_built_with_random_weights_and_measured(shape):
+    """Nobody must download eight billion weights to see what scoring them costs."""
+    config = AutoConfig.for_model(**SHAPES[shape])
+    n_weights = {"smollm2": 134e6, "llama-8b": 8.03e9, "qwen-32b": 32.8e9}[shape]
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    assert sum(weight.numel() for weight in model.parameters()) == pytest.approx(n_weights, rel=0.01)
+
+
+def test_a_random_model_is_written_and_scored():
+    """Its tokenizer reads nothing; prompts are ids."""
+    local = random_model("smollm2", device="cpu", dtype="float32", n_layers=2)
+    scorer = SemGradScorer(local)
+    written = local.generate(prompt_ids=range(3, 20), max_new_tokens=3, states_of=scorer.band_blocks)
+    assert scorer.score_generated(written).path == "reused"
+    assert local.name == "smollm2 with random weights"
+
+
+def test_an_unknown_shape_or_device_is_refused_in_words():
+    """With what there is."""
+    with pytest.raises(ModelSettingError, match="smollm2, llama-8b, qwen-32b"):
+        random_model("gpt-5", device="cpu", dtype="float32")
+    require_device("cpu")
+    require_device(None)
+    with pytest.raises(ModelSettingError, match="on this machine"):
+        require_device("abacus")
 
 
 def _report(single: float, growth: float) -> CostReport:

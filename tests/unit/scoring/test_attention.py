@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from transformers import AttentionInterface
+from transformers.masking_utils import AttentionMaskInterface, flash_attention_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from semgrad_guard.flow import Passage
@@ -138,20 +139,40 @@ def test_the_gradients_do_not_depend_on_it():
 
 
 @pytest.mark.parametrize("arch", ["llama", "gpt2"])
-def test_an_attention_function_that_does_something_unknown_gives_no_signal(arch):
-    """Here it looks away from half of what the mask allows: sums of the usual weights would be wrong numbers."""
+def test_an_attention_function_that_does_something_unknown_gives_no_signal(arch, monkeypatch):
+    """Here it looks closer than its scaling says: sums of the usual weights would be wrong numbers."""
     model = build(arch)
 
     def sharper(module, query, key, value, mask, **kwargs):
         return AttentionInterface._global_mapping["sdpa"](module, 3 * query, key, value, mask, **kwargs)
 
-    ALL_ATTENTION_FUNCTIONS["sharper"] = sharper
-    try:
-        model.config._attn_implementation_internal = "sharper"
-        (found,) = measure(model, [TOKENS], SPEC)
-    finally:
-        del ALL_ATTENTION_FUNCTIONS["sharper"]
+    monkeypatch.setitem(AttentionInterface._global_mapping, "sharper", sharper)
+    model.config._attn_implementation_internal = "sharper"
+    (found,) = measure(model, [TOKENS], SPEC)
     assert found.attention is None
+
+
+def _like_flash(module, query, key, value, mask, *, sliding_window=None, **kwargs):
+    """Attend as the flash kernels are asked to: no matrix as a mask, but what is no padding, and the window."""
+    n_new, n_all = query.shape[2], key.shape[2]
+    keys, own = torch.arange(n_all), torch.arange(n_all - n_new, n_all)[:, None]
+    allowed = (keys <= own) & (keys > own - (sliding_window or n_all))
+    whole = allowed[None, None] if mask is None else allowed[None, None] & mask.bool()[:, None, None, :]
+    return AttentionInterface._global_mapping["sdpa"](module, query, key, value, whole, **kwargs)
+
+
+@pytest.mark.parametrize("arch", ["llama", "mistral", "qwen2"])
+def test_masks_without_a_matrix_are_understood(arch, monkeypatch):
+    """Flash kernels get the padding and the window instead; here windows of 7 tokens, and a padded batch."""
+    batch = [TOKENS, Tokens(tuple(range(5, 30)), (20, 33, 2, 9, 8))]
+    expected = [one.attention.sums for one in measure(build(arch), batch, SPEC)]
+    model = build(arch)
+    monkeypatch.setitem(AttentionInterface._global_mapping, "like_flash", _like_flash)
+    monkeypatch.setitem(AttentionMaskInterface._global_mapping, "like_flash", flash_attention_mask)
+    model.config._attn_implementation_internal = "like_flash"
+    found = [one.attention for one in measure(model, batch, SPEC)]
+    for one, sums in zip(found, expected, strict=True):
+        assert one.sums == pytest.approx(sums, abs=5e-5)
 
 
 def test_threads_with_models_of_their_own_do_not_disturb_each_other():

@@ -23,6 +23,12 @@ COMMON = ["llama", "mistral", "qwen2", "qwen3"]
 RELATIVE = 2e-4
 
 
+@pytest.fixture(autouse=True)
+def _cold_scores_go_by_autograd(monkeypatch):
+    """Let cold scores be what the others are compared with."""
+    monkeypatch.setattr(recording, "LEAST_PREFIX", 10**9)
+
+
 def _written(arch, *, dtype=torch.float32, n_prompt=30, **changes):
     """Return a model, its spec, an answer, and the answer's tokens."""
     model = build(arch, vocab_size=N_BYTE_TOKENS, dtype=dtype, num_hidden_layers=6, **changes)
@@ -51,6 +57,25 @@ def test_it_gives_the_numbers_of_autograd(arch, interface, n_prompt):
     (cold,) = measure(model, [tokens], spec)
     assert found.path == "reused"
     assert found.parts[0].semgrad == pytest.approx(cold.parts[0].semgrad, rel=RELATIVE)
+
+
+@pytest.mark.parametrize("arch", COMMON)
+def test_a_cold_score_of_a_long_prompt_reads_everything_once(arch, monkeypatch):
+    """One pass without gradients over all tokens takes less than a pass for the prompt and a recorded one."""
+    model, spec, _, tokens = _written(arch, n_prompt=80)
+    (expected,) = measure(model, [tokens], spec)
+    passes = []
+    monkeypatch.setattr(recording, "LEAST_PREFIX", 2)
+    measure(model, [tokens], spec)  # once, so that the model is known
+    below = model.model.layers[0].mlp  # not called when the last block is recorded: blocks below are passed over
+    hook = below.register_forward_pre_hook(lambda _, args: passes.append(args[0].shape[1]))
+    (found,) = measure(model, [tokens], spec)
+    hook.remove()
+    assert passes == [len(tokens)]
+    assert found.path == "cold"
+    assert found.parts[0].semgrad == pytest.approx(expected.parts[0].semgrad, rel=RELATIVE)
+    assert found.parts[0].by_weight == pytest.approx(expected.parts[0].by_weight, rel=RELATIVE)
+    assert found.nll.tolist() == pytest.approx(expected.nll.tolist(), rel=RELATIVE)
 
 
 @pytest.mark.parametrize("changes", [{"attention_bias": True}, {"mlp_bias": True}, {"num_key_value_heads": 4}])

@@ -120,10 +120,12 @@ def test_a_doubtful_answer_is_held_back_whole(desk):
     assert (body["semgrad"]["decision"], body["semgrad"]["withheld"]) == ("abstain", True)
     assert answer.headers["x-semgrad-decision"] == "abstain"
     assert "SECRET" not in answer.text
+    with_signals = ask(url, semgrad={"signals": True}).json()["semgrad"]
+    assert with_signals["scored"] is None  # it is no score of the text that is given
     streamed = ask(url, stream=True)
     assert text_of(events(streamed)) == "I am not sure enough to answer that."
     assert "SECRET" not in streamed.text
-    assert [record.status for record in desk.sink.records] == ["abstained", "abstained"]
+    assert [record.status for record in desk.sink.records] == ["abstained"] * 3
 
 
 def test_a_warning_stands_before_the_answer_but_not_in_json(desk):

@@ -104,7 +104,12 @@ def test_a_score_that_a_caller_sends_along_is_not_believed():
         "method": "fake", "value": 0.0, "signals": {}, "model": "table",
         "fingerprint": {"model": "fake", "dtype": "float32", "template": "none", "settings": "fake"},
     }  # fmt: skip
-    with client_of(scorer=TableScorer(default=0.5)) as client:
+
+    class Believing(TableScorer):
+        def score(self, exchange, *, timeout_s=None, cancel=None):
+            return exchange.score or super().score(exchange)
+
+    with client_of(scorer=Believing(default=0.5)) as client:
         (found,) = scored(client, {**CAPITAL, "score": claimed})
     assert found["score"]["value"] == 0.5
 
@@ -308,3 +313,18 @@ def test_no_text_of_a_request_is_logged(caplog):
         client.post("/v1/score", json={"exchanges": [{"prompt": "SECRET-PROMPT", "SECRET-ANSWER": 1}]})
     assert "POST /v1/score 200" in caplog.text
     assert "SECRET" not in caplog.text
+
+
+def test_more_requests_than_the_limit_are_told_to_come_again():
+    """Health and counters are answered all the same."""
+    scorer = SlowScorer()
+    settings = ServerSettings(limits=Limits(requests=1, window_s=0.0))
+    with serving(create_app(settings, scorer=scorer)) as url, ThreadPoolExecutor(1) as pool:
+        first = pool.submit(httpx.post, f"{url}/v1/score", json={"exchanges": [CAPITAL]}, timeout=30)
+        assert scorer.begun.wait(30)
+        refused = httpx.post(f"{url}/v1/score", json={"exchanges": [CAPITAL]})
+        assert httpx.get(f"{url}/healthz").status_code == 200
+        assert httpx.get(f"{url}/metrics").status_code == 200
+        scorer.gate.set()
+        assert first.result().status_code == 200
+    assert (refused.status_code, refused.json()["error"]["code"], refused.headers["Retry-After"]) == (429, "busy", "1")
