@@ -108,15 +108,20 @@ def navigation(settings: dict[str, Any], found: list[str]) -> list[dict[str, Any
         here = [page for page in listed if page in left]
         left -= set(here)
         menu.append({title: here})
-    for section in menu:
-        ((_, here),) = section.items()
-        folders = {PurePosixPath(page).parent.as_posix() for page in here} - {"."}
-        more = sorted(page for page in left if PurePosixPath(page).parent.as_posix() in folders)
-        here += more
-        left -= set(more)
+    for page in sorted(left):
+        beside = [_n_of_folder(section, page) for section in menu]
+        if max(beside):
+            next(iter(menu[beside.index(max(beside))].values())).append(page)
+            left.discard(page)
     if left:
         menu.append({"More": sorted(left)})
     return [section for section in menu if all(section.values())]
+
+
+def _n_of_folder(section: dict[str, list[str]], page: str) -> int:
+    """Return how many pages of a section are in the folder of another page; those at the top stand for no section."""
+    folder = PurePosixPath(page).parent
+    return sum(PurePosixPath(one).parent == folder != PurePosixPath() for one in next(iter(section.values())))
 
 
 def configure(folder: Path, found: list[str], site: Path) -> Path:

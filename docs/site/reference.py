@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -438,7 +439,14 @@ def examples_page() -> str:
         source = file.read_text(encoding="utf-8")
         what = ast.get_docstring(ast.parse(source)) or ""
         parts += [f"## {file.stem.replace('_', ' ')}", what, f'```python title="examples/{file.name}"\n{source}```']
-    return _page(parts)
+    notebooks = [(file, json.loads(file.read_text(encoding="utf-8"))) for file in (ROOT / "examples").glob("*.ipynb")]
+    rows = [(f"`examples/{file.name}`", _title_of(book)) for file, book in sorted(notebooks)]
+    return _page([*parts, "## Notebooks", table(("file", "about"), rows)])
+
+
+def _title_of(notebook: dict[str, Any]) -> str:
+    text = "".join("".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "markdown")
+    return next((line.lstrip("# ") for line in text.splitlines() if line.startswith("# ")), "")
 
 
 def _page(parts: Sequence[str]) -> str:
