@@ -461,6 +461,15 @@ class VerdictChangedError(ReviewError):
         super().__init__(f"item {item_id} has changed meanwhile: {happened}; it is now {state}: open it again to judge")
 
 
+class AssignedError(ReviewError):
+    """The item is assigned to another reviewer."""
+
+    def __init__(self, item_id: str, assignee: str) -> None:
+        """Keep the item and the reviewer that it is assigned to."""
+        self.item_id, self.assignee = item_id, assignee
+        super().__init__(f"item {item_id} is assigned to {assignee}: only they or an administrator may change that or judge")
+
+
 class ExchangeIdTakenError(ReviewError, ValueError):
     """Another answer, or another submitter's, is in the queue under the same exchange id."""
 

@@ -13,7 +13,7 @@ from fastapi import APIRouter, Depends, Header, Path, Query, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
 
 from semgrad_guard.errors import ItemNotFoundError
 from semgrad_guard.flow import ReviewId, Ruling
@@ -132,6 +132,7 @@ _OF_ITEM = _shown(HTTPStatus.NOT_FOUND, "no such item")
 _OF_MOVE = _OF_ITEM | _shown(HTTPStatus.CONFLICT, "the item is in another state, or someone else holds it")
 
 router = APIRouter(prefix="/api/v1", responses=_ALWAYS)
+description = APIRouter(include_in_schema=False)
 
 
 def needs(*scopes: Scope) -> Callable[..., Bearer]:
@@ -183,6 +184,12 @@ def submit(desk: TheDesk, caller: Submitter, body: Submission) -> Submitted:
         message = f"deadline_s is {body.deadline_s:g}; this site takes {shortest_s:g} or more"
         raise RefusedError(HTTPStatus.UNPROCESSABLE_ENTITY, message)
     return Submitted(id=desk.queue.submit_document(body.document, deadline_s=body.deadline_s, by=caller.by))
+
+
+@description.get("/api/openapi.json")
+def describe(request: Request, _: Annotated[Bearer, Depends(needs(*Scope))]) -> JSONResponse:
+    """Return the description of the API; it names what a token is needed for, so it needs one itself."""
+    return JSONResponse(request.app.openapi())
 
 
 @router.post("/earlier-verdict")

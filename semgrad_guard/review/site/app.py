@@ -134,7 +134,7 @@ def create_app(
     app = FastAPI(
         title="semgrad-guard review",
         version="1",
-        openapi_url="/api/openapi.json",
+        openapi_url=None,  # `api.description` serves it, to whoever may use it
         docs_url=None,  # FastAPI's documentation pages load scripts from other sites
         redoc_url=None,
     )
@@ -142,7 +142,7 @@ def create_app(
     app.state.desk = desk
     app.add_middleware(Protection, settings=desk.settings)
     problems.install(app)
-    for router in (logins.router, pages.router, actions.router, api.router):
+    for router in (logins.router, pages.router, actions.router, api.router, api.description):
         app.include_router(router)
     app.mount("/static", StaticFiles(directory=_STATIC), name="static")
     return app

@@ -98,7 +98,7 @@ def item_page(
         answer=_answer(detail),
         passages=_passages(detail),
         trail=desk.queue.audit(review_id)[-_MOST_EVENTS:],
-        may_judge=detail.item.is_open and not is_held_by_other(desk, detail.item, session),
+        may_judge=detail.item.is_open and not is_others(desk, detail.item, session),
         is_mine=detail.item.holder == session.user.name,
         can_undo=undoable(desk, session, review_id) is not None,
         too_long=detail.document is not None and len(detail.document.answer) > LONGEST_EDITED,
@@ -144,9 +144,11 @@ def count(request: Request, session: Reader) -> Response:
     return JSONResponse({"waiting": waiting(request), "user": session.user.name})
 
 
-def is_held_by_other(desk: Desk, item: Item, session: Session) -> bool:
-    """True while another reviewer holds the item."""
-    return item.is_held_by_other(session.user.name, desk.queue.database.clock())
+def is_others(desk: Desk, item: Item, session: Session) -> bool:
+    """True while another reviewer holds the item or has it assigned."""
+    user = session.user
+    is_assigned = item.assignee not in {None, user.name} and not user.is_admin
+    return is_assigned or item.is_held_by_other(user.name, desk.queue.database.clock())
 
 
 def undoable(desk: Desk, session: Session, item_id: str) -> Item | None:

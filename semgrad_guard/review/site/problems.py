@@ -13,6 +13,7 @@ from starlette.responses import JSONResponse, Response
 from semgrad_guard.errors import (
     AccountError,
     AlreadyClaimedError,
+    AssignedError,
     CursorError,
     EmptyTextError,
     ExchangeIdTakenError,
@@ -40,6 +41,7 @@ _STATUS: tuple[tuple[type[SemGradGuardError], HTTPStatus], ...] = (
     (AlreadyClaimedError, HTTPStatus.CONFLICT),
     (IllegalMoveError, HTTPStatus.CONFLICT),
     (UndoRefusedError, HTTPStatus.CONFLICT),
+    (AssignedError, HTTPStatus.CONFLICT),
     (VerdictChangedError, HTTPStatus.CONFLICT),
     (ExchangeIdTakenError, HTTPStatus.CONFLICT),
     (EmptyTextError, HTTPStatus.UNPROCESSABLE_ENTITY),

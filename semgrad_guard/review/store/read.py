@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from sqlalchemy import Column, Connection, FromClause, RowMapping, Select
 
 _SHORTEST_PREFIX = 4
+ERASED = "the texts of this answer were erased before they were fetched"
+"""What a caller reads who waits for an item that was erased."""
 _ONE = select(items).where(items.c.id == bindparam("item_id"))
 _LOCKED = _ONE.with_for_update()
 _DOCUMENT = select(documents.c.body).where(documents.c.item_id == bindparam("item_id"))
@@ -133,10 +135,15 @@ def read_comments(conn: Connection, item_id: str) -> tuple[Comment, ...]:
 
 
 def read_ruling(conn: Connection, item: Item) -> Ruling | None:
-    """Return the verdict on an item, or `None` while it has none."""
+    """Return the verdict on an item, or `None` while it has none.
+
+    Once its texts were erased there is nothing to give: the verdict then is that it expired, and its text says why.
+    """
     if item.ruling_id is None:
         return None
     row = conn.execute(select(rulings).where(rulings.c.id == item.ruling_id)).mappings().one()
+    if item.erased_at is not None:
+        return Ruling(review_id=item.id, verdict=Verdict.EXPIRED, text=ERASED, by=row["by"], at=row["at"])
     return ruling_from(row, read_document(conn, item.id) if row["text"] is None else None)
 
 
