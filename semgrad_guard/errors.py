@@ -467,7 +467,7 @@ class AssignedError(ReviewError):
     def __init__(self, item_id: str, assignee: str) -> None:
         """Keep the item and the reviewer that it is assigned to."""
         self.item_id, self.assignee = item_id, assignee
-        super().__init__(f"item {item_id} is assigned to {assignee}: only they or an administrator may change that or judge")
+        super().__init__(f"item {item_id} is assigned to {assignee}: only they or an administrator may judge it")
 
 
 class ExchangeIdTakenError(ReviewError, ValueError):

@@ -14,7 +14,7 @@ from semgrad_guard.errors import EmptyTextError, QueueUnavailableError, SemGradG
 from semgrad_guard.review.store import audit, outbox, read, submission, transitions
 from semgrad_guard.review.store.audit import AuditEvent
 from semgrad_guard.review.store.database import Database, is_blocked, is_passing
-from semgrad_guard.review.store.document import document_of, passages_key
+from semgrad_guard.review.store.document import document_of, passages_key, storable_document
 from semgrad_guard.review.store.items import ALL_ITEMS, OPEN_ITEMS, Event, Filters, QueueSettings, Sort
 from semgrad_guard.review.store.learn import (
     Reuse,
@@ -290,7 +290,8 @@ class SqlReviewQueue(QueueKeeping):
         self, document: Document, *, deadline_s: float | None = None, by: str = submission.SUBMITTER
     ) -> ReviewId:
         """Store a finished document for review; see `submit`."""
-        review_id = self._submit(submission.Submission(document=document, by=by, deadline_s=deadline_s))
+        stored = storable_document(document)
+        review_id = self._submit(submission.Submission(document=stored, by=by, deadline_s=deadline_s))
         if self._after_submit is not None:
             self._after_submit()
         return review_id

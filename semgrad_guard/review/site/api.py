@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Path, Query, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue, model_validator
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
@@ -21,7 +21,7 @@ from semgrad_guard.review.access import Bearer, Scope
 from semgrad_guard.review.queue import NO_PASSAGES
 from semgrad_guard.review.site.desk import Desk, desk_of
 from semgrad_guard.review.site.problems import RefusedError
-from semgrad_guard.review.store.document import Document
+from semgrad_guard.review.store.document import Document, storable_json
 from semgrad_guard.review.store.items import Filters, Item, Sort, State
 from semgrad_guard.review.views import AuditView, DetailView, EarlierView, InsightView, ItemView, PageView, RulingView
 
@@ -42,6 +42,14 @@ class Problem(BaseModel):
 
 class _Body(BaseModel):
     model_config = ConfigDict(extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_any_text(cls, value: object) -> object:
+        """Replace what no database can hold; the queue itself does so in documents, which may be large."""
+        if not isinstance(value, dict):
+            return value
+        return {key: each if key == "document" else storable_json(each) for key, each in value.items()}
 
 
 class Submission(_Body):
@@ -213,13 +221,13 @@ def list_items(
     _: Reader,
     state: Annotated[list[State] | None, Query()] = None,
     tag: Annotated[list[str] | None, Query()] = None,
-    assignee: str | None = None,
-    text: str = "",
+    assignee: Annotated[str | None, Query(max_length=200)] = None,
+    text: Annotated[str, Query(max_length=2000)] = "",
     min_confidence: Annotated[float | None, Query(ge=0, le=1)] = None,
     max_confidence: Annotated[float | None, Query(ge=0, le=1)] = None,
     created_after: AwareDatetime | None = None,
     sort: Sort = Sort.RISK,
-    cursor: str | None = None,
+    cursor: Annotated[str | None, Query(max_length=1000)] = None,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
 ) -> PageView:
     """List items, in all states unless `state` is given."""

@@ -139,6 +139,6 @@ async def _typed(request: Request) -> str:
         return ""
     try:
         form = await request.form()
-    except HTTPException:
+    except (HTTPException, RuntimeError):  # it could not be read, or only in part
         return ""
     return next((text for key in ("text", "reason") if isinstance(text := form.get(key), str) and text), "")

@@ -21,6 +21,7 @@ from tenacity import Retrying, retry_if_exception, stop_before_delay, wait_rando
 
 from semgrad_guard.errors import QueueUnavailableError, ReviewError
 from semgrad_guard.extras import require
+from semgrad_guard.review.store.document import storable
 from semgrad_guard.review.store.migrate import ensure_current
 from semgrad_guard.review.store.time_limits import LIMIT, SilenceWatch, TimeLimit, limit_statements, milliseconds
 
@@ -122,7 +123,21 @@ def _postgres(url: URL, limit_s: float) -> Engine:
         connect_args={"connect_timeout": max(_SHORTEST_CONNECT_S, round(limit_s / 2))},
     )
     limit_statements(engine, limit_s)
+    event.listen(engine, "connect", _take_any_text)
     return engine
+
+
+def _take_any_text(connection: Any, _: ConnectionPoolEntry) -> None:
+    """Let a parameter be any text: what PostgreSQL cannot hold is replaced, wherever the text came from."""
+    from psycopg.types.string import StrDumper, StrDumperUnknown  # optional
+
+    for base in (StrDumper, StrDumperUnknown):  # the last one is the default
+
+        class _Storable(base):  # type: ignore[misc, valid-type] # one of the two
+            def dump(self, obj: str) -> Any:
+                return super().dump(storable(obj))
+
+        connection.adapters.register_dumper(str, _Storable)
 
 
 def _sqlite(url: URL, limit_s: float) -> Engine:

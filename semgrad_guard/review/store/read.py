@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import math
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -28,7 +29,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.types import Integer
 
-from semgrad_guard.errors import AmbiguousIdError, CursorError, ItemNotFoundError
+from semgrad_guard.errors import AmbiguousIdError, CursorError, ItemNotFoundError, ReviewError
 from semgrad_guard.flow import ExchangeId, ReviewId, Ruling, Verdict
 from semgrad_guard.review.store.document import Document, storable
 from semgrad_guard.review.store.items import OPEN, AtExpiry, Comment, Filters, Item, ItemDetail, Page, Sort, State
@@ -178,6 +179,8 @@ _ORDERS = {
     Sort.DEADLINE: _Order(items.c.deadline_at),
 }
 MOST_PER_PAGE = 200
+MOST_WORDS = 100
+"""Words that one search takes."""
 
 
 def list_items(conn: Connection, filters: Filters, sort: Sort, cursor: str | None, limit: int) -> Page:
@@ -245,6 +248,9 @@ def _conditions(conn: Connection, filters: Filters) -> list[ColumnElement[bool]]
         conditions.append(items.c.created_at < filters.created_before)
     conditions += [items.c.id.in_(select(tags.c.item_id).where(tags.c.tag == tag)) for tag in sorted(filters.tags)]
     words = storable(filters.text).split()
+    if len(words) > MOST_WORDS:
+        msg = f"a search for {len(words)} words is too much: give {MOST_WORDS} at most"
+        raise ReviewError(msg)
     if words:
         conditions.append(items.c.id.in_(_matching(conn, words)))
     return conditions
@@ -252,7 +258,7 @@ def _conditions(conn: Connection, filters: Filters) -> list[ColumnElement[bool]]
 
 def with_any_word(conn: Connection, words: list[str]) -> Select[Any]:
     """Return the query for ids of items whose texts contain at least one of the words."""
-    return _matching(conn, words, need_all=False)
+    return _matching(conn, words[:MOST_WORDS], need_all=False)
 
 
 def _matching(conn: Connection, words: list[str], *, need_all: bool = True) -> Select[Any]:
@@ -293,9 +299,10 @@ def _read_cursor(order: _Order, sort: Sort, cursor: str) -> tuple[datetime | flo
     try:
         named, value, item_id = json.loads(base64.urlsafe_b64decode(cursor.encode()))
         moment = datetime.fromisoformat(value) if isinstance(order.key.type, UtcDateTime) else float(value)
-    except (ValueError, TypeError, binascii.Error) as error:
+    except (ValueError, TypeError, OverflowError, RecursionError, binascii.Error) as error:
         raise CursorError from error
-    if named != sort or not isinstance(item_id, str):
+    is_known = math.isfinite(moment) if isinstance(moment, float) else moment.tzinfo is not None
+    if named != sort or not is_known or not isinstance(item_id, str) or storable(item_id) != item_id:
         raise CursorError
     return moment, item_id
 
