@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import uvicorn
 
-from semgrad_guard.errors import ReviewError
+from semgrad_guard.errors import ReviewError, in_log
 from semgrad_guard.review.access import Accounts
 from semgrad_guard.review.site.app import create_app
 from semgrad_guard.review.site.desk import WebSettings
@@ -119,8 +119,8 @@ def upkeep(queue: SqlReviewQueue, *works: Callable[[], object], every_s: float =
             for work in works:
                 try:
                     work()
-                except Exception:
-                    logger.exception("upkeep of the review queue failed; it will be tried again")
+                except Exception as error:  # noqa: BLE001 - it is logged, and the work goes on
+                    logger.warning("upkeep of the review queue failed; it will be tried again: %s", in_log(error))
 
     kinds = ((queue.expire_leases, queue.expire_deadlines), (sender.start_due,), (_eraser(queue),), *zip(works))
     threads = [threading.Thread(target=run, args=each, name="semgrad-review-upkeep", daemon=True) for each in kinds]

@@ -11,6 +11,7 @@ import threading
 import weakref
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from sqlalchemy import URL, create_engine, event, make_url
@@ -219,6 +220,13 @@ def is_passing(error: BaseException) -> bool:
     return str(state).startswith(_POSTGRES_PASSING)
 
 
+def _file_of(url: URL) -> Path | None:
+    """Return the file of an SQLite database, or `None` where there is none."""
+    if url.drivername != "sqlite" or is_memory(url) or url.database is None:
+        return None
+    return Path(url.database.removeprefix("file:").partition("?")[0])
+
+
 T = TypeVar("T")
 
 
@@ -248,6 +256,8 @@ class Database:
         self._retry_s = retry_s
         self._engine = make_engine(self.url, limit_s=retry_s)
         self._watch = SilenceWatch()
+        self._path = _file_of(self.url)
+        self._identity: tuple[int, int] | None = None
         self._ready = False
         self._set_up = threading.Lock()
 
@@ -350,12 +360,38 @@ class Database:
 
     @contextmanager
     def _transaction(self, limit: TimeLimit, *, writes: bool) -> Generator[Connection]:
+        self._check_file()
         with self._engine.connect() as plain:
             conn = plain.execution_options(**{WRITES: writes, LIMIT: limit})
             limit.begin_transaction(self._retry_s)
             watched = nullcontext() if self.dialect == "sqlite" else self._watch.over(conn, limit)
             with watched, conn.begin():
                 yield conn
+            if writes:
+                self._check_file()  # what went to a file that is gone must not be acknowledged
+
+    def _check_file(self) -> None:
+        """Refuse to go on with an SQLite file that was deleted or replaced since it was first used.
+
+        Raises:
+            QueueUnavailableError: it was.
+        """
+        if self._path is None:
+            return
+        try:
+            found = self._path.stat()
+        except OSError:
+            found = None
+        identity = None if found is None else (found.st_dev, found.st_ino)
+        if self._identity is None and self._ready:
+            self._identity = identity
+        if self._identity is not None and identity != self._identity:
+            fate = "deleted" if identity is None else "replaced by another"
+            msg = (
+                f"the file of the review queue at {self.shown_url} was {fate} while it was in use, so nothing is "
+                "stored any more: put it back, or restart this program to begin with what is there"
+            )
+            raise QueueUnavailableError(msg)
 
     def _retrying(
         self,
