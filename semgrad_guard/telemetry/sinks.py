@@ -64,7 +64,7 @@ class Sinks:
         if kind not in self._failed:
             self._failed.add(kind)
             name = type(self.sinks[n]).__name__
-            _log.warning("%s.%s failed: %s (more of the same is not logged)", name, what, in_log(error))
+            _log.error("%s.%s failed: %s (more of the same is not logged)", name, what, in_log(error))
 
 
 def build_sinks(settings: TelemetrySettings) -> Sinks:
