@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import threading
 import time
 from datetime import timedelta
 from functools import partial
@@ -28,6 +29,7 @@ from semgrad_guard.review.store.read import insight
 from semgrad_guard.review.store.submission import Fate, GroupCommit
 from semgrad_guard.review.store.transfer import export_page, import_line, read_line
 from semgrad_guard.review.store.transitions import Judgement
+from semgrad_guard.review.store.waking import Waking
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -246,6 +248,8 @@ class SqlReviewQueue(QueueKeeping):
         self._after_submit: Callable[[], object] | None = None
         self._reported: set[str] = set()
         self._db = Database(url, clock=clock, sleep=sleep, retry_s=settings.retry_s)
+        self.waking = Waking(self._db)
+        """Calls whoever waits for verdicts."""
         self._submit = GroupCommit(partial(_store, self._db, settings), _fate_of, limit_s=settings.retry_s)
 
     @property
@@ -260,6 +264,7 @@ class SqlReviewQueue(QueueKeeping):
 
     def close(self) -> None:
         """Close all connections; the next use opens new ones."""
+        self.waking.close()
         self._db.close()
 
     # --- submitting and waiting ---------------------------------------------------------------------------------------
@@ -309,7 +314,15 @@ class SqlReviewQueue(QueueKeeping):
             ItemNotFoundError: there is no such item.
             QueueUnavailableError: the database could not be reached.
         """
-        return poll(lambda: self._take_ruling(review_id), timeout_s, self._sleep)
+        look = partial(self._take_ruling, review_id)
+        if timeout_s <= 0 or self._db.dialect == "sqlite" or self._sleep is not time.sleep:
+            return poll(look, timeout_s, self._sleep)
+        end, woken = time.monotonic() + timeout_s, threading.Event()
+        with self.waking.calling(review_id, woken.set):
+            while (found := look()) is None and (left_s := end - time.monotonic()) > 0:
+                woken.wait(left_s)
+                woken.clear()
+        return found
 
     def is_submitter(self, review_id: ReviewId, account: str) -> bool:
         """True when a program with a token of this account submitted the item."""
@@ -609,7 +622,9 @@ class SqlReviewQueue(QueueKeeping):
         delay_s = self.settings.undo_s
         name = _operation(op, event, review_id, by, judgement.text, judgement.correct, judgement.on_behalf_of)
         move = partial(transitions.settle, item_id=review_id, event=event, by=by, judgement=judgement, delay_s=delay_s)
-        return self._once(move, op=name, at=(review_id, seen))
+        settled = self._once(move, op=name, at=(review_id, seen))
+        self.waking.wake([review_id])
+        return settled
 
     def _once(
         self,

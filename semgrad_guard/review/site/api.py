@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from http import HTTPStatus
 from typing import Annotated, Any
@@ -26,7 +27,6 @@ from semgrad_guard.review.store.items import Filters, Item, Sort, State
 from semgrad_guard.review.views import AuditView, DetailView, EarlierView, InsightView, ItemView, PageView, RulingView
 
 LONGEST_WAIT_S = 60.0
-_FIRST_LOOK_S, _LONGEST_LOOK_S, _GROWTH = 0.1, 1.0, 1.5
 
 _bearer = HTTPBearer(auto_error=False, description="A token from `semgrad-guard review token add`.")
 
@@ -270,7 +270,7 @@ async def ruling(desk: TheDesk, caller: Fetcher, item_id: ItemId, wait_s: WaitS 
     review_id = ReviewId(item_id)
     if Scope.READ not in caller.token.scopes:
         await asyncio.to_thread(_check_submitter, desk, caller, review_id)
-    return await _awaited(partial(desk.queue.ruling, review_id), wait_s)
+    return await _awaited(desk, review_id, partial(desk.queue.ruling, review_id), wait_s)
 
 
 @router.post("/items/{item_id}/ruling", responses=_OF_ITEM)
@@ -278,7 +278,7 @@ async def take_ruling(desk: TheDesk, caller: Submitter, item_id: ItemId, wait_s:
     """Take the verdict on an item that the caller's account submitted; once taken it can't be undone."""
     review_id = ReviewId(item_id)
     await asyncio.to_thread(_check_submitter, desk, caller, review_id)
-    return await _awaited(partial(desk.queue.wait, review_id, 0.0), wait_s)
+    return await _awaited(desk, review_id, partial(desk.queue.wait, review_id, 0.0), wait_s)
 
 
 def _check_submitter(desk: Desk, caller: Bearer, review_id: ReviewId) -> None:
@@ -287,16 +287,22 @@ def _check_submitter(desk: Desk, caller: Bearer, review_id: ReviewId) -> None:
         raise ItemNotFoundError(review_id)
 
 
-async def _awaited(look: Callable[[], Ruling | None], wait_s: float) -> Answered:
-    """Call `look` until it finds a verdict or `wait_s` seconds have passed, and return what it found."""
-    end, pause = time.monotonic() + wait_s, _FIRST_LOOK_S
-    while True:
-        found = await asyncio.to_thread(look)
-        left = end - time.monotonic()
-        if found is not None or left <= 0:
-            return Answered(ruling=None if found is None else RulingView.of(found))
-        await asyncio.sleep(min(pause, left))
-        pause = min(pause * _GROWTH, _LONGEST_LOOK_S)
+async def _awaited(desk: Desk, review_id: ReviewId, look: Callable[[], Ruling | None], wait_s: float) -> Answered:
+    """Call `look` whenever there may be a verdict, for up to `wait_s` seconds, and return what it found."""
+    loop, woken, end = asyncio.get_running_loop(), asyncio.Event(), time.monotonic() + wait_s
+    found = await asyncio.to_thread(look)
+    if found is None and wait_s > 0:
+        with desk.queue.waking.calling(review_id, partial(_wake, loop, woken)):
+            while (found := await asyncio.to_thread(look)) is None and (left_s := end - time.monotonic()) > 0:
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(woken.wait(), left_s)
+                woken.clear()
+    return Answered(ruling=None if found is None else RulingView.of(found))
+
+
+def _wake(loop: asyncio.AbstractEventLoop, woken: asyncio.Event) -> None:
+    with suppress(RuntimeError):  # the site is ending
+        loop.call_soon_threadsafe(woken.set)
 
 
 @router.post("/items/{item_id}/claim", responses=_OF_MOVE)

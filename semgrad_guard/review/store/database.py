@@ -120,7 +120,7 @@ def _postgres(url: URL, limit_s: float) -> Engine:
     engine = create_engine(
         url,
         hide_parameters=True,
-        pool_timeout=limit_s / 2,
+        pool_timeout=limit_s / 4,
         connect_args={"connect_timeout": max(_SHORTEST_CONNECT_S, round(limit_s / 2))},
     )
     limit_statements(engine, limit_s)

@@ -19,7 +19,7 @@ from semgrad_guard.errors import (
     VerdictChangedError,
 )
 from semgrad_guard.flow import ReviewId
-from semgrad_guard.review.store import audit, outbox
+from semgrad_guard.review.store import audit, outbox, waking
 from semgrad_guard.review.store.audit import AuditEvent, Change
 from semgrad_guard.review.store.document import storable
 from semgrad_guard.review.store.items import MOVES, SETTLED, AtExpiry, Event, State, allowed_from
@@ -366,6 +366,7 @@ def _rule(
     values = {"holder": None, "held_until": None, "ruling_id": ruling_id, "resolved_at": tx.now}
     settled = _change(tx, item, happening, state, values)
     outbox.announce(tx, [item.id], outbox.VERDICT, ruling_id=ruling_id, delay_s=delay_s)
+    waking.announce(tx, item.id)
     return settled
 
 
