@@ -12,6 +12,18 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("LANGSMITH_TRACING", "false")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the size of the hostile tests."""
+    parser.addoption("--hostile-cases", type=int, help="cases of each hostile test, by default few")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Tell `tests.hostile_cases` of it, before the tests are collected."""
+    wanted: int | None = config.getoption("--hostile-cases")
+    if wanted is not None:
+        os.environ["SEMGRAD_HOSTILE_CASES"] = str(wanted)
+
+
 @pytest.fixture(name="shared_dir", scope="session")
 def _shared_dir() -> Path:
     """Folder with evaluation data and reference numbers that are never shipped."""

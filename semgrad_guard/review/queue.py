@@ -319,10 +319,12 @@ class SqlReviewQueue(QueueKeeping):
             return poll(look, timeout_s, self._sleep)
         end, woken = time.monotonic() + timeout_s, threading.Event()
         with self.waking.calling(review_id, woken.set):
-            while (found := look()) is None and (left_s := end - time.monotonic()) > 0:
-                woken.wait(left_s)
+            while woken.wait(max(0.0, end - time.monotonic())):
                 woken.clear()
-        return found
+                found = look()
+                if found is not None:
+                    return found
+        return look()
 
     def is_submitter(self, review_id: ReviewId, account: str) -> bool:
         """True when a program with a token of this account submitted the item."""

@@ -293,10 +293,11 @@ async def _awaited(desk: Desk, review_id: ReviewId, look: Callable[[], Ruling | 
     found = await asyncio.to_thread(look)
     if found is None and wait_s > 0:
         with desk.queue.waking.calling(review_id, partial(_wake, loop, woken)):
-            while (found := await asyncio.to_thread(look)) is None and (left_s := end - time.monotonic()) > 0:
+            while found is None and (left_s := end - time.monotonic()) > 0:
                 with suppress(TimeoutError):
                     await asyncio.wait_for(woken.wait(), left_s)
                 woken.clear()
+                found = await asyncio.to_thread(look)
     return Answered(ruling=None if found is None else RulingView.of(found))
 
 

@@ -20,7 +20,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.pool import QueuePool
 from tenacity import Retrying, retry_if_exception, stop_before_delay, wait_random_exponential
 
-from semgrad_guard.errors import QueueUnavailableError, ReviewError
+from semgrad_guard.errors import QueueUnavailableError, ReviewError, SemGradGuardError
 from semgrad_guard.extras import require
 from semgrad_guard.review.store.document import storable
 from semgrad_guard.review.store.migrate import ensure_current
@@ -417,4 +417,12 @@ class Database:
             if is_blocked(error):
                 advice = "look in pg_stat_activity for a session that holds a lock, or raise `retry_s`"
             msg = f"the review queue at {self.shown_url} did not {verb}: {reason}; {advice}"
+            raise QueueUnavailableError(msg) from error
+        except (ValueError, LookupError, TypeError, OverflowError) as error:
+            if isinstance(error, SemGradGuardError):
+                raise
+            msg = (
+                f"the review queue at {self.shown_url} holds something that cannot be read ({type(error).__name__}): "
+                "check the database for damage, for SQLite by `PRAGMA integrity_check`, or restore it from a backup"
+            )
             raise QueueUnavailableError(msg) from error

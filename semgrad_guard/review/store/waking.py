@@ -32,6 +32,8 @@ _LISTENING_S = 5.0
 """Seconds between two looks while notifications arrive; they could be missed, and deadlines are not notified."""
 _LOOKING_S = 0.5
 """Seconds between two looks without notifications."""
+_NEW_S = 0.1
+"""Seconds until those who have begun to wait are looked at, all together."""
 _IDLE_S = 30.0
 _AT_ONCE = 1000
 
@@ -53,6 +55,7 @@ class Waking:
         self._db = database
         self._lock = threading.Lock()
         self._waiting: dict[str, list[Callable[[], object]]] = {}
+        self._new: set[str] = set()
         self._thread: threading.Thread | None = None
         self._is_closed = False
         self._changed = threading.Event()
@@ -68,9 +71,13 @@ class Waking:
 
     @contextmanager
     def calling(self, item_id: str, act: Callable[[], object]) -> Generator[None]:
-        """Call `act`, from another thread, whenever the item may have its verdict, until the block ends."""
+        """Call `act`, from another thread, whenever the item may have its verdict, until the block ends.
+
+        It is called soon, if there is one already or no such item.
+        """
         with self._lock:
             self._waiting.setdefault(item_id, []).append(act)
+            self._new.add(item_id)
             self._is_closed = False
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="semgrad-review-waking", daemon=True)
@@ -108,7 +115,9 @@ class Waking:
                     idle_since = time.monotonic()
                 try:
                     listener = listener or self._listen()
-                    self._look()
+                    with self._lock:
+                        everyone = sorted(self._waiting)
+                    self._look(everyone)
                     self._rest(listener)
                 except Exception as error:  # noqa: BLE001 - the database may come back
                     _log.warning("callers that wait for verdicts are woken late: %s", in_log(error))
@@ -137,29 +146,34 @@ class Waking:
         listener.execute(f"LISTEN {CHANNEL}")
         return listener
 
-    def _look(self) -> None:
-        """Call those whose item has its verdict, or should have it by now."""
-        with self._lock:
-            ids = sorted(self._waiting)
+    def _look(self, ids: Sequence[str]) -> None:
+        """Call those whose item has its verdict, or should have it by now, or does not exist."""
         now = self._db.clock()
         for n in range(0, len(ids), _AT_ONCE):
-            is_due = or_(items.c.state.not_in(sorted(OPEN)), items.c.deadline_at <= now)
-            query = select(items.c.id).where(items.c.id.in_(ids[n : n + _AT_ONCE]), is_due)
-            self.wake(self._db.read(partial(_ids, query=query)))
+            some = ids[n : n + _AT_ONCE]
+            is_open = items.c.state.in_(sorted(OPEN))
+            is_early = or_(items.c.deadline_at.is_(None), items.c.deadline_at > now)
+            query = select(items.c.id).where(items.c.id.in_(some), is_open, is_early)
+            self.wake(set(some).difference(self._db.read(partial(_ids, query=query))))
+
+    def _look_at_new(self) -> None:
+        with self._lock:
+            new, self._new = sorted(self._new), set()
+        self._look(new)
 
     def _rest(self, listener: Any) -> None:
         """Wait for notifications, and pass them on, until it is time to look again."""
-        if listener is None:
-            self._changed.wait(_LOOKING_S)
-            return
-        end = time.monotonic() + _LISTENING_S
+        end = time.monotonic() + (_LOOKING_S if listener is None else _LISTENING_S)
         while not self._is_closed and time.monotonic() < end:
-            told = {notice.payload for notice in listener.notifies(timeout=_LOOKING_S, stop_after=1)}
-            self.wake(told)
+            if listener is None:
+                self._changed.wait(_NEW_S)
+            else:
+                self.wake({notice.payload for notice in listener.notifies(timeout=_NEW_S, stop_after=1)})
+            self._look_at_new()
 
     def _forget(self) -> None:
         self._lock, self._changed = threading.Lock(), threading.Event()
-        self._waiting, self._thread = {}, None
+        self._waiting, self._new, self._thread = {}, set(), None
 
 
 def _ids(conn: Connection, query: Select[Any]) -> Sequence[str]:

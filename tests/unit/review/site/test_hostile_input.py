@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
 from semgrad_guard.review.access import Scope
-from tests.hostile import CASES
+from tests.hostile_cases import CASES
 from tests.review_queues import submit
 from tests.review_site import PASSWORD, site_of
 

@@ -1,4 +1,4 @@
-"""How much a hostile test tries: little with every change, as much as is wanted by `SEMGRAD_HOSTILE_CASES`."""
+"""How much a hostile test tries: little with every change, as much as is wanted by `--hostile-cases`."""
 
 from __future__ import annotations
 
