@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,11 @@ class BoundedProtocol(H11Protocol):
     """HTTP/1.1 that closes connections which do not finish a request's head, and the oldest of them when it is full."""
 
     _head_timer: asyncio.TimerHandle | None = None
+
+    @property
+    def silent_until(self) -> float:
+        """When its time for a head is over, on the loop's clock."""
+        return self._head_timer.when() if self._head_timer is not None else math.inf
 
     @override
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as uvicorn has it
@@ -83,7 +89,7 @@ class BoundedProtocol(H11Protocol):
 def _oldest_silent(connections: Iterable[Any]) -> Any:
     """Return the connection that has been without a request for longest."""
     timers = [
-        (each._head_timer.when() if each._head_timer else float("inf"), id(each), each)  # noqa: SLF001 - of this class
+        (each.silent_until, id(each), each)
         for each in connections
         if isinstance(each, BoundedProtocol) and each.is_silent()
     ]

@@ -301,7 +301,7 @@ def _read_cursor(order: _Order, sort: Sort, cursor: str) -> tuple[datetime | flo
         moment = datetime.fromisoformat(value) if isinstance(order.key.type, UtcDateTime) else float(value)
     except (ValueError, TypeError, OverflowError, RecursionError, binascii.Error) as error:
         raise CursorError from error
-    is_known = math.isfinite(moment) if isinstance(moment, float) else moment.tzinfo is not None
+    is_known = moment.tzinfo is not None if isinstance(moment, datetime) else math.isfinite(moment)
     if named != sort or not is_known or not isinstance(item_id, str) or storable(item_id) != item_id:
         raise CursorError
     return moment, item_id
