@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 export HF_HUB_OFFLINE := 1
 
-.PHONY: help install demo check test test-gpu lint format types contract profile proxy-profile bench bench-gpu bench-review clean
+.PHONY: help install demo check test test-gpu lint format types contract profile proxy-profile bench bench-gpu bench-review docs pages release-check clean
 help:            ## show this list
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/:/' | column -t -s:
 
@@ -52,6 +52,15 @@ proxy-profile: $(STAMP)  ## build again the profile for answers of other models:
 
 bench: $(STAMP)  ## measure the cost of scoring beside generation, as ratios in one run
 	$(BIN)/semgrad-guard bench --json bench/cost.json
+
+docs: $(STAMP)  ## build the documentation into build/site, links checked; open build/site/index.html
+	$(BIN)/python -m docs.site.build
+
+pages: $(STAMP)  ## run all code of the documentation and write what it prints into the pages
+	SEMGRAD_WRITE_PAGES=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/end_to_end/test_pages.py
+
+release-check: $(STAMP)  ## build wheel and sdist, and try them in clean environments with each extra
+	$(BIN)/python -m benchmarks.release_check $(RELEASE_EXTRAS)
 
 HAS_GPU := import sys, torch; sys.exit(not torch.cuda.is_available())
 NO_GPU  := there is no GPU here that torch can use (torch.cuda.is_available() is false), so nothing was run

@@ -135,6 +135,10 @@ class IsotonicCurve(Frozen):
         return np.interp(margins, self.knots, self.values)
 
 
+SAME_TO = 9
+"""Decimals to which a margin is compared with the knots: the last bit of a score must not move an answer off one."""
+
+
 class VennAbersCurve(Frozen):
     """Inductive Venn-Abers prediction: isotonic fits with the new answer taken as wrong (p0) and as right (p1).
 
@@ -152,7 +156,8 @@ class VennAbersCurve(Frozen):
 
     def bounds(self, margins: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return p0 and p1 for each margin; the fewer labels are near it, the wider apart they are."""
-        place = np.searchsorted(self.knots, margins, "left") + np.searchsorted(self.knots, margins, "right")
+        knots, at = np.round(self.knots, SAME_TO), np.round(margins, SAME_TO)
+        place = np.searchsorted(knots, at, "left") + np.searchsorted(knots, at, "right")
         return np.asarray(self.if_wrong)[place], np.asarray(self.if_right)[place]
 
     def probabilities(self, margins: NDArray[np.float64]) -> NDArray[np.float64]:

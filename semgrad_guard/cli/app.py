@@ -10,7 +10,20 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from semgrad_guard.cli import bench, calibrate, demo, evaluate, models, policy, profile, review, score, serve
+from semgrad_guard.cli import (
+    bench,
+    calibrate,
+    demo,
+    doctor,
+    evaluate,
+    models,
+    policy,
+    profile,
+    review,
+    score,
+    serve,
+    watch,
+)
 from semgrad_guard.errors import SemGradGuardError
 
 USER_ERROR = 2
@@ -26,6 +39,8 @@ app = typer.Typer(
     epilog="Start with [bold]semgrad-guard demo[/bold]. Every command has examples under --help.",
 )
 app.command(epilog=demo.EXAMPLES)(demo.demo)
+app.command(epilog=doctor.EXAMPLES)(doctor.doctor)
+app.command(epilog=watch.EXAMPLES)(watch.watch)
 app.command(epilog=score.EXAMPLES)(score.score)
 app.command(epilog=score.SIGNALS_EXAMPLES)(score.signals)
 app.command(epilog=calibrate.EXAMPLES)(calibrate.calibrate)

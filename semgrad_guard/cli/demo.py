@@ -14,7 +14,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from semgrad_guard.cli.terminal import bar, wide_console
+from semgrad_guard.cli.terminal import bar
 from semgrad_guard.extras import require
 from semgrad_guard.policy import load_policy
 
@@ -33,20 +33,15 @@ EXAMPLES = """[bold]Examples[/bold]
   semgrad-guard demo --questions 30 --policy policy.yaml
 """
 
-MIN_WIDTH = 132
-"""Width in characters that the table needs; a narrower terminal wraps its lines."""
 MAX_SHOWN = 90
 """How many characters of an answer are shown."""
 
 _COLUMNS: dict[str, Any] = {
-    "question": {"max_width": 32},
-    "answer": {"max_width": 38},
-    "right": {"justify": "center"},
-    "confidence": {"justify": "right"},
-    "decision": {},
-    "rule": {"min_width": 17, "overflow": "fold"},
-    "writing ms": {"justify": "right"},
-    "scoring ms": {"justify": "right"},
+    "question": {"ratio": 4, "overflow": "fold"},
+    "answer": {"ratio": 5, "overflow": "fold"},
+    "right": {"justify": "center", "no_wrap": True},
+    "conf.": {"justify": "right", "no_wrap": True},
+    "decision": {"min_width": 11},
 }
 _STYLES = {"answered": "green", "reviewed": "green", "warned": "yellow", "pending": "cyan", "abstained": "magenta"}
 
@@ -60,13 +55,13 @@ def demo(
     ] = None,
 ) -> None:
     """Guard a RAG chain on a local model, offline, and show its answers, confidences and the policy's decisions."""
-    console = wide_console(MIN_WIDTH)
+    console = Console()
     if training_data is not None:
         _write_training_data(console, questions, training_data)
         return
     rows = _run(questions, policy)
-    console.print(_table(rows))
     _print_summary(console, rows)
+    console.print(_table(rows))
     _print_next_steps(console)
 
 
@@ -108,7 +103,7 @@ def _write_training_data(console: Console, n_questions: int, path: Path) -> None
 
 
 def _table(rows: Sequence[Any]) -> Table:
-    table = Table(title="A guarded chain", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for name, options in _COLUMNS.items():
         table.add_column(name, **options)
     for row in rows:
@@ -121,9 +116,6 @@ def _table(rows: Sequence[Any]) -> Table:
             "yes" if row.best_is_right else "no",
             "-" if value is None else f"{value:.2f}",
             f"[{_STYLES.get(status, 'white')}]{status}[/]{tries}",
-            outcome.decision.rule,
-            f"{row.generation_s * 1000:,.0f}",
-            f"{row.scoring_s * 1000:,.0f}",
         )
     return table
 
@@ -132,7 +124,6 @@ def _print_summary(console: Console, rows: Sequence[Any]) -> None:
     n = len(rows)
     given = [row for row in rows if not row.guarded.withheld]
     before, after = sum(row.was_right for row in rows), sum(row.is_right for row in given)
-    console.print()
     console.print(f"[bold]Before the guard[/bold]: {n} answers given, {before} right, {n - before} wrong.")
     console.print(
         f"[bold]After the guard[/bold]:  {len(given)} answers given, {after} right, {len(given) - after} wrong; "
@@ -143,7 +134,6 @@ def _print_summary(console: Console, rows: Sequence[Any]) -> None:
 
 
 def _print_next_steps(console: Console) -> None:
-    console.print()
     console.print("[bold]Next[/bold]")
     for command, what in (
         ("semgrad-guard policy init policy.yaml", "write a policy to edit"),

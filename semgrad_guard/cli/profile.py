@@ -221,6 +221,8 @@ def show(profile: ProfileName) -> None:
 
     Examples:
         semgrad-guard profile show my-profile.json
+
+        semgrad-guard profile show proxy
     """
     from semgrad_guard.calibration import load_profile  # loads numpy
 
@@ -250,6 +252,8 @@ def status(
 
     Examples:
         semgrad-guard profile status my-profile.json --records guard.jsonl
+
+        semgrad-guard profile status proxy
     """
     from semgrad_guard.calibration import load_profile  # loads numpy
 

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from semgrad_guard.cli.terminal import bar, wide_console
+from semgrad_guard.cli.terminal import bar
 from semgrad_guard.signals import SIGNALS
 
 if TYPE_CHECKING:
@@ -21,6 +23,8 @@ SIGNALS_EXAMPLES = """[bold]Examples[/bold]
 
   semgrad-guard signals
 
+  semgrad-guard signals --family gradient
+
 Any of them that is a score may be the `method` of a policy; `fused` combines all signals that a profile was fitted on.
 """
 COSTS = {
@@ -30,17 +34,26 @@ COSTS = {
     "forward": "another forward pass: only with `scorer.signals`",
 }
 """What each kind of cost means."""
-MIN_WIDTH = 120
 
 
-def signals() -> None:
+def signals(
+    family: Annotated[
+        str | None, typer.Option(help="Only one family: gradient, likelihood, text ...", show_default=False)
+    ] = None,
+) -> None:
     """List every raw signal with its meaning, unit, direction and cost."""
-    console = wide_console(MIN_WIDTH)
-    table = Table(show_lines=True)
-    for column in ("signal", "meaning", "unit", "higher is", "cost"):
-        table.add_column(column)
+    families = dict.fromkeys(signal.family for signal in SIGNALS.values())
+    if family is not None and family not in families:
+        msg = f"{family!r} is none of {', '.join(families)}"
+        raise typer.BadParameter(msg, param_hint="--family")
+    console = Console()
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("signal", no_wrap=True)
+    table.add_column("meaning", overflow="fold")
     for signal in SIGNALS.values():
-        table.add_row(signal.name, signal.meaning, signal.unit, signal.higher, signal.cost)
+        if family in {None, signal.family}:
+            about = f"{signal.unit}; higher: {signal.higher}; cost: {signal.cost}"
+            table.add_row(signal.name, Text.assemble(signal.meaning, "\n", (about, "dim")))
     console.print(table)
     for cost, meaning in COSTS.items():
         console.print(f"{cost}: {meaning}", markup=False, highlight=False, soft_wrap=True)

@@ -429,5 +429,6 @@ def _sink(policy: Policy) -> Sink | None:
         otel=telemetry.otel,
         jsonl=Path(telemetry.jsonl) if telemetry.jsonl else None,
         log_text=telemetry.log_text,
+        all_signals=telemetry.all_signals,
     )
     return cast("Sink", build_sinks(settings))

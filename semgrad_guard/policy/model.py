@@ -152,6 +152,8 @@ class TelemetrySection(Frozen):
     """File to which one JSON line is appended for each question."""
     log_text: bool = False
     """Log prompts, passages and answers as well, not only numbers and decisions."""
+    all_signals: bool = False
+    """Put every raw signal on LangSmith runs, not only the few keys that one reads."""
 
 
 AcceptTarget = Probability | RiskTarget

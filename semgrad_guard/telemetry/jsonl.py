@@ -19,7 +19,7 @@ from semgrad_guard.errors import DataFileError
 from semgrad_guard.wire import RecordFieldsError, record_fields, record_from_fields
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterator
+    from collections.abc import Callable, Generator, Iterable, Iterator
 
     from semgrad_guard.flow import Record
 
@@ -226,26 +226,66 @@ def read_records(path: str | Path, *, keep: int = KEEP) -> Iterator[Record]:
     """
     files = AppendFile(path=Path(path), max_bytes=MAX_BYTES, keep=keep).files()
     if not files:
-        raise DataFileError(
-            path, None, "there is no such file", "set `telemetry: {jsonl: FILE}` in the policy to log records"
-        )
+        raise no_records(path)
     for file in files:
         yield from _records_of(file)
 
 
+class RecordReader:
+    """Reads the records that are added to a file, through rotations of it."""
+
+    def __init__(self, path: str | Path) -> None:
+        """Choose the file; its first lines are read at the first `new`."""
+        self._path = Path(path)
+        self._place: tuple[int, int] | None = None
+        """Device and inode of the file that was read last."""
+        self._offset = 0
+
+    def new(self) -> list[Record]:
+        """Return the records that were added since the last call; a line that is still being written waits.
+
+        Raises:
+            DataFileError: there was never such a file, or a line is JSON but not a record.
+        """
+        try:
+            with self._path.open("rb") as file:
+                found = os.fstat(file.fileno())
+                place = (found.st_dev, found.st_ino)
+                if place != self._place or found.st_size < self._offset:
+                    self._place, self._offset = place, 0
+                file.seek(self._offset)
+                whole, _, _ = file.read().rpartition(b"\n")
+        except FileNotFoundError:
+            if self._place is not None:
+                return []  # it is being rotated
+            raise no_records(self._path) from None
+        self._offset += len(whole) + 1 if whole else 0
+        return list(_records_in(self._path, whole.splitlines()))
+
+
+def no_records(path: str | Path) -> DataFileError:
+    """Return the error for a file that does not exist."""
+    advice = "set `telemetry: {jsonl: FILE}` in the policy to log records"
+    return DataFileError(path, None, "there is no such file", advice)
+
+
 def _records_of(file: Path) -> Iterator[Record]:
     with file.open("rb") as lines:
-        for number, line in enumerate(lines, 1):
-            fields = _parsed(line)
-            if fields is None:
-                _log.warning("%s:%d is not JSON and was skipped", file, number)
-                continue
-            try:
-                yield record_from_fields(fields)
-            except RecordFieldsError as error:
-                raise DataFileError(
-                    file, number, error.why, "remove the line, or read it with the release that wrote it"
-                ) from error
+        yield from _records_in(file, lines)
+
+
+def _records_in(file: Path, lines: Iterable[bytes]) -> Iterator[Record]:
+    for number, line in enumerate(lines, 1):
+        fields = _parsed(line)
+        if fields is None:
+            _log.warning("%s:%d is not JSON and was skipped", file, number)
+            continue
+        try:
+            yield record_from_fields(fields)
+        except RecordFieldsError as error:
+            raise DataFileError(
+                file, number, error.why, "remove the line, or read it with the release that wrote it"
+            ) from error
 
 
 def _parsed(line: bytes) -> dict[str, Any] | None:

@@ -24,7 +24,7 @@ from semgrad_guard.telemetry.feedback import (
     verdict_feedback,
 )
 from semgrad_guard.telemetry.worker import CAPACITY, BackgroundWorker, TryAgainError
-from semgrad_guard.wire import RunRef, answered_attempt, signals_fields, summary_fields
+from semgrad_guard.wire import SUMMARY, RunRef, answered_attempt, deciding_error, signals_fields, summary_fields
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Mapping, Sequence
@@ -36,6 +36,15 @@ if TYPE_CHECKING:
 RUN_NAME = "semgrad_guard"
 TAG = "semgrad:"
 """Prefix of all tags of this package."""
+
+METADATA: Mapping[str, str] = {
+    **{name: SUMMARY[name] for name in ("status", "action", "rule", "confidence")},
+    "profile": "The profile that the confidence comes from.",
+    "n_attempts": SUMMARY["n_attempts"],
+    "why": "The reason in words; only with `log_text`.",
+    "error_type": "Class of the error, where the guard or a step failed and that decided what the caller got.",
+}
+"""What a guard's run says unless all signals are asked for, each as `semgrad_NAME`, and what it means."""
 
 _LEFT_OUT = frozenset({"id", "at"})
 """Fields that a run already has."""
@@ -60,7 +69,7 @@ def judged_within(runs: Mapping[ExchangeId, RunTree]) -> Generator[None]:
         _RUNS.reset(token)
 
 
-def annotate_current_run(record: Record, *, log_text: bool = True) -> bool:
+def annotate_current_run(record: Record, *, log_text: bool = True, all_signals: bool = False) -> bool:
     """Add the outcome of a question to the LangSmith run that it was judged in; return False if there is no such run.
 
     Inside a LangChain runnable this is the runnable's own run, inside a function under `langsmith.traceable` the
@@ -69,7 +78,7 @@ def annotate_current_run(record: Record, *, log_text: bool = True) -> bool:
     tree = run_of(record)
     if tree is None:
         return False
-    tree.add_metadata(run_metadata(record, log_text=log_text))
+    tree.add_metadata(run_metadata(record, log_text=log_text, all_signals=all_signals))
     tree.tags = [tag for tag in tree.tags or [] if not tag.startswith(TAG)]
     tree.add_tags(run_tags(record))
     return True
@@ -93,16 +102,27 @@ def ref_of(tree: RunTree) -> RunRef:
     return RunRef(run_id=str(tree.id), trace_id=str(tree.trace_id), session_name=tree.session_name)
 
 
-def run_metadata(record: Record, *, log_text: bool) -> dict[str, Json]:
-    """Return the metadata of a guard's run: the record's summary and all raw signals, under `semgrad_…`."""
+def run_metadata(record: Record, *, log_text: bool, all_signals: bool = False) -> dict[str, Json]:
+    """Return the metadata of a guard's run, under `semgrad_…`.
+
+    Args:
+        record: what is said.
+        log_text: whether the reason in words is included.
+        all_signals: also the other fields of the record's summary and every raw signal, in place of the few of
+            `METADATA`.
+    """
     answer = answered_attempt(record)
     score = answer.decision.score if answer else None
     fields: dict[str, Json] = {name: value for name, value in summary_fields(record).items() if name not in _LEFT_OUT}
-    fields |= {f"signal_{name}": value for name, value in signals_fields(score.signals if score else {}).items()}
+    fields["error_type"] = deciding_error(record)
     if answer is not None:
         fields |= {"profile": answer.decision.confidence.profile, "drifted": answer.decision.confidence.drifted}
     if log_text and record.attempts:
         fields["why"] = record.attempts[-1].decision.why
+    if all_signals:
+        fields |= {f"signal_{name}": value for name, value in signals_fields(score.signals if score else {}).items()}
+    else:
+        fields = {name: fields.get(name) for name in METADATA}
     return {f"semgrad_{name}": value for name, value in fields.items() if value is not None}
 
 
@@ -112,7 +132,9 @@ def run_tags(record: Record) -> list[str]:
     return list(dict.fromkeys(TAG + word for word in (str(record.status), *actions)))
 
 
-def post_own_run(client: Client, record: Record, *, project: str | None, log_text: bool) -> RunRef:
+def post_own_run(
+    client: Client, record: Record, *, project: str | None, log_text: bool, all_signals: bool = False
+) -> RunRef:
     """Send a separate run for a record that was made outside any run, and return its ids.
 
     The run's id is derived from the record's, so sending it twice creates one run. Without a trace id the client sends
@@ -133,7 +155,7 @@ def post_own_run(client: Client, record: Record, *, project: str | None, log_tex
             outputs={"output": record.text} if log_text else {},
             start_time=record.at - timedelta(seconds=record.seconds),
             end_time=record.at,
-            extra={"metadata": run_metadata(record, log_text=log_text)},
+            extra={"metadata": run_metadata(record, log_text=log_text, all_signals=all_signals)},
             tags=run_tags(record),
         )
     except require("langsmith.utils", extra="langsmith").LangSmithConflictError:
@@ -185,11 +207,12 @@ class LangSmithSink:
         failed: how much feedback LangSmith did not accept.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - settings, all but the first by name
         self,
         client: Client | None = None,
         *,
         log_text: bool = True,
+        all_signals: bool = False,
         project: str | None = None,
         extend_retention: bool = False,
         capacity: int = CAPACITY,
@@ -201,6 +224,7 @@ class LangSmithSink:
             client: LangSmith client; `None` uses that of the current run, or the one of LangChain's tracing.
             log_text: whether this sink may send questions, answers and explanations. It does not control what
                 LangChain's own tracer sends (see `LANGSMITH_HIDE_INPUTS`).
+            all_signals: whether every raw signal goes into a run's metadata, not only the keys of `METADATA`.
             project: project for runs that the sink creates, and for runs whose project is not known.
             extend_retention: True lets feedback extend how long LangSmith keeps a trace, which it charges for. The
                 feedback then goes into the client's own batches, and what LangSmith refuses is not counted in `failed`.
@@ -211,6 +235,7 @@ class LangSmithSink:
             MissingExtraError: `langsmith` is not installed.
         """
         self._client, self._project, self._log_text, self._timing = client, project, log_text, timing
+        self._all_signals = all_signals
         self._poster = FeedbackPoster(extend_retention=extend_retention)
         self._worker = BackgroundWorker[_Job](self._send, name=THREAD_NAME, capacity=capacity)
         _close_at_exit(self)
@@ -247,7 +272,7 @@ class LangSmithSink:
         self._worker.close(timeout_s)
 
     def _emit(self, record: Record) -> None:
-        annotate_current_run(record, log_text=self._log_text)
+        annotate_current_run(record, log_text=self._log_text, all_signals=self._all_signals)
         tree = run_of(record)
         within = ref_of(tree) if tree is not None else RunRef(session_name=self._project)
         found = confidence_feedback(record, log_text=self._log_text, within=within)
@@ -276,7 +301,9 @@ class LangSmithSink:
         if isinstance(job.what, Feedback):
             self._poster.post(client, job.what)
             return
-        own = post_own_run(client, job.what, project=self._project, log_text=self._log_text)
+        own = post_own_run(
+            client, job.what, project=self._project, log_text=self._log_text, all_signals=self._all_signals
+        )
         for feedback in confidence_feedback(job.what, log_text=self._log_text, within=own):
             self._poster.post(client, feedback)
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from semgrad_guard.errors import in_log
 from semgrad_guard.extras import require
 from semgrad_guard.flow import Action
-from semgrad_guard.wire import RunRef, number, signals_fields, summary_fields
+from semgrad_guard.wire import RunRef, deciding_error, number, signals_fields, summary_fields
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -216,8 +216,7 @@ def attempt_attributes(attempt: Attempt) -> Attributes:
 def record_attributes(record: Record, *, log_text: bool) -> Attributes:
     """Return the `semgrad.…` attributes of a question."""
     fields = {f"semgrad.{name}": value for name, value in summary_fields(record).items() if name != "at"}
-    if record.failures:
-        fields["error.type"] = record.failures[0].type
+    fields["error.type"] = fields["semgrad.error_type"] = deciding_error(record)
     if log_text:
         fields["semgrad.question"] = record.attempts[0].exchange.question if record.attempts else None
         fields["semgrad.text"] = record.text
@@ -275,6 +274,34 @@ SECONDS_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 
 
 @dataclass(frozen=True, slots=True)
+class Instrument:
+    """A metric that records are added to."""
+
+    name: str
+    unit: str
+    meaning: str
+    buckets: tuple[float, ...] = ()
+    """Upper bounds of a histogram; without any it is a counter."""
+
+
+DECISIONS = Instrument("semgrad.decisions", "{decision}", "Decisions of the policy, one per attempt.")
+OUTCOMES = Instrument("semgrad.outcomes", "{outcome}", "What callers got, one per question.")
+CONFIDENCE = Instrument(
+    "semgrad.confidence", "1", "Calibrated probability that an answer is correct.", CONFIDENCE_BUCKETS
+)
+SCORING = Instrument("semgrad.scoring.duration", "s", "Time that scoring one answer took.", SECONDS_BUCKETS)
+INSTRUMENTS = (DECISIONS, OUTCOMES, CONFIDENCE, SCORING)
+
+
+def _counter(meter: Meter, what: Instrument) -> Counter:
+    return meter.create_counter(what.name, what.unit, what.meaning)
+
+
+def _histogram(meter: Meter, what: Instrument) -> Histogram:
+    return meter.create_histogram(what.name, what.unit, what.meaning, explicit_bucket_boundaries_advisory=what.buckets)
+
+
+@dataclass(frozen=True, slots=True)
 class _Instruments:
     """The tracer, logger and metrics that records are written to."""
 
@@ -291,20 +318,10 @@ class _Instruments:
         return cls(
             providers.tracer.get_tracer(SCOPE),
             providers.logger.get_logger(SCOPE),
-            meter.create_counter("semgrad.decisions", "{decision}", "Decisions of the policy, one per attempt."),
-            meter.create_counter("semgrad.outcomes", "{outcome}", "What callers got, one per question."),
-            meter.create_histogram(
-                "semgrad.confidence",
-                "1",
-                "Calibrated probability that an answer is correct.",
-                explicit_bucket_boundaries_advisory=CONFIDENCE_BUCKETS,
-            ),
-            meter.create_histogram(
-                "semgrad.scoring.duration",
-                "s",
-                "Time that scoring one answer took.",
-                explicit_bucket_boundaries_advisory=SECONDS_BUCKETS,
-            ),
+            _counter(meter, DECISIONS),
+            _counter(meter, OUTCOMES),
+            _histogram(meter, CONFIDENCE),
+            _histogram(meter, SCORING),
         )
 
 

@@ -29,6 +29,8 @@ class TelemetrySettings:
     """File that gets one line per record; `None` writes no file."""
     log_text: bool = True
     """False keeps every text (questions, prompts, passages, answers, messages) out of all sinks."""
+    all_signals: bool = False
+    """Whether LangSmith gets every raw signal, too."""
 
 
 _log = logging.getLogger("semgrad_guard")
@@ -75,7 +77,7 @@ def build_sinks(settings: TelemetrySettings) -> Sinks:
     """
     sinks: list[Sink] = []
     if settings.langsmith:
-        sinks.append(LangSmithSink(log_text=settings.log_text))
+        sinks.append(LangSmithSink(log_text=settings.log_text, all_signals=settings.all_signals))
     if settings.otel:
         sinks.append(OtelSink(log_text=settings.log_text))
     if settings.jsonl is not None:

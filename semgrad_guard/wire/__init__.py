@@ -28,10 +28,12 @@ from semgrad_guard.wire.forms import (
     SpanForm,
 )
 from semgrad_guard.wire.records import (
+    SUMMARY,
     RecordFieldsError,
     answered_attempt,
     attempt_fields,
     attempt_from_fields,
+    deciding_error,
     decision_fields,
     decision_from_fields,
     record_fields,
@@ -73,6 +75,7 @@ from semgrad_guard.wire.values import (
 __all__ = [
     "MAX_DEPTH",
     "MAX_EXCHANGES",
+    "SUMMARY",
     "VERSION",
     "ClaimForm",
     "ContributionForm",
@@ -100,6 +103,7 @@ __all__ = [
     "attempt_from_fields",
     "confidence_fields",
     "confidence_from_fields",
+    "deciding_error",
     "decision_fields",
     "decision_from_fields",
     "exchange_fields",

