@@ -5,17 +5,33 @@ Each error also has its data as attributes, so programs need not parse the messa
 
 from __future__ import annotations
 
+import traceback
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     from semgrad_guard.flow import Decision, Outcome
 
 
 class SemGradGuardError(Exception):
     """Base class of all errors that this package raises on purpose."""
+
+
+def in_log(error: BaseException) -> str:
+    """Return an error for the program's log: its type and where it was raised, and its words only if they are ours.
+
+    The words of another program's error may hold a prompt or an answer, and the log must not.
+    """
+    name = type(error).__name__
+    cause = error.__cause__
+    is_plain = cause is None or type(cause).__module__.startswith(("semgrad_guard.", "sqlalchemy.", "httpx"))
+    if isinstance(error, SemGradGuardError) and is_plain:
+        return f"{name}: {error}"
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" in {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
+    return f"{name}{where}" + (f", after {type(cause).__name__}" if cause is not None else "")
 
 
 # --- models -----------------------------------------------------------------------------------------------------------
@@ -489,6 +505,15 @@ class VerdictChangedError(ReviewError):
         """Keep the item, its state now, and what happened meanwhile, in words."""
         self.item_id, self.state, self.happened = item_id, state, happened
         super().__init__(f"item {item_id} has changed meanwhile: {happened}; it is now {state}: open it again to judge")
+
+
+class AssignedError(ReviewError):
+    """The item is assigned to another reviewer."""
+
+    def __init__(self, item_id: str, assignee: str) -> None:
+        """Keep the item and the reviewer that it is assigned to."""
+        self.item_id, self.assignee = item_id, assignee
+        super().__init__(f"item {item_id} is assigned to {assignee}: only they or an administrator may judge it")
 
 
 class ExchangeIdTakenError(ReviewError, ValueError):

@@ -21,6 +21,18 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
             pytest.skip("needs a GPU that torch can use")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the size of the hostile tests."""
+    parser.addoption("--hostile-cases", type=int, help="cases of each hostile test, by default few")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Tell `tests.hostile_cases` of it, before the tests are collected."""
+    wanted: int | None = config.getoption("--hostile-cases")
+    if wanted is not None:
+        os.environ["SEMGRAD_HOSTILE_CASES"] = str(wanted)
+
+
 @pytest.fixture(name="shared_dir", scope="session")
 def _shared_dir() -> Path:
     """Folder with evaluation data and reference numbers that are never shipped."""

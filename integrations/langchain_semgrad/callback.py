@@ -15,6 +15,7 @@ from langchain_semgrad.convert import asks_for_tools, result_message, result_sco
 from langchain_semgrad.exchanges import about_run, exchange_of
 from langchain_semgrad.guard import build_guard
 from semgrad_guard.adapter_kit import BackgroundJudge, Candidate, GuardOptions, observe
+from semgrad_guard.errors import in_log
 from semgrad_guard.wire import RunRef
 
 if TYPE_CHECKING:
@@ -144,8 +145,8 @@ class SemGradCallbackHandler(BaseCallbackHandler):
             message = result_message(response)
             beside_tools = asks_for_tools(message)
             exchange = self._exchange(call, response, is_root=parent_run_id is None)
-        except Exception:  # noqa: BLE001 - an observer must never be noticed
-            _log.exception("could not observe an answer")
+        except Exception as error:  # noqa: BLE001 - an observer must never be noticed
+            _log.warning("could not observe an answer: %s", in_log(error))
             return
         if exchange is None:
             return
@@ -182,7 +183,7 @@ class SemGradCallbackHandler(BaseCallbackHandler):
             if self._on_record is not None:
                 self._on_record(record)
         except Exception as error:  # noqa: BLE001 - an observer must never be noticed
-            _log.warning("could not observe an answer: %s: %s", type(error).__name__, error, exc_info=True)
+            _log.warning("could not observe an answer: %s", in_log(error))
 
 
 def traced_run(run_id: UUID, is_root: bool) -> RunRef | None:  # noqa: FBT001 - a claim about the run

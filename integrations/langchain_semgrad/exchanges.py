@@ -15,7 +15,7 @@ from langchain_semgrad.values import Slot, find_answers
 from semgrad_guard.adapter_kit import Candidate, stated_here
 from semgrad_guard.adapter_kit import answering as kit_answering
 from semgrad_guard.context import each_once, question_asked
-from semgrad_guard.errors import ModelError, NotGuardableError, PromptNotFoundError, ScoringError
+from semgrad_guard.errors import ModelError, NotGuardableError, PromptNotFoundError, ScoringError, in_log
 from semgrad_guard.flow import RUN_KEY, Exchange
 from semgrad_guard.wire import RunRef
 
@@ -162,7 +162,7 @@ def candidate_at(value: Any, slot: Slot | None, context: CallContext) -> ChainCa
     try:
         return _candidate(value, slot, context)
     except Exception as error:  # noqa: BLE001 - an answer that cannot be read takes `on_error`, it does not break the chain
-        _log.exception("could not read what a chain gave")
+        _log.warning("could not read what a chain gave: %s", in_log(error))
         failure = ScoringError(f"could not read what the chain gave: {type(error).__name__}: {error}")
         exchange = stated_here().apply(Exchange(answer=slot.text if slot else "", question=context.question))
         return ChainCandidate(exchange, failure, slot)

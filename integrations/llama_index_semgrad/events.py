@@ -25,6 +25,7 @@ from llama_index_semgrad.guard import SemGradGuard
 from llama_index_semgrad.responses import Reply, is_guarded
 from llama_index_semgrad.watcher import CALL_METHODS, WATCHER, install, method_of
 from semgrad_guard.adapter_kit import BackgroundJudge, observe
+from semgrad_guard.errors import in_log
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -296,8 +297,8 @@ class SemGradEventHandler(BaseEventHandler):
                 self._judge(candidate, beside_tools=beside_tools)
             else:
                 self._background.put(partial(self._judge, candidate, beside_tools=beside_tools))
-        except Exception:  # noqa: BLE001 - the dispatcher would swallow it unseen
-            _log.exception("an answer could not be observed")
+        except Exception as error:  # noqa: BLE001 - the dispatcher would swallow it unseen
+            _log.warning("an answer could not be observed: %s", in_log(error))
 
     def flush(self) -> None:
         """Wait until every answer so far is judged."""

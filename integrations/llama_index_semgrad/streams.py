@@ -14,6 +14,7 @@ from llama_index_semgrad.convert import METADATA_KEY
 from llama_index_semgrad.responses import Reply, mark
 from llama_index_semgrad.watcher import capturing
 from semgrad_guard.adapter_kit import findings, observe, recording_faults
+from semgrad_guard.errors import in_log
 from semgrad_guard.guard import in_thread
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ def late_findings(
     try:
         return findings(observe(guard, candidate, cancel))
     except Exception as error:  # noqa: BLE001 - see the docstring
-        _log.warning("a streamed answer could not be judged: %s: %s", type(error).__name__, error)
+        _log.warning("a streamed answer could not be judged: %s", in_log(error))
         return {"status": "unjudged", "error": f"{type(error).__name__}: {error}"}
 
 

@@ -21,6 +21,7 @@ from typing_extensions import override
 
 from llama_index_semgrad.convert import LlmCall, call_of
 from semgrad_guard.adapter_kit import stated_here
+from semgrad_guard.errors import in_log
 
 if TYPE_CHECKING:
     import inspect
@@ -272,5 +273,5 @@ def _logging_errors() -> Generator[None, None, None]:
     """Log an error of the adapter itself, and go on."""
     try:
         yield
-    except Exception:  # noqa: BLE001 - the dispatcher would swallow it unseen
-        _log.exception("a model call could not be watched")
+    except Exception as error:  # noqa: BLE001 - the dispatcher would swallow it unseen
+        _log.warning("a model call could not be watched: %s", in_log(error))

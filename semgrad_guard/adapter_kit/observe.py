@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from semgrad_guard.errors import in_log
 from semgrad_guard.flow import (
     Abstain,
     Accept,
@@ -204,4 +205,4 @@ class BackgroundJudge:
             try:
                 judge()
             except Exception as error:  # noqa: BLE001 - the next answer must still be judged
-                _log.warning("an answer could not be observed: %s", type(error).__name__, exc_info=True)
+                _log.warning("an answer could not be observed: %s", in_log(error))

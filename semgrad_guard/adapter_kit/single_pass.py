@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
+from semgrad_guard.errors import in_log
 from semgrad_guard.extras import Lazy
 
 if TYPE_CHECKING:
@@ -197,7 +198,7 @@ class SinglePass:
             score = self._scorer.get().score_generated(generated)
         except Exception as error:  # noqa: BLE001 - see the class
             why = f"{type(error).__name__}: {error}"  # the error itself would hold the tensors of its frames
-            _log.warning("an answer could not be scored while it was generated: %s", why)
+            _log.warning("an answer could not be scored while it was generated: %s", in_log(error))
             return ScoredAnswer(generated=generated, error=why)
         return ScoredAnswer(generated=generated, score=score)
 

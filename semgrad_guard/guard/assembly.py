@@ -370,13 +370,14 @@ class ShippedCalibrator:
 
     def confidence(self, exchange: Exchange, score: Score) -> Confidence:
         """Return the confidence by the first profile that fits; without one, why there is none and what makes one."""
-        own = Confidence(value=None, why=NO_PROFILE.format(model=score.model))
+        why_not: Confidence | None = None
         for one in self._by_fit(score):
             found = one.confidence(exchange, score)
             if found.value is not None:
                 return found
-            own = found if _is_of_model(one, score) else own
-        return own
+            if why_not is None and _is_of_model(one, score):
+                why_not = found
+        return why_not or Confidence(value=None, why=NO_PROFILE.format(model=score.model))
 
     def with_span_confidences(self, score: Score) -> Score:
         """Return the score with a confidence for every span, by the first profile that fits."""

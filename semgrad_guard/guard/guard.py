@@ -10,6 +10,7 @@ from contextvars import copy_context
 from typing import TYPE_CHECKING, TypeVar, TypeVarTuple
 
 from semgrad_guard.context import with_context
+from semgrad_guard.errors import in_log
 from semgrad_guard.flow import Failure, Progress
 from semgrad_guard.guard.question_run import NOT_BEGUN, QuestionRun, judge, keep_time, on_error
 from semgrad_guard.routing import NO_RESOURCES, Resources
@@ -232,7 +233,7 @@ class Guard:
         except TimeoutError as error:
             scored = [error] * len(exchanges)
         except Exception as error:  # noqa: BLE001 - scored one by one, each answer gets its own error
-            _log.warning("batch scoring failed, scoring one by one: %s: %s", type(error).__name__, error)
+            _log.warning("batch scoring failed, scoring one by one: %s", in_log(error))
             scored = [None] * len(exchanges)
         outcomes: list[Outcome] = []
         for exchange, own, score in zip(exchanges, resources or [NO_RESOURCES] * len(exchanges), scored, strict=True):
@@ -246,8 +247,8 @@ class Guard:
         if sink is not None:
             try:
                 sink.emit(record)
-            except Exception:  # noqa: BLE001 - logging must not cost the caller the answer
-                _log.exception("a record could not be logged")
+            except Exception as error:  # noqa: BLE001 - logging must not cost the caller the answer
+                _log.warning("a record could not be logged: %s", in_log(error))
 
     def close(self) -> None:
         """Write out pending telemetry."""

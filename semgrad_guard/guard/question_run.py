@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
 from semgrad_guard.context import with_context
-from semgrad_guard.errors import NonFiniteScoreError, UncalibratedError
+from semgrad_guard.errors import NonFiniteScoreError, UncalibratedError, in_log
 from semgrad_guard.flow import (
     UNCALIBRATED,
     Abstain,
@@ -127,7 +127,7 @@ def judge(
         if score.spans:
             score = parts.calibrator.with_span_confidences(score)
     except Exception as error:  # noqa: BLE001 - whatever fails, the answer must take `on_error`
-        _log.warning("could not judge an answer (%s): %s: %s", stage, type(error).__name__, error)
+        _log.warning("could not judge an answer (%s): %s", stage, in_log(error))
         return on_error(parts, exchange, Failure.of(stage, error), progress)
     return decide(parts, exchange, score, confidence, progress)
 
@@ -143,7 +143,7 @@ def decide(parts: Parts, exchange: Exchange, score: Score, confidence: Confidenc
     except UncalibratedError:
         raise
     except Exception as error:  # noqa: BLE001 - whatever fails, the answer must take `on_error`
-        _log.warning("the policy could not decide: %s: %s", type(error).__name__, error)
+        _log.warning("the policy could not decide: %s", in_log(error))
         return on_error(parts, exchange, Failure.of("policy", error), progress)
 
 
@@ -152,7 +152,7 @@ def on_error(parts: Parts, exchange: Exchange, failure: Failure, progress: Progr
     try:
         return parts.decider.decide_failure(exchange, failure, progress)
     except Exception as error:  # noqa: BLE001 - the last line of defence
-        _log.exception("the policy failed to handle an error: the answer is held back")
+        _log.warning("the policy failed to handle an error: the answer is held back: %s", in_log(error))
         return Decision(
             step=Abstain(message=parts.abstain_message),
             rule="on_error",
@@ -268,7 +268,7 @@ class QuestionRun:
         return retried, self._judge(retried)
 
     def _step_failed(self, exchange: Exchange, decision: Decision, error: Exception) -> Decision:
-        _log.info("step %s failed: %s", decision.rule, error)
+        _log.info("step %s failed: %s", decision.rule, in_log(error))
         self._failures.append(Failure.of(decision.action.value, error))
         self._exhausted |= {decision.rule}
         if decision.score is None:
@@ -304,8 +304,8 @@ class QuestionRun:
     def _best(self, exchange: Exchange, decision: Decision) -> Exchange:
         try:
             return self._parts.decider.best(exchange, decision, self._progress())
-        except Exception:  # noqa: BLE001 - comparing must not cost the caller the answer
-            _log.exception("could not compare the attempts: the last one is used")
+        except Exception as error:  # noqa: BLE001 - comparing must not cost the caller the answer
+            _log.warning("could not compare the attempts: the last one is used: %s", in_log(error))
             return exchange
 
     def _settle(
@@ -329,7 +329,7 @@ class QuestionRun:
     def _not_handed_over(
         self, exchange: Exchange, decision: Decision, error: Exception
     ) -> tuple[Settled, ReviewId | None, Decision]:
-        _log.warning("could not hand an answer to a person: %s", error)
+        _log.warning("could not hand an answer to a person: %s", in_log(error))
         failure = Failure.of(HumanReview.action.value, error)
         self._failures.append(failure)
         fallen_back = on_error(self._parts, exchange, failure, self._progress())

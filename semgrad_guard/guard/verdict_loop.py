@@ -7,7 +7,7 @@ import threading
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from semgrad_guard.errors import ReviewError
+from semgrad_guard.errors import ReviewError, in_log
 from semgrad_guard.flow import Verdict
 from semgrad_guard.wire import plain
 
@@ -56,7 +56,7 @@ class EarlierVerdicts:
                 max_age_s=None if reuse.expires_days is None else timedelta(days=reuse.expires_days).total_seconds(),
             )
         except Exception as error:  # noqa: BLE001 - a person can still judge
-            _log.warning("could not look for an earlier verdict: %s: %s", type(error).__name__, error)
+            _log.warning("could not look for an earlier verdict: %s", in_log(error))
             return None
         given = found is not None and found.ruling.verdict in {Verdict.APPROVED, Verdict.EDITED}
         return found.ruling if found is not None and given else None
@@ -105,7 +105,7 @@ class VerdictLoop:
                 try:
                     self.prepare()
                 except Exception as error:  # noqa: BLE001 - the answer is stored all the same
-                    _log.warning("verdicts are not passed on yet: %s: %s", type(error).__name__, error)
+                    _log.warning("verdicts are not passed on yet: %s", in_log(error))
                     return
                 self._thread = threading.Thread(target=self._run, name="semgrad-verdicts", daemon=True)
                 self._thread.start()
@@ -135,7 +135,7 @@ class VerdictLoop:
             try:
                 self.look()
             except Exception as error:  # noqa: BLE001 - the database may come back
-                _log.warning("could not look for verdicts: %s: %s", type(error).__name__, error)
+                _log.warning("could not look for verdicts: %s", in_log(error))
 
     def _post(self, delivery: Delivery) -> None:
         from semgrad_guard.review import exchange_of  # loads the database library

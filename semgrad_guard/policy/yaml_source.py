@@ -20,6 +20,8 @@ MAX_VALUES = 20_000
 """Most values in one file, counting an alias at each use; this stops a YAML bomb."""
 
 _CORE = "tag:yaml.org,2002:"
+_LONGEST_INT_BITS = 1024
+"""As many as the largest floating-point number has; Python refuses to print much longer ones."""
 _SCALARS = {_CORE + name for name in ("str", "int", "float", "bool", "null")}
 _TEXT_TOO = {_CORE + "timestamp", _CORE + "value"}  # dates and a bare `=` have no use in a policy, so they are text
 
@@ -140,8 +142,11 @@ class _Reading:
             return str(node.value)
         try:
             value: Json = self._loader.construct_object(node)
-        except ValueError:
+        except (ValueError, LookupError, TypeError, AttributeError):  # the library's answers to `!!bool x` and the like
             self._leave_out(place, node, f"cannot be read as {node.tag.removeprefix(_CORE)}")
+            return None
+        if isinstance(value, int) and value.bit_length() > _LONGEST_INT_BITS:
+            self._leave_out(place, node, "is a number with more digits than any setting has")
             return None
         return value
 

@@ -12,6 +12,7 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_r
 
 from semgrad_guard.errors import (
     AlreadyClaimedError,
+    AssignedError,
     EmptyTextError,
     ExchangeIdTakenError,
     IllegalMoveError,
@@ -45,6 +46,7 @@ _KNOWN: dict[str, type[ReviewError]] = {
     each.__name__: each
     for each in (
         AlreadyClaimedError,
+        AssignedError,
         ExchangeIdTakenError,
         IllegalMoveError,
         ItemNotFoundError,

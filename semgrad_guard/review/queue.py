@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import threading
 import time
 from datetime import timedelta
 from functools import partial
@@ -14,7 +15,7 @@ from semgrad_guard.errors import EmptyTextError, QueueUnavailableError, SemGradG
 from semgrad_guard.review.store import audit, outbox, read, submission, transitions
 from semgrad_guard.review.store.audit import AuditEvent
 from semgrad_guard.review.store.database import Database, is_blocked, is_passing
-from semgrad_guard.review.store.document import document_of, passages_key
+from semgrad_guard.review.store.document import document_of, passages_key, storable_document
 from semgrad_guard.review.store.items import ALL_ITEMS, OPEN_ITEMS, Event, Filters, QueueSettings, Sort
 from semgrad_guard.review.store.learn import (
     Reuse,
@@ -28,6 +29,7 @@ from semgrad_guard.review.store.read import insight
 from semgrad_guard.review.store.submission import Fate, GroupCommit
 from semgrad_guard.review.store.transfer import export_page, import_line, read_line
 from semgrad_guard.review.store.transitions import Judgement
+from semgrad_guard.review.store.waking import Waking
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -246,6 +248,8 @@ class SqlReviewQueue(QueueKeeping):
         self._after_submit: Callable[[], object] | None = None
         self._reported: set[str] = set()
         self._db = Database(url, clock=clock, sleep=sleep, retry_s=settings.retry_s)
+        self.waking = Waking(self._db)
+        """Calls whoever waits for verdicts."""
         self._submit = GroupCommit(partial(_store, self._db, settings), _fate_of, limit_s=settings.retry_s)
 
     @property
@@ -260,6 +264,7 @@ class SqlReviewQueue(QueueKeeping):
 
     def close(self) -> None:
         """Close all connections; the next use opens new ones."""
+        self.waking.close()
         self._db.close()
 
     # --- submitting and waiting ---------------------------------------------------------------------------------------
@@ -290,7 +295,8 @@ class SqlReviewQueue(QueueKeeping):
         self, document: Document, *, deadline_s: float | None = None, by: str = submission.SUBMITTER
     ) -> ReviewId:
         """Store a finished document for review; see `submit`."""
-        review_id = self._submit(submission.Submission(document=document, by=by, deadline_s=deadline_s))
+        stored = storable_document(document)
+        review_id = self._submit(submission.Submission(document=stored, by=by, deadline_s=deadline_s))
         if self._after_submit is not None:
             self._after_submit()
         return review_id
@@ -308,7 +314,17 @@ class SqlReviewQueue(QueueKeeping):
             ItemNotFoundError: there is no such item.
             QueueUnavailableError: the database could not be reached.
         """
-        return poll(lambda: self._take_ruling(review_id), timeout_s, self._sleep)
+        look = partial(self._take_ruling, review_id)
+        if timeout_s <= 0 or self._db.dialect == "sqlite" or self._sleep is not time.sleep:
+            return poll(look, timeout_s, self._sleep)
+        end, woken = time.monotonic() + timeout_s, threading.Event()
+        with self.waking.calling(review_id, woken.set):
+            while woken.wait(max(0.0, end - time.monotonic())):
+                woken.clear()
+                found = look()
+                if found is not None:
+                    return found
+        return look()
 
     def is_submitter(self, review_id: ReviewId, account: str) -> bool:
         """True when a program with a token of this account submitted the item."""
@@ -608,7 +624,9 @@ class SqlReviewQueue(QueueKeeping):
         delay_s = self.settings.undo_s
         name = _operation(op, event, review_id, by, judgement.text, judgement.correct, judgement.on_behalf_of)
         move = partial(transitions.settle, item_id=review_id, event=event, by=by, judgement=judgement, delay_s=delay_s)
-        return self._once(move, op=name, at=(review_id, seen))
+        settled = self._once(move, op=name, at=(review_id, seen))
+        self.waking.wake([review_id])
+        return settled
 
     def _once(
         self,

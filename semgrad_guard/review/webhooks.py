@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
-from semgrad_guard.errors import ReviewError
+from semgrad_guard.errors import ReviewError, in_log
 from semgrad_guard.extras import require
 from semgrad_guard.review.addresses import check_addresses, check_host
 from semgrad_guard.review.store import outbox
@@ -151,8 +151,8 @@ class WebhookSender:
     def _send_in_thread(self, hook: Hook) -> None:
         try:
             self._send_some(hook)
-        except Exception:
-            logger.exception("the webhook %s could not be served; it will be tried again", hook.name)
+        except Exception as error:  # noqa: BLE001 - it is logged, and the work goes on
+            logger.warning("the webhook %s could not be served; it will be tried again: %s", hook.name, in_log(error))
 
     def _send_some(self, hook: Hook) -> int:
         return consume(self._queue, hook.name, partial(self._send, hook), limit=_AT_ONCE)

@@ -10,6 +10,7 @@ from uuid import UUID, uuid5
 
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
+from semgrad_guard.errors import in_log
 from semgrad_guard.extras import require
 from semgrad_guard.flow import Verdict
 from semgrad_guard.wire import RunRef, answered_attempt, number, signals_fields
@@ -253,6 +254,6 @@ def post_verdict_feedback(
     try:
         again(poster.post, client, feedback)
     except Exception as error:  # noqa: BLE001 - the verdict is valid even if LangSmith does not get it
-        _log.warning("verdict %s was not posted to LangSmith: %s: %s", ruling.review_id, type(error).__name__, error)
+        _log.warning("verdict %s was not posted to LangSmith: %s", ruling.review_id, in_log(error))
         return False
     return True

@@ -13,6 +13,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 from uuid import UUID, uuid5
 
+from semgrad_guard.errors import in_log
 from semgrad_guard.extras import require
 from semgrad_guard.telemetry.feedback import (
     THREAD_NAME,
@@ -253,8 +254,8 @@ class LangSmithSink:
         """Annotate the current run and queue the feedback."""
         try:
             self._emit(record)
-        except Exception:  # noqa: BLE001 - logging must not cost the caller the answer
-            _log.warning("a record could not be sent to LangSmith", exc_info=True)
+        except Exception as error:  # noqa: BLE001 - logging must not cost the caller the answer
+            _log.warning("a record could not be sent to LangSmith: %s", in_log(error))
 
     def emit_verdict(self, ruling: Ruling, exchange: Exchange) -> None:
         """Queue a reviewer's verdict as feedback `semgrad_verdict` on the run that produced the answer."""

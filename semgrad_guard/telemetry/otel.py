@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
+from semgrad_guard.errors import in_log
 from semgrad_guard.extras import require
 from semgrad_guard.flow import Action
 from semgrad_guard.wire import RunRef, deciding_error, number, signals_fields, summary_fields
@@ -206,7 +207,6 @@ def attempt_attributes(attempt: Attempt) -> Attributes:
                 "semgrad.confidence": number(decision.confidence.value),
                 "semgrad.profile": decision.confidence.profile,
                 "semgrad.drifted": decision.confidence.drifted,
-                "semgrad.author": exchange.author,
             }
         ),
         **(_score(decision.score) if decision.score else {}),
@@ -355,8 +355,8 @@ class OtelSink:
         """Pass one record to OpenTelemetry."""
         try:
             self._emit(record, self._ready())
-        except Exception:  # noqa: BLE001 - logging must not cost the caller the answer
-            _log.warning("a record could not be passed to OpenTelemetry", exc_info=True)
+        except Exception as error:  # noqa: BLE001 - logging must not cost the caller the answer
+            _log.warning("a record could not be passed to OpenTelemetry: %s", in_log(error))
 
     def close(self, timeout_s: float = CLOSE_S) -> None:
         """Send pending signals, if this sink made the providers, for at most `timeout_s` seconds."""

@@ -6,6 +6,7 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from semgrad_guard.errors import in_log
 from semgrad_guard.telemetry.jsonl import JsonlSink
 from semgrad_guard.telemetry.langsmith import LangSmithSink
 from semgrad_guard.telemetry.otel import OtelSink
@@ -65,7 +66,7 @@ class Sinks:
         if kind not in self._failed:
             self._failed.add(kind)
             name = type(self.sinks[n]).__name__
-            _log.error("%s.%s failed (more of the same is not logged)", name, what, exc_info=error)
+            _log.error("%s.%s failed: %s (more of the same is not logged)", name, what, in_log(error))
 
 
 def build_sinks(settings: TelemetrySettings) -> Sinks:

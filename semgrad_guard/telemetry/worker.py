@@ -11,6 +11,8 @@ import time
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from weakref import WeakSet
 
+from semgrad_guard.errors import in_log
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -173,7 +175,7 @@ class BackgroundWorker(Generic[Job]):
         if isinstance(error, TryAgainError):
             error = error.why
         if not self._failing:
-            _log.warning("%s: %s: %s (more of the same is not logged)", self._name, type(error).__name__, error)
+            _log.warning("%s: %s (more of the same is not logged)", self._name, in_log(error))
         self._failing = True
 
 

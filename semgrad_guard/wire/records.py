@@ -5,9 +5,10 @@ and fit into trace metadata and span attributes as they are (`summary_fields`). 
 the fields of its exchange and decision and with its whole score, and `failures`. The reserved `run` of an exchange is
 a field of its attempt and never part of its `metadata`.
 
-Without `log_text` no free text is left: questions, prompts, passages with their sources, answers, messages,
-explanations, error messages and textual metadata are gone. Ids, numbers, tags, rules, actions and names of models,
-profiles, signals and error types stay. Token ids, which are the text in another alphabet, are never logged.
+Without `log_text` no text is left that came with the exchange: questions, prompts, passages with their sources,
+answers, messages, explanations, error messages, tags, authors and metadata, even their keys, are gone. Ids, numbers,
+rules, actions and names of models, profiles, signals and error types stay. Token ids,
+which are the text in another alphabet, are never logged.
 """
 
 from __future__ import annotations
@@ -81,8 +82,9 @@ SUMMARY: Mapping[str, str] = {
 }
 """What each field of `summary_fields` means."""
 
-_LOGGED = ("version", "id", "attempt", "author", "on_policy", "passages_from", "tags")
-_LOGGED_TEXTS = ("question", "prompt", "answer", "passages")
+_LOGGED = ("version", "id", "attempt", "on_policy", "passages_from")
+_LOGGED_TEXTS = ("author", "tags", "question", "prompt", "answer", "passages")
+_WITHOUT_TEXTS: Mapping[str, Json] = {"author": None, "tags": []}
 
 
 class RecordFieldsError(WireError):
@@ -252,19 +254,14 @@ def attempt_from_fields(fields: Mapping[str, Any]) -> Attempt:
 
 def _logged_exchange(exchange: Exchange, *, log_text: bool) -> dict[str, Json]:
     every = exchange_fields(exchange)
-    metadata = user_metadata(exchange)
     return {
         **{name: every[name] for name in _LOGGED},
-        "metadata": plain(metadata if log_text else {k: v for k, v in metadata.items() if _is_no_text(v)}),
+        "metadata": plain(user_metadata(exchange)) if log_text else {},
         "n_passages": len(exchange.passages),
         "passage_scores": [number(p.score) for p in exchange.passages],
         "suspicious_passages": list(suspicious_passages(exchange.passages)),
-        **({name: every[name] for name in _LOGGED_TEXTS} if log_text else {}),
+        **({name: every[name] for name in _LOGGED_TEXTS} if log_text else _WITHOUT_TEXTS),
     }
-
-
-def _is_no_text(value: object) -> bool:
-    return value is None or isinstance(value, bool | int | float)
 
 
 def _exchange_from_log(fields: Mapping[str, Any]) -> Exchange:

@@ -18,13 +18,14 @@ from sqlalchemy import create_engine, make_url, text
 from semgrad_guard.review import SETTLED, Event, Filters, QueueSettings, Sort, State, document_of, open_queue
 from semgrad_guard.review.store import submission
 from semgrad_guard.review.store.audit import replay
+from tests.hostile_cases import CASES
 from tests.review_queues import POSTGRES, doubtful, exchange, ready_url
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 ROOT = Path(__file__).resolve().parents[2]
-KILLS = 200
+KILLS = max(200, CASES)
 ITEMS = 2000
 REVIEWERS = 8
 

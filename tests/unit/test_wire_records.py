@@ -31,8 +31,7 @@ def test_without_log_text_numbers_and_names_stay() -> None:
     """What is left must still say what was decided and why the numbers say so."""
     attempt = record_fields(make_record(), log_text=False)["attempts"][0]
     assert attempt["score"]["signals"] == {"hybridgrad": 0.25, "semgrad": 1.5e-7}
-    assert attempt["metadata"] == {"tenant": 7}
-    assert attempt["tags"] == ["beta", "medical"]
+    assert (attempt["metadata"], attempt["tags"], attempt["author"]) == ({}, [], None), "these came with the exchange"
     assert attempt["rule"] == "escalate[0].retry_retrieval"
     assert attempt["step"]["top_k"] == 8
     assert attempt["passage_scores"] == [0.75]
@@ -64,7 +63,7 @@ def test_a_logged_record_comes_back_equal() -> None:
 
 
 def test_without_texts_a_record_comes_back_with_everything_else() -> None:
-    """Replay needs scores, tags and steps, not words."""
+    """Replay needs scores and steps, not words."""
     record = make_record()
     back = record_from_fields(record_fields(record, log_text=False))
     assert [a.decision.score for a in back.attempts] == [a.decision.score for a in record.attempts]

@@ -5,15 +5,16 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from http import HTTPStatus
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Path, Query, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue, model_validator
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
 
 from semgrad_guard.errors import ItemNotFoundError
 from semgrad_guard.flow import ReviewId, Ruling
@@ -21,12 +22,11 @@ from semgrad_guard.review.access import Bearer, Scope
 from semgrad_guard.review.queue import NO_PASSAGES
 from semgrad_guard.review.site.desk import Desk, desk_of
 from semgrad_guard.review.site.problems import RefusedError
-from semgrad_guard.review.store.document import Document
+from semgrad_guard.review.store.document import Document, storable_json
 from semgrad_guard.review.store.items import Filters, Item, Sort, State
 from semgrad_guard.review.views import AuditView, DetailView, EarlierView, InsightView, ItemView, PageView, RulingView
 
 LONGEST_WAIT_S = 60.0
-_FIRST_LOOK_S, _LONGEST_LOOK_S, _GROWTH = 0.1, 1.0, 1.5
 
 _bearer = HTTPBearer(auto_error=False, description="A token from `semgrad-guard review token add`.")
 
@@ -42,6 +42,14 @@ class Problem(BaseModel):
 
 class _Body(BaseModel):
     model_config = ConfigDict(extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_any_text(cls, value: object) -> object:
+        """Replace what no database can hold; the queue itself does so in documents, which may be large."""
+        if not isinstance(value, dict):
+            return value
+        return {key: each if key == "document" else storable_json(each) for key, each in value.items()}
 
 
 class Submission(_Body):
@@ -132,6 +140,7 @@ _OF_ITEM = _shown(HTTPStatus.NOT_FOUND, "no such item")
 _OF_MOVE = _OF_ITEM | _shown(HTTPStatus.CONFLICT, "the item is in another state, or someone else holds it")
 
 router = APIRouter(prefix="/api/v1", responses=_ALWAYS)
+description = APIRouter(include_in_schema=False)
 
 
 def needs(*scopes: Scope) -> Callable[..., Bearer]:
@@ -185,6 +194,12 @@ def submit(desk: TheDesk, caller: Submitter, body: Submission) -> Submitted:
     return Submitted(id=desk.queue.submit_document(body.document, deadline_s=body.deadline_s, by=caller.by))
 
 
+@description.get("/api/openapi.json")
+def describe(request: Request, _: Annotated[Bearer, Depends(needs(*Scope))]) -> JSONResponse:
+    """Return the description of the API; it names what a token is needed for, so it needs one itself."""
+    return JSONResponse(request.app.openapi())
+
+
 @router.post("/earlier-verdict")
 def earlier_verdict(desk: TheDesk, _: Fetcher, body: Asked) -> EarlierView:
     """Return a reviewer's earlier verdict on the same question, or on a similar one."""
@@ -206,13 +221,13 @@ def list_items(
     _: Reader,
     state: Annotated[list[State] | None, Query()] = None,
     tag: Annotated[list[str] | None, Query()] = None,
-    assignee: str | None = None,
-    text: str = "",
+    assignee: Annotated[str | None, Query(max_length=200)] = None,
+    text: Annotated[str, Query(max_length=2000)] = "",
     min_confidence: Annotated[float | None, Query(ge=0, le=1)] = None,
     max_confidence: Annotated[float | None, Query(ge=0, le=1)] = None,
     created_after: AwareDatetime | None = None,
     sort: Sort = Sort.RISK,
-    cursor: str | None = None,
+    cursor: Annotated[str | None, Query(max_length=1000)] = None,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
 ) -> PageView:
     """List items, in all states unless `state` is given."""
@@ -255,7 +270,7 @@ async def ruling(desk: TheDesk, caller: Fetcher, item_id: ItemId, wait_s: WaitS 
     review_id = ReviewId(item_id)
     if Scope.READ not in caller.token.scopes:
         await asyncio.to_thread(_check_submitter, desk, caller, review_id)
-    return await _awaited(partial(desk.queue.ruling, review_id), wait_s)
+    return await _awaited(desk, review_id, partial(desk.queue.ruling, review_id), wait_s)
 
 
 @router.post("/items/{item_id}/ruling", responses=_OF_ITEM)
@@ -263,7 +278,7 @@ async def take_ruling(desk: TheDesk, caller: Submitter, item_id: ItemId, wait_s:
     """Take the verdict on an item that the caller's account submitted; once taken it can't be undone."""
     review_id = ReviewId(item_id)
     await asyncio.to_thread(_check_submitter, desk, caller, review_id)
-    return await _awaited(partial(desk.queue.wait, review_id, 0.0), wait_s)
+    return await _awaited(desk, review_id, partial(desk.queue.wait, review_id, 0.0), wait_s)
 
 
 def _check_submitter(desk: Desk, caller: Bearer, review_id: ReviewId) -> None:
@@ -272,16 +287,23 @@ def _check_submitter(desk: Desk, caller: Bearer, review_id: ReviewId) -> None:
         raise ItemNotFoundError(review_id)
 
 
-async def _awaited(look: Callable[[], Ruling | None], wait_s: float) -> Answered:
-    """Call `look` until it finds a verdict or `wait_s` seconds have passed, and return what it found."""
-    end, pause = time.monotonic() + wait_s, _FIRST_LOOK_S
-    while True:
-        found = await asyncio.to_thread(look)
-        left = end - time.monotonic()
-        if found is not None or left <= 0:
-            return Answered(ruling=None if found is None else RulingView.of(found))
-        await asyncio.sleep(min(pause, left))
-        pause = min(pause * _GROWTH, _LONGEST_LOOK_S)
+async def _awaited(desk: Desk, review_id: ReviewId, look: Callable[[], Ruling | None], wait_s: float) -> Answered:
+    """Call `look` whenever there may be a verdict, for up to `wait_s` seconds, and return what it found."""
+    loop, woken, end = asyncio.get_running_loop(), asyncio.Event(), time.monotonic() + wait_s
+    found = await asyncio.to_thread(look)
+    if found is None and wait_s > 0:
+        with desk.queue.waking.calling(review_id, partial(_wake, loop, woken)):
+            while found is None and (left_s := end - time.monotonic()) > 0:
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(woken.wait(), left_s)
+                woken.clear()
+                found = await asyncio.to_thread(look)
+    return Answered(ruling=None if found is None else RulingView.of(found))
+
+
+def _wake(loop: asyncio.AbstractEventLoop, woken: asyncio.Event) -> None:
+    with suppress(RuntimeError):  # the site is ending
+        loop.call_soon_threadsafe(woken.set)
 
 
 @router.post("/items/{item_id}/claim", responses=_OF_MOVE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -72,7 +73,7 @@ class Protection:
             )
             await too_large(scope, receive, guarded)
         else:
-            await self._app(scope, _bounded(receive, limit), guarded)
+            await self._app(scope, _bounded(receive, limit, self._settings.body_s), guarded)
 
     def _is_known_host(self, host: str) -> bool:
         if not self._settings.hosts:
@@ -99,14 +100,23 @@ def _announced_length(headers: Headers) -> int:
     return int(text) if text.isascii() and text.isdigit() else 0
 
 
-def _bounded(receive: Receive, limit: int) -> Receive:
-    """Return a `receive` that refuses a body longer than `limit` bytes, even one of unannounced length."""
-    seen = 0
+def _bounded(receive: Receive, limit: int, body_s: float) -> Receive:
+    """Return a `receive` that refuses a body longer than `limit` bytes, or one that takes longer than `body_s` seconds.
+
+    The length need not be announced.
+    """
+    seen, is_whole, ends_at = 0, False, asyncio.get_running_loop().time() + body_s
 
     async def bounded() -> Message:
-        nonlocal seen
-        message = await receive()
+        nonlocal seen, is_whole
+        try:
+            async with asyncio.timeout_at(None if is_whole else ends_at):
+                message = await receive()
+        except TimeoutError:
+            why = f"the request's body did not arrive within {body_s:g} seconds"
+            raise HTTPException(HTTPStatus.REQUEST_TIMEOUT, why, {"Connection": "close"}) from None
         seen += len(message.get("body", b""))
+        is_whole = not message.get("more_body", False)
         if seen > limit:
             raise HTTPException(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, _too_large(limit))
         return message
@@ -134,7 +144,7 @@ def create_app(
     app = FastAPI(
         title="semgrad-guard review",
         version="1",
-        openapi_url="/api/openapi.json",
+        openapi_url=None,  # `api.description` serves it, to whoever may use it
         docs_url=None,  # FastAPI's documentation pages load scripts from other sites
         redoc_url=None,
     )
@@ -142,7 +152,7 @@ def create_app(
     app.state.desk = desk
     app.add_middleware(Protection, settings=desk.settings)
     problems.install(app)
-    for router in (logins.router, pages.router, actions.router, api.router):
+    for router in (logins.router, pages.router, actions.router, api.router, api.description):
         app.include_router(router)
     app.mount("/static", StaticFiles(directory=_STATIC), name="static")
     return app

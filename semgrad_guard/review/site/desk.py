@@ -28,6 +28,8 @@ class WebSettings:
     """Host names that requests may use; an empty set allows all."""
     largest_form: int = 4 * MEGABYTE
     largest_submission: int = 32 * MEGABYTE
+    body_s: float = 60.0
+    """Seconds for the body of a request."""
     limits: Limits = field(default_factory=Limits)
 
 

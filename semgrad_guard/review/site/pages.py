@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Annotated
 from urllib.parse import urlencode
@@ -19,14 +20,17 @@ from semgrad_guard.review.site.logins import Reader
 from semgrad_guard.review.site.problems import RefusedError
 from semgrad_guard.review.site.rendering import (
     LONGEST_SHOWN,
+    MOST_PARTS,
     SIZE,
     copied_marks,
     doubt_marks,
     points,
     render,
     segments,
+    some,
     waiting,
 )
+from semgrad_guard.review.store.document import Document
 from semgrad_guard.review.store.items import OPEN, Filters, Item, ItemDetail, Sort, State
 from semgrad_guard.suspicious import gives_orders
 
@@ -84,21 +88,32 @@ def item_page(
     flow: Annotated[str, Query(max_length=10)] = "",
     skipped: Annotated[str, Query(max_length=1000)] = "",
     done: Annotated[str, Query(max_length=32)] = "",
+    passage: Annotated[int, Query(ge=1, le=1_000_000)] = 1,
 ) -> Response:
     """Show one answer with everything needed to judge it; the audit trail records the view."""
     desk = desk_of(request)
     review_id = desk.queue.find_id(item_id)
     detail = desk.queue.get(review_id, viewer=session.user.name)
+    document = detail.document
+    passages = _passages(document, passage)
+    n_passages = len(document.passages) if document else 0
     return render(
         request,
         "item.html",
         detail=detail,
         item=detail.item,
-        document=detail.document,
+        document=document,
         answer=_answer(detail),
-        passages=_passages(detail),
+        passages=passages,
+        first_passage=passage,
+        n_passages=n_passages,
+        next_passage=passage + len(passages) if 0 < len(passages) <= n_passages - passage else None,
+        prompt=_prompt(document),
+        earlier=some(document.earlier, lambda each: len(each.answer)) if document else (),
+        metadata=_metadata(document),
+        comments=detail.comments[-MOST_PARTS:],
         trail=desk.queue.audit(review_id)[-_MOST_EVENTS:],
-        may_judge=detail.item.is_open and not is_held_by_other(desk, detail.item, session),
+        may_judge=detail.item.is_open and not is_others(desk, detail.item, session),
         is_mine=detail.item.holder == session.user.name,
         can_undo=undoable(desk, session, review_id) is not None,
         too_long=detail.document is not None and len(detail.document.answer) > LONGEST_EDITED,
@@ -144,9 +159,11 @@ def count(request: Request, session: Reader) -> Response:
     return JSONResponse({"waiting": waiting(request), "user": session.user.name})
 
 
-def is_held_by_other(desk: Desk, item: Item, session: Session) -> bool:
-    """True while another reviewer holds the item."""
-    return item.is_held_by_other(session.user.name, desk.queue.database.clock())
+def is_others(desk: Desk, item: Item, session: Session) -> bool:
+    """True while another reviewer holds the item or has it assigned."""
+    user = session.user
+    is_assigned = item.assignee not in {None, user.name} and not user.is_admin
+    return is_assigned or item.is_held_by_other(user.name, desk.queue.database.clock())
 
 
 def undoable(desk: Desk, session: Session, item_id: str) -> Item | None:
@@ -165,8 +182,24 @@ def _answer(detail: ItemDetail) -> object:
     return segments(document.answer, doubt_marks(document)) if document else ()
 
 
-def _passages(detail: ItemDetail) -> list[object]:
-    document = detail.document
+def _prompt(document: Document | None) -> Sequence[tuple[str, str]]:
+    """Return the first messages of what the model read, each with its role, as many as a page shows."""
+    if document is None:
+        return ()
+    if isinstance(document.prompt, str):
+        return (("", document.prompt),)
+    messages = some(document.prompt, lambda each: len(each.content))
+    return [(each.role, each.content) for each in messages]
+
+
+def _metadata(document: Document | None) -> Sequence[tuple[str, str]]:
+    """Return the first metadata as texts, as many as a page shows."""
+    pairs = [(key, str(value)) for key, value in document.metadata.items()] if document else []
+    return some(pairs, lambda pair: len(pair[0]) + len(pair[1]))
+
+
+def _passages(document: Document | None, first: int) -> list[object]:
+    """Return the passages that a page shows, from the number `first` on."""
     if document is None:
         return []
     shares = document.score.passage_attention if document.score else ()
@@ -178,5 +211,7 @@ def _passages(detail: ItemDetail) -> list[object]:
             "text": segments(passage.text, copied_marks(passage.text, document.answer)),
             "gives_orders": gives_orders(passage.text),
         }
-        for passage, share in zip(document.passages, known, strict=True)
+        for passage, share in some(
+            list(zip(document.passages, known, strict=True))[first - 1 :], lambda pair: len(pair[0].text)
+        )
     ]

@@ -13,6 +13,7 @@ from starlette.responses import JSONResponse, Response
 from semgrad_guard.errors import (
     AccountError,
     AlreadyClaimedError,
+    AssignedError,
     CursorError,
     EmptyTextError,
     ExchangeIdTakenError,
@@ -40,6 +41,7 @@ _STATUS: tuple[tuple[type[SemGradGuardError], HTTPStatus], ...] = (
     (AlreadyClaimedError, HTTPStatus.CONFLICT),
     (IllegalMoveError, HTTPStatus.CONFLICT),
     (UndoRefusedError, HTTPStatus.CONFLICT),
+    (AssignedError, HTTPStatus.CONFLICT),
     (VerdictChangedError, HTTPStatus.CONFLICT),
     (ExchangeIdTakenError, HTTPStatus.CONFLICT),
     (EmptyTextError, HTTPStatus.UNPROCESSABLE_ENTITY),
@@ -137,6 +139,6 @@ async def _typed(request: Request) -> str:
         return ""
     try:
         form = await request.form()
-    except HTTPException:
+    except (HTTPException, RuntimeError):  # it could not be read, or only in part
         return ""
     return next((text for key in ("text", "reason") if isinstance(text := form.get(key), str) and text), "")

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from starlette.responses import HTMLResponse
@@ -16,15 +16,23 @@ from semgrad_guard.review.store.document import UNSEEN
 from semgrad_guard.review.store.items import Filters, State
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from starlette.requests import Request
 
     from semgrad_guard.review.store.document import Document
     from semgrad_guard.review.store.read import Band
 
+P = TypeVar("P")
+
 LONGEST_SHOWN = 50_000
 """How many characters of one text a page shows; the whole answer can be downloaded."""
+LONGEST_TOGETHER = 200_000
+"""How many characters of several texts a page shows together."""
+MOST_PARTS = 50
+"""How many texts of one kind, for example passages, a page shows."""
+MOST_PIECES = 2000
+"""How many differently marked pieces of one text a page shows; the rest is shown unmarked."""
 DOUBT_LEVELS = 4
 """Number of levels of doubt; 4 is the most doubtful."""
 _WORD = re.compile(r"\w+")
@@ -66,7 +74,20 @@ def segments(text: str, marks: Iterable[Mark] = ()) -> tuple[Segment, ...]:
         pieces += _reveal(shown[start:stop], mark)
         end = stop
     pieces += _reveal(shown[end:], None)
+    if len(pieces) > MOST_PIECES:
+        rest = "".join(piece.text or f"⟨{piece.unseen}⟩" for piece in pieces[MOST_PIECES:])
+        pieces[MOST_PIECES:] = [Segment(rest)]
     return tuple(pieces)
+
+
+def some(parts: Sequence[P], length: Callable[[P], int], most: int = MOST_PARTS) -> Sequence[P]:
+    """Return the first parts, as many as one page shows."""
+    total = 0
+    for n, part in enumerate(parts[:most]):
+        total += min(length(part), LONGEST_SHOWN)
+        if total > LONGEST_TOGETHER and n:
+            return parts[:n]
+    return parts[:most]
 
 
 def doubt_marks(document: Document) -> tuple[Mark, ...]:

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 
 import uvicorn
 
-from semgrad_guard.errors import ReviewError
+from semgrad_guard.errors import ReviewError, in_log
 from semgrad_guard.review.access import Accounts
 from semgrad_guard.review.site.app import create_app
+from semgrad_guard.review.site.connections import BoundedProtocol
 from semgrad_guard.review.site.desk import WebSettings
 from semgrad_guard.review.store.database import is_loopback
 from semgrad_guard.review.webhooks import WebhookSender
@@ -21,6 +22,8 @@ from semgrad_guard.review.webhooks import WebhookSender
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
     from pathlib import Path
+
+    from fastapi import FastAPI
 
     from semgrad_guard.review.queue import SqlReviewQueue
 
@@ -30,6 +33,7 @@ RETENTION = "retention"
 """Name in the audit trail for items erased because they are too old."""
 _UPKEEP_EVERY_S = 2.0
 _ERASE_EVERY_S = 3600.0
+_SHUTDOWN_S = 30
 _LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
 
 
@@ -93,8 +97,16 @@ def serve(queue: SqlReviewQueue, binding: Binding, *works: Callable[[], object])
         msg = "there is no account to log in with: create one with `semgrad-guard review user add NAME --role admin`"
         raise ReviewError(msg)
     settings = WebSettings(is_encrypted=binding.is_encrypted, hosts=binding.hosts)
-    config = uvicorn.Config(
-        create_app(queue, settings),
+    with upkeep(queue, *works):
+        uvicorn.Server(server_config(create_app(queue, settings), binding)).run()
+
+
+def server_config(app: FastAPI, binding: Binding) -> uvicorn.Config:
+    """Return how the site is served: with few connections that have little time to say what they want."""
+    return uvicorn.Config(
+        app,
+        http=BoundedProtocol,
+        ws="none",
         host=binding.host,
         port=binding.port,
         ssl_certfile=binding.certificate,
@@ -103,9 +115,8 @@ def serve(queue: SqlReviewQueue, binding: Binding, *works: Callable[[], object])
         server_header=False,
         access_log=False,  # the pages' addresses contain what reviewers search for
         log_level="warning",
+        timeout_graceful_shutdown=_SHUTDOWN_S,
     )
-    with upkeep(queue, *works):
-        uvicorn.Server(config).run()
 
 
 @contextmanager
@@ -119,8 +130,8 @@ def upkeep(queue: SqlReviewQueue, *works: Callable[[], object], every_s: float =
             for work in works:
                 try:
                     work()
-                except Exception:
-                    logger.exception("upkeep of the review queue failed; it will be tried again")
+                except Exception as error:  # noqa: BLE001 - it is logged, and the work goes on
+                    logger.warning("upkeep of the review queue failed; it will be tried again: %s", in_log(error))
 
     kinds = ((queue.expire_leases, queue.expire_deadlines), (sender.start_due,), (_eraser(queue),), *zip(works))
     threads = [threading.Thread(target=run, args=each, name="semgrad-review-upkeep", daemon=True) for each in kinds]

@@ -11,6 +11,7 @@ import threading
 import weakref
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from sqlalchemy import URL, create_engine, event, make_url
@@ -19,8 +20,9 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.pool import QueuePool
 from tenacity import Retrying, retry_if_exception, stop_before_delay, wait_random_exponential
 
-from semgrad_guard.errors import QueueUnavailableError, ReviewError
+from semgrad_guard.errors import QueueUnavailableError, ReviewError, SemGradGuardError
 from semgrad_guard.extras import require
+from semgrad_guard.review.store.document import storable
 from semgrad_guard.review.store.migrate import ensure_current
 from semgrad_guard.review.store.time_limits import LIMIT, SilenceWatch, TimeLimit, limit_statements, milliseconds
 
@@ -118,11 +120,25 @@ def _postgres(url: URL, limit_s: float) -> Engine:
     engine = create_engine(
         url,
         hide_parameters=True,
-        pool_timeout=limit_s / 2,
+        pool_timeout=limit_s / 4,
         connect_args={"connect_timeout": max(_SHORTEST_CONNECT_S, round(limit_s / 2))},
     )
     limit_statements(engine, limit_s)
+    event.listen(engine, "connect", _take_any_text)
     return engine
+
+
+def _take_any_text(connection: Any, _: ConnectionPoolEntry) -> None:
+    """Let a parameter be any text: what PostgreSQL cannot hold is replaced, wherever the text came from."""
+    from psycopg.types.string import StrDumper, StrDumperUnknown  # optional
+
+    for base in (StrDumper, StrDumperUnknown):  # the last one is the default
+
+        class _Storable(base):  # type: ignore[misc, valid-type] # one of the two
+            def dump(self, obj: str) -> Any:
+                return super().dump(storable(obj))
+
+        connection.adapters.register_dumper(str, _Storable)
 
 
 def _sqlite(url: URL, limit_s: float) -> Engine:
@@ -204,6 +220,13 @@ def is_passing(error: BaseException) -> bool:
     return str(state).startswith(_POSTGRES_PASSING)
 
 
+def _file_of(url: URL) -> Path | None:
+    """Return the file of an SQLite database, or `None` where there is none."""
+    if url.drivername != "sqlite" or is_memory(url) or url.database is None:
+        return None
+    return Path(url.database.removeprefix("file:").partition("?")[0])
+
+
 T = TypeVar("T")
 
 
@@ -233,6 +256,8 @@ class Database:
         self._retry_s = retry_s
         self._engine = make_engine(self.url, limit_s=retry_s)
         self._watch = SilenceWatch()
+        self._path = _file_of(self.url)
+        self._identity: tuple[int, int] | None = None
         self._ready = False
         self._set_up = threading.Lock()
 
@@ -335,12 +360,38 @@ class Database:
 
     @contextmanager
     def _transaction(self, limit: TimeLimit, *, writes: bool) -> Generator[Connection]:
+        self._check_file()
         with self._engine.connect() as plain:
             conn = plain.execution_options(**{WRITES: writes, LIMIT: limit})
             limit.begin_transaction(self._retry_s)
             watched = nullcontext() if self.dialect == "sqlite" else self._watch.over(conn, limit)
             with watched, conn.begin():
                 yield conn
+            if writes:
+                self._check_file()  # what went to a file that is gone must not be acknowledged
+
+    def _check_file(self) -> None:
+        """Refuse to go on with an SQLite file that was deleted or replaced since it was first used.
+
+        Raises:
+            QueueUnavailableError: it was.
+        """
+        if self._path is None:
+            return
+        try:
+            found = self._path.stat()
+        except OSError:
+            found = None
+        identity = None if found is None else (found.st_dev, found.st_ino)
+        if self._identity is None and self._ready:
+            self._identity = identity
+        if self._identity is not None and identity != self._identity:
+            fate = "deleted" if identity is None else "replaced by another"
+            msg = (
+                f"the file of the review queue at {self.shown_url} was {fate} while it was in use, so nothing is "
+                "stored any more: put it back, or restart this program to begin with what is there"
+            )
+            raise QueueUnavailableError(msg)
 
     def _retrying(
         self,
@@ -366,4 +417,12 @@ class Database:
             if is_blocked(error):
                 advice = "look in pg_stat_activity for a session that holds a lock, or raise `retry_s`"
             msg = f"the review queue at {self.shown_url} did not {verb}: {reason}; {advice}"
+            raise QueueUnavailableError(msg) from error
+        except (ValueError, LookupError, TypeError, OverflowError) as error:
+            if isinstance(error, SemGradGuardError):
+                raise
+            msg = (
+                f"the review queue at {self.shown_url} holds something that cannot be read ({type(error).__name__}): "
+                "check the database for damage, for SQLite by `PRAGMA integrity_check`, or restore it from a backup"
+            )
             raise QueueUnavailableError(msg) from error

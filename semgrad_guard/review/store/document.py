@@ -139,7 +139,18 @@ def document_of(exchange: Exchange, decision: Decision, attempts: AttemptsLike |
         "trace_url": trace if isinstance(trace, str) else None,
     }
     del fields["id"]
-    return Document.model_validate(_storable(fields))
+    return Document.model_validate(storable_json(fields))
+
+
+def storable_document(document: Document) -> Document:
+    """Return the document with every text in it storable; one that is so already is returned as it is."""
+    try:
+        document.model_dump_json()
+    except ValueError:  # half of a surrogate pair
+        is_storable = False
+    else:
+        is_storable = storable(document.exchange_id) == document.exchange_id
+    return document if is_storable else Document.model_validate(storable_json(document.model_dump()))
 
 
 def exchange_of(document: Document) -> Exchange:
@@ -161,10 +172,10 @@ def _earlier(attempt: Attempt) -> dict[str, Json]:
     }
 
 
-def _storable(value: Json) -> Json:
+def storable_json(value: Json) -> Json:
     """Return JSON values with every text in them storable."""
     if isinstance(value, str):
         return storable(value)
     if isinstance(value, dict):
-        return {storable(key): _storable(each) for key, each in value.items()}
-    return [_storable(each) for each in value] if isinstance(value, list) else value
+        return {storable(key): storable_json(each) for key, each in value.items()}
+    return [storable_json(each) for each in value] if isinstance(value, list | tuple) else value

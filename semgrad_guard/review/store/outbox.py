@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from sqlalchemy import case, delete, insert, literal, select, update
 
+from semgrad_guard.errors import in_log
 from semgrad_guard.flow import ReviewId
 from semgrad_guard.review.store.schema import UtcDateTime, consumers, deliveries, items
 
@@ -263,8 +264,8 @@ def consume_until(
     while not stop.is_set():
         try:
             idle = consume(queue, consumer, act) == 0
-        except Exception:
-            logger.exception("consumer %s could not reach the queue", consumer)
+        except Exception as error:  # noqa: BLE001 - it is logged, and the work goes on
+            logger.warning("consumer %s could not reach the queue: %s", consumer, in_log(error))
             idle = True
         if idle:
             stop.wait(every_s)

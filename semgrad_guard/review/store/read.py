@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import math
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -28,7 +29,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.types import Integer
 
-from semgrad_guard.errors import AmbiguousIdError, CursorError, ItemNotFoundError
+from semgrad_guard.errors import AmbiguousIdError, CursorError, ItemNotFoundError, ReviewError
 from semgrad_guard.flow import ExchangeId, ReviewId, Ruling, Verdict
 from semgrad_guard.review.store.document import Document, storable
 from semgrad_guard.review.store.items import OPEN, AtExpiry, Comment, Filters, Item, ItemDetail, Page, Sort, State
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
     from sqlalchemy import Column, Connection, FromClause, RowMapping, Select
 
 _SHORTEST_PREFIX = 4
+ERASED = "the texts of this answer were erased before they were fetched"
+"""What a caller reads who waits for an item that was erased."""
 _ONE = select(items).where(items.c.id == bindparam("item_id"))
 _LOCKED = _ONE.with_for_update()
 _DOCUMENT = select(documents.c.body).where(documents.c.item_id == bindparam("item_id"))
@@ -133,10 +136,15 @@ def read_comments(conn: Connection, item_id: str) -> tuple[Comment, ...]:
 
 
 def read_ruling(conn: Connection, item: Item) -> Ruling | None:
-    """Return the verdict on an item, or `None` while it has none."""
+    """Return the verdict on an item, or `None` while it has none.
+
+    Once its texts were erased there is nothing to give: the verdict then is that it expired, and its text says why.
+    """
     if item.ruling_id is None:
         return None
     row = conn.execute(select(rulings).where(rulings.c.id == item.ruling_id)).mappings().one()
+    if item.erased_at is not None:
+        return Ruling(review_id=item.id, verdict=Verdict.EXPIRED, text=ERASED, by=row["by"], at=row["at"])
     return ruling_from(row, read_document(conn, item.id) if row["text"] is None else None)
 
 
@@ -171,6 +179,8 @@ _ORDERS = {
     Sort.DEADLINE: _Order(items.c.deadline_at),
 }
 MOST_PER_PAGE = 200
+MOST_WORDS = 100
+"""Words that one search takes."""
 
 
 def list_items(conn: Connection, filters: Filters, sort: Sort, cursor: str | None, limit: int) -> Page:
@@ -238,6 +248,9 @@ def _conditions(conn: Connection, filters: Filters) -> list[ColumnElement[bool]]
         conditions.append(items.c.created_at < filters.created_before)
     conditions += [items.c.id.in_(select(tags.c.item_id).where(tags.c.tag == tag)) for tag in sorted(filters.tags)]
     words = storable(filters.text).split()
+    if len(words) > MOST_WORDS:
+        msg = f"a search for {len(words)} words is too much: give {MOST_WORDS} at most"
+        raise ReviewError(msg)
     if words:
         conditions.append(items.c.id.in_(_matching(conn, words)))
     return conditions
@@ -245,7 +258,7 @@ def _conditions(conn: Connection, filters: Filters) -> list[ColumnElement[bool]]
 
 def with_any_word(conn: Connection, words: list[str]) -> Select[Any]:
     """Return the query for ids of items whose texts contain at least one of the words."""
-    return _matching(conn, words, need_all=False)
+    return _matching(conn, words[:MOST_WORDS], need_all=False)
 
 
 def _matching(conn: Connection, words: list[str], *, need_all: bool = True) -> Select[Any]:
@@ -286,9 +299,10 @@ def _read_cursor(order: _Order, sort: Sort, cursor: str) -> tuple[datetime | flo
     try:
         named, value, item_id = json.loads(base64.urlsafe_b64decode(cursor.encode()))
         moment = datetime.fromisoformat(value) if isinstance(order.key.type, UtcDateTime) else float(value)
-    except (ValueError, TypeError, binascii.Error) as error:
+    except (ValueError, TypeError, OverflowError, RecursionError, binascii.Error) as error:
         raise CursorError from error
-    if named != sort or not isinstance(item_id, str):
+    is_known = moment.tzinfo is not None if isinstance(moment, datetime) else math.isfinite(moment)
+    if named != sort or not is_known or not isinstance(item_id, str) or storable(item_id) != item_id:
         raise CursorError
     return moment, item_id
 

@@ -105,7 +105,10 @@ class UtcDateTime(TypeDecorator[datetime]):
         """Convert a time to UTC."""
         if value is None:
             return None
-        moment = value.astimezone(UTC)
+        try:
+            moment = value.astimezone(UTC)
+        except OverflowError:  # within a day of the first or the last year
+            moment = value.replace(tzinfo=UTC)
         return moment.replace(tzinfo=None) if dialect.name == "sqlite" else moment
 
     @override

@@ -23,6 +23,7 @@ LIMIT = "semgrad_limit"
 """Execution option of a connection: the `TimeLimit` of its transaction."""
 _LEAST_S = 0.01
 """PostgreSQL takes a time limit of 0 for none."""
+_LEAST_TRANSACTION_S = 0.2
 _RENEWED_AFTER = 0.1
 """Share of the time that may pass before the server is told how much is left."""
 LOCK_SHARE = 1 / 4
@@ -36,21 +37,26 @@ _IDLE_S = 30.0
 class TimeLimit:
     """How long one call may take, all its attempts and statements together."""
 
-    __slots__ = ("_told_at", "begun_at", "seconds")
+    __slots__ = ("_told_at", "begun_at", "ends_at", "seconds")
 
     def __init__(self, seconds: float) -> None:
         """Begin now; `math.inf` seconds limit nothing but each wait for a lock."""
         self.seconds = seconds
         self.begun_at = time.monotonic()
+        self.ends_at = self.begun_at + seconds
         self._told_at: float | None = None
 
     @property
     def left_s(self) -> float:
         """Seconds that are left."""
-        return self.begun_at + self.seconds - time.monotonic()
+        return self.ends_at - time.monotonic()
 
     def begin_transaction(self, known_s: float) -> None:
-        """Note that the server now applies the session's own limit of `known_s` seconds."""
+        """Note that the server now applies the session's own limit of `known_s` seconds.
+
+        A transaction has a moment, even if connecting took all of the time.
+        """
+        self.ends_at = max(self.ends_at, time.monotonic() + _LEAST_TRANSACTION_S)
         is_usual = abs(self.seconds - known_s) <= _RENEWED_AFTER * known_s
         self._told_at = self.begun_at if is_usual else None
 

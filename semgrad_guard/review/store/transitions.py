@@ -10,14 +10,21 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import and_, bindparam, delete, insert, inspect, select, update
 from sqlalchemy.exc import IntegrityError
 
-from semgrad_guard.errors import AlreadyClaimedError, IllegalMoveError, UndoRefusedError, VerdictChangedError
+from semgrad_guard.errors import (
+    AccountError,
+    AlreadyClaimedError,
+    AssignedError,
+    IllegalMoveError,
+    UndoRefusedError,
+    VerdictChangedError,
+)
 from semgrad_guard.flow import ReviewId
-from semgrad_guard.review.store import audit, outbox
+from semgrad_guard.review.store import audit, outbox, waking
 from semgrad_guard.review.store.audit import AuditEvent, Change
 from semgrad_guard.review.store.document import storable
 from semgrad_guard.review.store.items import MOVES, SETTLED, AtExpiry, Event, State, allowed_from
 from semgrad_guard.review.store.read import item_of, read_item
-from semgrad_guard.review.store.schema import FTS_TABLE, comments, documents, items, rulings, search
+from semgrad_guard.review.store.schema import FTS_TABLE, comments, documents, items, rulings, search, users
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -28,6 +35,7 @@ if TYPE_CHECKING:
     from semgrad_guard.review.store.database import Transaction
     from semgrad_guard.review.store.items import AuditRow, Item, QueueSettings
 
+_ADMIN = "admin"
 CLOCK = "clock"
 """Name in the audit trail for changes by time: a lease or a deadline ended."""
 
@@ -55,6 +63,7 @@ _AT_EXPIRY = {
 def claim(tx: Transaction, item_id: str, by: str, settings: QueueSettings) -> Item:
     """Claim an item for a reviewer until a lease ends, or renew the holder's lease."""
     item = freed(tx, read_item(tx.conn, item_id, lock=True), by)
+    check_assigned(tx, item, by)
     event = Event.RENEW if item.state is State.CLAIMED else Event.CLAIM
     until = tx.now + timedelta(seconds=settings.lease_s)
     return _move(tx, item, AuditEvent(event, by), State.CLAIMED, holder=by, held_until=until)
@@ -64,7 +73,7 @@ def claim_next(tx: Transaction, by: str, settings: QueueSettings, skip: frozense
     """Claim the riskiest item for a reviewer; items held by or assigned to others are skipped."""
     _lapse_some(tx)
     query = _FREE_FIRST.where(items.c.id.not_in(skip)) if skip else _FREE_FIRST
-    row = tx.conn.execute(query, {"reviewer": by}).mappings().first()
+    row = tx.conn.execute(query, {"reviewer": account_of(by)}).mappings().first()
     if row is None:
         return None
     until = tx.now + timedelta(seconds=settings.lease_s)
@@ -142,6 +151,7 @@ def settle(tx: Transaction, item_id: str, event: Event, by: str, judgement: Judg
         delay_s: seconds until consumers are notified.
     """
     item = freed(tx, read_item(tx.conn, item_id, lock=True), by)
+    check_assigned(tx, item, by)
     happening = AuditEvent(event, by, {"correct": judgement.correct, **_on_behalf_of(judgement.on_behalf_of)})
     return _rule(tx, item, happening, _VERDICT_OF[event], judgement, delay_s=delay_s)
 
@@ -252,12 +262,49 @@ def _in_words(rows: Iterable[AuditRow]) -> str:
 
 
 def assign(tx: Transaction, item_id: str, by: str, assignee: str | None) -> Item:
-    """Assign an open item to a reviewer; `None` leaves it open to everyone."""
+    """Assign an open item to a reviewer; `None` leaves it open to everyone.
+
+    Raises:
+        AssignedError: it is another reviewer's, and `by` is no administrator.
+        AccountError: there are accounts, but none of that name is open.
+    """
     item = read_item(tx.conn, item_id, lock=True)
     if not item.is_open:
         raise IllegalMoveError(item.id, item.state, "assigned", allowed_from(item.state))
+    check_assigned(tx, item, by)
+    if assignee is not None:
+        _check_account(tx, assignee)
     happening = AuditEvent(Event.ASSIGN, by, {"assignee": assignee})
     return _change(tx, item, happening, item.state, {"assignee": assignee})
+
+
+def account_of(by: str) -> str:
+    """Return the account that somebody acts with; a program's name follows it after a slash."""
+    return by.partition("/")[0]
+
+
+def check_assigned(tx: Transaction, item: Item, by: str) -> None:
+    """Refuse a reviewer who is neither the one that the item is assigned to nor an administrator.
+
+    Who has no account works on the database itself, for example by the command line, and is trusted.
+
+    Raises:
+        AssignedError: it is another reviewer's.
+    """
+    account = account_of(by)
+    if item.assignee is None or item.assignee == account:
+        return
+    role = tx.conn.execute(select(users.c.role).where(users.c.name == account)).scalar_one_or_none()
+    if role is not None and role != _ADMIN:
+        raise AssignedError(item.id, item.assignee)
+
+
+def _check_account(tx: Transaction, name: str) -> None:
+    """Refuse a name that no open account has, where there are accounts."""
+    is_open = tx.conn.execute(select(users.c.active).where(users.c.name == name)).scalar_one_or_none()
+    if not is_open and tx.conn.execute(select(users.c.name).limit(1)).first() is not None:
+        msg = f"there is no open account {name!r}: `semgrad-guard review user list` shows them"
+        raise AccountError(msg)
 
 
 def comment(tx: Transaction, item_id: str, by: str, text: str) -> None:
@@ -319,6 +366,7 @@ def _rule(
     values = {"holder": None, "held_until": None, "ruling_id": ruling_id, "resolved_at": tx.now}
     settled = _change(tx, item, happening, state, values)
     outbox.announce(tx, [item.id], outbox.VERDICT, ruling_id=ruling_id, delay_s=delay_s)
+    waking.announce(tx, item.id)
     return settled
 
 

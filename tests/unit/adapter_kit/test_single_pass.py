@@ -75,7 +75,7 @@ async def test_any_error_while_scoring_costs_the_score_only(
         assert (answer.generated.text, answer.score, answer.error) == (text, None, "RuntimeError: out of memory")
     warnings = [record for record in caplog.records if record.levelname == "WARNING"]
     assert len(warnings) == 4
-    assert all("RuntimeError: out of memory" in record.message for record in warnings)
+    assert all("RuntimeError in " in record.message for record in warnings)  # its words may hold an answer
 
 
 async def test_a_scorer_that_cannot_be_made_costs_the_score_only(

@@ -113,7 +113,7 @@ def test_many_callers_at_once_all_hear_in_time(url, queue):
             thread.join()
     assert len(outcomes) == len(acts)
     assert all(isinstance(error, QueueUnavailableError) for _, error in outcomes)
-    assert max(took for took, _ in outcomes) < BUDGET_S + 2 * SLACK_S
+    assert max(took for took, _ in outcomes) < BUDGET_S + 4 * SLACK_S
 
 
 def test_one_blocked_submitter_holds_no_other_up(url, queue):

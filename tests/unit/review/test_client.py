@@ -83,7 +83,7 @@ def test_it_judges_items(client, queue):
     assert client.claim().id == review_id
     assert client.claim() is None
     client.comment(review_id, "hm")
-    assert client.assign(review_id, "bob").assignee == "bob"
+    assert client.assign(review_id, "ann").assignee == "ann"
     assert client.release(review_id, "ann").state is State.PENDING
     assert client.claim_item(review_id).holder == "ann/bot"
     assert client.approve(review_id, "ann").state is State.APPROVED

@@ -22,7 +22,7 @@ from semgrad_guard.ports import DecidableQueue
 from semgrad_guard.review import Event, State, open_queue
 from semgrad_guard.review.access import Scope
 from semgrad_guard.review.client import ReviewClient
-from tests.review_queues import submit
+from tests.review_queues import doubtful, exchange, submit
 from tests.review_site import serving, site_of
 
 if TYPE_CHECKING:
@@ -111,7 +111,8 @@ def test_it_takes_the_arguments_of_the_protocol(case):
 def test_a_verdict_reaches_the_waiting_caller(case, name):
     """The caller gets the answer as it was, the edited one, or the reason."""
     act, verdict, text = VERDICTS[name]
-    review_id = case.item()
+    asked = exchange(500)
+    review_id = case.queue.submit(asked, doubtful(asked))
     document = case.store.get(review_id).document
     act(case.queue, review_id)
     ruling = case.queue.wait(review_id, 0)

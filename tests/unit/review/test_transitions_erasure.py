@@ -8,6 +8,7 @@ from sqlalchemy import inspect, select, text
 
 from semgrad_guard.flow import Verdict
 from semgrad_guard.review import Event, State, open_queue
+from semgrad_guard.review.store.read import ERASED
 from semgrad_guard.review.store.schema import metadata
 from tests.review_queues import submit
 
@@ -60,7 +61,7 @@ def test_erasing_an_open_item_ends_it(queue):
     review_id = _secret_item(queue)
     queue.erase([review_id], "boss")
     ruling = queue.wait(review_id, 0)
-    assert (ruling.verdict, ruling.text, ruling.by) == (Verdict.EXPIRED, "", "boss")
+    assert (ruling.verdict, ruling.text, ruling.by) == (Verdict.EXPIRED, ERASED, "boss")
     assert queue.claim("ann") is None
 
 

@@ -48,6 +48,33 @@ def test_a_file_that_is_no_database_is_an_unavailable_queue(tmp_path):
     assert path.read_text() == "important " * 100
 
 
+@pytest.mark.parametrize("fate", ["deleted", "replaced"])
+def test_a_file_that_goes_away_under_the_queue_is_noticed(tmp_path, fate):
+    """A program that goes on writing into a deleted file would acknowledge what is lost already."""
+    path = tmp_path / "review.db"
+    with closing(_quick(f"sqlite:///{path}")) as queue:
+        first = submit(queue)
+        path.rename(tmp_path / "kept.db")
+        if fate == "replaced":
+            with closing(_quick(f"sqlite:///{path}")) as other:
+                submit(other, 9)
+        for call in (lambda: submit(queue, 1), lambda: queue.approve(first, "ann"), queue.counts):
+            with pytest.raises(QueueUnavailableError, match=fate):
+                call()
+        if fate == "deleted":
+            (tmp_path / "kept.db").rename(path)
+            assert queue.counts()[State.PENDING] == 1, "put back, it goes on"
+
+
+def test_a_file_that_goes_away_during_a_write_is_noticed(tmp_path):
+    """The write may have gone into what is deleted."""
+    path = tmp_path / "review.db"
+    with closing(_quick(f"sqlite:///{path}")) as queue:
+        submit(queue)
+        with pytest.raises(QueueUnavailableError, match="deleted"):
+            queue.database.write(lambda _: path.unlink())
+
+
 def test_a_full_disk_is_tried_again_and_then_reported(tmp_path):
     """Space may come back within the budget; if not, the caller hears why."""
     clock = FakeClock()

@@ -38,7 +38,7 @@ def test_a_program_judges_an_item(program, memory_queue):
     assert client.post(f"{root}/comments", json={"text": "hm"}).status_code == 204
     assert client.post(f"{root}/edit", json={"text": "It is a gas.", "was_correct": True}).json()["state"] == "edited"
     assert client.post(f"{root}/undo").json()["state"] == "claimed"
-    assert client.post(f"{root}/assign", json={"assignee": "bob"}).json()["assignee"] == "bob"
+    assert client.post(f"{root}/assign", json={"assignee": "ann"}).json()["assignee"] == "ann"
     assert client.post(f"{root}/release").json()["state"] == "pending"
     assert client.post(f"{root}/claim").json()["holder"] == "ann/bot"
     assert client.post(f"{root}/reject", json={"reason": "no"}).json()["state"] == "rejected"

@@ -24,8 +24,9 @@ def _api():
         app = site_of(queue)
         desk = app.state.desk
         _, secret = desk.tokens.issue("fuzz", desk.accounts.get("ann"), list(Scope))
-        described = schemathesis.openapi.from_asgi("/api/openapi.json", app)
-        described.headers = {"Authorization": f"Bearer {secret}"}
+        bearer = {"Authorization": f"Bearer {secret}"}
+        described = schemathesis.openapi.from_asgi("/api/openapi.json", app, headers=bearer)
+        described.headers = bearer
         yield described
 
 

@@ -14,6 +14,7 @@ from semgrad_guard.review.access import IDLE_S, LONGEST_S, Role, Scope
 from semgrad_guard.review.site.app import create_app
 from semgrad_guard.review.site.desk import WebSettings
 from semgrad_guard.review.store.document import Document
+from semgrad_guard.review.store.read import ERASED
 from semgrad_guard.review.store.schema import metadata
 from tests.review_queues import doubtful, exchange, submit
 from tests.review_site import HASHER, PASSWORD
@@ -458,3 +459,62 @@ def test_roles_are_checked_on_the_server(ann, visit, memory_queue, desk):
     ann.get(f"/items/{review_id}")
     ann.post(f"/items/{review_id}/undo", csrf=ann.hidden("/logout")["csrf"])
     assert memory_queue.item(review_id).holder == "ann"
+
+
+# --- whose item it is -------------------------------------------------------------------------------------------------
+
+
+def test_only_the_assignee_or_an_administrator_judges(ann, memory_queue, program):
+    """Neither on the page, nor by a program, nor by assigning it to oneself."""
+    review_id = submit(memory_queue)
+    memory_queue.assign(review_id, "root", "bob")
+    page = ann.get(f"/items/{review_id}")
+    assert "assigned to bob" in page
+    assert f"/items/{review_id}/approve" not in page
+    token = ann.hidden("/logout")["csrf"]
+    tried = {"approve": {}, "edit": {"text": "x"}, "reject": {}, "claim": {}, "assign": {"to": "ann"}}
+    for action, fields in tried.items():
+        ann.post(f"/items/{review_id}/{action}", csrf=token, **fields)
+        assert ann.status == 409, action
+    ann.post("/next", csrf=token)
+    assert memory_queue.item(review_id).state is State.PENDING
+    client = program(Scope.JUDGE, user="ann")
+    for action, body in (("approve", {}), ("claim", None), ("assign", {"assignee": "ann"})):
+        answer = client.post(f"/api/v1/items/{review_id}/{action}", json=body)
+        assert (answer.status_code, answer.json()["error"]) == (409, "AssignedError")
+    assert client.post("/api/v1/items/claim-next").status_code == 204
+    assert program(Scope.JUDGE, user="bob").post("/api/v1/items/claim-next").json()["id"] == review_id
+    memory_queue.release(review_id, "bob/bot")
+    assert program(Scope.JUDGE, user="root").post(f"/api/v1/items/{review_id}/approve").status_code == 200
+
+
+@pytest.mark.parametrize("name", ["carol", "closed", "ann/bot", ""])
+def test_an_item_is_assigned_to_open_accounts_only(memory_queue, desk, program, name):
+    """Nobody would ever see it otherwise."""
+    desk.accounts.add("closed", PASSWORD)
+    desk.accounts.set_active("closed", active=False)
+    review_id = submit(memory_queue)
+    answer = program(Scope.JUDGE).post(f"/api/v1/items/{review_id}/assign", json={"assignee": name})
+    assert (answer.status_code, answer.json()["error"]) == (400, "AccountError")
+    assert memory_queue.item(review_id).assignee is None
+
+
+def test_the_description_of_the_api_is_not_for_strangers(ann, visit, program):
+    """What it offers is nobody's business who may not use it."""
+    for client in (visit().client, ann.client):
+        assert client.get("/api/openapi.json").status_code == 401
+    described = program(Scope.READ).get("/api/openapi.json").json()
+    assert "/api/v1/items" in described["paths"]
+
+
+def test_a_caller_that_waits_for_an_erased_answer_reads_why(memory_queue, program):
+    """An empty text would be given to a user as the approved answer."""
+    client = program(Scope.SUBMIT)
+    for n, end in enumerate(("approve", "edit", "reject", None)):
+        body = {"document": {"exchange_id": f"x{n}", "answer": "So."}}
+        review_id = client.post("/api/v1/items", json=body).json()["id"]
+        if end is not None:
+            getattr(memory_queue, end)(review_id, "ann", *(["x"] if end != "approve" else []))
+        memory_queue.erase([review_id], "root")
+        taken = client.post(f"/api/v1/items/{review_id}/ruling").json()["ruling"]
+        assert (taken["verdict"], taken["text"]) == ("expired", ERASED)
