@@ -88,7 +88,8 @@ class QueueMachine(RuleBasedStateMachine):
     def submit_again(self, data: st.DataObject) -> None:
         """A guard submits what it submitted before."""
         review_id = self.pick(data)
-        asked = exchange(0, id=f"x{self.known[review_id].number}")
+        number = self.known[review_id].number
+        asked = exchange(number, id=f"x{number}")
         assert self.queue.submit(asked, doubtful(asked)) == review_id
 
     @rule(who=REVIEWERS)
