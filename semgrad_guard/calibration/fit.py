@@ -271,6 +271,7 @@ def _fit_model(labels: Labels, plan: Plan, ridge: float) -> FusedModel:
 
 FAMILIES: tuple[frozenset[Family], ...] = (
     frozenset({"text"}),
+    frozenset({"embedding"}),
     frozenset({"text", "embedding"}),
     frozenset({"likelihood", "gradient"}),
     frozenset({"likelihood", "attention"}),
