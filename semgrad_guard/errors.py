@@ -5,6 +5,7 @@ Each error also has its data as attributes, so programs need not parse the messa
 
 from __future__ import annotations
 
+import math
 import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -265,6 +266,17 @@ class MixedScoresError(CalibrationError, ValueError):
         super().__init__(
             f"row {row} was scored with {', '.join(self.differences)}: score all answers with one model and one setting"
         )
+
+
+class ImpossibleSignalError(CalibrationError, ValueError):
+    """A labelled score has a value that its signal cannot have."""
+
+    def __init__(self, row: int, name: str, value: float, limits: tuple[float, float]) -> None:
+        """Keep the 1-based row, the signal and what it must be between."""
+        self.row, self.name, self.value, self.limits = row, name, value, limits
+        low, high = limits
+        allowed = f"{low:g} or more" if math.isinf(high) else f"from {low:g} to {high:g}"
+        super().__init__(f"row {row}: {name} is {value:g}, but it can only be {allowed}: score this answer again")
 
 
 class SignalUnavailableError(CalibrationError, ValueError):

@@ -11,6 +11,7 @@ other texts and meaning in `scoring.text_signals`, further forward passes in `sc
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
@@ -23,6 +24,8 @@ Cost = Literal["free", "text", "embedding", "forward", "sampling"]
 embedder is given; `forward`: another forward pass; `sampling`: further answers, in `evaluate` only."""
 Family = Literal["gradient", "likelihood", "attention", "text", "embedding", "forward", "sampling"]
 """What a signal is computed from."""
+COUNTS = frozenset({"tokens", "words", "passages", "claims"})
+"""Units of signals that count something."""
 DIRECTIONS: Mapping[str, int] = {"less sure": -1, "either": 0, "more sure": 1}
 
 
@@ -50,6 +53,15 @@ class Signal:
     """False when it orders answers exactly as another signal does, so it is of use inside a fusion only."""
     tampering: bool = False
     """Whether it is a sign that an answer was made to look right; few honest answers show it."""
+
+    @property
+    def limits(self) -> tuple[float, float]:
+        """The smallest and the largest value that there can be, by the unit."""
+        if self.unit == "share":
+            return 0.0, 1.0
+        if self.unit == "cosine":
+            return -2.0, 2.0  # a margin is the difference of two
+        return (0.0 if self.is_score or self.unit in COUNTS else -math.inf), math.inf
 
     @property
     def direction(self) -> int:
@@ -701,7 +713,7 @@ _FORWARD = _family(
     Signal(
         name="context_gain_share",
         meaning="share of the answer's negative log-likelihood that the passages take away",
-        unit="share",
+        unit="ratio",
         higher="more sure",
         source="own; as context_gain",
         lowers="the answer is as unexpected with the passages as without",
@@ -811,6 +823,10 @@ METHODS = tuple(name for name, signal in SIGNALS.items() if signal.is_score)
 """Signals that can be a score's value."""
 
 
+ROUNDING = 1e-2
+"""By how much half-precision numbers may leave the limits of a signal."""
+
+
 def signal_of(name: str) -> Signal | None:
     """Return the signal with a name, variants and sampled ones included; `None` for a name of the caller's own."""
     return EVERY.get(name) or SIGNALS.get(base_name(name))
@@ -819,6 +835,15 @@ def signal_of(name: str) -> Signal | None:
 def is_known(name: str) -> bool:
     """Return whether a scorer computes a signal of this name, variants included."""
     return base_name(name) in SIGNALS
+
+
+def is_possible(name: str, value: float) -> bool:
+    """Return whether a signal can have a value, rounding aside; what is not known or not finite can be anything."""
+    signal = signal_of(name)
+    if signal is None or not math.isfinite(value):
+        return True
+    low, high = signal.limits
+    return low - ROUNDING <= value <= high + ROUNDING
 
 
 def may_be_required(name: str) -> bool:

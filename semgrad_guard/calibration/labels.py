@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from semgrad_guard.calibration.fitting_scores import differences
-from semgrad_guard.errors import CalibrationError, MixedScoresError, OneClassError, TooFewLabelsError
+from semgrad_guard.errors import (
+    CalibrationError,
+    ImpossibleSignalError,
+    MixedScoresError,
+    OneClassError,
+    TooFewLabelsError,
+)
+from semgrad_guard.signals import is_possible, signal_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -199,6 +206,7 @@ def collect(
 
     Raises:
         MixedScoresError: the rows have different fingerprints.
+        ImpossibleSignalError: a signal has a value that it cannot have.
         TooFewLabelsError: there are no rows.
         CalibrationError: the rows have no fingerprint, and none was given.
     """
@@ -232,19 +240,35 @@ def collect(
     )
 
 
+def _check_signals(row: int, signals: Mapping[str, float]) -> None:
+    for name, value in signals.items():
+        known = signal_of(name)
+        if known is not None and not is_possible(name, value):
+            raise ImpossibleSignalError(row, name, value, known.limits)
+
+
 def _sample(
     rows: Iterable[LabelledScore], fingerprint: Fingerprint | None, max_rows: int, seed: int
 ) -> tuple[list[LabelledScore], int, Fingerprint | None]:
-    """Return a uniform sample of a stream, its length, and the one fingerprint of its rows."""
+    """Return a uniform sample of a stream, its length, and the one fingerprint of its rows.
+
+    The same label of the same answer to one question counts once, however often it was given.
+    """
     rng = random.Random(seed)  # noqa: S311 - sampling, not secrecy
     kept: list[LabelledScore] = []
     n_seen = 0
-    for row in rows:
-        n_seen += 1
+    seen = set[int]()
+    for number, row in enumerate(rows, 1):
+        _check_signals(number, row.signals)
         if row.fingerprint is not None and row.fingerprint != fingerprint:
             if fingerprint is not None and (found := differences(fingerprint, row.fingerprint)):
-                raise MixedScoresError(n_seen, found)
+                raise MixedScoresError(number, found)
             fingerprint = fingerprint or row.fingerprint
+        label = hash((row.group, row.correct, row.source, row.adversarial, *sorted(row.signals.items())))
+        if row.group is not None and label in seen:
+            continue
+        seen.add(label)
+        n_seen += 1
         if len(kept) < max_rows:
             kept.append(row)
         elif (place := rng.randrange(n_seen)) < max_rows:

@@ -97,18 +97,18 @@ def test_the_richest_fit_that_the_score_has_all_for_is_used(rows: Any, score: Ma
         replace(
             row,
             fingerprint=replace(row.fingerprint, settings=embedded),
-            signals={**row.signals, "support_similarity": float(rng.normal(2.0 * row.correct, 0.5))},
+            signals={**row.signals, "support_similarity": float(np.clip(rng.normal(0.6 * row.correct, 0.2), -1, 1))},
         )
         for row in rows(200)
     ]
     calibrator = ProfileCalibrator(fit_profile(labelled, name="two", draws=20))
     rich = replace(score().fingerprint, settings=embedded)
-    meant = confidence_of(calibrator, score(fingerprint=rich, signals={"support_similarity": 2.0}))
+    meant = confidence_of(calibrator, score(fingerprint=rich, signals={"support_similarity": 0.6}))
     renamed = replace(rich, settings=embedded.replace("minilm [0.100", "another [0.105"))
     other = replace(rich, settings=embedded.replace("0.900", "0.500"))
-    same = confidence_of(calibrator, score(fingerprint=renamed, signals={"support_similarity": 2.0}))
+    same = confidence_of(calibrator, score(fingerprint=renamed, signals={"support_similarity": 0.6}))
     without = confidence_of(calibrator, score())
-    foreign = confidence_of(calibrator, score(fingerprint=other, signals={"support_similarity": 2.0}))
+    foreign = confidence_of(calibrator, score(fingerprint=other, signals={"support_similarity": 0.6}))
     assert meant.value is not None
     assert without.value is not None
     assert same.value == meant.value > without.value

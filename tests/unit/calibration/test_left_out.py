@@ -11,6 +11,7 @@ import pytest
 from semgrad_guard.calibration import fit_profile, load_profile, shipped_profiles
 from semgrad_guard.calibration.labels import collect
 from semgrad_guard.calibration.metrics import auroc_within, share_right_above
+from semgrad_guard.errors import ImpossibleSignalError
 from semgrad_guard.flow import Exchange, Passage
 from semgrad_guard.scoring.text_signals import grounding_signals, retrieval_signals
 from semgrad_guard.signals import SIGNALS
@@ -80,10 +81,27 @@ def test_adversarial_rows_teach_and_are_no_evidence(rows: Any) -> None:
 def test_adversarial_rows_weigh_little_together(rows: Any) -> None:
     """A hundred of them count as much as their share of ten honest rows."""
     honest = list(rows(10))
-    labels = collect([*honest, *(replace(honest[0], adversarial="orders") for _ in range(100))])
+    labels = collect([*honest, *(replace(honest[0], adversarial="orders", group=f"made {i}") for i in range(100))])
     labels = replace(labels, adversarial_share=0.5)
     assert labels.weights[labels.honest].sum() == 10
     assert labels.weights[~labels.honest].sum() == pytest.approx(5)
+
+
+def test_the_same_label_given_twice_counts_once(rows: Any) -> None:
+    """Of one question; answers without a question may well look alike."""
+    some = list(rows(10))
+    assert len(collect([replace(row, group="q") for row in [*some, *some]])) == 10
+    assert len(collect([replace(row, group=None) for row in [*some, *some]])) == 20
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("grounding", 1.5), ("grounding", -0.5), ("mean_nll", -1.0), ("n_words", -3.0)]
+)
+def test_a_value_that_a_signal_cannot_have_is_refused(rows: Any, name: str, value: float) -> None:
+    """With the row, what was seen and what there can be."""
+    bad = [replace(row, signals={**row.signals, name: value}) for row in rows(3)]
+    with pytest.raises(ImpossibleSignalError, match=f"row 1: {name} is"):
+        collect(bad)
 
 
 def test_pairs_of_one_kind_alone_are_compared() -> None:
