@@ -89,7 +89,7 @@ class _Material:
         """Return the sentence that has most words of a right answer; `None` where none has three of them."""
         said = [content_words(text) for text in self.row.right]
         found = [
-            (max(len(text & set(words(sentence))) for text in said), sentence)
+            (max((len(text & set(words(sentence))) for text in said), default=0), sentence)
             for passage in self.passages
             for sentence in self.sentences(passage)
         ]

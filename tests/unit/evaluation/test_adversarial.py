@@ -65,6 +65,14 @@ def test_a_right_answer_in_its_own_words_is_changed_in_one_place() -> None:
     assert len(set(by_kind["changed answer"].split()) - set(first.split())) <= 2
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_wrong_answer_without_accepted_ones_gives_what_it_can(kind: str) -> None:
+    """Rows of logs have one answer and a label; of a wrong one nothing right is known."""
+    first, second, _ = rows()
+    made = list(adversarial([Honest(first.exchange, correct=False), second], kinds=[kind]))
+    assert all(one.exchange.answer.strip() for one in made)
+
+
 def test_the_parts_are_where_the_kind_says() -> None:
     """A copied passage before or behind another row's year; a denied verb; an order among the passages."""
     by_kind = {one.kind: one.exchange for one in adversarial(rows()[:2], per_row=len(KINDS)) if one.row == 0}

@@ -70,7 +70,8 @@ def test_hooks_that_move_states_are_part_of_the_gradient(plain):
     spread = local_model()
     dispatch_model(spread.model, MAPS["one device"], main_device="cpu", force_hooks=True)
     assert all(hasattr(block, "_hf_hook") for block in spread.model.model.layers)
-    assert SemGradScorer(spread).score(EXCHANGE).signals == SemGradScorer(plain).score(EXCHANGE).signals
+    expected = SemGradScorer(plain).score(EXCHANGE).signals  # by the gradient that is written out, without hooks
+    assert SemGradScorer(spread).score(EXCHANGE).signals == pytest.approx(expected, rel=1e-5)
 
 
 def test_a_model_without_numbers_is_refused(plain):
