@@ -117,14 +117,33 @@ def _row(fields: dict[str, Any], name: str) -> _Row:
 def demo_rows(seed: int = 0) -> list[_Row]:
     """Return the demo's questions with right answers, in two forms, and wrong ones."""
     draw = random.Random(seed)  # noqa: S311 - test material, no secret
-    about = defaultdict(list)
+    answerable, about = _answerable()[:N_DEMO], _by_element()
+    same = _by_kind(answerable)
+    return [row for one in answerable for row in _demo_rows_of(one, same[_kind(one)], about, draw)]
+
+
+def _answerable() -> list[ElementQuestion]:
+    return [one for one in questions("train") if one.answers]
+
+
+def _by_element() -> dict[str, list[Passage]]:
+    """Return the demo's passages by the element that they are about."""
+    about: dict[str, list[Passage]] = defaultdict(list)
     for passage in passages():
         about[(passage.source or "").split(":")[0]].append(passage)
-    asked = [one for one in questions("train") if one.answers][:N_DEMO]
+    return about
+
+
+def _by_kind(of_demo: list[ElementQuestion]) -> dict[str, list[ElementQuestion]]:
+    """Return questions by what they ask, whatever element it is asked of."""
     same: dict[str, list[ElementQuestion]] = defaultdict(list)
-    for one in asked:
-        same[one.id.split("-")[1]].append(one)
-    return [row for one in asked for row in _demo_rows_of(one, same[one.id.split("-")[1]], about, draw)]
+    for one in of_demo:
+        same[_kind(one)].append(one)
+    return same
+
+
+def _kind(one: ElementQuestion) -> str:
+    return one.id.split("-")[1]
 
 
 def _demo_rows_of(
@@ -148,16 +167,11 @@ def brief_rows(seed: int = 0) -> Iterator[_Row]:
     ones that no passage holds.
     """
     draw = random.Random(seed)  # noqa: S311 - test material, no secret
-    about = defaultdict(list)
-    for passage in passages():
-        about[(passage.source or "").split(":")[0]].append(passage)
-    asked = [one for one in questions("train") if one.answers]
-    draw.shuffle(asked)
-    same: dict[str, list[ElementQuestion]] = defaultdict(list)
-    for one in asked:
-        same[one.id.split("-")[1]].append(one)
-    for one in asked[:N_BRIEF]:
-        yield from _brief_rows_of(one, same[one.id.split("-")[1]], about, draw)
+    answerable, about = _answerable(), _by_element()
+    draw.shuffle(answerable)
+    same = _by_kind(answerable)
+    for one in answerable[:N_BRIEF]:
+        yield from _brief_rows_of(one, same[_kind(one)], about, draw)
 
 
 def _brief_rows_of(

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import secrets
 import threading
 import time
-import weakref
 from dataclasses import dataclass
 from datetime import timedelta
 from enum import Enum
@@ -25,6 +23,7 @@ from semgrad_guard.review.store.items import Event, State, rank
 from semgrad_guard.review.store.read import read_document
 from semgrad_guard.review.store.schema import documents, items, search
 from semgrad_guard.review.store.schema import tags as tag_table
+from semgrad_guard.review.store.time_limits import call_after_fork
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -98,15 +97,7 @@ class GroupCommit(Generic[Given, Result]):
         self._act, self._fate_of, self._limit_s = act, fate_of, limit_s
         self._lists, self._acts = threading.Lock(), threading.Lock()
         self._waiting: list[_Call[Given, Result]] = []
-        reference = weakref.ref(self)
-
-        def forget() -> None:
-            parent = reference()
-            if parent is not None:
-                parent._forget()  # noqa: SLF001 - its own
-
-        if hasattr(os, "register_at_fork"):
-            os.register_at_fork(after_in_child=forget)  # its parent's threads do not exist there, but their locks do
+        call_after_fork(self._forget)  # its parent's threads do not exist there, but their locks do
 
     def __call__(self, given: Given) -> Result:
         """Carry out one request and return its result.

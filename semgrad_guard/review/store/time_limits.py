@@ -15,7 +15,7 @@ from sqlalchemy import event
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Sequence
+    from collections.abc import Callable, Generator, Sequence
 
     from sqlalchemy import Connection, Engine
 
@@ -111,6 +111,19 @@ def limit_statements(engine: Engine, seconds: float) -> None:
     event.listen(engine, "before_cursor_execute", tell)
 
 
+def call_after_fork(method: Callable[[], None]) -> None:
+    """Call a method in every process that is forked from this one, as long as its object lives."""
+    reference = weakref.WeakMethod(method)
+
+    def call() -> None:
+        living = reference()
+        if living is not None:
+            living()
+
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=call)
+
+
 class SilenceWatch:
     """Breaks connections whose server has not answered in time, so that the waiting thread gets an error."""
 
@@ -119,15 +132,7 @@ class SilenceWatch:
         self._lock = threading.Lock()
         self._entries: list[list[Any]] = []
         self._thread: threading.Thread | None = None
-        reference = weakref.ref(self)
-
-        def forget() -> None:
-            parent = reference()
-            if parent is not None:
-                parent._forget()  # noqa: SLF001 - its own
-
-        if hasattr(os, "register_at_fork"):
-            os.register_at_fork(after_in_child=forget)  # the thread does not exist there
+        call_after_fork(self._forget)  # the thread does not exist there
 
     @contextmanager
     def over(self, conn: Connection, limit: TimeLimit) -> Generator[None]:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
-import weakref
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -16,6 +14,7 @@ from sqlalchemy import or_, select, text
 from semgrad_guard.errors import in_log
 from semgrad_guard.review.store.items import OPEN
 from semgrad_guard.review.store.schema import items
+from semgrad_guard.review.store.time_limits import call_after_fork
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Sequence
@@ -59,15 +58,7 @@ class Waking:
         self._thread: threading.Thread | None = None
         self._is_closed = False
         self._changed = threading.Event()
-        reference = weakref.ref(self)
-
-        def forget() -> None:
-            parent = reference()
-            if parent is not None:
-                parent._forget()  # noqa: SLF001 - its own
-
-        if hasattr(os, "register_at_fork"):
-            os.register_at_fork(after_in_child=forget)  # the thread does not exist there
+        call_after_fork(self._forget)  # the thread does not exist there
 
     @contextmanager
     def calling(self, item_id: str, act: Callable[[], object]) -> Generator[None]:
