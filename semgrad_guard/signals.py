@@ -5,8 +5,8 @@ computed (grounding without passages, a position before the prompt's first token
 
 To add a signal, add its row here and compute it where its family is computed: gradients and likelihoods in
 `scoring.measure`, where words begin in `scoring.starts`, attention in `scoring.attention`, claims in `scoring.claims`,
-other texts and meaning in `scoring.text_signals`, further forward passes in `scoring.forward_signals`, samples in
-`evaluation.compare.sampled_signals`.
+other texts and meaning in `scoring.text_signals`, further forward passes in `scoring.forward_signals`, probes in
+`calibration.probes`, samples in `evaluation.compare.sampled_signals`.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 PAPER = "SemGrad (arXiv 2605.04638), section 3"
-Cost = Literal["free", "text", "embedding", "forward", "sampling"]
-"""`free`: comes with the one backward pass; `text`: counts words, no model; `embedding`: sentence embeddings, where an
-embedder is given; `forward`: another forward pass; `sampling`: further answers, in `evaluate` only."""
-Family = Literal["gradient", "likelihood", "attention", "text", "embedding", "forward", "sampling"]
+Cost = Literal["free", "text", "probe", "embedding", "forward", "sampling"]
+"""`free`: comes with the one backward pass; `text`: counts words, no model; `probe`: comes with that pass too, and a
+profile turns it into a number; `embedding`: sentence embeddings, where an embedder is given; `forward`: another forward
+pass; `sampling`: further answers, in `evaluate` only."""
+Family = Literal["gradient", "likelihood", "attention", "probe", "text", "embedding", "forward", "sampling"]
 """What a signal is computed from."""
 COUNTS = frozenset({"tokens", "words", "passages", "claims"})
 """Units of signals that count something."""
@@ -393,6 +394,33 @@ _ATTENTION = tuple(
     )
 )
 
+_PROBES = _family(
+    "probe",
+    "probe",
+    Signal(
+        name="state_probe",
+        meaning="weighted sum of the mean hidden state, at 60 % of the model's depth, that the answer's tokens are "
+        "predicted from; the weights are the profile's",
+        unit="log-odds",
+        higher="more sure",
+        source="Kadavath et al. 2022 (arXiv 2207.05221), Azaria and Mitchell 2023 (arXiv 2304.13734); reduced in "
+        "dimension first, as arXiv 2505.23299",
+        lowers="the model's state is like that of wrong answers",
+        raises="the model's state is like that of right answers",
+    ),
+    Signal(
+        name="attention_probe",
+        meaning="weighted sum of each head's attention on the first token, the passages, the question and the answer; "
+        "the weights are the profile's",
+        unit="log-odds",
+        higher="more sure",
+        source="Lookback Lens (arXiv 2407.07071)",
+        lowers="attention is spread as in wrong answers",
+        raises="attention is spread as in right answers",
+        required=False,
+    ),
+)
+
 _TEXT = _family(
     "text",
     "text",
@@ -759,7 +787,17 @@ _FORWARD = _family(
 )
 
 SIGNALS: dict[str, Signal] = {
-    signal.name: signal for signal in (*_GRADIENTS, *_LIKELIHOODS, *_STARTS, *_ATTENTION, *_TEXT, *_MEANING, *_FORWARD)
+    signal.name: signal
+    for signal in (
+        *_GRADIENTS,
+        *_LIKELIHOODS,
+        *_STARTS,
+        *_ATTENTION,
+        *_PROBES,
+        *_TEXT,
+        *_MEANING,
+        *_FORWARD,
+    )
 }
 """Every signal that a scorer computes, by name."""
 SAMPLED: dict[str, Signal] = {
@@ -817,7 +855,10 @@ PASSAGE_HELP = frozenset(COSTLY) - {"p_true"}
 """Those of them that say what the passages did for the answer; one forward pass without the passages gives them all."""
 TAMPERING = frozenset(name for name, signal in SIGNALS.items() if signal.tampering)
 """Signs that an answer was made to look right."""
-ATTENTION = tuple(name for name, signal in SIGNALS.items() if signal.family == "attention")
+PROBES = tuple(name for name, signal in SIGNALS.items() if signal.family == "probe")
+"""Signals that a profile computes from `Score.vectors`, where it was fitted on enough of them."""
+STATE_PROBE, ATTENTION_PROBE = PROBES
+ATTENTION = (*(name for name, signal in SIGNALS.items() if signal.family == "attention"), ATTENTION_PROBE)
 """Signals for which attention weights are read."""
 METHODS = tuple(name for name, signal in SIGNALS.items() if signal.is_score)
 """Signals that can be a score's value."""

@@ -10,7 +10,7 @@ import numpy as np
 from semgrad_guard.calibration.curves import log_odds
 from semgrad_guard.calibration.fitting_scores import differences
 from semgrad_guard.flow import Confidence, Contribution, utc_now
-from semgrad_guard.signals import explain
+from semgrad_guard.signals import PROBES, explain
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -48,7 +48,7 @@ class ProfileCalibrator:
         fit, why_not = self._fit_for(score)
         if fit is None:
             return Confidence(value=None, why=why_not, profile=self.profile.name)
-        signals = _signals(score)
+        signals = fit.signals_of(score)
         margin = fit.margin(signals)
         drift = self.drift if fit is self.profile else None
         if drift is not None:
@@ -90,15 +90,20 @@ class ProfileCalibrator:
 
 def _span_confidence(fits: Sequence[Profile], signals: Mapping[str, float]) -> float | None:
     """Return the confidence of one span by the first fit that it has the signals for; `None` without any."""
-    fit = next((fit for fit in fits if not (fit.is_too_long(signals) or fit.model.missing(signals))), None)
+    fit = next((fit for fit in fits if not (fit.is_too_long(signals) or _lacks(fit, signals))), None)
     return None if fit is None else fit.confidence_of_margin(fit.margin(signals))
+
+
+def _lacks(fit: Profile, signals: Mapping[str, float]) -> bool:
+    """Return whether a part of an answer lacks what a fit needs; probes read whole answers, so nobody expects them."""
+    return not set(fit.model.missing(signals)).issubset(PROBES)
 
 
 def refusal(fit: Profile, score: Score) -> str | None:
     """Return why a fit cannot calibrate this score, or `None` if it can."""
     if found := differences(fit.fingerprint, score.fingerprint, fit.model.names):
         return f"profile {fit.name} was fitted for another score: {'; '.join(found)}"
-    if missing := fit.model.missing(_signals(score)):
+    if missing := fit.model.missing(fit.signals_of(score)):
         return f"profile {fit.name} needs signals that are missing or not finite: {', '.join(missing)}"
     return None
 
@@ -134,11 +139,6 @@ def _why(profile: Profile, value: float, contributions: tuple[Contribution, ...]
     if profile.fingerprint.proxy:
         start = f"read by a proxy: {start}" + (f" ({profile.basis})" if profile.basis else "")
     return f"{start}; {'low' if low else 'high'} because: {'; '.join(named)}" if named else start
-
-
-def _signals(score: Score) -> dict[str, float]:
-    """Return all signals of a score, including its value."""
-    return {score.method: score.value, **score.signals}
 
 
 def _slope(profile: Profile, margin: float) -> float:

@@ -22,6 +22,7 @@ from semgrad_guard.calibration.fused import FusedModel, fit_fused
 from semgrad_guard.calibration.labels import MAX_ROWS, Labels, check_enough, collect, grouped_folds
 from semgrad_guard.calibration.left_out import adversarial_evidence, left_out_evidence, reported_evidence
 from semgrad_guard.calibration.metrics import auroc, log_losses
+from semgrad_guard.calibration.probes import Components, FittedProbe, along, filled, with_components, with_probes
 from semgrad_guard.calibration.profile import Evidence, LabelPairs, Profile
 from semgrad_guard.calibration.tampering import with_tampering
 from semgrad_guard.errors import SignalUnavailableError
@@ -201,15 +202,20 @@ class Fitted:
     curve: FittedCurve
     edge: float
     """Confidence keeps this distance from 0 and 1."""
+    probes: tuple[FittedProbe, ...] = ()
+    """The probes whose signals the model uses."""
 
     def confidences(self, labels: Labels) -> NDArray[np.float64]:
         """Return the confidence of each row."""
+        labels = filled(labels, self.probes)
         margins = self.model.margins(labels.select(self.model.names).signals)
         return np.clip(self.curve.probabilities(margins), self.edge, 1 - self.edge)
 
 
 def fit(labels: Labels, plan: Plan) -> Fitted:
     """Fit model and curve to these rows as the plan says; adversarial rows teach the model, not the curve."""
+    wanted = {name: vectors for name, vectors in labels.vectors.items() if name in plan.required}
+    labels, probes = with_probes(replace(labels, vectors=wanted), plan.seed)
     is_taught = plan.method == "fused" and not labels.honest.all()
     if is_taught:
         labels = _weighed(labels, plan)
@@ -226,7 +232,8 @@ def fit(labels: Labels, plan: Plan) -> Fitted:
     curve = fit_curve(
         margins[honest], rows.correct[honest], rows.groups[honest], calibrator=plan.calibrator, seed=plan.seed
     )
-    return Fitted(model, curve, edge(int(honest.sum())))
+    used = tuple(probe for probe in probes if probe.name in model.names)
+    return Fitted(model, curve, edge(int(honest.sum())), used)
 
 
 def out_of_fold(labels: Labels, plan: Plan) -> NDArray[np.float64]:
@@ -275,6 +282,7 @@ FAMILIES: tuple[frozenset[Family], ...] = (
     frozenset({"text", "embedding"}),
     frozenset({"likelihood", "gradient"}),
     frozenset({"likelihood", "attention"}),
+    frozenset({"probe"}),
     frozenset({"text", "likelihood"}),
     frozenset({"text", "attention"}),
     frozenset({"text", "likelihood", "attention"}),
@@ -283,7 +291,10 @@ FAMILIES: tuple[frozenset[Family], ...] = (
     frozenset({"text", "embedding", "attention"}),
     frozenset({"text", "embedding", "likelihood", "attention"}),
     frozenset({"text", "embedding", "likelihood", "forward"}),
-    frozenset({"text", "embedding", "likelihood", "attention", "gradient", "forward", "sampling"}),
+    frozenset({"text", "likelihood", "probe"}),
+    frozenset({"embedding", "probe"}),
+    frozenset({"text", "embedding", "probe"}),
+    frozenset({"text", "embedding", "likelihood", "attention", "gradient", "forward", "sampling", "probe"}),
 )
 """Sets of families of signals that a fused model may be made of, the smaller first; the last has all."""
 FIRST_RIDGES = (3e-2, 3e-1)
@@ -440,6 +451,8 @@ def fit_profile(  # noqa: PLR0913 - the options of the command, each with a defa
     """
     labels = collect(rows, fingerprint=fingerprint, max_rows=max_rows, seed=seed)
     _check(labels)
+    labels, components = with_components(labels)
+    labels, _ = with_probes(labels, seed)
     settings = Settings(
         method=method,
         calibrator=calibrator,
@@ -451,10 +464,11 @@ def fit_profile(  # noqa: PLR0913 - the options of the command, each with a defa
     )
     further = list(reported)
     unseen = collect(further, fingerprint=fingerprint, max_rows=max_rows, seed=seed) if further else None
+    unseen = None if unseen is None else along(unseen, components)
     profile: Profile | None = None
     for title, families in reversed(_fits(labels, method, simpler=simpler)):
         names = _of_families(labels.names, families) if families else labels.names
-        fitted = _profile(labels.select(names), f"{name}{title}", settings, unseen)
+        fitted = _profile(labels.select(names), f"{name}{title}", settings, unseen, components)
         profile = fitted.model_copy(update={"simpler": profile})
     if profile is None:  # pragma: no cover - there is always the first fit
         raise AssertionError
@@ -474,7 +488,7 @@ class Settings:
     seed: int
 
 
-WITHOUT_MEANING: frozenset[Family] = frozenset({"text", "likelihood", "attention", "gradient", "forward"})
+WITHOUT_MEANING: frozenset[Family] = frozenset({"text", "likelihood", "attention", "gradient", "forward", "probe"})
 TEXTS_ONLY: frozenset[Family] = frozenset({"text"})
 
 
@@ -496,7 +510,9 @@ def _check(labels: Labels) -> None:
     check_enough(labels.correct[honest], labels.groups[honest])
 
 
-def _profile(labels: Labels, name: str, settings: Settings, reported: Labels | None) -> Profile:
+def _profile(
+    labels: Labels, name: str, settings: Settings, reported: Labels | None, components: Mapping[str, Components]
+) -> Profile:
     """Return one fit, without simpler ones."""
     required = _usable(labels, settings.method)
     needed = labels.select([signal for signal, is_needed in required.items() if is_needed]).signals
@@ -523,6 +539,7 @@ def _profile(labels: Labels, name: str, settings: Settings, reported: Labels | N
         fingerprint=labels.fingerprint,
         method="fused" if plan.method == "fused" else fitted.model.names[0],
         model=fitted.model,
+        probes=tuple(probe.unfolded(components[probe.name]) for probe in fitted.probes),
         curve=fitted.curve,
         edge=fitted.edge,
         n_labels=len(honest),

@@ -78,7 +78,7 @@ def _needs(signals: Iterable[str]) -> set[str]:
                 needed |= {"texts"}
             case "embedding":
                 needed |= {"texts", "embedder"}
-            case "attention":
+            case "attention" | "probe":
                 needed |= {*_MODEL, "blocks"}
             case "gradient":
                 needed |= {*_MODEL, "blocks"} | ({"position"} if name in _BY_POSITION else set())

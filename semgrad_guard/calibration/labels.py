@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -91,6 +91,8 @@ class LabelledScore:
     """Model that wrote the answer, where known."""
     adversarial: str | None = None
     """Kind of an answer that was made to look right; such answers teach the fit, and are no evidence for it."""
+    vectors: Mapping[str, Sequence[float]] = field(default_factory=dict[str, "Sequence[float]"])
+    """What probes read, by the probe's signal; see `Score.vectors`."""
 
     @classmethod
     def of(
@@ -103,6 +105,7 @@ class LabelledScore:
             fingerprint=score.fingerprint,
             group=group,
             tags=tags,
+            vectors=score.vectors,
         )
 
 
@@ -130,6 +133,8 @@ class Labels:
     """Kind of each adversarial answer, `None` for an honest one; empty where all are honest."""
     adversarial_share: float = 1.0
     """Weight of all adversarial answers together, as a share of the honest ones'."""
+    vectors: Mapping[str, NDArray[np.float64]] = field(default_factory=dict[str, "NDArray[np.float64]"])
+    """What probes read, by the probe's signal, ``(row, number)``; rows of NaN where an answer has none."""
 
     @property
     def honest(self) -> NDArray[np.bool_]:
@@ -185,6 +190,7 @@ class Labels:
             authors=tuple(self.authors[i] for i in index) if self.authors else (),
             kinds=tuple(self.kinds[i] for i in index) if self.kinds else (),
             adversarial_share=self.adversarial_share,
+            vectors={name: values[index] for name, values in self.vectors.items()},
         )
 
     def select(self, names: Sequence[str]) -> Labels:
@@ -237,7 +243,27 @@ def collect(
         sources=tuple(row.source for row in kept) if any(row.source for row in kept) else (),
         authors=tuple(row.author for row in kept) if any(row.author for row in kept) else (),
         kinds=tuple(row.adversarial for row in kept) if any(row.adversarial for row in kept) else (),
+        vectors={name: _stacked(kept, name) for name in sorted({name for row in kept for name in row.vectors})},
     )
+
+
+def _stacked(rows: Sequence[LabelledScore], name: str) -> NDArray[np.float64]:
+    """Return a vector of each row, NaN where a row has none or one with a number that is not finite.
+
+    Raises:
+        MixedScoresError: they are not equally long, so they come from different models.
+    """
+    width = next(len(row.vectors[name]) for row in rows if name in row.vectors)
+    found = np.full((len(rows), width), np.nan)
+    for i, row in enumerate(rows):
+        vector = row.vectors.get(name)
+        if vector is None:
+            continue
+        if len(vector) != width:
+            raise MixedScoresError(i + 1, (f"{name} reads {len(vector)} numbers instead of {width}",))
+        found[i] = vector
+    found[~np.isfinite(found).all(axis=1)] = np.nan
+    return found
 
 
 def _check_signals(row: int, signals: Mapping[str, float]) -> None:

@@ -18,6 +18,7 @@ from semgrad_guard.calibration.curves import Curve
 from semgrad_guard.calibration.fitting_scores import band_in, embedder_in, position_in
 from semgrad_guard.calibration.fused import FusedModel
 from semgrad_guard.calibration.metrics import Interval
+from semgrad_guard.calibration.probes import Probe
 from semgrad_guard.errors import ProfileFileError
 from semgrad_guard.flow import Fingerprint, utc_now
 from semgrad_guard.wire import Frozen
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from numpy.typing import NDArray
+
+    from semgrad_guard.flow import Score
 
 VERSION: Literal[1] = 1
 
@@ -144,6 +147,8 @@ class Profile(Frozen):
     method: str
     """`fused`, or the name of the one signal that is used."""
     model: FusedModel
+    probes: tuple[Probe, ...] = ()
+    """The probes whose signals the model uses."""
     curve: Curve
     edge: float = Field(ge=0, lt=0.5)
     """Confidence keeps this distance from 0 and 1: 1 / (labels + 2)."""
@@ -197,6 +202,11 @@ class Profile(Frozen):
     def is_too_long(self, signals: Mapping[str, float]) -> bool:
         """Return whether an answer with these signals has more words than this fit is for."""
         return self.max_words is not None and signals.get("n_words", math.inf) > self.max_words
+
+    def signals_of(self, score: Score) -> dict[str, float]:
+        """Return all signals of a score, including its value and what this fit's probes read in it."""
+        found = {score.method: score.value, **score.signals}
+        return found | {probe.name: probe.value(score.vectors) for probe in self.probes}
 
     def margin(self, signals: Mapping[str, float]) -> float:
         """Return the log-odds of one answer before calibration; every required signal must be present."""

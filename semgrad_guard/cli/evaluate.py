@@ -11,6 +11,7 @@ from rich.console import Console
 
 from semgrad_guard.cli.scoring import score_pending
 from semgrad_guard.cli.terminal import bar, wide_console
+from semgrad_guard.signals import FREE, PROBES
 
 if TYPE_CHECKING:
     from semgrad_guard.evaluation.compare.answering import Asked
@@ -185,7 +186,8 @@ def _scorer(
     from semgrad_guard.models import load_model  # loads torch
     from semgrad_guard.scoring import SemGradScorer  # loads torch
 
-    return SemGradScorer(load_model(model, dtype=dtype, device=device), position=position, embedder=embedder)
+    local = load_model(model, dtype=dtype, device=device)
+    return SemGradScorer(local, position=position, signals=(*FREE, *PROBES), embedder=embedder)
 
 
 def _answered(

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from semgrad_guard.cli.terminal import bar
-from semgrad_guard.signals import SIGNALS
+from semgrad_guard.signals import FREE, PROBES, SIGNALS
 
 if TYPE_CHECKING:
     from semgrad_guard.evaluation.row_files import ScoredFile
@@ -30,6 +30,7 @@ Any of them that is a score may be the `method` of a policy; `fused` combines al
 COSTS = {
     "free": "comes with the one backward pass",
     "text": "counts words: about a millisecond",
+    "probe": "comes with that pass too; a profile fitted on 250 labels or more turns it into a number",
     "embedding": "sentence embeddings, if `scorer.embedding` is set or the chain has them; passages are cached",
     "forward": "another forward pass: only with `scorer.signals`",
 }
@@ -93,6 +94,9 @@ def score(
     html: Annotated[
         Path | None, typer.Option(help="Also write an HTML page of the answers.", show_default=False)
     ] = None,
+    probes: Annotated[
+        bool, typer.Option(help="Keep what probes read, for `calibrate`: a few thousand numbers a row.")
+    ] = True,
     rescore: Annotated[bool, typer.Option("--rescore", help="Score rows again that have a score.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Start again instead of continuing.")] = False,
 ) -> None:
@@ -121,6 +125,7 @@ def score(
             method=method,
             position=at,
             granularity=granularity,  # type: ignore[arg-type] # the scorer checks it
+            signals=(*FREE, *PROBES) if probes else None,
             embedder=embedder,
         )
 

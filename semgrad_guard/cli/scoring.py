@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, cast
 
 from semgrad_guard.cli.terminal import bar
+from semgrad_guard.signals import PROBES
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -78,7 +79,7 @@ class Scoring:
         with console.status(f"Loading {self.model or settings.model}"):
             local = load_model(self.model or settings.model, dtype=settings.dtype, device=settings.device)
             profile = profile_of(policy) if self.by_profile else None
-            return cast("SemGradScorer", scorer_of(settings, local, profile).load())
+            return cast("SemGradScorer", scorer_of(settings, local, profile, further=PROBES).load())
 
 
 def score_pending(

@@ -71,6 +71,7 @@ class Labeller:
                 source=_name(row.fields.get("set")),
                 author=_name(row.fields.get("generator")),
                 adversarial=_name(row.fields.get("adversarial")),
+                vectors=vectors_of(row.fields),
             )
 
     def label_of(self, row: Row) -> bool | None:
@@ -186,6 +187,18 @@ def signals_of(fields: Mapping[str, Any]) -> dict[str, float]:
     inside = scored_part(fields).get("signals")
     pairs = inside.items() if isinstance(inside, dict) else ((k, v) for k, v in fields.items() if is_known(k))
     return {name: float("nan") if value is None else float(value) for name, value in pairs if _is_number(value)}
+
+
+def vectors_of(fields: Mapping[str, Any]) -> dict[str, list[float]]:
+    """Return what probes read, from a scored row; what is no list of numbers is left out."""
+    inside = scored_part(fields).get("vectors")
+    if not isinstance(inside, dict):
+        return {}
+    return {
+        name: [float("nan") if value is None else float(value) for value in vector]
+        for name, vector in inside.items()
+        if isinstance(vector, list) and vector and all(_is_number(value) for value in vector)
+    }
 
 
 def _name(value: object) -> str | None:

@@ -18,7 +18,7 @@ from semgrad_guard.guard.verdict_loop import EarlierVerdicts, pass_verdicts_on
 from semgrad_guard.policy import Policy, PolicyDecider, PolicyWatcher, RiskTarget, policy_of
 from semgrad_guard.policy.model import FUSED, SHIPPED_PROFILES
 from semgrad_guard.routing.deadline import Deadline, call_before
-from semgrad_guard.signals import COSTLY, FREE
+from semgrad_guard.signals import COSTLY, FREE, PROBES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -189,6 +189,8 @@ def scorer_of(
     model: object | None = None,
     profile: Profile | None = None,
     embedder: Embedder | None = None,
+    *,
+    further: Sequence[str] = (),
 ) -> LazyScorer:
     """Return the scorer that a policy names; its model is loaded when the first answer is scored.
 
@@ -197,6 +199,7 @@ def scorer_of(
         model: scoring model in place of the policy's: anything that `load_model` takes.
         profile: gives position, band and embedding where the section leaves them out, if it was fitted for this model.
         embedder: sentence embeddings in place of the policy's, such as the retriever's.
+        further: signals to compute besides.
     """
     if settings.url is not None and model is None:
         return LazyScorer(settings.url, lambda: remote_scorer(settings, profile))
@@ -217,7 +220,7 @@ def scorer_of(
             position=settings.position or (own.position if own else None),
             band=(band[0], band[1] + 1) if band else None,
             granularity=settings.granularity,
-            signals=(*FREE, *settings.signals, *_further_signals(own)),
+            signals=(*FREE, *settings.signals, *_further_signals(own), *further),
             embedder=embedder or _embedder(settings.embedding, own),
         )
 
@@ -249,9 +252,9 @@ def _readable(model: object) -> str:
 
 
 def _further_signals(profile: Profile | None) -> tuple[str, ...]:
-    """Return the signals that a profile uses and that cost further passes of the model."""
+    """Return the signals that a profile uses and that are not computed unless asked for."""
     used = {name for fit in profile.fits() for name in fit.model.names} if profile is not None else set[str]()
-    return tuple(name for name in COSTLY if name in used)
+    return tuple(name for name in (*PROBES, *COSTLY) if name in used)
 
 
 def _embedder(named: str | None, profile: Profile | None) -> Embedder | None:

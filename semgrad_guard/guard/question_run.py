@@ -126,6 +126,7 @@ def judge(
         confidence = parts.calibrator.confidence(exchange, score)
         if score.spans:
             score = parts.calibrator.with_span_confidences(score)
+        score = replace(score, vectors={})  # read; thousands of numbers that no log needs
     except Exception as error:  # noqa: BLE001 - whatever fails, the answer must take `on_error`
         _log.warning("could not judge an answer (%s): %s", stage, in_log(error))
         return on_error(parts, exchange, Failure.of(stage, error), progress)

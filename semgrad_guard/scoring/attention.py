@@ -72,6 +72,9 @@ class AttentionUse:
     """Weight on the token before, ``(block, token)``, by the head of each block that has the most of it."""
     strongest: float
     """Mean weight on the passages, by the tenth of all heads that have the most of it."""
+    by_head: NDArray[np.float64]
+    """Mean weight of the answer's tokens by each block and head on the first token, the answer's own, the question and
+    all passages: what an attention probe reads."""
     has_question: bool
     """Whether the prompt shows the question."""
     shown: tuple[bool, ...]
@@ -165,15 +168,22 @@ class AttentionWatch:
         by_head = (passages * valid[:, None, :]).sum(dim=-1) / valid.sum(dim=1)[:, None]
         n_strongest = max(1, round(STRONGEST * sum(one.by_column.shape[1] for one in found)))
         strongest = by_head.transpose(0, 1).flatten(1).topk(n_strongest, dim=1).values.mean(dim=1)
-        pieces = (by_column.sum(dim=(0, 2)), previous, strongest, errors)
+        pieces = (by_column.sum(dim=(0, 2)), previous, strongest, errors, self._by_head(by_column))
         return torch.cat([piece.flatten().double() for piece in pieces])
+
+    def _by_head(self, by_column: Tensor) -> Tensor:
+        """Return the mean weight on each group of columns, ``(exchange, block, head, group)``."""
+        valid = self._rows.valid.to(by_column.dtype)
+        mean = torch.einsum("bnhtc,nt->nbhc", by_column, valid / valid.sum(dim=1, keepdim=True))
+        passages = mean[..., IN_PROMPT + FIRST_PASSAGE :].sum(dim=-1, keepdim=True)
+        return torch.cat([mean[..., : OWN + 1], mean[..., IN_PROMPT + QUESTION, None], passages], dim=-1)
 
     def understood(self, numbers: NDArray[np.float64]) -> list[AttentionUse | None]:
         """Return what each exchange attends to, from what `numbers` returned; `None` where it cannot be told."""
         n, length = self._rows.valid.shape
         n_found = len(self._found)
         sizes = [n * length * self._n_columns, n_found * n * length, n, n_found]
-        sums, previous, strongest, errors = np.split(numbers, np.cumsum(sizes)[:-1])
+        sums, previous, strongest, errors, by_head = np.split(numbers, np.cumsum(sizes))
         tolerance = max(one.tolerance for one in self._found.values())
         if not np.isfinite(numbers).all() or errors.max() > tolerance:
             _log.info("attention is left out: what was computed does not lead to the model's own output")
@@ -185,6 +195,7 @@ class AttentionWatch:
                 sums=by_token[i, : len(tokens.answer), : IN_PROMPT + FIRST_PASSAGE + _n_passages(tokens)],
                 to_previous=by_block[:, i, : len(tokens.answer)],
                 strongest=float(strongest[i]),
+                by_head=by_head.reshape(n, -1)[i],
                 has_question=tokens.parts is not None and tokens.parts.has_question,
                 shown=tokens.parts.shown if tokens.parts else (),
             )

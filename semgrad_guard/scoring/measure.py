@@ -60,6 +60,8 @@ class GradientSpec:
     """Memory that may be taken to save time."""
     attention: bool = False
     """Whether to read what the answer attends to."""
+    state: bool = False
+    """Whether to keep the mean state that the answer is predicted from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +91,12 @@ class Measure:
     path: ScorePath
     attention: AttentionUse | None = None
     """What its tokens attend to, where that was asked for and can be told."""
+    state: NDArray[np.float64] | None = None
+    """Mean state from which its tokens are predicted, ``(hidden,)``, at `STATE_DEPTH`; where that was asked for."""
+
+
+STATE_DEPTH = 0.6
+"""Share of a model's blocks below the state that a probe reads."""
 
 
 def measure(
@@ -131,8 +139,9 @@ def measure(
         run = partial(run_head, anatomy.head, known=known, norms=spec.norms, budget=spec.budget)
         groups = _groups(layout.answers.lengths, spec.budget.stored_logits // anatomy.head.n_vocabulary)
         heads = list(_heads(run, recording.z, layout, runs, groups))
+        mean_states = _mean_states(recording, layout, len(anatomy.blocks), spec)
         norms = _state_norms(recording, layout, heads, shares)
-        numbers = _read(heads, norms, watch)
+        numbers = _read(heads, norms, watch, mean_states)
     path: ScorePath = "reused" if reused else "cold" if anatomy.has_cache else "full"
     return _measures(batch, runs, groups, numbers, path)
 
@@ -212,6 +221,18 @@ def _state_norms(recording: Recorded, layout: Layout, heads: Sequence[HeadPass],
     return found
 
 
+def _mean_states(recording: Recorded, layout: Layout, n_blocks: int, spec: GradientSpec) -> Tensor | None:
+    """Return the mean state from which each answer's tokens are predicted, ``(exchange, hidden)``, if asked for."""
+    if not spec.state:
+        return None
+    number = min(max(round(STATE_DEPTH * n_blocks), spec.band.first), spec.band.last) - spec.band.first
+    states, answers = recording.state(number), layout.answers
+    exchanges, places = (one.to(states.device) for one in (answers.exchanges, answers.places))
+    chosen = states[exchanges, places].to(torch.promote_types(states.dtype, torch.float32))
+    sums = chosen.new_zeros(len(answers.lengths), chosen.shape[-1]).index_add_(0, exchanges, chosen)
+    return sums / torch.bincount(exchanges, minlength=len(answers.lengths))[:, None]
+
+
 @dataclass(frozen=True, slots=True)
 class _Numbers:
     """What was read from the device."""
@@ -222,9 +243,13 @@ class _Numbers:
     """``(round, exchange, place)``"""
     attention: Sequence[AttentionUse | None]
     """One for each exchange, or none at all."""
+    states: NDArray[np.float64] | None
+    """``(exchange, hidden)``"""
 
 
-def _read(heads: Sequence[HeadPass], norms: Sequence[Tensor], watch: AttentionWatch | None) -> _Numbers:
+def _read(
+    heads: Sequence[HeadPass], norms: Sequence[Tensor], watch: AttentionWatch | None, mean_states: Tensor | None
+) -> _Numbers:
     """Read all results in one transfer, and check them.
 
     Raises:
@@ -235,14 +260,16 @@ def _read(heads: Sequence[HeadPass], norms: Sequence[Tensor], watch: AttentionWa
     by_state = [norm.to(pieces[0].device).flatten() for norm in norms]
     attention = None if watch is None else watch.numbers()
     seen = [] if attention is None else [attention.to(pieces[0].device)]
-    numbers = np.array(torch.cat([*pieces, *by_state, *seen]).tolist())
-    sizes.append(sum(norm.numel() for norm in norms))
-    *own, rest, of_attention = np.split(numbers, list(accumulate(sizes)))
+    kept = [] if mean_states is None else [mean_states.to(pieces[0].device, torch.float64).flatten()]
+    numbers = np.array(torch.cat([*pieces, *by_state, *kept, *seen]).tolist())
+    sizes += [sum(norm.numel() for norm in norms), sum(one.numel() for one in kept)]
+    *own, rest, of_states, of_attention = np.split(numbers, list(accumulate(sizes)))
     understood = tuple(head.understood(values) for head, values in zip(heads, own, strict=True))
     if not np.isfinite(rest).all():
         raise NonFiniteScoreError("the gradient by the hidden states")
     uses = [] if watch is None or attention is None else watch.understood(of_attention)
-    return _Numbers(understood, rest.reshape(len(norms), *norms[0].shape), uses)
+    states = None if mean_states is None else of_states.reshape(mean_states.shape)
+    return _Numbers(understood, rest.reshape(len(norms), *norms[0].shape), uses, states)
 
 
 def _measures(
@@ -264,7 +291,10 @@ def _measures(
                 for number, part in enumerate(runs[i])
             )
             use = numbers.attention[i] if numbers.attention else None
-            found.append(Measure(head.nll[own], head.entropy[own], head.top[own], head.is_top[own], parts, path, use))
+            state = None if numbers.states is None else numbers.states[i]
+            found.append(
+                Measure(head.nll[own], head.entropy[own], head.top[own], head.is_top[own], parts, path, use, state)
+            )
     return found
 
 

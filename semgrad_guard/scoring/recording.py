@@ -70,6 +70,10 @@ class Recorded(Protocol):
         """The input of the output head."""
         ...
 
+    def state(self, number: int) -> Tensor:
+        """Return the state that enters a block, counted from the band's first, ``(exchange, token, hidden)``."""
+        ...
+
     def gradients(self, at_head: Tensor, *, keep: bool = False) -> tuple[Tensor, ...]:
         """Return the gradients by the states of the band, one for each block.
 
@@ -87,6 +91,10 @@ class Recording:
     states: tuple[Tensor, ...]
     """`h[l]` for each block of the band."""
     z: Tensor
+
+    def state(self, number: int) -> Tensor:
+        """Return the state that enters a block of the band."""
+        return self.states[number].detach()
 
     def gradients(self, at_head: Tensor, *, keep: bool = False) -> tuple[Tensor, ...]:
         """Return the gradients by the states."""
@@ -234,6 +242,10 @@ class BlockwiseRecording:
         """The input of the output head."""
         return self.top.z
 
+    def state(self, number: int) -> Tensor:
+        """Return the state that enters a block of the band."""
+        return self.states[number][None]
+
     def gradients(self, at_head: Tensor, *, keep: bool = False) -> tuple[Tensor, ...]:
         """Return the gradients by the states of the band, the last blocks' first."""
         gradients = self.top.gradients(at_head, keep=keep)
@@ -310,6 +322,10 @@ class WrittenOutRecording:
     def z(self) -> Tensor:
         """The input of the output head."""
         return self.top.z
+
+    def state(self, number: int) -> Tensor:
+        """Return the state that enters a block of the band."""
+        return self.states[number][None]
 
     def gradients(self, at_head: Tensor, *, keep: bool = False) -> tuple[Tensor, ...]:
         """Return the gradients by the states of the band, last block first."""

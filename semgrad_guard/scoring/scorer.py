@@ -39,7 +39,18 @@ from semgrad_guard.scoring.recording import Band, upper_half
 from semgrad_guard.scoring.spans import place_spans
 from semgrad_guard.scoring.starts import start_signals, starts_of
 from semgrad_guard.scoring.text_signals import closeness_signals, grounding_signals, retrieval_signals
-from semgrad_guard.signals import ATTENTION, FREE, MEANING, METHODS, PASSAGE_HELP, POSITIONS, SIGNALS
+from semgrad_guard.signals import (
+    ATTENTION,
+    ATTENTION_PROBE,
+    FREE,
+    MEANING,
+    METHODS,
+    PASSAGE_HELP,
+    POSITIONS,
+    PROBES,
+    SIGNALS,
+    STATE_PROBE,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -82,6 +93,22 @@ class Readout:
             chance = p_true(self._model, exchange)
             found |= {} if chance is None else {"p_true": chance}
         return found
+
+    @property
+    def wanted_probes(self) -> frozenset[str]:
+        """The probes whose vectors are wanted."""
+        return self._wanted.intersection(PROBES)
+
+    def vectors(self, measured: Measure) -> dict[str, tuple[float, ...]]:
+        """Return what the wanted probes read of an answer, as far as it is known."""
+        use = measured.attention
+        is_placed = use is not None and (use.has_question or any(use.shown))
+        found = {STATE_PROBE: measured.state, ATTENTION_PROBE: use.by_head if use is not None and is_placed else None}
+        return {
+            name: tuple(vector.tolist())
+            for name, vector in found.items()
+            if name in self._wanted and vector is not None
+        }
 
     @property
     def texts(self) -> str:
@@ -226,6 +253,7 @@ class SemGradScorer:
             norms_from_cache(wanted),
             budget_for(model.device, max_extra_mb),
             attention=not wanted.isdisjoint(ATTENTION),
+            state=STATE_PROBE in wanted,
         )
         self._language, self._max_batch_tokens = language, max_batch_tokens
 
@@ -416,12 +444,15 @@ class SemGradScorer:
             seconds=seconds,
             spans=self._readout.spans(measured, task.exchange, task.tokens, task.spans),
             passage_attention=passage_shares(measured.attention),
+            vectors=self._readout.vectors(measured),
         )
 
     def _earlier(self, exchange: Exchange) -> Score | None:
-        """Return the exchange's own score, completed by the text signals, if it fits this scorer."""
+        """Return the exchange's own score, completed by the text signals, if it has all that this scorer gives."""
         score = exchange.score
         if score is None or score.fingerprint != self.fingerprint() or self._method not in score.signals:
+            return None
+        if not self._readout.wanted_probes.issubset(score.vectors):
             return None
         signals = {**score.signals, **self._readout.text_signals(exchange)}
         return replace(score, method=self._method, value=signals[self._method], signals=signals)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, get_args
@@ -251,7 +251,13 @@ def score_fields(score: Score) -> dict[str, Json]:
             for span in score.spans
         ],
         "passage_attention": [number(share) for share in score.passage_attention],
+        **({"vectors": _vectors_fields(score.vectors)} if score.vectors else {}),
     }
+
+
+def _vectors_fields(vectors: Mapping[str, Sequence[float]]) -> dict[str, Json]:
+    """Return vectors with as many digits as a probe can use."""
+    return {name: [float(f"{value:.5g}") for value in vector] for name, vector in vectors.items()}
 
 
 def score_from_fields(fields: object) -> Score:
@@ -278,6 +284,7 @@ def score_from_fields(fields: object) -> Score:
         seconds=form.seconds,
         spans=tuple(SpanScore(s.start, s.end, _finite(s.signals), s.confidence) for s in form.spans),
         passage_attention=form.passage_attention,
+        vectors=form.vectors,
     )
 
 

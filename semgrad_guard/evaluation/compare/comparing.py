@@ -11,6 +11,7 @@ from semgrad_guard.calibration import metrics
 from semgrad_guard.calibration.fit import Plan, out_of_fold, usable_signals
 from semgrad_guard.calibration.labels import check_enough
 from semgrad_guard.calibration.metrics import DRAWS, Interval, paired_difference, with_interval
+from semgrad_guard.calibration.probes import with_components, with_probes
 from semgrad_guard.errors import SemGradGuardError
 from semgrad_guard.signals import COSTLY, EVERY, SIGNALS, Family, direction_of
 from semgrad_guard.wire import Frozen
@@ -54,22 +55,24 @@ def fused_methods(names: tuple[str, ...]) -> list[Method]:
     """Return the fusions that show what each family adds; the first is what the guard uses by default."""
     by_kind: dict[Kind, tuple[str, ...]] = {
         kind: tuple(name for name in names if name in SIGNALS and SIGNALS[name].family == kind)
-        for kind in ("gradient", "likelihood", "attention", "text", "embedding", "forward")
+        for kind in ("gradient", "likelihood", "attention", "probe", "text", "embedding", "forward")
     }
-    gradients, likelihoods, attention, texts, closeness, forward = by_kind.values()
-    own = gradients + likelihoods + attention
+    gradients, likelihoods, attention, probes, texts, closeness, forward = by_kind.values()
+    own = gradients + likelihoods + attention + probes
     without = own + texts
     wanted = {
         "fused": without + closeness,
         "fused + forward": without + closeness + forward if forward else (),
-        "fused, no gradients": likelihoods + attention + texts + closeness,
-        "fused, no attention": gradients + likelihoods + texts + closeness if attention else (),
+        "fused, no gradients": likelihoods + attention + probes + texts + closeness,
+        "fused, no attention": gradients + likelihoods + probes + texts + closeness if attention else (),
+        "fused, no probes": gradients + likelihoods + attention + texts + closeness if probes else (),
         "fused, no text": own + closeness if texts else (),
         "fused, no embeddings": without if closeness else (),
-        "fused, no embeddings, no gradients": likelihoods + attention + texts if closeness else (),
+        "fused, no embeddings, no gradients": likelihoods + attention + probes + texts if closeness else (),
         "fused, gradients only": gradients,
         "fused, likelihoods only": likelihoods,
         "fused, attention only": attention,
+        "fused, probes only": probes,
         "fused, text only": texts,
         "fused, embeddings only": closeness,
     }
@@ -82,9 +85,13 @@ def chosen_methods(names: tuple[str, ...]) -> list[Method]:
     They are what a fusion has to beat: the best of many scores on the very answers it is judged by is partly luck.
     """
     directed = [name for name in names if name in SIGNALS and direction_of(name)]
-    own = tuple(name for name in directed if SIGNALS[name].family in {"gradient", "likelihood", "attention"})
+    own = tuple(name for name in directed if SIGNALS[name].family in _OWN)
     free = tuple(name for name in directed if SIGNALS[name].family != "forward")
     return _of_several("chosen", {"best score of the model": own, "best single score": free})
+
+
+_OWN: frozenset[Family] = frozenset({"gradient", "likelihood", "attention", "probe"})
+"""Families of signals that come from the model's own pass over the answer."""
 
 
 def _of_several(kind: Kind, wanted: Mapping[str, tuple[str, ...]]) -> list[Method]:
@@ -167,6 +174,7 @@ def rank(labels: Labels, *, seed: int = 0, tick: Callable[[], None] = lambda: No
     """
     check_enough(labels.correct, labels.groups)
     found: list[Ranked] = []
+    labels, _ = with_probes(with_components(labels)[0], seed)
     usable = usable_signals(labels)
     several = (*fused_methods(tuple(usable)), *chosen_methods(tuple(usable)))
     for method in [*several, *single_methods(labels.names)]:
@@ -297,6 +305,7 @@ def _ablations(labels: Labels, by_name: Mapping[str, Ranked], draws: int, seed: 
         "gradients": ("fused", "fused, no gradients"),
         "gradients, without embeddings,": ("fused, no embeddings", "fused, no embeddings, no gradients"),
         "attention weights": ("fused", "fused, no attention"),
+        "probes": ("fused", "fused, no probes"),
         "text": ("fused", "fused, no text"),
         "embeddings": ("fused", "fused, no embeddings"),
         "forward passes": ("fused + forward", "fused"),
@@ -324,6 +333,7 @@ _STEP_OF = {
     "gradient": "score",
     "likelihood": "score",
     "attention": "score",
+    "probe": "score",
     "text": None,
     "embedding": "embedding",
     "sampling": "samples",

@@ -13,7 +13,7 @@ from semgrad_guard.calibration import LabelledScore
 from semgrad_guard.calibration.labels import MIN_LABELS, check_enough
 from semgrad_guard.errors import DataFileError, GradedAlikeError, TooFewLabelsError
 from semgrad_guard.evaluation.compare.sampled_signals import Sample, sampled_signals
-from semgrad_guard.evaluation.labelling import CONTRADICTING, group_of, signals_of
+from semgrad_guard.evaluation.labelling import CONTRADICTING, group_of, signals_of, vectors_of
 from semgrad_guard.evaluation.rows import row_of
 from semgrad_guard.extras import require
 
@@ -187,6 +187,7 @@ class Grading:
             fingerprint=row.fingerprint,
             group=group_of(row.exchange, row.group),
             tags=row.exchange.tags | _kind(row),
+            vectors=vectors_of(said),
         )
 
     def _grade(self, row: Row, answer: str) -> bool:

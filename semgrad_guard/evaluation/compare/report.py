@@ -87,6 +87,7 @@ KINDS = {
     "gradient": "one backward pass",
     "likelihood": "likelihoods",
     "attention": "attention of the answer's tokens",
+    "probe": "probes of states and attention",
     "text": "words of answer and passages",
     "embedding": "sentence embeddings",
     "forward": "another forward pass",

@@ -56,6 +56,7 @@ USE = AttentionUse(
     sums=np.array([[2.0, 0.0, 0.5, 0.5, 0.75, 0.25], [3.0, 0.2, 0.1, 0.1, 0.5, 0.1], [0.0, 2.0, 0.0, 1.0, 0.8, 0.2]]),
     to_previous=np.zeros((1, 3)),
     strongest=0.9,
+    by_head=np.zeros(4),
     has_question=True,
     shown=(True, True),
 )
@@ -84,7 +85,7 @@ def test_a_part_of_an_answer_is_told_by_its_own_tokens():
 
 def test_what_the_prompt_does_not_show_has_no_signal():
     """A share of something that is not there would be a made-up number."""
-    use = AttentionUse(USE.sums, USE.to_previous, 0.9, has_question=False, shown=(False, False))
+    use = AttentionUse(USE.sums, USE.to_previous, 0.9, USE.by_head, has_question=False, shown=(False, False))
     assert attention_signals(use, np.zeros(3), slice(0, 3), []).keys() == {"rauq", "own_attention"}
     assert attention_signals(None, np.zeros(3), slice(0, 3), []) == {}
 
@@ -92,7 +93,7 @@ def test_what_the_prompt_does_not_show_has_no_signal():
 def test_each_passage_has_its_share():
     """By hand: (0.375 + 0.5 + 0.2) / 3; one that the prompt does not show has none."""
     assert passage_shares(USE) == (pytest.approx(1.075 / 3), pytest.approx(0.275 / 3))
-    partly = AttentionUse(USE.sums, USE.to_previous, 0.9, has_question=True, shown=(True, False))
+    partly = AttentionUse(USE.sums, USE.to_previous, 0.9, USE.by_head, has_question=True, shown=(True, False))
     assert passage_shares(partly)[1] is None
     assert passage_shares(None) == ()
 
