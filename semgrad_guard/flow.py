@@ -259,7 +259,7 @@ class RetryRetrieval:
     retriever: str | None = None
     """Name of another retriever given to the guard; `None` is the chain's retriever."""
     drop_unused: bool = False
-    """Leave out earlier passages that share no word with the answer."""
+    """Leave out earlier passages that gave the answer nothing: no word, and little of the model's attention."""
     configurable: Mapping[str, Json] = field(default_factory=dict[str, "Json"], metadata=AUTHORS_TEXT)
     """`configurable` fields for chains that have their own retriever."""
     timeout_s: float | None = None

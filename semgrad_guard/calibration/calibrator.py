@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 N_REASONS = 3
 """Most contributions named in a confidence's `why`."""
+MOST = 0.6
+"""A passage with at least this part of the attention on passages is named."""
 SMALL = 0.05
 """Contributions below this change of the log-odds are not named."""
 
@@ -57,7 +59,7 @@ class ProfileCalibrator:
         contributions = _contributions(fit, signals, margin)
         return Confidence(
             value=value,
-            why=_why(fit, value, contributions),
+            why=_why(fit, value, contributions) + _most_read(score),
             profile=self.profile.name,
             contributions=contributions,
             drifted=drift is not None and drift.drifted,
@@ -139,6 +141,15 @@ def _why(profile: Profile, value: float, contributions: tuple[Contribution, ...]
     if profile.fingerprint.proxy:
         start = f"read by a proxy: {start}" + (f" ({profile.basis})" if profile.basis else "")
     return f"{start}; {'low' if low else 'high'} because: {'; '.join(named)}" if named else start
+
+
+def _most_read(score: Score) -> str:
+    """Name the passage that gets most of the attention on passages, where one of several does."""
+    shares = [share or 0.0 for share in score.passage_attention]
+    total = sum(shares)
+    if len(shares) < 2 or total <= 0 or max(shares) < MOST * total:
+        return ""
+    return f"; of {len(shares)} passages mostly number {shares.index(max(shares)) + 1} was read"
 
 
 def _slope(profile: Profile, margin: float) -> float:

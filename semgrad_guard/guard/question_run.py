@@ -255,7 +255,8 @@ class QuestionRun:
         """Return the next attempt and its decision; if the step fails, the same attempt and the next step."""
         self._tried[decision.rule] = self._tried.get(decision.rule, 0) + 1
         try:
-            retried = with_context(next_attempt(step, exchange, self._resources, self._deadline))
+            judged = replace(exchange, score=decision.score or exchange.score)  # says which passages were read
+            retried = with_context(next_attempt(step, judged, self._resources, self._deadline))
         except PostponedError as postponed:
             self._earlier_attempts = (*self._earlier_attempts, Attempt(exchange, decision, judged_at=self._judged_at))
             postponed.progress = self._progress()

@@ -97,7 +97,7 @@ class RetryRetrievalStep(NewAttemptStep):
     retriever: Text | None = None
     """Name of another retriever given to the guard; if left out, the chain's retriever."""
     drop_unused: bool = False
-    """Leave out earlier passages that share no word with the answer."""
+    """Leave out earlier passages that gave the answer nothing: no word, and little of the model's attention."""
     configurable: Annotated[dict[str, JsonValue], AfterValidator(refuse)] = Field(default_factory=dict[str, JsonValue])
     """`configurable` fields for chains that have their own retriever."""
 

@@ -230,7 +230,8 @@ def worth_reading(step: RetryRetrieval, exchange: Exchange, found: Sequence[Pass
     """Return the passages to answer from.
 
     Args:
-        step: with `drop_unused`, passages of the failed attempt that share no word with its answer are left out.
+        step: with `drop_unused`, passages of the failed attempt that gave its answer nothing are left out: those that
+            share no word with it and, where the model's attention is known, got less than half of an even share of it.
         exchange: the attempt that was not good enough.
         found: the passages that the retriever returned; their order is kept.
 
@@ -240,8 +241,8 @@ def worth_reading(step: RetryRetrieval, exchange: Exchange, found: Sequence[Pass
     before = {passage.text for passage in exchange.passages}
     kept = list(found)
     if step.drop_unused:
-        words = answer_words(exchange)
-        kept = [passage for passage in found if passage.text not in before or words & _words(passage.text)] or kept
+        unused = _unused(exchange)
+        kept = [passage for passage in found if passage.text not in unused] or kept
     if not kept:
         msg = "the retriever returned no passages: nothing new to answer from"
         raise RetrievalFailedError(msg)
@@ -249,6 +250,25 @@ def worth_reading(step: RetryRetrieval, exchange: Exchange, found: Sequence[Pass
         msg = "the retriever returned the same passages as before: answering again can't help"
         raise RetrievalFailedError(msg)
     return tuple(kept)
+
+
+LITTLE_READ = 0.5
+"""A passage with less of the attention than this part of an even share counts as not read."""
+
+
+def _unused(exchange: Exchange) -> frozenset[str]:
+    """Return the texts of passages that gave an answer nothing."""
+    words = answer_words(exchange)
+    shares = exchange.score.passage_attention if exchange.score else ()
+    if len(shares) != len(exchange.passages):
+        shares = (None,) * len(exchange.passages)
+    known = [share for share in shares if share is not None]
+    little = LITTLE_READ * sum(known) / len(known) if known else 0.0
+    return frozenset(
+        passage.text
+        for passage, share in zip(exchange.passages, shares, strict=True)
+        if not words & _words(passage.text) and (share is None or share < little)
+    )
 
 
 def answer_words(exchange: Exchange) -> frozenset[str]:

@@ -226,3 +226,15 @@ def test_a_short_answer_without_the_signals_of_its_fit_has_the_general_one(profi
     calibrator = ProfileCalibrator(profile.model_copy(update={"brief": brief}))
     confidence = confidence_of(calibrator, score(signals={**score().signals, "n_words": 3.0}))
     assert confidence.value is not None
+
+
+@pytest.mark.parametrize(
+    ("shares", "named"),
+    [((0.1, 0.6, None), "of 3 passages mostly number 2 was read"), ((0.3, 0.3), None), ((0.5,), None), ((), None)],
+)
+def test_the_passage_that_was_read_most_is_named(
+    calibrator: ProfileCalibrator, score: MakeScore, shares: tuple[float | None, ...], named: str | None
+) -> None:
+    """Whoever doubts an answer looks there first; where none stands out, nothing is said."""
+    why = confidence_of(calibrator, score(passage_attention=shares)).why
+    assert (named is not None and why.endswith(named)) or (named is None and "was read" not in why)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from semgrad_guard.errors import FallbackFailedError, RetrievalFailedError, StepUnavailableError
-from semgrad_guard.flow import Exchange, FallbackModel, Passage, RetryRetrieval
+from semgrad_guard.flow import Exchange, FallbackModel, Fingerprint, Passage, RetryRetrieval, Score
 from semgrad_guard.routing import Deadline, DocumentMap, Resources, next_attempt
 from semgrad_guard.routing.steps import is_transient, wanted_passages, worth_reading
 from tests.fakes import Answerer, ListRetriever
@@ -76,6 +76,31 @@ def test_passages_that_gave_nothing_to_the_answer_are_dropped() -> None:
     found = [Passage("a mammal"), Passage("cars"), Passage("new")]
     kept = worth_reading(RetryRetrieval(drop_unused=True), first, found)
     assert [p.text for p in kept] == ["a mammal", "new"]
+
+
+@pytest.mark.parametrize(
+    ("shares", "kept"),
+    [
+        ((0.4, 0.3, 0.05), ["ocean", "cars", "new"]),
+        ((0.4, 0.05, None), ["ocean", "new"]),
+        ((0.01, 0.4, 0.4), ["ocean", "cars", "ships", "new"]),
+        ((), ["ocean", "new"]),
+    ],
+)
+def test_a_passage_that_was_read_is_kept(shares: tuple[float | None, ...], kept: list[str]) -> None:
+    """An answer in other words shares none with its passage; attention says that it was read."""
+    score = Score(
+        method="m",
+        value=1.0,
+        signals={},
+        fingerprint=Fingerprint(model="m", dtype="float32", template="", settings=""),
+        model="m",
+        passage_attention=shares,
+    )
+    passages = (Passage("ocean"), Passage("cars"), Passage("ships"))
+    first = Exchange(prompt="p", answer="by the ocean", question="q", passages=passages, score=score)
+    step = RetryRetrieval(drop_unused=True)
+    assert [p.text for p in worth_reading(step, first, [*passages, Passage("new")])] == kept
 
 
 def test_the_cause_of_a_failed_retrieval_is_kept() -> None:
