@@ -474,6 +474,16 @@ _TEXT = _family(
         raises="its passage is about the question",
     ),
     Signal(
+        name="relevant_grounding",
+        meaning="share of a claim's new words in each passage, where a passage counts by how much of the question it "
+        "and its title hold, rare words more (softmax, 0.1); the weakest claim that is not copied",
+        unit="share",
+        higher="more sure",
+        source="own",
+        lowers="the passages about the question do not hold the answer",
+        raises="the passages about the question hold the answer",
+    ),
+    Signal(
         name="question_nearby",
         meaning="share of the question's content words, rare ones counting more, within 40 words of a claim's words in "
         "one passage, times the share of the claim's words there; the weakest claim that is not copied",
@@ -686,6 +696,16 @@ _MEANING = _family(
         source="own",
         lowers="no passage about the question holds the answer",
         raises="a passage about the question holds the answer",
+    ),
+    Signal(
+        name="semantic_grounding",
+        meaning="share of a claim's new words in each passage, where a passage counts by its cosine, title included, "
+        "with the question (softmax, 0.05); the weakest claim that is not copied",
+        unit="share",
+        higher="more sure",
+        source="own",
+        lowers="what is nearest to the question in meaning does not hold the answer",
+        raises="what is nearest to the question in meaning holds the answer",
     ),
     Signal(
         name="support_margin",

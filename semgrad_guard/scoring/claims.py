@@ -11,8 +11,11 @@ import math
 import re
 from dataclasses import dataclass
 from difflib import SequenceMatcher
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 from typing import TYPE_CHECKING
+from urllib.parse import unquote
+
+import numpy as np
 
 from semgrad_guard.scoring.spans import sentence_spans
 from semgrad_guard.scoring.words import (
@@ -34,6 +37,8 @@ from semgrad_guard.suspicious import gives_orders
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+
+    from numpy.typing import NDArray
 
     from semgrad_guard.flow import Exchange
 
@@ -121,20 +126,46 @@ class _Sentence:
     """Words of both."""
 
 
+WORD_CONTRAST = 0.1
+"""A passage with so many more of a question's words, as a share, is e times as relevant."""
+
+
+def as_shares(values: NDArray[np.float64], contrast: float) -> NDArray[np.float64]:
+    """Return shares that add up to 1; a value larger by `contrast` has e times the share (softmax)."""
+    powers = np.exp((values - values.max()) / contrast)
+    shares: NDArray[np.float64] = powers / powers.sum()
+    return shares
+
+
+_EXTENSION = re.compile(r"\.[A-Za-z0-9]{1,5}$")
+
+
+def title_of(source: str | None) -> str:
+    """Return what a source says about its content, in words: a title, or the last part of a path or URL."""
+    scheme, separator, rest = (source or "").partition("://")
+    text = re.split(r"[?#]", rest)[0].rstrip("/") if separator else scheme
+    if separator or _EXTENSION.search(text):
+        text = _EXTENSION.sub("", re.split(r"[/\\]", text)[-1])
+    return re.sub(r"[_\W]+", " ", unquote(text)).strip()
+
+
 class PassageTexts:
     """The passages of an exchange as claims are compared with them, without those that give orders."""
 
-    def __init__(self, texts: Sequence[str], language: str = "en") -> None:
+    def __init__(self, texts: Sequence[str], language: str = "en", sources: Sequence[str | None] = ()) -> None:
         """Split the passages into words and sentences.
 
         Args:
             texts: the passages' texts. Those that give orders are left out; where all do, one empty passage is left,
                 which supports nothing.
             language: two-letter code, for finding sentences.
+            sources: where each came from; its title says what it is about.
         """
-        kept = [text for text in texts if not gives_orders(text)]
-        self.n_suspicious = len(texts) - len(kept)
-        self.texts = kept or ([""] if texts else [])
+        pairs = zip_longest(texts, map(title_of, sources), fillvalue="")
+        kept = [(text, title) for text, title in pairs if not gives_orders(text)] or [("", "")] * bool(texts)
+        self.texts = [text for text, _ in kept]
+        self.titles = [title for _, title in kept]
+        self.n_suspicious = sum(map(gives_orders, texts))
         self.words = [words(text) for text in self.texts]
         self.vocabularies = [set(passage) for passage in self.words]
         self.all_words = set[str]().union(*self.vocabularies)
@@ -145,7 +176,28 @@ class PassageTexts:
     @classmethod
     def of(cls, exchange: Exchange, language: str = "en") -> PassageTexts:
         """Return the texts of an exchange's passages."""
-        return cls([passage.text for passage in exchange.passages], language)
+        passages = exchange.passages
+        return cls([passage.text for passage in passages], language, [passage.source for passage in passages])
+
+    def relevances(self, asked: set[str]) -> NDArray[np.float64]:
+        """Return how far each passage is about the words of a question; together 1.
+
+        A word counts more the fewer passages have it, and half again in a title.
+        """
+        titles = [set(words(title)) for title in self.titles]
+        both = [title | text for title, text in zip(titles, self.vocabularies, strict=True)]
+        n, n_with = len(both), {word: sum(word in vocabulary for vocabulary in both) for word in asked}
+        weight = {word: math.log1p((n - n_with[word] + 0.5) / (n_with[word] + 0.5)) for word in asked}
+        total = sum(weight.values()) or 1.0
+        found = [
+            sum(weight[word] for word in asked & whole) + 0.5 * sum(weight[word] for word in asked & title)
+            for whole, title in zip(both, titles, strict=True)
+        ]
+        return as_shares(np.array(found) / total, WORD_CONTRAST)
+
+    def shares(self, claimed: set[str]) -> NDArray[np.float64]:
+        """Return the share of a claim's words found in each passage."""
+        return np.array([_share(claimed, vocabulary) for vocabulary in self.vocabularies])
 
     def copied(self, text: str) -> float:
         """Return the longest run of a text's words that one passage has in the same order, as a share of them."""
@@ -192,6 +244,7 @@ class _ClaimSigns:
     copied: float
     is_copy: bool
     passage_support: float
+    relevant: float
     nearby: float
     overlap: float
     negation: float
@@ -224,7 +277,8 @@ def claim_signals(question: str, answer: str, passages: PassageTexts, language: 
     if not passages.texts:
         return found
     asked = content_words(question)
-    signs = [_signs_of(claim.text, question, asked, passages) for claim in claims]
+    relevances = passages.relevances(asked)
+    signs = [_signs_of(claim.text, question, asked, passages, relevances) for claim in claims]
     said = content_words(answer) - asked - ABOUT_ANSWERING
     found |= {
         "claim_grounding": min(s.grounding for s in signs),
@@ -247,6 +301,7 @@ def claim_signals(question: str, answer: str, passages: PassageTexts, language: 
     }
     if asked:
         found |= {
+            "relevant_grounding": of_answer([s.relevant for s in signs], copies),
             "question_nearby": of_answer([s.nearby for s in signs], copies),
             "question_overlap": of_answer([s.overlap for s in signs], copies),
         }
@@ -294,7 +349,9 @@ def of_answer(values: Sequence[float], copies: Sequence[bool]) -> float:
     return min(written) if written else max(values)
 
 
-def _signs_of(text: str, question: str, asked: set[str], passages: PassageTexts) -> _ClaimSigns:
+def _signs_of(
+    text: str, question: str, asked: set[str], passages: PassageTexts, relevances: NDArray[np.float64]
+) -> _ClaimSigns:
     claimed = claimed_words(text, question)
     nearest = passages.nearest(asked, text)
     copied = passages.copied(text)
@@ -305,6 +362,7 @@ def _signs_of(text: str, question: str, asked: set[str], passages: PassageTexts)
         copied=copied,
         is_copy=_is_copy(text, copied),
         passage_support=sum(claimed <= vocabulary for vocabulary in passages.vocabularies) / len(passages.texts),
+        relevant=float(relevances @ passages.shares(claimed)),
         nearby=_nearby(asked, claimed, passages) if asked else 0.0,
         overlap=_share(asked, fullest),
         negation=_negation_mismatch(text, nearest),

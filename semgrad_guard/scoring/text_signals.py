@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from semgrad_guard.errors import EmbeddingFailedError
-from semgrad_guard.scoring.claims import PassageTexts, claim_signals, claims_of, of_answer
+from semgrad_guard.scoring.claims import PassageTexts, as_shares, claim_signals, claims_of, of_answer
 from semgrad_guard.scoring.words import claimed_words, content_words
 
 if TYPE_CHECKING:
@@ -106,7 +106,9 @@ def closeness_signals(
     claims = [claim.text for claim in claims_of(text, question, language)]
     sentences = [sentence.text for sentence in read.sentences]
     asking = [question, *(f"{question} {claim}" for claim in claims)] if question else []
-    claim_v, asking_v, sentence_v, passage_v = _vectors(embedder, claims, asking, sentences, read.texts)
+    titled = [f"{title}. {text}" if title else text for title, text in zip(read.titles, read.texts, strict=True)]
+    groups = (claims, asking, sentences, read.texts, titled)
+    claim_v, asking_v, sentence_v, passage_v, titled_v = _vectors(embedder, *groups)
     found = {"claim_similarity": float((claim_v @ sentence_v.T).max(axis=1).min())}
     if not question:
         return found
@@ -116,14 +118,20 @@ def closeness_signals(
     in_passages = [_shares(new, read.vocabularies) for new in claimed]
     in_sentences = [_shares(new, [sentence.words for sentence in read.sentences]) for new in claimed]
     copies = [read.is_copy(claim) for claim in claims]
+    relevances = as_shares(titled_v @ question_v, COSINE_CONTRAST)
     found |= {
         "support_similarity": of_answer([float((s * near_sentence).max()) for s in in_sentences], copies),
         "passage_similarity": of_answer([float((s * near).max()) for s in in_passages], copies),
+        "semantic_grounding": of_answer([float(s @ relevances) for s in in_passages], copies),
         "answer_similarity": float((answer_v @ sentence_v.T).max(axis=1).min()),
     }
     if len(read.texts) > 1:
         found["support_margin"] = of_answer([_margin(s, near) for s in in_passages], copies)
     return found
+
+
+COSINE_CONTRAST = 0.05
+"""A passage whose cosine with the question is so much larger is e times as relevant."""
 
 
 def _margin(shares: Array, near: Array) -> float:

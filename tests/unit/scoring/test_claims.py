@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
 import pytest
 
 from semgrad_guard.flow import Exchange, Passage
-from semgrad_guard.scoring.claims import PassageTexts, claim_signals, claims_of
+from semgrad_guard.scoring.claims import PassageTexts, as_shares, claim_signals, claims_of, title_of
 from semgrad_guard.scoring.text_signals import grounding_signals
 from semgrad_guard.signals import SIGNALS
 
@@ -160,3 +163,57 @@ def test_odd_texts_give_finite_numbers(answer: str, passages: tuple[str, ...]) -
     found = claim_signals(QUESTION, answer, PassageTexts(passages))
     assert all(0 <= value < 100_000 for value in found.values())
     assert found.keys() <= SIGNALS.keys()
+
+
+TOWERS = ("It was built in 1889.", "It was built in 1931.")
+
+
+def _relevant(answer: str, sources: tuple[str | None, str | None]) -> float:
+    passages = tuple(Passage(text, source) for text, source in zip(TOWERS, sources, strict=True))
+    exchange = Exchange(question="When was the Eiffel tower built?", answer=answer, passages=passages)
+    return grounding_signals(exchange)["relevant_grounding"]
+
+
+def test_an_answer_counts_by_the_passage_that_holds_it() -> None:
+    """Both passages say when something was built; their titles say which is about the tower in question."""
+    titles = ("Eiffel tower", "Empire State Building")
+    assert _relevant("1889", titles) > 0.99
+    assert _relevant("1931", titles) < 0.01
+    assert _relevant("1931", titles[::-1]) > 0.99
+    assert _relevant("1889", (None, None)) == pytest.approx(0.5)
+    assert _relevant("1750", titles) == 0.0
+
+
+def test_how_relevant_passages_are_by_hand() -> None:
+    """Of three words, one is in both passages, one in a text and one in a title; rarer ones weigh more."""
+    read = PassageTexts(["iron melts", "iron"], sources=["", "https://host/gold.html?page=1"])
+    common, rare = math.log1p((2 - 2 + 0.5) / 2.5), math.log1p((2 - 1 + 0.5) / 1.5)
+    total = common + 2 * rare
+    held = np.array([common + rare, common + rare + 0.5 * rare]) / total
+    expected = np.exp(held / 0.1) / np.exp(held / 0.1).sum()
+    assert read.relevances({"iron", "melts", "gold"}) == pytest.approx(expected)
+    assert read.relevances(set()) == pytest.approx([0.5, 0.5])
+
+
+def test_shares_survive_large_numbers() -> None:
+    """A softmax of what would overflow."""
+    assert as_shares(np.array([1e6, 1e6, -1e6]), 0.05) == pytest.approx([0.5, 0.5, 0.0])
+
+
+@pytest.mark.parametrize(
+    ("source", "title"),
+    [
+        (None, ""),
+        ("Moon landing", "Moon landing"),
+        ("https://en.wikipedia.org/wiki/Moon_landing?action=raw#top", "Moon landing"),
+        ("docs/hand-book.pdf", "hand book"),
+        ("C:\\notes\\Staff%20rules.txt", "Staff rules"),
+        ("AC/DC", "AC DC"),
+        ("What is love? (song)", "What is love song"),
+        ("https://", ""),
+        ("...", ""),
+    ],
+)
+def test_a_source_says_what_it_is_about(source: str | None, title: str) -> None:
+    """Titles, paths and addresses."""
+    assert title_of(source) == title

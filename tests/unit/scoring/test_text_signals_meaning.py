@@ -60,6 +60,17 @@ def test_an_answer_from_another_topic_is_told_apart() -> None:
     assert found["support_margin"] == pytest.approx(-1.0)
 
 
+def test_an_answer_counts_by_the_passage_that_is_nearest_in_meaning() -> None:
+    """Cosines of the question with the passages are 1 and 0; a title about the tower makes the second 0.82."""
+    for answer, share in (("tall", 1.0), ("swam", 0.0), ("Eiffel", 1.0), ("Eiffel swam", 0.5)):
+        found = signals(Exchange(question=ASKED.question, answer=answer, passages=(TOWER, RIVER)))
+        assert found["semantic_grounding"] == pytest.approx(share, abs=1e-6)
+    titled = (TOWER, Passage(RIVER.text, source="Tower built"))
+    found = signals(Exchange(question=ASKED.question, answer="swam", passages=titled))
+    gap = 1 - 2 / 6**0.5
+    assert found["semantic_grounding"] == pytest.approx(1 / (1 + np.exp(gap / 0.05)))
+
+
 def test_words_that_no_passage_holds_have_no_support() -> None:
     """Half of the new words are in the sentence: half of its cosine."""
     found = signals(Exchange(question=ASKED.question, answer="Eiffel Smith", passages=(TOWER,)))
