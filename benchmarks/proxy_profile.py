@@ -2,8 +2,9 @@
 
 FOLDER has one folder for each labelled set, with a `dev.jsonl` of rows with question, passages, answer, `correct`,
 `group`, `generator` and `set`. The sets in `FITTED` are those whose licences allow publishing numbers derived from them
-and whose label says that the passages support the answer; those in `REPORTED` are judged and not fitted on. The demo's
-questions are added with right answers, and with wrong ones: those to the same question about another element.
+and whose label says that the passages support the answer; those in `REPORTED` are judged and not fitted on. Answers of
+at most a dozen words have a fit of their own: the sets' short answers, and the demo's questions with right answers and
+with wrong ones.
 
 Only signals of texts are used, so that an answer has one confidence whichever model reads it. `--ablation` shows what
 the packaged model adds: how much the passages help it to expect the answer (`context_gain` and its like, two forward
@@ -50,8 +51,19 @@ BASIS = (
     "fitted on labelled answers of other models: RAGTruth's questions and summaries, RefChecker, ExpertQA, FinQA; and "
     "on questions about chemical elements"
 )
-TEXTS = ("missing_words", "written_grounding", "question_nearby", "claim_support", "number_mismatch")
-"""Signals of texts that decide; more of them that say much the same carry over worse to other data."""
+TEXTS = (
+    "missing_words",
+    "written_grounding",
+    "question_nearby",
+    "claim_support",
+    "number_mismatch",
+    "unsupported_words",
+    "unsupported_pairs",
+    "n_unsupported_pairs",
+    "unsupported_numbers",
+    "unsupported_claims",
+)
+"""Signals of texts that decide."""
 USED = {*TEXTS, *TAMPERING, *PASSAGE_HELP}
 DIRECTIONS = {name: 0 for name in SIGNALS if name not in USED}
 """A signal that may count either way is left out where there are several data sets."""
@@ -65,7 +77,7 @@ FINGERPRINT = Fingerprint(
 """Scores of the packaged model as a proxy; of it, a profile of texts depends on `texts by claim` alone."""
 MADE = tuple(kind for kind in KINDS if kind != "other sentence")
 """Adversarial kinds; a true sentence that answers another question is supported, which is what the labels say."""
-N_MADE = 30
+N_MADE = 60
 """Right answers of each set from which adversarial ones are made."""
 N_MADE_BRIEF = 120
 """The same for the fit for short answers."""
@@ -75,10 +87,19 @@ MAX_WORDS = 12
 """Answers of at most so many words have a fit of their own: what says most of long ones says little of them."""
 N_BRIEF = 500
 """Questions of the demo for that fit."""
-OF_BRIEF = (*TEXTS, "claim_check", "question_overlap", "name_mismatch", "negation_mismatch", "passages_disagree")
+OF_BRIEF = (
+    "missing_words",
+    "written_grounding",
+    "question_nearby",
+    "claim_support",
+    "number_mismatch",
+    "claim_check",
+    "question_overlap",
+    "name_mismatch",
+    "negation_mismatch",
+    "passages_disagree",
+)
 """Signals of that fit."""
-N_DEMO, SHARE_WRONG = 250, 0.3
-"""Questions of the demo, and the share of them that get a wrong answer: as the other sets have."""
 OUT = Path("semgrad_guard/calibration/profiles/proxy.json")
 GAINS = Path("bench/proxy_gains.json")
 """What the passages helped, by exchange: reading goes on where it stopped."""
@@ -114,14 +135,6 @@ def _row(fields: dict[str, Any], name: str) -> _Row:
     )
 
 
-def demo_rows(seed: int = 0) -> list[_Row]:
-    """Return the demo's questions with right answers, in two forms, and wrong ones."""
-    draw = random.Random(seed)  # noqa: S311 - test material, no secret
-    answerable, about = _answerable()[:N_DEMO], _by_element()
-    same = _by_kind(answerable)
-    return [row for one in answerable for row in _demo_rows_of(one, same[_kind(one)], about, draw)]
-
-
 def _answerable() -> list[ElementQuestion]:
     return [one for one in questions("train") if one.answers]
 
@@ -144,20 +157,6 @@ def _by_kind(of_demo: list[ElementQuestion]) -> dict[str, list[ElementQuestion]]
 
 def _kind(one: ElementQuestion) -> str:
     return one.id.split("-")[1]
-
-
-def _demo_rows_of(
-    asked: ElementQuestion, same: list[ElementQuestion], about: dict[str, list[Passage]], draw: random.Random
-) -> Iterator[_Row]:
-    other = draw.choice([one for one in same if not set(one.answers) & set(asked.answers)] or same)
-    read = [*draw.sample(about[asked.element], min(2, len(about[asked.element]))), draw.choice(about[other.element])]
-    draw.shuffle(read)
-    held = any(answer in passage.text for answer in asked.answers for passage in read)
-    wrong = draw.random() < SHARE_WRONG
-    for text, correct in ((other.answers[0], False),) if wrong else ((asked.answers[0], held),):
-        answer = draw.choice((text, f"{text}.", f"The answer is {text}.", f"It is {text}."))
-        exchange = Exchange(question=asked.question, passages=tuple(read), answer=answer)
-        yield _Row(exchange=exchange, correct=correct, group=f"demo {asked.element}", source="demo", author="given")
 
 
 def brief_rows(seed: int = 0) -> Iterator[_Row]:
@@ -262,18 +261,18 @@ class _Data:
     """All rows by data set, adversarial ones, and what the passages help."""
 
     def __init__(self, folder: Path) -> None:
-        self.sets = {name: rows_of(folder, name) for name in (*FITTED, *REPORTED)} | {"demo": demo_rows()}
+        self.sets = {name: rows_of(folder, name) for name in (*FITTED, *REPORTED)}
         self.made = {name: list(made_of(rows)) for name, rows in self.sets.items()}
         self.gains: Gains = {}
 
     def read(self) -> None:
         """Have the packaged model read some answers of each set."""
         exchanges = [row.exchange for rows in self.sets.values() for row in rows[:N_READ]]
-        exchanges += [row.exchange for name in (*FITTED, "demo") for row, _ in self.made[name]]
+        exchanges += [row.exchange for name in FITTED for row, _ in self.made[name]]
         self.gains = read_gains(exchanges, GAINS)
 
     def scores(self, names: Iterable[str], *, only_read: bool, with_gains: bool) -> Iterator[LabelledScore]:
-        """Yield the labelled scores of some sets; adversarial ones too of those that are fitted on."""
+        """Yield the scores of the long answers of some sets; adversarial ones too of those that are fitted on."""
         for name in names:
             rows: list[tuple[_Row, str | None]] = [(row, None) for row in self.sets[name]]
             rows += [] if name in REPORTED else self.made[name]
@@ -282,14 +281,14 @@ class _Data:
                 score = labelled(row, kind)
                 if with_gains and gain:
                     score = replace(score, signals={**score.signals, **gain})
-                if gain or not only_read:
+                if (gain or not only_read) and score.signals["n_words"] > MAX_WORDS:
                     yield score
 
     def fit(self, *, only_read: bool, with_gains: bool, with_texts: bool = True) -> Profile:
         """Return a fit on all sets, or on the answers that the packaged model has read."""
         left_out = {} if with_texts else dict.fromkeys(TEXTS, 0)
         profile = fit_profile(
-            self.scores((*FITTED, "demo"), only_read=only_read, with_gains=with_gains),
+            self.scores(FITTED, only_read=only_read, with_gains=with_gains),
             name="proxy",
             reported=list(self.scores(REPORTED, only_read=only_read, with_gains=with_gains)),
             directions=DIRECTIONS | left_out,

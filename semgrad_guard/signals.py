@@ -5,8 +5,8 @@ computed (grounding without passages, a position before the prompt's first token
 
 To add a signal, add its row here and compute it where its family is computed: gradients and likelihoods in
 `scoring.measure`, where words begin in `scoring.starts`, attention in `scoring.attention`, claims in `scoring.claims`,
-other texts and meaning in `scoring.text_signals`, further forward passes in `scoring.forward_signals`, probes in
-`calibration.probes`, samples in `evaluation.compare.sampled_signals`.
+what passages lack in `scoring.novelty`, other texts and meaning in `scoring.text_signals`, further forward passes in
+`scoring.forward_signals`, probes in `calibration.probes`, samples in `evaluation.compare.sampled_signals`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ profile turns it into a number; `embedding`: sentence embeddings, where an embed
 pass; `sampling`: further answers, in `evaluate` only."""
 Family = Literal["gradient", "likelihood", "attention", "probe", "text", "embedding", "forward", "sampling"]
 """What a signal is computed from."""
-COUNTS = frozenset({"tokens", "words", "passages", "claims"})
+COUNTS = frozenset({"tokens", "words", "passages", "claims", "pairs", "numbers"})
 """Units of signals that count something."""
 DIRECTIONS: Mapping[str, int] = {"less sure": -1, "either": 0, "more sure": 1}
 
@@ -472,6 +472,51 @@ _TEXT = _family(
         source="own",
         lowers="its passage is not about the question",
         raises="its passage is about the question",
+    ),
+    Signal(
+        name="unsupported_words",
+        meaning="share of the answer's new content words that the passages have in no form (Snowball stems)",
+        unit="share",
+        higher="less sure",
+        source="own",
+        lowers="it uses words that no passage has in any form",
+        raises="its words are those of the passages, in one form or another",
+    ),
+    Signal(
+        name="unsupported_pairs",
+        meaning="share of neighbouring content words of the answer that stand within 8 content words in no passage",
+        unit="share",
+        higher="less sure",
+        source="own",
+        lowers="it joins words that no passage joins",
+        raises="words stand together as in the passages",
+    ),
+    Signal(
+        name="n_unsupported_pairs",
+        meaning="how many neighbouring content words of the answer stand within 8 content words in no passage",
+        unit="pairs",
+        higher="less sure",
+        source="own",
+        lowers="it joins many words that no passage joins",
+        raises="it joins few words that no passage joins",
+    ),
+    Signal(
+        name="unsupported_numbers",
+        meaning="how many different numbers of the answer no passage has",
+        unit="numbers",
+        higher="less sure",
+        source="own",
+        lowers="it states numbers that no passage has",
+        raises="its numbers are in the passages",
+    ),
+    Signal(
+        name="unsupported_claims",
+        meaning="how many claims have over 30 % of their new content words in no form in the passages",
+        unit="claims",
+        higher="less sure",
+        source="own",
+        lowers="sentences of the answer have no support in the passages",
+        raises="no sentence of the answer lacks support in the passages",
     ),
     Signal(
         name="relevant_grounding",

@@ -281,6 +281,7 @@ FAMILIES: tuple[frozenset[Family], ...] = (
     frozenset({"embedding"}),
     frozenset({"text", "embedding"}),
     frozenset({"likelihood", "gradient"}),
+    frozenset({"embedding", "gradient"}),
     frozenset({"likelihood", "attention"}),
     frozenset({"probe"}),
     frozenset({"text", "likelihood"}),

@@ -11,12 +11,14 @@ import math
 import re
 from dataclasses import dataclass
 from difflib import SequenceMatcher
+from functools import cached_property
 from itertools import pairwise, zip_longest
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
 import numpy as np
 
+from semgrad_guard.scoring.novelty import PassageForms, novelty_signals
 from semgrad_guard.scoring.spans import sentence_spans
 from semgrad_guard.scoring.words import (
     ABOUT_ANSWERING,
@@ -163,6 +165,7 @@ class PassageTexts:
         """
         pairs = zip_longest(texts, map(title_of, sources), fillvalue="")
         kept = [(text, title) for text, title in pairs if not gives_orders(text)] or [("", "")] * bool(texts)
+        self.language = language
         self.texts = [text for text, _ in kept]
         self.titles = [title for _, title in kept]
         self.n_suspicious = sum(map(gives_orders, texts))
@@ -178,6 +181,11 @@ class PassageTexts:
         """Return the texts of an exchange's passages."""
         passages = exchange.passages
         return cls([passage.text for passage in passages], language, [passage.source for passage in passages])
+
+    @cached_property
+    def forms(self) -> PassageForms:
+        """Their words in any form."""
+        return PassageForms(self.words, self.texts, self.language)
 
     def relevances(self, asked: set[str]) -> NDArray[np.float64]:
         """Return how far each passage is about the words of a question; together 1.
@@ -299,6 +307,7 @@ def claim_signals(question: str, answer: str, passages: PassageTexts, language: 
         "copied_around": _copied_around(claims, signs),
         "written_grounding": _written_grounding(claims, signs, question, passages),
     }
+    found |= novelty_signals(answer, question, [claim.text for claim in claims], passages.forms)
     if asked:
         found |= {
             "relevant_grounding": of_answer([s.relevant for s in signs], copies),
