@@ -15,7 +15,7 @@ import torch
 from semgrad_guard.errors import NonFiniteScoreError, OutOfMemoryError, ScoringError
 from semgrad_guard.models.cache import full_cache
 from semgrad_guard.scoring.attention import AttentionWatch, watched_blocks, watching
-from semgrad_guard.scoring.budget import LEAN, MemoryBudget
+from semgrad_guard.scoring.budget import LEAN, MemoryBudget, unhurried
 from semgrad_guard.scoring.head import WEIGHT_NORMS, run_head
 from semgrad_guard.scoring.layout import lay_out, shared_start
 from semgrad_guard.scoring.model_lease import borrowed
@@ -24,7 +24,7 @@ from semgrad_guard.scoring.recording import (
     forward_no_grad,
     known_outputs,
     record,
-    record_cold_written_out,
+    record_cold_by_blocks,
     record_from_cache,
     state_norms,
 )
@@ -60,6 +60,8 @@ class GradientSpec:
     """Memory that may be taken to save time."""
     attention: bool = False
     """Whether to read what the answer attends to."""
+    most_recorded: int | None = None
+    """Most tokens that a batch of several exchanges records, padding included; `None` does not limit them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +100,7 @@ def measure(
     *,
     parts: Sequence[Sequence[slice]] = (),
     kept: KeptCache | None = None,
+    check: Callable[[], None] = unhurried,
 ) -> list[Measure]:
     """Return one measure for each exchange. The caller holds the model's lock.
 
@@ -109,6 +112,7 @@ def measure(
         spec: which gradients to compute.
         parts: for each exchange, runs of answer tokens to measure in addition to the whole answer.
         kept: KV cache of the generation of the answer, for a single exchange.
+        check: called between pieces of work; what it raises ends the measurement.
 
     Raises:
         NonFiniteScoreError: hidden states, likelihoods or gradients are NaN or infinite.
@@ -122,16 +126,15 @@ def measure(
         watch = _watch(anatomy, layout, batch, spec)
         watched.enter_context(watching(watch))
         shares = _shares(runs, layout)
-        reused = None
+        once, reused = len(shares) == 1, None
         if kept is not None:
-            once = len(runs[0]) == 1
             reused = record_from_cache(model, layout, batch[0].read, spec.band, kept, once=once, budget=spec.budget)
-        recording = reused or _record_cold(model, anatomy, layout, spec.band, batch if len(runs[0]) == 1 else ())
+        recording = reused or _record_cold(model, anatomy, layout, batch, spec, once=once)
         known = known_outputs(kept, batch[0]) if kept and reused else None
-        run = partial(run_head, anatomy.head, known=known, norms=spec.norms, budget=spec.budget)
+        run = partial(run_head, anatomy.head, known=known, norms=spec.norms, budget=spec.budget, check=check)
         groups = _groups(layout.answers.lengths, spec.budget.stored_logits // anatomy.head.n_vocabulary)
         heads = list(_heads(run, recording.z, layout, runs, groups))
-        norms = _state_norms(recording, layout, heads, shares)
+        norms = _state_norms(recording, layout, heads, shares, check)
         numbers = _read(heads, norms, watch)
     path: ScorePath = "reused" if reused else "cold" if anatomy.has_cache else "full"
     return _measures(batch, runs, groups, numbers, path)
@@ -146,14 +149,17 @@ def _watch(anatomy: ModelParts, layout: Layout, batch: Sequence[Tokens], spec: G
 
 
 def _record_cold(
-    model: PreTrainedModel, anatomy: ModelParts, layout: Layout, band: Band, once: Sequence[Tokens]
+    model: PreTrainedModel,
+    anatomy: ModelParts,
+    layout: Layout,
+    batch: Sequence[Tokens],
+    spec: GradientSpec,
+    *,
+    once: bool,
 ) -> Recorded:
-    """Run the prefix without gradients, then record the rest; or a single exchange all at once, where that is faster.
-
-    `once` is the batch if there is a single backward pass, else nothing.
-    """
-    if len(once) == 1:
-        found = record_cold_written_out(model, anatomy, layout, once[0].read, band)
+    """Run the prefix without gradients, then record the rest; or one exchange by blocks, where that is better."""
+    if len(batch) == 1:
+        found = record_cold_by_blocks(model, layout, batch[0].read, spec.band, once=once, budget=spec.budget)
         if found is not None:
             return found
     cache = full_cache(model) if layout.prefix else None
@@ -161,7 +167,7 @@ def _record_cold(
         forward_no_grad(model, anatomy, layout.prefix, cache)
         if cache is not None and len(layout.prefix.ids) < len(layout.rest.ids):
             cache.batch_repeat_interleave(len(layout.rest.ids))
-    return record(model, anatomy, layout.rest, cache, band)
+    return record(model, anatomy, layout.rest, cache, spec.band)
 
 
 def _shares(runs: Sequence[Sequence[slice]], layout: Layout) -> Tensor:
@@ -198,7 +204,9 @@ def _heads(
         start = own.stop
 
 
-def _state_norms(recording: Recorded, layout: Layout, heads: Sequence[HeadPass], shares: Tensor) -> list[Tensor]:
+def _state_norms(
+    recording: Recorded, layout: Layout, heads: Sequence[HeadPass], shares: Tensor, check: Callable[[], None]
+) -> list[Tensor]:
     """Return the mean absolute gradients by the band's states for each round, ``(exchange, place)``."""
     z, answers = recording.z, layout.answers
     where = answers.exchanges.to(z.device), answers.places.to(z.device)
@@ -208,7 +216,7 @@ def _state_norms(recording: Recorded, layout: Layout, heads: Sequence[HeadPass],
     for number, share in enumerate(shares.to(entropy.device)):
         at_head = torch.zeros_like(z, dtype=torch.promote_types(z.dtype, pull.dtype)).detach()
         at_head[where] = (pull * (entropy * share).to(pull.dtype)[:, None]).to(at_head)
-        found.append(state_norms(recording, at_head, layout.recorded, keep=number + 1 < len(shares)))
+        found.append(state_norms(recording, at_head, layout.recorded, keep=number + 1 < len(shares), check=check))
     return found
 
 
@@ -380,7 +388,7 @@ def measure_many(
         else:
             found[group[0]] = measured
 
-    for group in batches(exchanges, spec.n_recorded, max_batch_tokens):
+    for group in batches(exchanges, spec.n_recorded, max_batch_tokens, spec.most_recorded):
         run(group, spec)
     return [found[i] for i in range(len(exchanges))]
 
@@ -395,7 +403,7 @@ def _tried(
     """Return one measure for each exchange, or why there are none; an error without the tensors that did not fit."""
     try:
         with lease.hold():
-            return measure(lease.model, batch, spec, parts=parts, kept=kept)
+            return measure(lease.model, batch, spec, parts=parts, kept=kept, check=lease.check)
     except ScoringError as error:
         failure = error
     except (MemoryError, RuntimeError) as error:
@@ -406,14 +414,31 @@ def _tried(
     return failure.with_traceback(None)
 
 
-def batches(exchanges: Sequence[Tokens], n_recorded: int, max_tokens: int) -> Iterator[list[int]]:
-    """Yield the indices of each batch: families with a common beginning first, then the others by length."""
+def batches(
+    exchanges: Sequence[Tokens], n_recorded: int, max_tokens: int, most_recorded: int | None = None
+) -> Iterator[list[int]]:
+    """Yield the indices of each batch: families with a common beginning first, then the others by length.
+
+    Args:
+        exchanges: the exchanges.
+        n_recorded: how many of the last prompt tokens are recorded.
+        max_tokens: most padded tokens in a batch.
+        most_recorded: most of them that are recorded; `None` does not limit them.
+    """
+    fits = partial(_fits, n_recorded=n_recorded, max_tokens=max_tokens, most_recorded=most_recorded)
     families = list(_families(exchanges, n_recorded))
     for family in families:
         if len(family) > 1:
-            yield from _filled(exchanges, family, max_tokens)
+            yield from _filled(exchanges, family, fits)
     single = [family[0] for family in families if len(family) == 1]
-    yield from _filled(exchanges, sorted(single, key=lambda i: len(exchanges[i])), max_tokens)
+    yield from _filled(exchanges, sorted(single, key=lambda i: len(exchanges[i])), fits)
+
+
+def _fits(group: Sequence[Tokens], *, n_recorded: int, max_tokens: int, most_recorded: int | None) -> bool:
+    """Return whether some exchanges may be one batch."""
+    n_rest = max(len(tokens) - max(0, len(tokens.prompt) - n_recorded) for tokens in group)
+    padded = len(group) * max(len(tokens) for tokens in group)
+    return padded <= max_tokens and (most_recorded is None or len(group) * n_rest <= most_recorded)
 
 
 def _families(exchanges: Sequence[Tokens], n_recorded: int) -> Iterator[list[int]]:
@@ -428,16 +453,16 @@ def _families(exchanges: Sequence[Tokens], n_recorded: int) -> Iterator[list[int
         yield family
 
 
-def _filled(exchanges: Sequence[Tokens], order: Sequence[int], max_tokens: int) -> Iterator[list[int]]:
-    """Yield runs of exchanges whose padded size is within the budget; a larger exchange gets its own run."""
-    group, longest = list[int](), 0
+def _filled(
+    exchanges: Sequence[Tokens], order: Sequence[int], fits: Callable[[Sequence[Tokens]], bool]
+) -> Iterator[list[int]]:
+    """Yield runs of exchanges that fit together; a larger exchange gets its own run."""
+    group = list[int]()
     for i in order:
-        wider = max(longest, len(exchanges[i]))
-        if group and (len(group) + 1) * wider > max_tokens:
+        if group and not fits([exchanges[j] for j in (*group, i)]):
             yield group
-            group, wider = [], len(exchanges[i])
+            group = []
         group.append(i)
-        longest = wider
     if group:
         yield group
 
