@@ -93,4 +93,4 @@ def budget_for(device: torch.device, max_extra_mb: float | None) -> MemoryBudget
 
 
 def unhurried() -> None:
-    """Check nothing, in the place of a function that ends work whose time is up: this work has all the time it needs."""
+    """Check nothing, in the place of a function that ends work whose time is up: there is time."""

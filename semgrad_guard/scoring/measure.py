@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -12,8 +13,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from semgrad_guard.errors import NonFiniteScoreError, OutOfMemoryError, ScoringError
+from semgrad_guard.errors import ModelFailedError, NonFiniteScoreError, OutOfMemoryError, ScoringError, in_log
 from semgrad_guard.models.cache import full_cache
+from semgrad_guard.models.device import missing_weight
 from semgrad_guard.scoring.attention import AttentionWatch, watched_blocks, watching
 from semgrad_guard.scoring.budget import LEAN, MemoryBudget, unhurried
 from semgrad_guard.scoring.head import WEIGHT_NORMS, run_head
@@ -45,6 +47,9 @@ if TYPE_CHECKING:
     from semgrad_guard.scoring.model_lease import ModelLease
     from semgrad_guard.scoring.model_parts import ModelParts
     from semgrad_guard.scoring.recording import Band, Recorded
+
+
+_log = logging.getLogger("semgrad_guard")
 
 
 @dataclass(frozen=True, slots=True)
@@ -403,15 +408,29 @@ def _tried(
     """Return one measure for each exchange, or why there are none; an error without the tensors that did not fit."""
     try:
         with lease.hold():
+            _require_weights(lease.model)
             return measure(lease.model, batch, spec, parts=parts, kept=kept, check=lease.check)
     except ScoringError as error:
         failure = error
-    except (MemoryError, RuntimeError) as error:
-        if not _is_memory(error):
-            raise
-        failure = OutOfMemoryError(max(len(tokens) for tokens in batch))
+    except Exception as error:  # noqa: BLE001 - the model may be of any kind, and was in order when it was loaded
+        if _is_memory(error):
+            failure = OutOfMemoryError(max(len(tokens) for tokens in batch))
+        else:
+            _log.warning("the scoring model failed: %s", in_log(error))
+            failure = ModelFailedError(type(lease.model).__name__, f"{type(error).__name__}: {error}")
     # outside `except`, where the traceback would still hold them
     return failure.with_traceback(None)
+
+
+def _require_weights(model: PreTrainedModel) -> None:
+    """Refuse a model some of whose weights were removed since it was loaded.
+
+    Raises:
+        ModelFailedError: it is one.
+    """
+    missing = missing_weight(model)
+    if missing is not None:
+        raise ModelFailedError(type(model).__name__, f"its weight {missing} holds no numbers any more")
 
 
 def batches(

@@ -403,7 +403,7 @@ def record_written_out(  # noqa: PLR0913, PLR0917 - what `record` takes, and the
     return WrittenOutRecording(top, tuple(notes.calls), parts, states, layers)
 
 
-def record_cold_by_blocks(  # noqa: PLR0913 - the exchange, how to record it, and with how much memory
+def record_cold_by_blocks(
     model: PreTrainedModel,
     layout: Layout,
     read: tuple[int, ...],
@@ -444,7 +444,7 @@ def record_cold_by_blocks(  # noqa: PLR0913 - the exchange, how to record it, an
     return _record_by_blocks(model, anatomy, layout, KeptCache(cache, read), band, states)
 
 
-def _states_on_the_way(  # noqa: PLR0913, PLR0917 - what is run, and what is kept of it
+def _states_on_the_way(
     model: PreTrainedModel, anatomy: ModelParts, segment: Segment, cache: Cache, band: Band, n_last: int
 ) -> Tensor:
     """Run tokens without gradients, and return the states of the last ones that enter the band's blocks."""

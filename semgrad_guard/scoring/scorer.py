@@ -197,8 +197,8 @@ class SemGradScorer:
             max_extra_mb: about how many MiB a score may take, beside the model and what was kept of the writing, in
                 order to save time: with enough, the vocabulary is one block and the band is recorded as a whole; with
                 0, all goes by the smallest pieces. `None` is 512 on an accelerator; on a processor it is pieces that
-                fit its caches, which are faster there than larger ones. The recording of a band may take as much, or 256
-                MiB on a processor and 4 GiB on an accelerator with `None`, four times that in a batch; a longer answer
+                fit its caches, which are faster there than larger ones. The recording of a band may take as much (with
+                `None` 256 MiB on a processor and 4 GiB on an accelerator), four times that in a batch; a longer answer
                 is recorded block by block. No number of a score depends on it.
 
         Raises:

@@ -152,13 +152,10 @@ def _vectors(embedder: Embedder, check: Callable[[], None], *groups: Sequence[st
     """Return the vectors of each group of texts; many are embedded in several calls, with a check before each."""
     texts = [text for group in groups for text in group]
     runs = [texts[start : start + _EMBEDDED] for start in range(0, len(texts), _EMBEDDED)]
-    vectors = list[Array]()
+    vectors: list[Array] = []
     for run in runs:
         check()
         vectors.append(_embedded(embedder, run))
-    sizes = {each.shape[1] for each in vectors}
-    if len(sizes) > 1:
-        raise EmbeddingFailedError(embedder.name, f"gave vectors of {sorted(sizes)} numbers")
     ends = np.cumsum([len(group) for group in groups])
     return np.split(np.concatenate(vectors), ends[:-1])
 
@@ -166,6 +163,8 @@ def _vectors(embedder: Embedder, check: Callable[[], None], *groups: Sequence[st
 def _embedded(embedder: Embedder, texts: Sequence[str]) -> Array:
     try:
         vectors = np.asarray(embedder(texts), dtype=np.float64)
+    except EmbeddingFailedError:
+        raise
     except Exception as error:
         raise EmbeddingFailedError(embedder.name, f"{type(error).__name__}: {error}") from error
     if vectors.ndim != 2 or len(vectors) != len(texts) or not np.isfinite(vectors).all():
