@@ -182,6 +182,18 @@ class GradientsUnavailableError(ScoringError):
         )
 
 
+class ModelFailedError(ScoringError):
+    """The scoring model raised an error, or its weights are gone."""
+
+    def __init__(self, model: str, why: str) -> None:
+        """Keep the model's name and what happened."""
+        self.model, self.why = model, why
+        super().__init__(
+            f"the scoring model {model} failed: {why}; its weights must stay as they were loaded, in memory or "
+            "offloaded, as long as it scores: load it again"
+        )
+
+
 class EmbeddingFailedError(ScoringError):
     """Sentence embeddings were requested but could not be computed."""
 

@@ -59,6 +59,7 @@ _REBUILT = {
         errors.ForeignTokensError,
         errors.NonFiniteScoreError,
         errors.GradientsUnavailableError,
+        errors.ModelFailedError,
         errors.OutOfMemoryError,
         errors.ScoringEndedError,
     )

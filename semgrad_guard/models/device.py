@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import torch
+from torch import nn
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
 
-    from torch import Tensor, nn
+    from torch import Tensor
     from transformers import PreTrainedModel
 
 
@@ -141,8 +142,15 @@ def offloaded_weight(model: nn.Module, name: str) -> Tensor | None:
 
 def missing_weight(model: nn.Module) -> str | None:
     """Return the name of a weight that is neither in memory nor offloaded, or `None` if none is missing."""
-    names = (name for name, weight in model.named_parameters() if weight.is_meta)
+    names = (name for name, weight in model.named_parameters() if weight.is_meta or _is_freed(weight))
     return next((name for name in names if offloaded_weight(model, name) is None), None)
+
+
+def _is_freed(weight: Tensor) -> bool:
+    """Return whether the memory of a weight was given back, which reading it would not notice."""
+    if type(weight) is not nn.Parameter:
+        return False
+    return weight.untyped_storage().nbytes() < weight.numel() * weight.element_size()
 
 
 def _hooks(module: nn.Module) -> Iterator[Any]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import numpy as np
 from typing_extensions import override
 
-from semgrad_guard.errors import ModelNotFoundError
+from semgrad_guard.errors import EmbeddingFailedError, ModelNotFoundError
 from semgrad_guard.extras import require
 from semgrad_guard.model_names import MINILM
 
@@ -85,6 +85,7 @@ class UnitVectors(Embedder):
         self._vectors: OrderedDict[str, NDArray[np.float32]] = OrderedDict()
         self._lock = threading.Lock()
         self._probed: str | None = None
+        self._dimension: int | None = None
 
     @property
     @override
@@ -120,7 +121,20 @@ class UnitVectors(Embedder):
         return np.array([known[text] for text in texts], dtype=np.float64)
 
     def _unit(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Return new vectors of length 1; nothing wrong is cached, so that an embedder may recover.
+
+        Raises:
+            EmbeddingFailedError: the embedder did not return a vector of finite numbers for each text, or vectors of
+                another dimension than before.
+        """
         vectors = np.asarray(self._embedder(texts), dtype=np.float64)
+        if vectors.ndim != 2 or len(vectors) != len(texts) or not np.isfinite(vectors).all():
+            raise EmbeddingFailedError(self.name, f"gave {vectors.shape} finite numbers for {len(texts)} texts")
+        with self._lock:
+            self._dimension = self._dimension or vectors.shape[1]
+        if vectors.shape[1] != self._dimension:
+            why = f"gave {vectors.shape[1]} numbers a text, and {self._dimension} before"
+            raise EmbeddingFailedError(self.name, why)
         length = np.linalg.norm(vectors, axis=1, keepdims=True)
         unit: NDArray[np.float64] = np.divide(vectors, length, out=np.zeros_like(vectors), where=length > 0)
         return unit.astype(np.float32)

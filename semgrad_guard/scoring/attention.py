@@ -18,7 +18,7 @@ import threading
 from collections import Counter
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -137,18 +137,23 @@ class AttentionWatch:
             self._found[number] = sums
         return output
 
-    def note_weights(self, module: nn.Module, weights: Tensor) -> None:
+    def note_weights(self, module: nn.Module, weights: Tensor, start: int = 0) -> None:
         """Sum attention weights that somebody else computed for a single exchange.
 
         Args:
             module: the attention module that they are of.
-            weights: weights of all new tokens, ``(head, new token, token)``.
+            weights: weights of a run of new tokens, ``(head, new token, token)``; the runs come in order.
+            start: the first new token of the run. Tokens that the run cannot see may be missing at the end.
         """
         number = self._number.get(id(module))
-        if number is not None and (1, *weights.shape[1:]) == self._shape:
-            rows = self._rows_on(weights.device)
-            chosen = weights.detach()[:, rows.places[0]][None]
-            self._found[number] = rows.sums(chosen, rows.own_keys, weights.new_zeros(()))
+        n_rows, n_new = self._rows.places.shape[1], self._shape[1]
+        first, end = max(0, start - (n_new - n_rows)), start + weights.shape[1] - (n_new - n_rows)
+        if number is None or self._shape[0] != 1 or end > n_rows or end <= first:
+            return
+        rows = self._rows_on(weights.device)
+        chosen = weights.detach()[:, first - end :][None]  # the answer's rows are the last
+        found = rows.sums(chosen, rows.own_keys[:, first:end], weights.new_zeros(()))
+        self._found[number] = found if first == 0 else self._found[number].followed_by(found)
 
     def numbers(self) -> Tensor | None:
         """Return all sums as one row of numbers, float64, on the device of the input; `None` where there are none."""
@@ -224,6 +229,11 @@ class _Sums:
     """Largest difference from the model's own output, relative to its largest number."""
     tolerance: float
 
+    def followed_by(self, next_rows: _Sums) -> _Sums:
+        """Return the sums of these rows and the next ones."""
+        by_column = torch.cat([self.by_column, next_rows.by_column], dim=2)
+        return replace(self, by_column=by_column, to_previous=torch.cat([self.to_previous, next_rows.to_previous], 2))
+
 
 class _Rows:
     """Where the rows of the answers' tokens are, and what their keys belong to, on one device."""
@@ -259,7 +269,7 @@ class _Rows:
 
     def sums(self, weights: Tensor, own_keys: Tensor, error: Tensor, tolerance: float = 0.0) -> _Sums:
         """Return the sums of attention weights, ``(exchange, head, token, key)``."""
-        by_column = torch.matmul(weights, self.by_column[:, None].to(weights.dtype))
+        by_column = torch.matmul(weights, self.by_column[:, None, : weights.shape[3]].to(weights.dtype))
         own = own_keys[:, None, :, None].expand(-1, weights.shape[1], -1, 1)
         return _Sums(by_column, weights.gather(3, own)[..., 0], error, tolerance)
 
@@ -383,11 +393,11 @@ def unwatched() -> Generator[None]:
         _present.reset(token)
 
 
-def note_weights(module: nn.Module, weights: Tensor) -> None:
+def note_weights(module: nn.Module, weights: Tensor, start: int = 0) -> None:
     """Hand attention weights of one exchange to who reads in this thread; see `AttentionWatch.note_weights`."""
     watch = _present.get()
     if watch is not None:
-        watch.note_weights(module, weights)
+        watch.note_weights(module, weights, start)
 
 
 def _interfaces(modules: Iterator[nn.Module]) -> Iterator[AttentionInterface]:

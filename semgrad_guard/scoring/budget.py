@@ -1,4 +1,4 @@
-"""How much memory scoring may take beside the model, and the sizes of the pieces of work that follow from it."""
+"""How much memory and time scoring may take, and the sizes of the pieces of work that follow from it."""
 
 from __future__ import annotations
 
@@ -18,8 +18,14 @@ _NUMBER = 4
 """Bytes of a float32 number."""
 _ROWS_OF_LOGITS = 4
 """Matrices as large as the logits that are alive at a time."""
+_RECORDED_BYTES = 2**28
+"""Most memory for the recording of a whole band on a processor; a longer answer is recorded by blocks."""
 ACCELERATOR_MB = 512.0
 """Usual budget on an accelerator, where every piece of work costs a launch and memory is fast."""
+_RECORDED_ON_ACCELERATOR = 2**32
+"""Most memory for the recording of a whole band on an accelerator."""
+_RECORDINGS_IN_BATCH = 4
+"""How many times as much a batch may record."""
 _MB = 2**20
 
 
@@ -29,6 +35,8 @@ class MemoryBudget:
 
     extra_bytes: int | None = None
     """`None` takes the sizes that are fastest on a processor: small blocks, because they stay in its caches."""
+    recorded_bytes: int = _RECORDED_BYTES
+    """Most memory for the recording of a whole band; where it takes more, one exchange is recorded by blocks."""
 
     @property
     def stored_logits(self) -> int:
@@ -36,6 +44,11 @@ class MemoryBudget:
         if self.extra_bytes is None:
             return _STORED_ENTRIES
         return self.extra_bytes // (2 * _NUMBER * _ROWS_OF_LOGITS)
+
+    @property
+    def batch_bytes(self) -> int:
+        """Most memory for the recording of a batch of several exchanges."""
+        return _RECORDINGS_IN_BATCH * self.recorded_bytes
 
     def vocabulary_block(self, n_vocabulary: int, hidden: int, n_tokens: int, *, n_norms: int, converts: bool) -> int:
         """Return how many words of the vocabulary the head works on at a time.
@@ -75,5 +88,9 @@ def budget_for(device: torch.device, max_extra_mb: float | None) -> MemoryBudget
         max_extra_mb: MiB that the caller allows; `None` is the device's usual budget.
     """
     if max_extra_mb is None:
-        return LEAN if device.type == "cpu" else MemoryBudget(int(ACCELERATOR_MB * _MB))
-    return MemoryBudget(int(max_extra_mb * _MB))
+        return LEAN if device.type == "cpu" else MemoryBudget(int(ACCELERATOR_MB * _MB), _RECORDED_ON_ACCELERATOR)
+    return MemoryBudget(int(max_extra_mb * _MB), int(max_extra_mb * _MB))
+
+
+def unhurried() -> None:
+    """Check nothing, in the place of a function that ends work whose time is up: there is time."""

@@ -18,6 +18,7 @@ from urllib.parse import unquote
 
 import numpy as np
 
+from semgrad_guard.scoring.budget import unhurried
 from semgrad_guard.scoring.novelty import PassageForms, novelty_signals
 from semgrad_guard.scoring.spans import sentence_spans
 from semgrad_guard.scoring.words import (
@@ -38,7 +39,7 @@ from semgrad_guard.scoring.words import (
 from semgrad_guard.suspicious import gives_orders
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -59,6 +60,8 @@ ALTERED = 0.7
 """A claim is an altered copy where one sentence has this share of its words in the same order, and says otherwise."""
 N_LIKEST = 3
 """How many sentences a claim is compared with word by word."""
+MOST_ALIGNED = 1_000
+"""How many words of a claim and of a sentence are compared so: it takes time that grows with their product."""
 SMALL_CHANGE = 3
 """A name or number is changed where at most so many words stand in place of at most so many others."""
 SAME = 0.5
@@ -154,15 +157,24 @@ def title_of(source: str | None) -> str:
 class PassageTexts:
     """The passages of an exchange as claims are compared with them, without those that give orders."""
 
-    def __init__(self, texts: Sequence[str], language: str = "en", sources: Sequence[str | None] = ()) -> None:
+    def __init__(
+        self,
+        texts: Sequence[str],
+        language: str = "en",
+        check: Callable[[], None] = unhurried,
+        *,
+        sources: Sequence[str | None] = (),
+    ) -> None:
         """Split the passages into words and sentences.
 
         Args:
             texts: the passages' texts. Those that give orders are left out; where all do, one empty passage is left,
                 which supports nothing.
             language: two-letter code, for finding sentences.
+            check: called between pieces of work, here and where they are compared; what it raises ends it.
             sources: where each came from; its title says what it is about.
         """
+        self.check = check
         pairs = zip_longest(texts, map(title_of, sources), fillvalue="")
         kept = [(text, title) for text, title in pairs if not gives_orders(text)] or [("", "")] * bool(texts)
         self.language = language
@@ -177,10 +189,11 @@ class PassageTexts:
         ]
 
     @classmethod
-    def of(cls, exchange: Exchange, language: str = "en") -> PassageTexts:
+    def of(cls, exchange: Exchange, language: str = "en", check: Callable[[], None] = unhurried) -> PassageTexts:
         """Return the texts of an exchange's passages."""
         passages = exchange.passages
-        return cls([passage.text for passage in passages], language, [passage.source for passage in passages])
+        texts, sources = [passage.text for passage in passages], [passage.source for passage in passages]
+        return cls(texts, language, check, sources=sources)
 
     @cached_property
     def forms(self) -> PassageForms:
@@ -210,7 +223,8 @@ class PassageTexts:
     def copied(self, text: str) -> float:
         """Return the longest run of a text's words that one passage has in the same order, as a share of them."""
         said = words(text)
-        return max((longest_common_run(said, passage) for passage in self.words), default=0) / max(1, len(said))
+        runs = (longest_common_run(said, passage, self.check) for passage in self.words)
+        return max(runs, default=0) / max(1, len(said))
 
     def is_copy(self, text: str) -> bool:
         """Return whether a claim is copied from a passage; few words are not, as everybody uses the same."""
@@ -361,6 +375,7 @@ def of_answer(values: Sequence[float], copies: Sequence[bool]) -> float:
 def _signs_of(
     text: str, question: str, asked: set[str], passages: PassageTexts, relevances: NDArray[np.float64]
 ) -> _ClaimSigns:
+    passages.check()
     claimed = claimed_words(text, question)
     nearest = passages.nearest(asked, text)
     copied = passages.copied(text)
@@ -400,6 +415,7 @@ def _nearby(asked: set[str], claimed: set[str], passages: PassageTexts) -> float
     best = 0.0
     for passage in passages.words:
         for place in (i for i, word in enumerate(passage) if word in claimed):
+            passages.check()
             around = set(passage[max(0, place - NEARBY) : place + NEARBY + 1])
             of_question = sum(weight[word] for word in (asked & around) - claimed) / total
             best = max(best, of_question * len(claimed & around) / len(claimed))
@@ -443,7 +459,7 @@ def _altered(text: str, passages: PassageTexts) -> float:
     It says otherwise with one denial more or fewer, or with another name or number in the same place. A sentence that
     is copied whole, or shortened, or said in other words, is not altered.
     """
-    said = words(text)
+    said = words(text)[:MOST_ALIGNED]
     if len(said) < COPIED_WORDS:
         return 0.0
     content = content_of(said) - ABOUT_ANSWERING
@@ -454,7 +470,7 @@ def _altered(text: str, passages: PassageTexts) -> float:
 
 def _changes(said: Sequence[str], sentence: _Sentence) -> tuple[float, list[_Change], _Sentence]:
     """Return the share of a claim's words that a sentence has in the same order, and what differs between them."""
-    there = words(sentence.text)
+    there = words(sentence.text)[:MOST_ALIGNED]
     parts = SequenceMatcher(None, said, there, autojunk=False).get_opcodes()
     same = sum(end - start for kind, start, end, _, _ in parts if kind == "equal")
     changes: list[_Change] = [

@@ -8,15 +8,16 @@ import numpy as np
 import torch
 
 from semgrad_guard.flow import Message
+from semgrad_guard.scoring.budget import unhurried
 from semgrad_guard.scoring.head import run_head
 from semgrad_guard.scoring.layout import Tokens, lay_out
-from semgrad_guard.scoring.model_lease import borrowed
+from semgrad_guard.scoring.model_lease import ModelLease, borrowed
 from semgrad_guard.scoring.model_parts import model_parts_of
 from semgrad_guard.scoring.reading import is_read_by_proxy, proxy_prompt
 from semgrad_guard.scoring.recording import forward_no_grad
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
     from torch import Tensor
@@ -26,13 +27,13 @@ if TYPE_CHECKING:
     from semgrad_guard.models import LocalModel
 
 
-def answer_nll(model: PreTrainedModel, tokens: Tokens) -> NDArray[np.float64]:
+def answer_nll(model: PreTrainedModel, tokens: Tokens, check: Callable[[], None] = unhurried) -> NDArray[np.float64]:
     """Return the negative log-likelihood of each answer token in nats. The caller holds the model's lock."""
     first = len(tokens.prompt) - 1
     with borrowed(model):
         z = _head_inputs(model, tokens)[first : first + len(tokens.answer)]
         targets = torch.tensor(tokens.answer, device=z.device)
-        return run_head(model_parts_of(model).head, z, targets, ()).read().nll
+        return run_head(model_parts_of(model).head, z, targets, (), check=check).read().nll
 
 
 def next_probabilities(model: PreTrainedModel, tokens: Tokens, candidates: Sequence[int]) -> NDArray[np.float64]:
@@ -48,7 +49,9 @@ def _head_inputs(model: PreTrainedModel, tokens: Tokens) -> Tensor:
     return forward_no_grad(model, anatomy, lay_out([tokens], 0, anatomy.device, split=False).rest, None)[0]
 
 
-def nll_without_passages(model: LocalModel, exchange: Exchange, tokens: Tokens) -> NDArray[np.float64] | None:
+def nll_without_passages(
+    model: LocalModel, exchange: Exchange, tokens: Tokens, lease: ModelLease | None = None
+) -> NDArray[np.float64] | None:
     """Return the negative log-likelihood of each answer token in nats where the model has not read the passages.
 
     The result is `None` when the prompt does not contain the passages word for word, so they cannot be left out.
@@ -57,12 +60,14 @@ def nll_without_passages(model: LocalModel, exchange: Exchange, tokens: Tokens) 
         model: the scoring model.
         exchange: the exchange, with its passages.
         tokens: tokens of the exchange.
+        lease: how to wait for the model, and when to stop; `None` waits and works as long as it takes.
     """
     shorter = _ids_without(model, exchange, tokens)
     if not shorter:
         return None
-    with model.lock:
-        return answer_nll(model.model, Tokens(shorter, tokens.answer))
+    lease = lease or ModelLease(model.model, model.lock)
+    with lease.hold():
+        return answer_nll(model.model, Tokens(shorter, tokens.answer), lease.check)
 
 
 IN_A_ROW = 12
@@ -115,8 +120,13 @@ def _ids_without(model: LocalModel, exchange: Exchange, tokens: Tokens) -> tuple
 _ASK = "Is the proposed answer correct? Reply with Yes or No."
 
 
-def p_true(model: LocalModel, exchange: Exchange) -> float | None:
+def p_true(model: LocalModel, exchange: Exchange, lease: ModelLease | None = None) -> float | None:
     """Return the probability, in [0, 1], that the model calls the answer correct; `None` without question or answer.
+
+    Args:
+        model: the scoring model.
+        exchange: the exchange.
+        lease: as for `nll_without_passages`.
 
     Source: P(True), Kadavath et al. 2022 (arXiv 2207.05221); here with passages, and yes or no instead of letters.
     """
@@ -130,6 +140,6 @@ def p_true(model: LocalModel, exchange: Exchange) -> float | None:
     ids = model.encode_prompt(prompt)
     space = "" if model.is_chat else " "
     yes, no = (model.tokenizer(space + word, add_special_tokens=False)["input_ids"][0] for word in ("Yes", "No"))
-    with model.lock:
+    with (lease or ModelLease(model.model, model.lock)).hold():
         chances = next_probabilities(model.model, Tokens(ids, (yes,)), (yes, no))
     return float(chances[0] / chances.sum())

@@ -14,10 +14,10 @@ import torch
 from torch import nn
 
 from semgrad_guard.errors import NonFiniteScoreError
-from semgrad_guard.scoring.budget import LEAN, MemoryBudget
+from semgrad_guard.scoring.budget import LEAN, MemoryBudget, unhurried
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
     from torch import Tensor
@@ -292,6 +292,7 @@ def run_head(  # noqa: PLR0913 - what is computed, and with how much memory
     *,
     norms: Sequence[WeightNorm] = WEIGHT_NORMS,
     budget: MemoryBudget = LEAN,
+    check: Callable[[], None] = unhurried,
 ) -> HeadPass:
     """Return likelihoods, entropies and gradients of some answer tokens.
 
@@ -303,12 +304,13 @@ def run_head(  # noqa: PLR0913 - what is computed, and with how much memory
         known: the head's output for these inputs, if it is already known, ``(token, vocabulary)``.
         norms: which gradients by the weight to compute.
         budget: memory that decides how much of the vocabulary is worked on at a time.
+        check: called before each block of the vocabulary; what it raises ends the pass.
     """
     source = head_source(head.module, z)
     converts = isinstance(source, _OpenWeight) and source.inputs.dtype != head.module.weight.dtype
     width = budget.vocabulary_block(head.n_vocabulary, z.shape[1], len(z), n_norms=len(norms), converts=converts)
     blocks = [slice(start, min(start + width, head.n_vocabulary)) for start in range(0, head.n_vocabulary, width)]
-    logits = _Logits(head, source, blocks, known, budget)
+    logits = _Logits(head, source, blocks, known, budget, check)
     targets = targets.to(source.inputs.device)[:, None]
     softmax = _first_pass(logits, targets)
     nll = softmax.log_total - (softmax.own - softmax.peak)
@@ -337,8 +339,9 @@ class _Logits:
         blocks: Sequence[slice],
         known: Tensor | None,
         budget: MemoryBudget,
+        check: Callable[[], None],
     ) -> None:
-        self.head, self.source, self.blocks = head, source, blocks
+        self.head, self.source, self.blocks, self._check = head, source, blocks, check
         self._kept: list[Tensor] = []
         self._keeps = len(source.inputs) * head.n_vocabulary <= budget.stored_logits
         if known is not None:
@@ -348,9 +351,12 @@ class _Logits:
     def __iter__(self) -> Iterator[tuple[slice, Tensor]]:
         """Yield each block and its logits, ``(token, vocabulary of the block)``."""
         if self._kept:
-            yield from zip(self.blocks, self._kept, strict=True)
+            for block, logits in zip(self.blocks, self._kept, strict=True):
+                self._check()
+                yield block, logits
             return
         for block in self.blocks:
+            self._check()
             logits = self.head.logit_map.apply_(self.source.raw(block))
             if self._keeps:
                 self._kept.append(logits)

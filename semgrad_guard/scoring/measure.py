@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -12,10 +13,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from semgrad_guard.errors import NonFiniteScoreError, OutOfMemoryError, ScoringError
+from semgrad_guard.errors import ModelFailedError, NonFiniteScoreError, OutOfMemoryError, ScoringError, in_log
 from semgrad_guard.models.cache import full_cache
+from semgrad_guard.models.device import missing_weight
 from semgrad_guard.scoring.attention import AttentionWatch, watched_blocks, watching
-from semgrad_guard.scoring.budget import LEAN, MemoryBudget
+from semgrad_guard.scoring.budget import LEAN, MemoryBudget, unhurried
 from semgrad_guard.scoring.head import WEIGHT_NORMS, run_head
 from semgrad_guard.scoring.layout import lay_out, shared_start
 from semgrad_guard.scoring.model_lease import borrowed
@@ -24,7 +26,7 @@ from semgrad_guard.scoring.recording import (
     forward_no_grad,
     known_outputs,
     record,
-    record_cold_written_out,
+    record_cold_by_blocks,
     record_from_cache,
     state_norms,
 )
@@ -47,6 +49,9 @@ if TYPE_CHECKING:
     from semgrad_guard.scoring.recording import Band, Recorded
 
 
+_log = logging.getLogger("semgrad_guard")
+
+
 @dataclass(frozen=True, slots=True)
 class GradientSpec:
     """Which gradients to compute."""
@@ -62,6 +67,8 @@ class GradientSpec:
     """Whether to read what the answer attends to."""
     state: bool = False
     """Whether to keep the mean state that the answer is predicted from."""
+    most_recorded: int | None = None
+    """Most tokens that a batch of several exchanges records, padding included; `None` does not limit them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +113,7 @@ def measure(
     *,
     parts: Sequence[Sequence[slice]] = (),
     kept: KeptCache | None = None,
+    check: Callable[[], None] = unhurried,
 ) -> list[Measure]:
     """Return one measure for each exchange. The caller holds the model's lock.
 
@@ -117,6 +125,7 @@ def measure(
         spec: which gradients to compute.
         parts: for each exchange, runs of answer tokens to measure in addition to the whole answer.
         kept: KV cache of the generation of the answer, for a single exchange.
+        check: called between pieces of work; what it raises ends the measurement.
 
     Raises:
         NonFiniteScoreError: hidden states, likelihoods or gradients are NaN or infinite.
@@ -130,17 +139,16 @@ def measure(
         watch = _watch(anatomy, layout, batch, spec)
         watched.enter_context(watching(watch))
         shares = _shares(runs, layout)
-        reused = None
+        once, reused = len(shares) == 1, None
         if kept is not None:
-            once = len(runs[0]) == 1
             reused = record_from_cache(model, layout, batch[0].read, spec.band, kept, once=once, budget=spec.budget)
-        recording = reused or _record_cold(model, anatomy, layout, spec.band, batch if len(runs[0]) == 1 else ())
+        recording = reused or _record_cold(model, anatomy, layout, batch, spec, once=once)
         known = known_outputs(kept, batch[0]) if kept and reused else None
-        run = partial(run_head, anatomy.head, known=known, norms=spec.norms, budget=spec.budget)
+        run = partial(run_head, anatomy.head, known=known, norms=spec.norms, budget=spec.budget, check=check)
         groups = _groups(layout.answers.lengths, spec.budget.stored_logits // anatomy.head.n_vocabulary)
         heads = list(_heads(run, recording.z, layout, runs, groups))
         mean_states = _mean_states(recording, layout, len(anatomy.blocks), spec)
-        norms = _state_norms(recording, layout, heads, shares)
+        norms = _state_norms(recording, layout, heads, shares, check)
         numbers = _read(heads, norms, watch, mean_states)
     path: ScorePath = "reused" if reused else "cold" if anatomy.has_cache else "full"
     return _measures(batch, runs, groups, numbers, path)
@@ -155,14 +163,17 @@ def _watch(anatomy: ModelParts, layout: Layout, batch: Sequence[Tokens], spec: G
 
 
 def _record_cold(
-    model: PreTrainedModel, anatomy: ModelParts, layout: Layout, band: Band, once: Sequence[Tokens]
+    model: PreTrainedModel,
+    anatomy: ModelParts,
+    layout: Layout,
+    batch: Sequence[Tokens],
+    spec: GradientSpec,
+    *,
+    once: bool,
 ) -> Recorded:
-    """Run the prefix without gradients, then record the rest; or a single exchange all at once, where that is faster.
-
-    `once` is the batch if there is a single backward pass, else nothing.
-    """
-    if len(once) == 1:
-        found = record_cold_written_out(model, anatomy, layout, once[0].read, band)
+    """Run the prefix without gradients, then record the rest; or one exchange by blocks, where that is better."""
+    if len(batch) == 1:
+        found = record_cold_by_blocks(model, layout, batch[0].read, spec.band, once=once, budget=spec.budget)
         if found is not None:
             return found
     cache = full_cache(model) if layout.prefix else None
@@ -170,7 +181,7 @@ def _record_cold(
         forward_no_grad(model, anatomy, layout.prefix, cache)
         if cache is not None and len(layout.prefix.ids) < len(layout.rest.ids):
             cache.batch_repeat_interleave(len(layout.rest.ids))
-    return record(model, anatomy, layout.rest, cache, band)
+    return record(model, anatomy, layout.rest, cache, spec.band)
 
 
 def _shares(runs: Sequence[Sequence[slice]], layout: Layout) -> Tensor:
@@ -207,7 +218,9 @@ def _heads(
         start = own.stop
 
 
-def _state_norms(recording: Recorded, layout: Layout, heads: Sequence[HeadPass], shares: Tensor) -> list[Tensor]:
+def _state_norms(
+    recording: Recorded, layout: Layout, heads: Sequence[HeadPass], shares: Tensor, check: Callable[[], None]
+) -> list[Tensor]:
     """Return the mean absolute gradients by the band's states for each round, ``(exchange, place)``."""
     z, answers = recording.z, layout.answers
     where = answers.exchanges.to(z.device), answers.places.to(z.device)
@@ -217,7 +230,7 @@ def _state_norms(recording: Recorded, layout: Layout, heads: Sequence[HeadPass],
     for number, share in enumerate(shares.to(entropy.device)):
         at_head = torch.zeros_like(z, dtype=torch.promote_types(z.dtype, pull.dtype)).detach()
         at_head[where] = (pull * (entropy * share).to(pull.dtype)[:, None]).to(at_head)
-        found.append(state_norms(recording, at_head, layout.recorded, keep=number + 1 < len(shares)))
+        found.append(state_norms(recording, at_head, layout.recorded, keep=number + 1 < len(shares), check=check))
     return found
 
 
@@ -410,7 +423,7 @@ def measure_many(
         else:
             found[group[0]] = measured
 
-    for group in batches(exchanges, spec.n_recorded, max_batch_tokens):
+    for group in batches(exchanges, spec.n_recorded, max_batch_tokens, spec.most_recorded):
         run(group, spec)
     return [found[i] for i in range(len(exchanges))]
 
@@ -425,25 +438,56 @@ def _tried(
     """Return one measure for each exchange, or why there are none; an error without the tensors that did not fit."""
     try:
         with lease.hold():
-            return measure(lease.model, batch, spec, parts=parts, kept=kept)
+            _require_weights(lease.model)
+            return measure(lease.model, batch, spec, parts=parts, kept=kept, check=lease.check)
     except ScoringError as error:
         failure = error
-    except (MemoryError, RuntimeError) as error:
-        if not _is_memory(error):
-            raise
-        failure = OutOfMemoryError(max(len(tokens) for tokens in batch))
+    except Exception as error:  # noqa: BLE001 - the model may be of any kind, and was in order when it was loaded
+        if _is_memory(error):
+            failure = OutOfMemoryError(max(len(tokens) for tokens in batch))
+        else:
+            _log.warning("the scoring model failed: %s", in_log(error))
+            failure = ModelFailedError(type(lease.model).__name__, f"{type(error).__name__}: {error}")
     # outside `except`, where the traceback would still hold them
     return failure.with_traceback(None)
 
 
-def batches(exchanges: Sequence[Tokens], n_recorded: int, max_tokens: int) -> Iterator[list[int]]:
-    """Yield the indices of each batch: families with a common beginning first, then the others by length."""
+def _require_weights(model: PreTrainedModel) -> None:
+    """Refuse a model some of whose weights were removed since it was loaded.
+
+    Raises:
+        ModelFailedError: it is one.
+    """
+    missing = missing_weight(model)
+    if missing is not None:
+        raise ModelFailedError(type(model).__name__, f"its weight {missing} holds no numbers any more")
+
+
+def batches(
+    exchanges: Sequence[Tokens], n_recorded: int, max_tokens: int, most_recorded: int | None = None
+) -> Iterator[list[int]]:
+    """Yield the indices of each batch: families with a common beginning first, then the others by length.
+
+    Args:
+        exchanges: the exchanges.
+        n_recorded: how many of the last prompt tokens are recorded.
+        max_tokens: most padded tokens in a batch.
+        most_recorded: most of them that are recorded; `None` does not limit them.
+    """
+    fits = partial(_fits, n_recorded=n_recorded, max_tokens=max_tokens, most_recorded=most_recorded)
     families = list(_families(exchanges, n_recorded))
     for family in families:
         if len(family) > 1:
-            yield from _filled(exchanges, family, max_tokens)
+            yield from _filled(exchanges, family, fits)
     single = [family[0] for family in families if len(family) == 1]
-    yield from _filled(exchanges, sorted(single, key=lambda i: len(exchanges[i])), max_tokens)
+    yield from _filled(exchanges, sorted(single, key=lambda i: len(exchanges[i])), fits)
+
+
+def _fits(group: Sequence[Tokens], *, n_recorded: int, max_tokens: int, most_recorded: int | None) -> bool:
+    """Return whether some exchanges may be one batch."""
+    n_rest = max(len(tokens) - max(0, len(tokens.prompt) - n_recorded) for tokens in group)
+    padded = len(group) * max(len(tokens) for tokens in group)
+    return padded <= max_tokens and (most_recorded is None or len(group) * n_rest <= most_recorded)
 
 
 def _families(exchanges: Sequence[Tokens], n_recorded: int) -> Iterator[list[int]]:
@@ -458,16 +502,16 @@ def _families(exchanges: Sequence[Tokens], n_recorded: int) -> Iterator[list[int
         yield family
 
 
-def _filled(exchanges: Sequence[Tokens], order: Sequence[int], max_tokens: int) -> Iterator[list[int]]:
-    """Yield runs of exchanges whose padded size is within the budget; a larger exchange gets its own run."""
-    group, longest = list[int](), 0
+def _filled(
+    exchanges: Sequence[Tokens], order: Sequence[int], fits: Callable[[Sequence[Tokens]], bool]
+) -> Iterator[list[int]]:
+    """Yield runs of exchanges that fit together; a larger exchange gets its own run."""
+    group = list[int]()
     for i in order:
-        wider = max(longest, len(exchanges[i]))
-        if group and (len(group) + 1) * wider > max_tokens:
+        if group and not fits([exchanges[j] for j in (*group, i)]):
             yield group
-            group, wider = [], len(exchanges[i])
+            group = []
         group.append(i)
-        longest = wider
     if group:
         yield group
 

@@ -143,12 +143,20 @@ class ModelLease:
             with self.lock:
                 yield
             return
-        with held(self.lock, self.should_end) as owned, hooked([(block, self._look) for block in self.blocks]):
+        with held(self.lock, self.should_end) as owned, hooked([(block, self._at_block) for block in self.blocks]):
             if not owned:
                 raise ScoringEndedError
-            self._look()
+            self.check()
             yield
 
-    def _look(self, *_: object) -> None:
+    def _at_block(self, *_: object) -> None:
+        self.check()
+
+    def check(self) -> None:
+        """Return at once, or say that scoring was stopped.
+
+        Raises:
+            ScoringEndedError: it was.
+        """
         if self.should_end is not None and self.should_end():
             raise ScoringEndedError

@@ -7,6 +7,7 @@ recorded position on, and only the blocks from the band's first on, are recorded
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
@@ -17,15 +18,13 @@ import torch
 from semgrad_guard.errors import GradientsUnavailableError
 from semgrad_guard.models.cache import KeptCache, full_cache, recorded
 from semgrad_guard.scoring.attention import unwatched
-from semgrad_guard.scoring.budget import LEAN, MemoryBudget
+from semgrad_guard.scoring.budget import LEAN, MemoryBudget, unhurried
 from semgrad_guard.scoring.layout import Segment, Tokens, lay_out
 from semgrad_guard.scoring.model_lease import hooked, passed_over, standing_in, wide_states
 from semgrad_guard.scoring.model_parts import model_parts_of
 from semgrad_guard.scoring.written_out import (
-    ATTENTION_BYTES,
     CommonBlock,
     Surroundings,
-    attention_bytes,
     common_block,
     gradient_by_state,
 )
@@ -74,12 +73,15 @@ class Recorded(Protocol):
         """Return the state that enters a block, counted from the band's first, ``(exchange, token, hidden)``."""
         ...
 
-    def gradients(self, at_head: Tensor, *, keep: bool = False) -> tuple[Tensor, ...]:
+    def gradients(
+        self, at_head: Tensor, *, keep: bool = False, check: Callable[[], None] = unhurried
+    ) -> tuple[Tensor, ...]:
         """Return the gradients by the states of the band, one for each block.
 
         Args:
             at_head: gradient by `z`.
             keep: allow another call.
+            check: called at every block; what it raises ends the work.
         """
         ...
 
@@ -96,9 +98,19 @@ class Recording:
         """Return the state that enters a block of the band."""
         return self.states[number].detach()
 
-    def gradients(self, at_head: Tensor, *, keep: bool = False) -> tuple[Tensor, ...]:
+    def gradients(
+        self, at_head: Tensor, *, keep: bool = False, check: Callable[[], None] = unhurried
+    ) -> tuple[Tensor, ...]:
         """Return the gradients by the states."""
-        return torch.autograd.grad(self.z, self.states, at_head, retain_graph=keep)
+
+        def look(_gradient: Tensor) -> None:
+            check()
+
+        with ExitStack() as undo:
+            for state in self.states:
+                hooks_of: Any = state
+                undo.callback(hooks_of.register_hook(look).remove)
+            return torch.autograd.grad(self.z, self.states, at_head, retain_graph=keep)
 
 
 def forward_no_grad(model: PreTrainedModel, anatomy: ModelParts, segment: Segment, cache: Cache | None) -> Tensor:
@@ -146,7 +158,9 @@ def record(
     return Recording(tuple(watch.states), watch.z)
 
 
-def state_norms(recording: Recorded, at_head: Tensor, places: Tensor, *, keep: bool) -> Tensor:
+def state_norms(
+    recording: Recorded, at_head: Tensor, places: Tensor, *, keep: bool, check: Callable[[], None] = unhurried
+) -> Tensor:
     """Return mean absolute gradients by the band's states, ``(exchange, place)``, float64, on the device of `z`.
 
     They are NaN or infinite where a gradient is; nothing here waits for the device.
@@ -156,12 +170,13 @@ def state_norms(recording: Recorded, at_head: Tensor, places: Tensor, *, keep: b
         at_head: gradient of each exchange's objective by `z`.
         places: places in the recording of the tokens to use, ``(exchange, place)``.
         keep: allow another call with this recording.
+        check: called at every block; what it raises ends the work.
     """
     # a power of two changes no digit, and keeps small gradients from vanishing in float16
     exponent = torch.frexp(at_head.abs().amax().double()).exponent
     scale = torch.ldexp(torch.ones_like(exponent, dtype=torch.float64), -exponent)
     seed = (at_head * scale).to(recording.z.dtype)
-    gradients = recording.gradients(seed, keep=keep)
+    gradients = recording.gradients(seed, keep=keep, check=check)
     where = {device: _rows(places.to(device)) for device in {gradient.device for gradient in gradients}}
     chosen = torch.stack([gradient[where[gradient.device]].to(seed.device) for gradient in gradients])
     sums = chosen.abs_().sum(dim=-1, dtype=torch.float64).sum(dim=0)
@@ -225,7 +240,7 @@ class _Call:
 
 @dataclass(frozen=True, slots=True)
 class BlockwiseRecording:
-    """A recording of the last blocks, and how to run the blocks below them; it allows one backward pass."""
+    """A recording of the last blocks, and how to run the blocks below them."""
 
     model: PreTrainedModel
     top: Recording
@@ -246,12 +261,15 @@ class BlockwiseRecording:
         """Return the state that enters a block of the band."""
         return self.states[number][None]
 
-    def gradients(self, at_head: Tensor, *, keep: bool = False) -> tuple[Tensor, ...]:
+    def gradients(
+        self, at_head: Tensor, *, keep: bool = False, check: Callable[[], None] = unhurried
+    ) -> tuple[Tensor, ...]:
         """Return the gradients by the states of the band, the last blocks' first."""
-        gradients = self.top.gradients(at_head, keep=keep)
+        gradients = self.top.gradients(at_head, keep=keep, check=check)
         by_last = gradients[0]
         before = [(layer, vars(layer).copy()) for layer in self.cache.layers]
         for end in range(len(self.calls), 0, -self.n_together):
+            check()
             calls = self.calls[max(0, end - self.n_together) : end]
             leaf = self.states[end - len(calls)][None].to(by_last).detach().requires_grad_()
             states, output = [leaf], leaf
@@ -327,11 +345,14 @@ class WrittenOutRecording:
         """Return the state that enters a block of the band."""
         return self.states[number][None]
 
-    def gradients(self, at_head: Tensor, *, keep: bool = False) -> tuple[Tensor, ...]:
+    def gradients(
+        self, at_head: Tensor, *, keep: bool = False, check: Callable[[], None] = unhurried
+    ) -> tuple[Tensor, ...]:
         """Return the gradients by the states of the band, last block first."""
-        found = list(self.top.gradients(at_head, keep=keep))
+        found = list(self.top.gradients(at_head, keep=keep, check=check))
         gradient, shared = found[0][0].to(self._wide), Surroundings()
         for number in range(len(self.calls) - 1, -1, -1):
+            check()
             call = self.calls[number]
             # through the block itself, so that who waits at its door can still end the work
             with standing_in([call.block], partial(self._pulled, number, gradient, shared)):
@@ -382,11 +403,11 @@ def record_written_out(  # noqa: PLR0913, PLR0917 - what `record` takes, and the
         states: states that entered its blocks, ``(block, token, hidden)``.
 
     Returns:
-        `None` where a block is of another kind, or where its attention would take too much memory.
+        `None` where a block is of another kind.
     """
     n_new = segment.ids.shape[1]
     below = anatomy.blocks[band.first : band.last]
-    parts = _fitting_blocks(model, below, n_new, start + n_new)
+    parts = _common_blocks(model, below)
     whole: list[Any] = kept.prefix(start + n_new).layers[band.first : band.last]
     layers = tuple((layer.keys, layer.values) for layer in whole if layer.keys is not None and layer.values is not None)
     if parts is None or len(layers) < len(parts):
@@ -399,49 +420,84 @@ def record_written_out(  # noqa: PLR0913, PLR0917 - what `record` takes, and the
     return WrittenOutRecording(top, tuple(notes.calls), parts, states, layers)
 
 
-def record_cold_written_out(
-    model: PreTrainedModel, anatomy: ModelParts, layout: Layout, read: tuple[int, ...], band: Band
-) -> WrittenOutRecording | None:
+def record_cold_by_blocks(
+    model: PreTrainedModel,
+    layout: Layout,
+    read: tuple[int, ...],
+    band: Band,
+    *,
+    once: bool,
+    budget: MemoryBudget = LEAN,
+) -> Recorded | None:
     """Read one exchange in a single pass without gradients, and record its rest from what was kept of that.
 
     Args:
         model: the model.
-        anatomy: its parts.
         layout: layout of the exchange.
         read: its token ids.
         band: blocks to differentiate.
+        once: whether there is only one backward pass.
+        budget: memory that a recording of the whole band may take.
 
     Returns:
-        `None` where this would take longer than recording on the way, or is not possible.
+        `None` where recording on the way is faster and does not take too much memory, or where this is not possible.
     """
-    n_new, start = layout.rest.ids.shape[1], layout.starts[0]
-    if layout.prefix is None or len(layout.starts) > 1 or len(band) < 2 or start < LEAST_PREFIX * n_new:
+    anatomy, n_new, start = model_parts_of(model), layout.rest.ids.shape[1], layout.starts[0]
+    is_large = band_bytes(model, anatomy, band, n_new) > budget.recorded_bytes
+    pays = once and layout.prefix is not None and start >= LEAST_PREFIX * n_new
+    if len(layout.starts) > 1 or len(band) < 2 or not (is_large or pays):
         return None
-    cache = full_cache(model) if can_record_written_out(model, anatomy) else None
-    if cache is None or _fitting_blocks(model, anatomy.blocks[band.first : band.last], n_new, len(read)) is None:
+    if not (can_record_written_out(model, anatomy) or (is_large and can_record_blockwise(model, anatomy))):
         return None
+    cache = full_cache(model)
+    if cache is None:
+        return None
+    segment = layout.rest
+    if layout.prefix is not None:
+        pairs = ((layout.prefix.ids, layout.rest.ids), (layout.prefix.positions, layout.rest.positions))
+        ids, positions = (torch.cat(pair, dim=1) for pair in pairs)
+        segment = Segment(ids, positions, None)
+    states = _states_on_the_way(model, anatomy, segment, cache, band, n_new)
+    return _record_by_blocks(model, anatomy, layout, KeptCache(cache, read), band, states)
+
+
+def _states_on_the_way(
+    model: PreTrainedModel, anatomy: ModelParts, segment: Segment, cache: Cache, band: Band, n_last: int
+) -> Tensor:
+    """Run tokens without gradients, and return the states of the last ones that enter the band's blocks."""
     states = list[torch.Tensor]()
 
     def keep(_block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         state: Tensor = args[0] if args else kwargs["hidden_states"]
-        states.append(state[:, start:].clone())
+        states.append(state[:, -n_last:].clone())
 
-    pairs = ((layout.prefix.ids, layout.rest.ids), (layout.prefix.positions, layout.rest.positions))
-    ids, positions = (torch.cat(pair, dim=1) for pair in pairs)
     with hooked([(block, keep) for block in anatomy.blocks[band.first : band.last + 1]]):
-        forward_no_grad(model, anatomy, Segment(ids, positions, None), cache)
-    kept = KeptCache(cache, read)
-    return record_written_out(model, anatomy, layout.rest, kept, start, band, torch.cat(states))
+        forward_no_grad(model, anatomy, segment, cache)
+    return torch.cat(states)
 
 
-def _fitting_blocks(
-    model: PreTrainedModel, blocks: Sequence[nn.Module], n_new: int, n_all: int
-) -> tuple[CommonBlock, ...] | None:
-    """Return the parts of some blocks, or `None` if one is of another kind or its attention takes too much memory."""
-    parts = _common_blocks(model, blocks)
-    if parts is None or any(attention_bytes(block, n_new, n_all) > ATTENTION_BYTES for block in parts):
+def _record_by_blocks(  # noqa: PLR0913, PLR0917 - what `record` takes, and how many blocks at a time
+    model: PreTrainedModel,
+    anatomy: ModelParts,
+    layout: Layout,
+    kept: KeptCache,
+    band: Band,
+    states: Tensor,
+    n_together: int = 1,
+) -> Recorded | None:
+    """Record the rest of an exchange from the states of the whole band, a few blocks at a time.
+
+    Returns:
+        `None` where all blocks may be recorded together, or where the model's blocks do not allow it.
+    """
+    start = layout.starts[0]
+    if can_record_written_out(model, anatomy):
+        found = record_written_out(model, anatomy, layout.rest, kept, start, band, states)
+        if found is not None:
+            return found
+    if n_together >= len(band) or not can_record_blockwise(model, anatomy):
         return None
-    return parts
+    return record_blockwise(model, anatomy, layout.rest, kept.prefix(start), band, states, n_together)
 
 
 def _common_blocks(model: PreTrainedModel, blocks: Sequence[nn.Module]) -> tuple[CommonBlock, ...] | None:
@@ -529,7 +585,7 @@ def record_from_cache(  # noqa: PLR0913 - the exchange, what was kept of it, and
 
     If the states of the whole band were kept, it goes by as many blocks at a time as the budget allows. If only those
     that entered the band were kept, the blocks below it are skipped. If none were kept, all blocks run, but only on the
-    rest.
+    rest. Where a recording of the whole band would be too large, it goes by blocks in any case.
 
     Args:
         model: the model that wrote the answer.
@@ -546,19 +602,25 @@ def record_from_cache(  # noqa: PLR0913 - the exchange, what was kept of it, and
     anatomy, start = model_parts_of(model), layout.starts[0]
     if not (anatomy.has_cache and kept.supports_crop and kept.ids[:start] == read[:start]):
         return None
-    cache = kept.prefix(start)
+    cache, n_new = kept.prefix(start), layout.rest.ids.shape[1]
     states = _states(anatomy, kept, read, start, band)
-    if states is not None and once and len(states) == len(band) > 1:
-        found = None
-        if can_record_written_out(model, anatomy):
-            found = record_written_out(model, anatomy, layout.rest, kept, start, band, states)
+    is_large = len(band) > 1 and band_bytes(model, anatomy, band, n_new) > budget.recorded_bytes
+    if is_large and (states is None or len(states) < len(band)) and can_record_blockwise(model, anatomy):
+        kept = KeptCache(cache, read)
+        states = _states_on_the_way(model, anatomy, layout.rest, cache, band, n_new)
+        cache = kept.prefix(start)
+    if states is not None and (once or is_large) and len(states) == len(band) > 1:
+        each = recorded_bytes(model, anatomy.blocks[band.last], cache.layers[band.last], n_new)
+        n_together = budget.blocks_together(each)
+        found = _record_by_blocks(model, anatomy, layout, kept, band, states, n_together)
         if found is not None:
             return found
-        each = recorded_bytes(model, anatomy.blocks[band.last], cache.layers[band.last], layout.rest.ids.numel())
-        n_together = budget.blocks_together(each)
-        if n_together < len(band) and can_record_blockwise(model, anatomy):
-            return record_blockwise(model, anatomy, layout.rest, cache, band, states, n_together)
     return record(model, anatomy, layout.rest, cache, band, None if states is None else states[:1])
+
+
+def band_bytes(model: PreTrainedModel, anatomy: ModelParts, band: Band, n_tokens: int) -> int:
+    """Return about how much memory the recording of a whole band takes."""
+    return len(band) * recorded_bytes(model, anatomy.blocks[band.last], None, n_tokens)
 
 
 def recorded_bytes(model: PreTrainedModel, block: nn.Module, layer: Any, n_tokens: int) -> int:

@@ -35,7 +35,7 @@ from semgrad_guard.scoring.model_lease import ModelLease
 from semgrad_guard.scoring.model_parts import model_parts_of
 from semgrad_guard.scoring.prompt_parts import prompt_parts
 from semgrad_guard.scoring.reading import as_read, read_exchange
-from semgrad_guard.scoring.recording import Band, upper_half
+from semgrad_guard.scoring.recording import Band, band_bytes, upper_half
 from semgrad_guard.scoring.spans import place_spans
 from semgrad_guard.scoring.starts import start_signals, starts_of
 from semgrad_guard.scoring.text_signals import closeness_signals, grounding_signals, retrieval_signals
@@ -53,7 +53,7 @@ from semgrad_guard.signals import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from torch import nn
 
@@ -82,15 +82,15 @@ class Readout:
         self._model, self._position, self._wanted = model, position, wanted
         self._embedder, self._language = embedder, language
 
-    def signals(self, measured: Measure, exchange: Exchange, tokens: Tokens) -> dict[str, float]:
+    def signals(self, measured: Measure, exchange: Exchange, tokens: Tokens, lease: ModelLease) -> dict[str, float]:
         """Return the signals of a whole answer."""
-        starts = self._starts(exchange, tokens)
-        found = {**self._of_part(measured, measured.parts[0], starts), **self.text_signals(exchange)}
+        starts = self._starts(exchange, tokens, lease.check)
+        found = {**self._of_part(measured, measured.parts[0], starts), **self.text_signals(exchange, lease.check)}
         if self._wanted & PASSAGE_HELP:
-            without = nll_without_passages(self._model, exchange, tokens)
+            without = nll_without_passages(self._model, exchange, tokens, lease)
             found |= {} if without is None else self._only(passage_signals(measured.nll, without))
         if "p_true" in self._wanted:
-            chance = p_true(self._model, exchange)
+            chance = p_true(self._model, exchange, lease)
             found |= {} if chance is None else {"p_true": chance}
         return found
 
@@ -115,19 +115,24 @@ class Readout:
         """How signals of texts are computed, for the fingerprint."""
         return "by claim" if self._language == "en" else f"by claim in {self._language}"
 
-    def text_signals(self, exchange: Exchange) -> dict[str, float]:
+    def text_signals(self, exchange: Exchange, check: Callable[[], None]) -> dict[str, float]:
         """Return the signals that need no pass of the language model."""
-        read = PassageTexts.of(exchange, self._language)
+        read = PassageTexts.of(exchange, self._language, check)
         return self._only({**self._of_text(exchange, read), **retrieval_signals(exchange.passages)})
 
     def spans(
-        self, measured: Measure, exchange: Exchange, tokens: Tokens, spans: Sequence[PlacedSpan]
+        self,
+        measured: Measure,
+        exchange: Exchange,
+        tokens: Tokens,
+        spans: Sequence[PlacedSpan],
+        check: Callable[[], None],
     ) -> tuple[SpanScore, ...]:
         """Return the scores of the parts of an answer, whose measures follow that of the whole."""
         if not spans:
             return ()
-        starts = self._starts(exchange, tokens)
-        read = PassageTexts.of(exchange, self._language)
+        starts = self._starts(exchange, tokens, check)
+        read = PassageTexts.of(exchange, self._language, check)
         return tuple(
             SpanScore(
                 span.start,
@@ -147,8 +152,8 @@ class Readout:
             _log.warning("an answer is scored without its signals of meaning: %s", error)
             return found
 
-    def _starts(self, exchange: Exchange, tokens: Tokens) -> Starts:
-        return starts_of(self._model, tokens.answer, exchange.question or "", self._language)
+    def _starts(self, exchange: Exchange, tokens: Tokens, check: Callable[[], None]) -> Starts:
+        return starts_of(self._model, tokens.answer, exchange.question or "", self._language, check=check)
 
     def _of_part(self, measured: Measure, part: PartMeasure, starts: Starts) -> dict[str, float]:
         return self._only(
@@ -164,6 +169,8 @@ class Readout:
         return {name: value for name, value in signals.items() if name in self._wanted}
 
 
+COMPLETING_S = 1.0
+"""Seconds that completing an earlier score may take even where no time is left: it rarely takes a hundredth of that."""
 Granularity = Literal["answer", "sentence"]
 _GRANULARITIES = ("answer", "sentence")
 
@@ -217,8 +224,9 @@ class SemGradScorer:
             max_extra_mb: about how many MiB a score may take, beside the model and what was kept of the writing, in
                 order to save time: with enough, the vocabulary is one block and the band is recorded as a whole; with
                 0, all goes by the smallest pieces. `None` is 512 on an accelerator; on a processor it is pieces that
-                fit its caches, which are faster there than larger ones. Cold scores and batches keep the recording of
-                their band besides, which `max_batch_tokens` limits. No number of a score depends on it.
+                fit its caches, which are faster there than larger ones. The recording of a band may take as much (with
+                `None` 256 MiB on a processor and 4 GiB on an accelerator), four times that in a batch; a longer answer
+                is recorded block by block. No number of a score depends on it.
 
         Raises:
             ScoringSettingError: a setting is out of range.
@@ -244,16 +252,19 @@ class SemGradScorer:
             embedder=self._embedder,
             language=language,
         )
+        budget = budget_for(model.device, max_extra_mb)
         with model.lock:
-            self._blocks = model_parts_of(model.model).blocks
-        n_recorded = max(-self._position, -min(POSITIONS))
+            parts = model_parts_of(model.model)
+            self._blocks, placed = parts.blocks, _band(len(parts.blocks), band)
+            most_recorded = budget.batch_bytes // band_bytes(model.model, parts, placed, 1)
         self._reading = GradientSpec(
-            _band(len(self._blocks), band),
-            n_recorded,
+            placed,
+            max(-self._position, -min(POSITIONS)),
             norms_from_cache(wanted),
-            budget_for(model.device, max_extra_mb),
+            budget,
             attention=not wanted.isdisjoint(ATTENTION),
             state=STATE_PROBE in wanted,
+            most_recorded=most_recorded,
         )
         self._language, self._max_batch_tokens = language, max_batch_tokens
 
@@ -304,10 +315,11 @@ class SemGradScorer:
             ScoringEndedError: scoring was stopped; its memory is freed.
             ScoringError: the exchange cannot be scored.
         """
-        earlier = self._earlier(exchange)
+        lease = self._lease(cancel, timeout_s)
+        earlier = self._earlier(exchange, cancel, timeout_s)
         if earlier is not None:
             return earlier
-        return self._score(self._prepared(exchange), lease=self._lease(cancel, timeout_s))
+        return self._score(self._prepared(exchange, lease.check), lease)
 
     async def ascore(self, exchange: Exchange, *, timeout_s: float | None = None) -> Score:
         """Same as `score`, in a thread; cancelling the task ends the work at the next decoder block."""
@@ -327,8 +339,9 @@ class SemGradScorer:
         Raises:
             ScoringError: the exchange or a span cannot be scored.
         """
-        task = self._prepared(exchange)
-        return self._score(replace(task, spans=place_spans(self._model, exchange, task.tokens, spans)))
+        lease = self._lease(None, None)
+        task = self._prepared(exchange, lease.check)
+        return self._score(replace(task, spans=place_spans(self._model, exchange, task.tokens, spans)), lease)
 
     def score_generated(
         self,
@@ -350,6 +363,7 @@ class SemGradScorer:
             ScoringEndedError: scoring was stopped.
             ScoringError: the answer cannot be scored.
         """
+        lease = self._lease(cancel, timeout_s)
         written_exchange = exchange or Exchange()
         written_exchange = replace(
             written_exchange,
@@ -358,7 +372,7 @@ class SemGradScorer:
             answer_ids=generated.answer_ids,
             on_policy=True,
         )
-        return self._score(self._prepared(written_exchange), generated.kept, self._lease(cancel, timeout_s))
+        return self._score(self._prepared(written_exchange, lease.check), lease, generated.kept)
 
     def score_batch(
         self,
@@ -379,11 +393,11 @@ class SemGradScorer:
         tasks: dict[int, _Task] = {}
         for number, exchange in enumerate(exchanges):
             try:
-                earlier = self._earlier(exchange)
+                earlier = self._earlier(exchange, cancel, timeout_s)
                 if earlier is not None:
                     found[number] = earlier
                 else:
-                    tasks[number] = self._prepared(exchange)
+                    tasks[number] = self._prepared(exchange, lease.check)
             except ScoringError as error:
                 found[number] = error
         started = time.perf_counter()
@@ -396,10 +410,14 @@ class SemGradScorer:
         )
         seconds = (time.perf_counter() - started) / max(1, len(tasks))
         for (number, task), one in zip(tasks.items(), measured, strict=True):
-            found[number] = one if isinstance(one, ScoringError) else self._finished(task, one, seconds)
+            try:
+                found[number] = one if isinstance(one, ScoringError) else self._finished(task, one, seconds, lease)
+            except ScoringError as error:
+                found[number] = error
         return [found[number] for number in range(len(exchanges))]
 
-    def _prepared(self, exchange: Exchange) -> _Task:
+    def _prepared(self, exchange: Exchange, check: Callable[[], None]) -> _Task:
+        check()
         exchange = as_read(exchange)
         tokens = read_exchange(self._model, exchange)
         if self._reading.attention:
@@ -407,13 +425,13 @@ class SemGradScorer:
         if -self._position > len(tokens.prompt):
             raise PositionOutsidePromptError(self._position, len(tokens.prompt))
         by_sentence = self._granularity == "sentence"
-        spans = place_spans(self._model, exchange, tokens, language=self._language) if by_sentence else ()
+        spans = place_spans(self._model, exchange, tokens, language=self._language, check=check) if by_sentence else ()
         return _Task(exchange, tokens, spans, proxy=not exchange.on_policy)
 
-    def _score(self, task: _Task, kept: KeptCache | None = None, lease: ModelLease | None = None) -> Score:
+    def _score(self, task: _Task, lease: ModelLease, kept: KeptCache | None = None) -> Score:
         started = time.perf_counter()
         (one,) = measure_many(
-            lease or self._lease(None, None),
+            lease,
             [task.tokens],
             self._reading,
             parts=[[span.tokens for span in task.spans]],
@@ -422,7 +440,7 @@ class SemGradScorer:
         )
         if isinstance(one, ScoringError):
             raise one
-        return self._finished(task, one, time.perf_counter() - started)
+        return self._finished(task, one, time.perf_counter() - started, lease)
 
     def _lease(self, cancel: threading.Event | None, timeout_s: float | None) -> ModelLease:
         never = cancel is None and timeout_s is None
@@ -430,8 +448,8 @@ class SemGradScorer:
             self._model.model, self._model.lock, self._blocks, None if never else ending(cancel, timeout_s)
         )
 
-    def _finished(self, task: _Task, measured: Measure, seconds: float) -> Score:
-        signals = self._readout.signals(measured, task.exchange, task.tokens)
+    def _finished(self, task: _Task, measured: Measure, seconds: float, lease: ModelLease) -> Score:
+        signals = self._readout.signals(measured, task.exchange, task.tokens, lease)
         return Score(
             method=self._method,
             value=signals[self._method],
@@ -442,19 +460,20 @@ class SemGradScorer:
             n_prompt_tokens=len(task.tokens.prompt),
             n_answer_tokens=len(task.tokens.answer),
             seconds=seconds,
-            spans=self._readout.spans(measured, task.exchange, task.tokens, task.spans),
+            spans=self._readout.spans(measured, task.exchange, task.tokens, task.spans, lease.check),
             passage_attention=passage_shares(measured.attention),
             vectors=self._readout.vectors(measured),
         )
 
-    def _earlier(self, exchange: Exchange) -> Score | None:
+    def _earlier(self, exchange: Exchange, cancel: threading.Event | None, timeout_s: float | None) -> Score | None:
         """Return the exchange's own score, completed by the text signals, if it has all that this scorer gives."""
         score = exchange.score
         if score is None or score.fingerprint != self.fingerprint() or self._method not in score.signals:
             return None
         if not self._readout.wanted_probes.issubset(score.vectors):
             return None
-        signals = {**score.signals, **self._readout.text_signals(exchange)}
+        check = self._lease(cancel, None if timeout_s is None else max(timeout_s, COMPLETING_S)).check
+        signals = {**score.signals, **self._readout.text_signals(exchange, check)}
         return replace(score, method=self._method, value=signals[self._method], signals=signals)
 
 

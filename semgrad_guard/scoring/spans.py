@@ -10,6 +10,7 @@ from sentencex import get_sentence_boundaries  # pyright: ignore[reportAttribute
 
 from semgrad_guard.errors import ScoringSettingError
 from semgrad_guard.models.tokens import UNFINISHED, clean_text
+from semgrad_guard.scoring.budget import unhurried
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -91,6 +92,7 @@ def place_spans(
     spans: Sequence[tuple[int, int]] | None = None,
     *,
     language: str = "en",
+    check: Callable[[], None] = unhurried,
 ) -> tuple[PlacedSpan, ...]:
     """Return spans of an answer with their tokens.
 
@@ -101,6 +103,7 @@ def place_spans(
         spans: start and end (not included) of each span; `None` takes the answer's sentences, or no spans where the
             answer's text does not match its ids.
         language: two-letter code, for finding sentences.
+        check: called before each span; what it raises ends the work.
 
     Raises:
         ScoringSettingError: a span is empty or not inside the answer, or the answer's text does not match its ids.
@@ -119,6 +122,7 @@ def place_spans(
         raise ScoringSettingError("answer", text, "a text that the answer's token ids spell, or no token ids")
     placed = list[PlacedSpan]()
     for start, end in requested:
+        check()
         run = token_span(model.decode, tokens.answer, shift + start, shift + end)
         # the end of the turn is part of how the last sentence ends
         run = slice(run.start, len(tokens.answer)) if end == len(text.rstrip()) else run

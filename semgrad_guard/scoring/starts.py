@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from semgrad_guard.models.tokens import text_ends
+from semgrad_guard.scoring.budget import unhurried
 from semgrad_guard.scoring.claims import claims_of
 from semgrad_guard.scoring.words import content_places
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     import numpy as np
     from numpy.typing import NDArray
@@ -31,7 +32,14 @@ class Starts:
     claims: tuple[int, ...]
 
 
-def starts_of(model: LocalModel, answer: Sequence[int], question: str = "", language: str = "en") -> Starts:
+def starts_of(
+    model: LocalModel,
+    answer: Sequence[int],
+    question: str = "",
+    language: str = "en",
+    *,
+    check: Callable[[], None] = unhurried,
+) -> Starts:
     """Return where the words and claims of an answer begin.
 
     Args:
@@ -39,11 +47,17 @@ def starts_of(model: LocalModel, answer: Sequence[int], question: str = "", lang
         answer: the answer's token ids.
         question: the question alone; empty where it is not known.
         language: two-letter code, for finding sentences.
+        check: called between pieces of work; what it raises ends it.
     """
     text = model.decode(answer)
     if not text.strip():
         return Starts((0,), (0,))
-    ends = text_ends(model.decode, answer)
+
+    def decode(ids: Sequence[int]) -> str:
+        check()
+        return model.decode(ids)
+
+    ends = text_ends(decode, answer)
 
     def tokens(places: Sequence[int]) -> tuple[int, ...]:
         found = {min(bisect_right(ends, place), len(answer) - 1) for place in places}

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from semgrad_guard.errors import EmbeddingFailedError
+from semgrad_guard.scoring.budget import unhurried
 from semgrad_guard.scoring.claims import PassageTexts, as_shares, claim_signals, claims_of, of_answer
 from semgrad_guard.scoring.words import claimed_words, content_words
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
@@ -108,7 +109,7 @@ def closeness_signals(
     asking = [question, *(f"{question} {claim}" for claim in claims)] if question else []
     titled = [f"{title}. {text}" if title else text for title, text in zip(read.titles, read.texts, strict=True)]
     groups = (claims, asking, sentences, read.texts, titled)
-    claim_v, asking_v, sentence_v, passage_v, titled_v = _vectors(embedder, *groups)
+    claim_v, asking_v, sentence_v, passage_v, titled_v = _vectors(embedder, read.check, *groups)
     found = {"claim_similarity": float((claim_v @ sentence_v.T).max(axis=1).min())}
     if not question:
         return found
@@ -116,7 +117,8 @@ def closeness_signals(
     near, near_sentence = passage_v @ question_v, sentence_v @ question_v
     claimed = [claimed_words(claim, question) for claim in claims]
     in_passages = [_shares(new, read.vocabularies) for new in claimed]
-    in_sentences = [_shares(new, [sentence.words for sentence in read.sentences]) for new in claimed]
+    of_sentences = [sentence.words for sentence in read.sentences]
+    in_sentences = [_shares(new, of_sentences, read.check) for new in claimed]
     copies = [read.is_copy(claim) for claim in claims]
     relevances = as_shares(titled_v @ question_v, COSINE_CONTRAST)
     found |= {
@@ -140,19 +142,37 @@ def _margin(shares: Array, near: Array) -> float:
     return float(near[best] - np.delete(near, best).max())
 
 
-def _shares(claimed: set[str], texts: Sequence[set[str] | frozenset[str]]) -> Array:
+def _shares(
+    claimed: set[str], texts: Sequence[set[str] | frozenset[str]], check: Callable[[], None] = unhurried
+) -> Array:
     """Return the share of the claimed words found in each text."""
+    check()
     return np.array([len(claimed & text) / max(1, len(claimed)) for text in texts])
 
 
-def _vectors(embedder: Embedder, *groups: Sequence[str]) -> list[Array]:
-    """Return the vectors of each group of texts, embedded in one call."""
+_EMBEDDED = 64
+"""How many texts are embedded in one call; a long answer has hundreds of claims."""
+
+
+def _vectors(embedder: Embedder, check: Callable[[], None], *groups: Sequence[str]) -> list[Array]:
+    """Return the vectors of each group of texts; many are embedded in several calls, with a check before each."""
     texts = [text for group in groups for text in group]
+    runs = [texts[start : start + _EMBEDDED] for start in range(0, len(texts), _EMBEDDED)]
+    vectors: list[Array] = []
+    for run in runs:
+        check()
+        vectors.append(_embedded(embedder, run))
+    ends = np.cumsum([len(group) for group in groups])
+    return np.split(np.concatenate(vectors), ends[:-1])
+
+
+def _embedded(embedder: Embedder, texts: Sequence[str]) -> Array:
     try:
         vectors = np.asarray(embedder(texts), dtype=np.float64)
+    except EmbeddingFailedError:
+        raise
     except Exception as error:
         raise EmbeddingFailedError(embedder.name, f"{type(error).__name__}: {error}") from error
     if vectors.ndim != 2 or len(vectors) != len(texts) or not np.isfinite(vectors).all():
         raise EmbeddingFailedError(embedder.name, f"gave {vectors.shape} finite numbers for {len(texts)} texts")
-    ends = np.cumsum([len(group) for group in groups])
-    return np.split(vectors, ends[:-1])
+    return vectors

@@ -8,8 +8,10 @@ import unicodedata
 from functools import cache
 from typing import TYPE_CHECKING
 
+from semgrad_guard.scoring.budget import unhurried
+
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 _UNSPACED = (
     "\u0e00-\u0eff"  # Thai, Lao
@@ -99,13 +101,17 @@ def claimed_words(answer: str, question: str) -> set[str]:
     return new or answer_words - set(words(question)) or answer_words
 
 
-def longest_common_run(left: Sequence[str], right: Sequence[str]) -> int:
-    """Return the length of the longest common run of words; `runs[j]` ends at the present word and at `right[j]`."""
+def longest_common_run(left: Sequence[str], right: Sequence[str], check: Callable[[], None] = unhurried) -> int:
+    """Return the length of the longest common run of words; `runs[j]` ends at the present word and at `right[j]`.
+
+    The same words again and again take time that grows with the square: `check` is called before each.
+    """
     places: dict[str, list[int]] = {}
     for j, word in enumerate(right):
         places.setdefault(word, []).append(j)
     best, runs = 0, dict[int, int]()
     for word in left:
+        check()
         runs = {j: runs.get(j - 1, 0) + 1 for j in places.get(word, ())}
         best = max(best, *runs.values()) if runs else best
     return best

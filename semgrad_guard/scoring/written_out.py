@@ -17,6 +17,8 @@ from torch import nn
 from semgrad_guard.scoring.attention import note_weights
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor
 
 _ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
@@ -26,8 +28,8 @@ _HEAD_NORMS = {"q_norm", "k_norm"}
 _SILU = {"SiLU", "SiLUActivation"}
 _INTERFACES = {"sdpa", "eager"}
 """Ways of attention whose mask is a matrix that can be added."""
-ATTENTION_BYTES = 2**28
-"""Most memory for the attention of a block's new tokens; where it takes more, autograd's kernels take less."""
+ATTENTION_BYTES = 2**26
+"""Most memory for the attention of new tokens at a time; those of a longer answer go by runs."""
 _MATRICES = 3
 """Matrices as large as the attention that are alive at a time."""
 
@@ -93,10 +95,11 @@ def _epsilon(norm: Any) -> float | None:
     return found if isinstance(found, float) and only_weight and not isinstance(norm, nn.LayerNorm) else None
 
 
-def attention_bytes(block: CommonBlock, n_new: int, n_all: int) -> int:
-    """Return what the attention of the new tokens to all takes."""
+def _runs(block: CommonBlock, n_new: int, n_all: int) -> list[slice]:
+    """Return runs of new tokens whose attention to all tokens fits in memory together; one run where all do."""
     n_heads: int = block.attention.q_proj.out_features // block.head_dim
-    return n_heads * n_new * n_all * 4 * _MATRICES
+    length = max(1, ATTENTION_BYTES // (n_heads * n_all * 4 * _MATRICES))
+    return [slice(start, min(start + length, n_new)) for start in range(0, n_new, length)]
 
 
 class Surroundings:
@@ -114,8 +117,8 @@ class Surroundings:
         found: _Rotary = self._ready[key][1]
         return found
 
-    def mask(self, mask: Tensor | None, shape: tuple[int, int, int], like: Tensor) -> Tensor:
-        """Return a block's mask as numbers to add.
+    def mask(self, mask: Tensor | None, shape: tuple[int, int, int], like: Tensor) -> Mask:
+        """Return what gives a block's mask for some of the new tokens.
 
         Args:
             mask: as the model gives it to the block.
@@ -124,21 +127,53 @@ class Surroundings:
         """
         key = (id(mask), *shape)
         if key not in self._ready:
-            self._ready[key] = mask, _added(mask, shape, like)
-        found: Tensor = self._ready[key][1]
+            self._ready[key] = mask, Mask(mask, shape, like)
+        found: Mask = self._ready[key][1]
         return found
 
 
-def _added(mask: Tensor | None, shape: tuple[int, int, int], like: Tensor) -> Tensor:
-    n_shared, n_new, n_all = shape
-    if mask is None:  # the model leaves it out where every token sees all before it
-        allowed = torch.ones(n_new, n_all, dtype=torch.bool, device=like.device).tril_(n_all - n_new)
-    elif mask.dtype == torch.bool:
-        allowed = mask[0, 0]
-    else:
-        return mask[0, 0].to(like.dtype).repeat(n_shared, 1)
-    zeros = torch.zeros(n_new, n_all, dtype=like.dtype, device=like.device)
-    return zeros.masked_fill_(~allowed, -torch.inf).repeat(n_shared, 1)
+class Mask:
+    """What the new tokens of a block may attend to, as numbers to add; kept where it is wanted of all together."""
+
+    def __init__(self, mask: Tensor | None, shape: tuple[int, int, int], like: Tensor) -> None:
+        """Take the model's own mask; `None` where every token sees all before it."""
+        self._mask = None if mask is None else mask[0, 0]
+        self._n_shared, self._n_new, self._n_all = shape
+        self._dtype, self._device = like.dtype, like.device
+        self._whole: Tensor | None = None
+        self._looks_back: bool | None = True if mask is None else None
+
+    def of(self, some: slice) -> Tensor:
+        """Return the rows of some new tokens, ``(query head of each head x new token, token)``.
+
+        Tokens after them are left out where the rows are not all and nothing looks ahead.
+        """
+        if some.stop - some.start < self._n_new:
+            return self._rows(some, self._n_seen(some))
+        if self._whole is None:
+            self._whole = self._rows(some, self._n_all)
+        return self._whole
+
+    def _n_seen(self, some: slice) -> int:
+        n_old = self._n_all - self._n_new
+        if self._looks_back is None:
+            allowed = self._mask
+            self._looks_back = (
+                allowed is not None and allowed.dtype == torch.bool and not bool(allowed.triu(n_old + 1).any())
+            )
+        return n_old + some.stop if self._looks_back else self._n_all
+
+    def _rows(self, some: slice, n_seen: int) -> Tensor:
+        n_rows = some.stop - some.start
+        if self._mask is None:
+            allowed = torch.ones(n_rows, n_seen, dtype=torch.bool, device=self._device)
+            allowed = allowed.tril_(self._n_all - self._n_new + some.start)
+        elif self._mask.dtype == torch.bool:
+            allowed = self._mask[some, :n_seen]
+        else:
+            return self._mask[some, :n_seen].to(self._dtype).repeat(self._n_shared, 1)
+        zeros = torch.zeros(n_rows, n_seen, dtype=self._dtype, device=self._device)
+        return zeros.masked_fill_(~allowed, -torch.inf).repeat(self._n_shared, 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +224,7 @@ def gradient_by_state(  # noqa: PLR0913 - the block, its state, what comes back,
     keys: Tensor,
     values: Tensor,
     rotary: _Rotary,
-    mask: Tensor,
+    mask: Mask,
 ) -> Tensor:
     """Return the gradient by the state that enters a block.
 
@@ -200,9 +235,9 @@ def gradient_by_state(  # noqa: PLR0913 - the block, its state, what comes back,
         keys: the keys of all tokens, of which the new ones are the last, ``(head, token, head dimension)``.
         values: their values, same shape.
         rotary: positions of the new tokens.
-        mask: to be added to the attention, ``(query head of each head x new token, token)``.
+        mask: what the new tokens may attend to.
     """
-    attention, mlp, n = block.attention, block.mlp, len(state)
+    attention, n = block.attention, len(state)
     n_groups, dim = keys.shape[0], block.head_dim
     keys, values = keys.to(state.dtype), values.to(state.dtype)
 
@@ -210,27 +245,17 @@ def gradient_by_state(  # noqa: PLR0913 - the block, its state, what comes back,
     heads = _linear(before.output, attention.q_proj).to(state.dtype).view(n, -1, dim)
     query_norm = _Norm(attention.q_norm, heads) if block.has_head_norms else None
     queries = rotary.turn((heads if query_norm is None else query_norm.output).transpose(0, 1))
-    queries = queries.reshape(n_groups, -1, dim)
-    weights = torch.baddbmm(mask, queries, keys.transpose(1, 2), alpha=block.scaling).softmax(dim=-1)
-    note_weights(attention, weights.view(-1, n, weights.shape[-1]))
-    read = _by_token(weights @ values, n)
-    middle = _added_to(state, read, attention.o_proj)
-    after = _Norm(block.norm_mid, middle)
-    gate, up = _linear(after.output, mlp.gate_proj), _linear(after.output, mlp.up_proj)
+    del heads
+    # through attention, every token depends on itself and on keys and values: all else goes by runs of tokens
+    by_run, by_keys, by_values = list[tuple[torch.Tensor, torch.Tensor]](), None, None
+    for some in _runs(block, n, keys.shape[1]):
+        one = _pulled_run(block, state, gradient, queries, keys, values, mask.of(some), some)
+        by_run.append((one.by_middle, one.by_queries))
+        by_keys, by_values = _added_up(by_keys, one.by_keys, n), _added_up(by_values, one.by_values, n)
+    by_middle, by_queries = (_joined(pieces, dim) for dim, pieces in enumerate(zip(*by_run, strict=True)))
+    if by_keys is None or by_values is None:  # pragma: no cover - there is always a run
+        raise AssertionError
 
-    inner = _times(gradient, mlp.down_proj)
-    by_up = inner * nn.functional.silu(gate)
-    by_gate = torch.ops.aten.silu_backward(inner.mul_(up), gate)
-    by_norm = torch.addmm(_times(by_gate, mlp.gate_proj), by_up, mlp.up_proj.weight).to(state.dtype)
-    by_middle = torch.addcmul(gradient, *after.pull(by_norm))
-
-    by_read = _times(by_middle, attention.o_proj).to(state.dtype).view(n, -1, dim).transpose(0, 1)
-    by_read = by_read.reshape(n_groups, -1, dim)
-    by_values = weights[..., -n:].transpose(1, 2) @ by_read
-    by_weights = by_read @ values.transpose(1, 2)
-    by_scores = torch.ops.aten._softmax_backward_data(by_weights, weights, -1, weights.dtype)  # noqa: SLF001
-    by_keys = by_scores[..., -n:].transpose(1, 2) @ queries
-    by_queries = (by_scores @ keys).view(-1, n, dim)
     turned = rotary.turn_back(torch.cat([by_queries, by_keys]))
     by_heads, by_keys = torch.split(turned, [len(by_queries), n_groups])
     if query_norm is not None:
@@ -243,6 +268,83 @@ def gradient_by_state(  # noqa: PLR0913 - the block, its state, what comes back,
         rows = _by_token(by_projection, n).to(layer.weight.dtype)
         by_input = torch.addmm(by_input, rows, layer.weight, alpha=block.scaling)
     return torch.addcmul(by_middle, *before.pull(by_input.to(state.dtype)))
+
+
+@dataclass(frozen=True, slots=True)
+class _PulledRun:
+    """What a run of new tokens passes back."""
+
+    by_middle: Tensor
+    """By its state between attention and MLP, ``(token, hidden)``."""
+    by_queries: Tensor
+    """``(query head, token, head dimension)``"""
+    by_keys: Tensor
+    """By the keys of the new tokens that the run may attend to, ``(head, new token, head dimension)``."""
+    by_values: Tensor
+    """By their values, same shape."""
+
+
+def _pulled_run(  # noqa: PLR0913, PLR0917 - what the whole is computed from, and which part
+    block: CommonBlock,
+    state: Tensor,
+    gradient: Tensor,
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    mask: Tensor,
+    some: slice,
+) -> _PulledRun:
+    """Return what a run of new tokens passes back through MLP and attention.
+
+    Args:
+        block: the block.
+        state: the state of all new tokens, ``(token, hidden)``.
+        gradient: the gradient by the state that leaves the block, same shape.
+        queries: the queries of all new tokens, turned, ``(query head, token, head dimension)``.
+        keys: the keys of all tokens, ``(head, token, head dimension)``.
+        values: their values, same shape.
+        mask: to be added to the attention of the run, ``(query head of each head x token of the run, token)``; tokens
+            that none of the run may attend to are left out at the end.
+        some: the run.
+    """
+    attention, mlp, n = block.attention, block.mlp, some.stop - some.start
+    n_groups, dim, n_old = keys.shape[0], block.head_dim, keys.shape[1] - len(state)
+    keys, values = keys[:, : mask.shape[1]], values[:, : mask.shape[1]]
+    gradient = gradient[some]
+
+    queries = queries[:, some].reshape(n_groups, -1, dim)
+    weights = torch.baddbmm(mask, queries, keys.transpose(1, 2), alpha=block.scaling).softmax(dim=-1)
+    note_weights(attention, weights.view(-1, n, weights.shape[-1]), some.start)
+    read = _by_token(weights @ values, n)
+    middle = _added_to(state[some], read, attention.o_proj)
+    after = _Norm(block.norm_mid, middle)
+    gate, up = _linear(after.output, mlp.gate_proj), _linear(after.output, mlp.up_proj)
+
+    inner = _times(gradient, mlp.down_proj)
+    by_up = inner * nn.functional.silu(gate)
+    by_gate = torch.ops.aten.silu_backward(inner.mul_(up), gate)
+    by_norm = torch.addmm(_times(by_gate, mlp.gate_proj), by_up, mlp.up_proj.weight).to(state.dtype)
+    by_middle = torch.addcmul(gradient, *after.pull(by_norm))
+
+    by_read = _times(by_middle, attention.o_proj).to(state.dtype).view(n, -1, dim).transpose(0, 1)
+    by_read = by_read.reshape(n_groups, -1, dim)
+    by_values = weights[..., n_old:].transpose(1, 2) @ by_read
+    by_weights = by_read @ values.transpose(1, 2)
+    by_scores = torch.ops.aten._softmax_backward_data(by_weights, weights, -1, weights.dtype)  # noqa: SLF001
+    by_keys = by_scores[..., n_old:].transpose(1, 2) @ queries
+    return _PulledRun(by_middle, (by_scores @ keys).view(-1, n, dim), by_keys, by_values)
+
+
+def _added_up(total: Tensor | None, piece: Tensor, n_new: int) -> Tensor:
+    """Return the sum over runs of a gradient by the new tokens' keys or values, of which a run sees the first."""
+    if total is None:
+        return nn.functional.pad(piece, (0, 0, 0, n_new - piece.shape[1]))
+    total[:, : piece.shape[1]] += piece
+    return total
+
+
+def _joined(pieces: Sequence[Tensor], dim: int) -> Tensor:
+    return pieces[0] if len(pieces) == 1 else torch.cat(list(pieces), dim=dim)
 
 
 def _by_token(heads: Tensor, n: int) -> Tensor:

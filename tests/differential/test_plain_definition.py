@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from semgrad_guard.models import LocalModel
+from semgrad_guard.scoring.budget import MemoryBudget
 from semgrad_guard.scoring.layout import Tokens
 from semgrad_guard.scoring.measure import GradientSpec, Measure, measure
 from semgrad_guard.scoring.model_parts import model_parts_of
@@ -50,6 +53,23 @@ def _assert_equal(measured: Measure, plain) -> None:
     assert measured.entropy.tolist() == pytest.approx(plain["entropy"].tolist(), rel=RELATIVE)
 
 
+@pytest.mark.parametrize("arch", CACHED)
+def test_recording_by_blocks_equals_the_plain_definition(arch):
+    """As where an answer is too long to record the whole band, cold and behind the writing, by parts too."""
+    model, batch = tiny_lm(arch), _exchanges()
+    spec = replace(_spec(model), budget=MemoryBudget(0, 0))
+    plain = build(arch)
+    for tokens in batch:
+        expected = plain_scores(plain, tokens.prompt, tokens.answer)
+        parts = [[slice(0, 1), slice(len(tokens.answer) - 1, len(tokens.answer))]]
+        _assert_equal(measure(model, [tokens], spec)[0], expected)
+        (by_parts,) = measure(model, [tokens], spec, parts=parts)
+        _assert_equal(by_parts, expected)
+        (whole,) = measure(model, [tokens], _spec(model), parts=parts)
+        for part, other in zip(by_parts.parts, whole.parts, strict=True):
+            assert part.semgrad == pytest.approx(other.semgrad, rel=RELATIVE)
+
+
 @pytest.mark.parametrize("arch", CACHED + WHOLE)
 def test_one_and_many_exchanges_equal_the_plain_definition(arch):
     """No short cut (prefix without gradients, closed-form head, padding) may change a number on any architecture."""
@@ -67,7 +87,10 @@ def test_one_and_many_exchanges_equal_the_plain_definition(arch):
 @pytest.mark.parametrize("arch", CACHED)
 @pytest.mark.parametrize("n_kept", [0, 1, 2])
 def test_the_cache_of_the_writing_gives_the_cold_numbers(arch, n_kept):
-    """Behind a generation the cache is cropped, blocks below the band are skipped, the others run one by one."""
+    """Behind a generation the cache is cropped, blocks below the band are skipped, the others run one by one.
+
+    So do all where the recording would be too large.
+    """
     model = build(arch, vocab_size=N_BYTE_TOKENS)
     blocks = model_parts_of(model).blocks
     spec = GradientSpec(upper_half(len(blocks)), 5)
@@ -81,3 +104,5 @@ def test_the_cache_of_the_writing_gives_the_cold_numbers(arch, n_kept):
     assert reused.parts[0].semgrad == pytest.approx(cold.parts[0].semgrad, rel=RELATIVE)
     assert reused.parts[0].by_weight.paragrad == pytest.approx(cold.parts[0].by_weight.paragrad, rel=RELATIVE)
     assert reused.nll.tolist() == pytest.approx(cold.nll.tolist(), rel=RELATIVE)
+    (by_blocks,) = measure(model, [tokens], replace(spec, budget=MemoryBudget(0, 0)), kept=written.kept)
+    assert by_blocks.parts[0].semgrad == pytest.approx(cold.parts[0].semgrad, rel=RELATIVE)

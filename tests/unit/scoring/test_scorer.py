@@ -13,6 +13,7 @@ from semgrad_guard.errors import (
     EmptyAnswerError,
     EmptyPromptError,
     ForeignTokensError,
+    ModelFailedError,
     NonFiniteScoreError,
     OutOfMemoryError,
     PositionOutsidePromptError,
@@ -302,13 +303,14 @@ def test_an_exchange_that_alone_does_not_fit_is_an_error_of_its_own(scorer, exch
     assert caught.value.n_tokens > len(exchange.answer)
 
 
-def test_other_runtime_errors_are_not_taken_for_memory(scorer, exchange, monkeypatch):
-    """A programming mistake must show."""
+def test_other_runtime_errors_are_not_taken_for_memory(scorer, exchange, monkeypatch, caplog):
+    """A programming mistake must show: in the error, and where it was raised in the program's log."""
 
     def broken(*_, **__):
         message = "shape mismatch"
         raise RuntimeError(message)
 
     monkeypatch.setattr(measure_module, "measure", broken)
-    with pytest.raises(RuntimeError, match="shape mismatch"):
+    with pytest.raises(ModelFailedError, match="RuntimeError: shape mismatch"):
         scorer.score(exchange)
+    assert "RuntimeError in test_scorer.py" in caplog.text

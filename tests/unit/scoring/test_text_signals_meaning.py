@@ -158,3 +158,31 @@ def test_an_embedder_that_fails_costs_its_signals_not_the_score(local: LocalMode
     assert not set(MEANING) & score.signals.keys()
     assert score.signals["grounding"] > 0
     assert score.fingerprint.settings.endswith(", embedder topics")
+
+
+def test_an_embedder_that_goes_wrong_for_a_while_leaves_nothing_behind(local: LocalModel, exchange: Exchange) -> None:
+    """NaN was cached as a vector of zeros, and vectors of another dimension for ever."""
+
+    class Moody(Topics):
+        wrong = staticmethod(lambda vectors: vectors)
+
+        def __call__(self, texts: Sequence[str]) -> list[list[float]]:
+            return self.wrong(super().__call__(texts))
+
+    moody = Moody()
+    scorer = SemGradScorer(local, embedder=moody)
+    assert "support_similarity" in SemGradScorer(local, embedder=Topics()).score(exchange).signals
+    scorer.fingerprint()
+    for wrong in (
+        lambda vectors: [[float("nan")] * 3 for _ in vectors],
+        lambda vectors: [[float("inf"), 0.0, 0.0] for _ in vectors],
+        lambda vectors: [[1.0, 0.0] for _ in vectors],
+        lambda vectors: vectors[:-1],
+        lambda vectors: [[1.0]] + [[1.0, 2.0]] * (len(vectors) - 1),
+        lambda _vectors: None,
+        lambda _vectors: "vectors",
+    ):
+        moody.wrong = wrong
+        assert not set(MEANING) & scorer.score(exchange).signals.keys()
+    moody.wrong = lambda vectors: vectors
+    assert scorer.score(exchange).signals == SemGradScorer(local, embedder=Topics()).score(exchange).signals

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -132,8 +134,20 @@ def test_who_listens_inside_a_block_is_still_heard():
     assert isinstance(_recording(model, spec, generated, tokens), WrittenOutRecording)
 
 
-def test_attention_that_would_not_fit_is_left_to_autograd(monkeypatch):
-    """The matrix of a long answer's attention to a long prompt is larger than what autograd's kernels keep."""
-    model, spec, generated, tokens = _written("llama")
-    monkeypatch.setattr(recording, "ATTENTION_BYTES", 100)
-    assert not isinstance(_recording(model, spec, generated, tokens), WrittenOutRecording)
+@pytest.mark.parametrize("interface", ["sdpa", "eager"])
+@pytest.mark.parametrize("arch", COMMON)
+@pytest.mark.parametrize("n_prompt", [3, 30])
+def test_a_long_answer_goes_by_runs_of_tokens(arch, interface, n_prompt, monkeypatch):
+    """The matrix of its attention would not fit; runs see only what is before them, or what a window leaves of it."""
+    model, spec, generated, tokens = _written(arch, n_prompt=n_prompt, attn_implementation=interface)
+    spec = replace(spec, attention=True)
+    (whole,) = measure(model, [tokens], spec, kept=generated.kept)
+    n_runs = []
+    monkeypatch.setattr(written_out, "ATTENTION_BYTES", 4 * 3 * len(tokens) * 4 * 3)  # three tokens of four heads
+    real = written_out._pulled_run
+    monkeypatch.setattr(written_out, "_pulled_run", lambda *a: n_runs.append(a[-1]) or real(*a))
+    (found,) = measure(model, [tokens], spec, kept=generated.kept)
+    assert len(n_runs) >= 2 * (len(spec.band) - 1)
+    assert found.parts[0].semgrad == pytest.approx(whole.parts[0].semgrad, rel=1e-5)
+    assert found.attention.sums == pytest.approx(whole.attention.sums, rel=1e-4, abs=1e-6)
+    assert found.attention.to_previous == pytest.approx(whole.attention.to_previous, rel=1e-4, abs=1e-6)
