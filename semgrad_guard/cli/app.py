@@ -19,11 +19,11 @@ from semgrad_guard.cli import (
     models,
     policy,
     profile,
-    review,
     score,
     serve,
     watch,
 )
+from semgrad_guard.cli.review.app import app as review_app
 from semgrad_guard.errors import SemGradGuardError
 
 USER_ERROR = 2
@@ -51,7 +51,7 @@ app.add_typer(serve.keys_app, name="keys")
 app.add_typer(models.app, name="models")
 app.add_typer(policy.app, name="policy")
 app.add_typer(profile.app, name="profile")
-app.add_typer(review.app, name="review")
+app.add_typer(review_app, name="review")
 
 
 def _print_version(requested: bool) -> None:

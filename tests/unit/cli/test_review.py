@@ -7,7 +7,7 @@ import json
 import pytest
 from typer.testing import CliRunner
 
-from semgrad_guard.cli.review import app
+from semgrad_guard.cli.review.app import app
 from semgrad_guard.errors import IllegalMoveError, ItemNotFoundError, ReviewError
 from semgrad_guard.flow import Fingerprint, Score, SpanScore
 from semgrad_guard.review import State, open_queue

@@ -10,8 +10,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from semgrad_guard.cli.review_options import PolicyFile, RoleChoice, ScopeChoice, Url, policy_at, queue_at
-from semgrad_guard.cli.review_upkeep import verdict_loop
+from semgrad_guard.cli.review.options import PolicyFile, RoleChoice, ScopeChoice, Url, policy_at, queue_at
+from semgrad_guard.cli.review.upkeep import verdict_loop
 from semgrad_guard.extras import require
 
 if TYPE_CHECKING:

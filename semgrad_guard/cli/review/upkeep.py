@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from semgrad_guard.cli.review_options import AsJson, By, PolicyFile, Url, policy_at, queue_at, reviewer
+from semgrad_guard.cli.review.options import AsJson, By, PolicyFile, Url, policy_at, queue_at, reviewer
 from semgrad_guard.errors import ReviewError
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ def migrate(url: Url = None, policy: PolicyFile = None) -> None:
 
 def stats(url: Url = None, policy: PolicyFile = None, as_json: AsJson = False) -> None:
     """Show what waits for review, and how well the guard's confidence agrees with the reviewers."""
-    from semgrad_guard.cli.review_views import age  # loads SQLAlchemy
+    from semgrad_guard.cli.review.views import age  # loads SQLAlchemy
 
     seen = queue_at(url, policy).insight()
     if as_json:

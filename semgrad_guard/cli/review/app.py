@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import click
 import typer
 
-from semgrad_guard.cli import review_access, review_upkeep
-from semgrad_guard.cli.review_options import AsJson, By, ItemId, ItemIds, PolicyFile, Url, queue_at, reviewer
+from semgrad_guard.cli.review import access, upkeep
+from semgrad_guard.cli.review.options import AsJson, By, ItemId, ItemIds, PolicyFile, Url, queue_at, reviewer
 from semgrad_guard.errors import ReviewError, SemGradGuardError
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def list_items(
     as_json: AsJson = False,
 ) -> None:
     """List the answers in the queue, riskiest first."""
-    from semgrad_guard.cli.review_views import print_page
+    from semgrad_guard.cli.review.views import print_page
     from semgrad_guard.review import OPEN, Filters, Sort, State
 
     named = {StateChoice.OPEN: OPEN, StateChoice.ALL: frozenset[State]()}
@@ -101,7 +101,7 @@ def show(
     as_json: AsJson = False,
 ) -> None:
     """Show one answer with its passages, and why the guard doubted it."""
-    from semgrad_guard.cli.review_views import print_detail
+    from semgrad_guard.cli.review.views import print_detail
 
     queue = queue_at(url, policy)
     review_id = queue.find_id(item)
@@ -223,21 +223,21 @@ def comment(
     queue.comment(queue.find_id(item), reviewer(by), text)
 
 
-app.command("serve", epilog=review_access.SERVE_EXAMPLES)(review_access.serve)
-app.add_typer(review_access.user_app, name="user")
-app.add_typer(review_access.token_app, name="token")
-app.add_typer(review_access.webhook_app, name="webhook")
-app.command("export", epilog=review_upkeep.EXPORT_EXAMPLE)(review_upkeep.export)
-app.command("import", epilog=review_upkeep.IMPORT_EXAMPLE)(review_upkeep.import_items)
-app.command("erase", epilog=review_upkeep.ERASE_EXAMPLE)(review_upkeep.erase)
-app.command("consume", epilog=review_upkeep.CONSUME_EXAMPLE)(review_upkeep.consume)
-app.command("migrate", epilog=review_upkeep.MIGRATE_EXAMPLE)(review_upkeep.migrate)
-app.command("stats", epilog=review_upkeep.STATS_EXAMPLE)(review_upkeep.stats)
+app.command("serve", epilog=access.SERVE_EXAMPLES)(access.serve)
+app.add_typer(access.user_app, name="user")
+app.add_typer(access.token_app, name="token")
+app.add_typer(access.webhook_app, name="webhook")
+app.command("export", epilog=upkeep.EXPORT_EXAMPLE)(upkeep.export)
+app.command("import", epilog=upkeep.IMPORT_EXAMPLE)(upkeep.import_items)
+app.command("erase", epilog=upkeep.ERASE_EXAMPLE)(upkeep.erase)
+app.command("consume", epilog=upkeep.CONSUME_EXAMPLE)(upkeep.consume)
+app.command("migrate", epilog=upkeep.MIGRATE_EXAMPLE)(upkeep.migrate)
+app.command("stats", epilog=upkeep.STATS_EXAMPLE)(upkeep.stats)
 
 
 def _act(queue: SqlReviewQueue, items: list[str], action: Callable[[ReviewId], Item], *, as_json: bool) -> None:
     """Apply an action to each item and print the results; if there is only one item, its error is raised."""
-    from semgrad_guard.cli.review_views import print_results
+    from semgrad_guard.cli.review.views import print_results
 
     ids = [queue.find_id(item) for item in items]
     results = queue.each(ids, action)
