@@ -14,7 +14,7 @@ from rich.console import Console
 
 from semgrad_guard.calibration.labels import MIN_LABELS
 from semgrad_guard.cli.profile import describe, evidence_table, more_evidence
-from semgrad_guard.cli.scoring import Scoring
+from semgrad_guard.cli.score import Scoring
 from semgrad_guard.cli.terminal import bar
 from semgrad_guard.errors import DataFileError, RiskNotControllableError, TooFewLabelsError
 from semgrad_guard.evaluation.labelling import HOW_TO_SCORE, Labeller, ReviewedAnswers, contradictions, signals_of

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from rich.console import Console
 
-from semgrad_guard.cli.scoring import score_pending
+from semgrad_guard.cli.score import score_pending
 from semgrad_guard.cli.terminal import bar, wide_console
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from semgrad_guard.cli.scoring import Scoring, write_scored_copy
+from semgrad_guard.cli.score import Scoring, write_scored_copy
 from semgrad_guard.cli.terminal import bar
 from semgrad_guard.errors import DataFileError, PolicyError
 from semgrad_guard.guard.assembly import profile_of
