@@ -24,6 +24,7 @@ from semgrad_guard.cli import (
     watch,
 )
 from semgrad_guard.cli.review.app import app as review_app
+from semgrad_guard.cli.terminal import examples
 from semgrad_guard.errors import SemGradGuardError
 
 USER_ERROR = 2
@@ -36,7 +37,7 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
-    epilog="Start with [bold]semgrad-guard demo[/bold]. Every command has examples under --help.",
+    epilog=examples("semgrad-guard demo", "semgrad-guard doctor", more="Every command has examples under --help."),
 )
 app.command(epilog=demo.EXAMPLES)(demo.demo)
 app.command(epilog=doctor.EXAMPLES)(doctor.doctor)

@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from semgrad_guard.cli.terminal import examples
 from semgrad_guard.errors import PolicyFileError, SemGradGuardError
 from semgrad_guard.model_names import PACKAGED, find
 
@@ -26,14 +27,13 @@ if TYPE_CHECKING:
 
     from semgrad_guard.policy import Policy
 
-EXAMPLES = """[bold]Examples[/bold]
-
-  semgrad-guard doctor
-
-  semgrad-guard doctor --policy policy.yaml
-
+EXAMPLES = examples(
+    "semgrad-guard doctor",
+    "semgrad-guard doctor --policy policy.yaml",
+    more="""
 Without --policy the shipped policy is looked at. The exit code is 1 when something that is configured does not work.
-"""
+    """,
+)
 
 State = Literal["works", "off", "fails"]
 """`off`: not there, and nothing that is configured needs it."""

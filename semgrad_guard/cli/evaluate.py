@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 from semgrad_guard.cli.score import score_pending
-from semgrad_guard.cli.terminal import bar, wide_console
+from semgrad_guard.cli.terminal import bar, examples, wide_console
 
 if TYPE_CHECKING:
     from semgrad_guard.evaluation.compare.answering import Asked
@@ -27,22 +27,20 @@ MIN_WIDTH = 120
 """Width in characters that the table needs."""
 ANSWERS = "answers.jsonl"
 QUESTIONS = "questions.jsonl"
-EXAMPLES = """[bold]Examples[/bold]
-
-  semgrad-guard evaluate questions.jsonl
-
-  semgrad-guard evaluate questions.jsonl --model Qwen/Qwen3-0.6B --limit 500 --baselines 200 --out runs/qwen
-
-  semgrad-guard evaluate hf:squad_v2 --limit 300 --grader f1
-
-  semgrad-guard evaluate questions.jsonl --grader embedding --embedding minilm-l6-v2
-
+EXAMPLES = examples(
+    "semgrad-guard evaluate questions.jsonl",
+    "semgrad-guard evaluate questions.jsonl --limit 500 --baselines 200",
+    "semgrad-guard evaluate questions.jsonl --model Qwen/Qwen3-0.6B --out qwen",
+    "semgrad-guard evaluate questions.jsonl --grader embedding",
+    "semgrad-guard evaluate hf:squad_v2 --limit 300 --grader f1",
+    more="""
 A line of the input: {"question": "...", "passages": ["..."], "answers": ["accepted", "also accepted"]}; an empty list
 of answers means that the question has none. Lines with the same `group` are never split between fitting and testing. A
 line with an `answer` is not answered again, and a line that `score`, `calibrate --rows` or `evaluate` scored keeps its
 score. An interrupted run continues where it stopped; a finished one is only graded and compared again, so another
 grader costs nothing. `semgrad-guard calibrate OUT/answers.jsonl` fits a profile.
-"""
+    """,
+)
 
 
 def evaluate(

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from semgrad_guard.cli.terminal import bar
+from semgrad_guard.cli.terminal import bar, examples
 from semgrad_guard.flow import utc_now
 
 if TYPE_CHECKING:
@@ -118,18 +118,17 @@ def adversarial_tables(profile: Profile) -> list[Table]:
     return [table]
 
 
-EXAMPLES = """[bold]Examples[/bold]
-
-  semgrad-guard profile find smollm2-135m --plot sps.png
-
-  semgrad-guard profile find Qwen/Qwen3-0.6B --out policy.yaml
-
-  semgrad-guard profile find my-model/ --paraphrases mine.jsonl --labels scored.jsonl --json sps.json
-
+EXAMPLES = examples(
+    "semgrad-guard profile find smollm2-135m --plot sps.png",
+    "semgrad-guard profile find Qwen/Qwen3-0.6B --out policy.yaml",
+    "semgrad-guard profile find my-model/ --paraphrases mine.jsonl",
+    "semgrad-guard profile find my-model/ --labels scored.jsonl --json sps.json",
+    more="""
 A line of --paraphrases: {"question": "...", "paraphrases": ["...", "..."]}; vary how they end, because a shared last
 word makes the states of paraphrases similar whatever they mean. --labels is a file that `semgrad-guard score` wrote,
 with `correct` or `answers` on each line.
-"""
+    """,
+)
 
 
 def find(
@@ -206,6 +205,7 @@ app = typer.Typer(
     name="profile",
     no_args_is_help=True,
     help="Show and check calibration profiles, and find where a model's states carry the meaning of the question.",
+    epilog=examples("semgrad-guard profile show proxy", "semgrad-guard profile status my-profile.json"),
 )
 app.command(epilog=EXAMPLES)(find)
 
@@ -215,15 +215,9 @@ NOT_FIT = 1
 ProfileName = Annotated[str, typer.Argument(help="Name of a shipped profile, or a JSON file.")]
 
 
-@app.command()
+@app.command(epilog=examples("semgrad-guard profile show my-profile.json", "semgrad-guard profile show proxy"))
 def show(profile: ProfileName) -> None:
-    """Show what a profile was fitted on, how good it is, and which signals it uses.
-
-    Examples:
-        semgrad-guard profile show my-profile.json
-
-        semgrad-guard profile show proxy
-    """
+    """Show what a profile was fitted on, how good it is, and which signals it uses."""
     from semgrad_guard.calibration import load_profile  # loads numpy
 
     console, loaded = Console(), load_profile(profile)
@@ -239,7 +233,12 @@ def show(profile: ProfileName) -> None:
             console.print(table)
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        "semgrad-guard profile status proxy",
+        "semgrad-guard profile status my-profile.json --records guard.jsonl",
+    )
+)
 def status(
     profile: ProfileName,
     records: Annotated[
@@ -249,11 +248,6 @@ def status(
     """Check whether a profile is still valid: its expiry date, and drift of the recent scores in a guard's records.
 
     Exit code 0 if it is valid, 1 if it expired or drifted.
-
-    Examples:
-        semgrad-guard profile status my-profile.json --records guard.jsonl
-
-        semgrad-guard profile status proxy
     """
     from semgrad_guard.calibration import load_profile  # loads numpy
 

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from semgrad_guard.cli.terminal import bar
+from semgrad_guard.cli.terminal import bar, examples
 from semgrad_guard.signals import SIGNALS
 
 if TYPE_CHECKING:
@@ -23,14 +23,13 @@ if TYPE_CHECKING:
     from semgrad_guard.ports import Calibrator
     from semgrad_guard.scoring import SemGradScorer
 
-SIGNALS_EXAMPLES = """[bold]Examples[/bold]
-
-  semgrad-guard signals
-
-  semgrad-guard signals --family gradient
-
+SIGNALS_EXAMPLES = examples(
+    "semgrad-guard signals",
+    "semgrad-guard signals --family gradient",
+    more="""
 Any of them that is a score may be the `method` of a policy; `fused` combines all signals that a profile was fitted on.
-"""
+    """,
+)
 COSTS = {
     "free": "comes with the one backward pass",
     "text": "counts words: about a millisecond",
@@ -63,19 +62,18 @@ def signals(
         console.print(f"{cost}: {meaning}", markup=False, highlight=False, soft_wrap=True)
 
 
-EXAMPLES = """[bold]Examples[/bold]
-
-  semgrad-guard score answers.jsonl
-
-  semgrad-guard score answers.jsonl --out scored.jsonl --model Qwen/Qwen3-0.6B --own-answers
-
-  semgrad-guard score answers.jsonl --profile my-profile.json --granularity sentence --html answers.html
-
+EXAMPLES = examples(
+    "semgrad-guard score answers.jsonl",
+    "semgrad-guard score answers.jsonl --model Qwen/Qwen3-0.6B --own-answers",
+    "semgrad-guard score answers.jsonl --profile my-profile.json",
+    "semgrad-guard score answers.jsonl --granularity sentence --html page.html",
+    more="""
 A line of the input: {"prompt": "...", "answer": "..."}. Instead of `prompt` it may have `messages`, `prompt_ids`, or
 `question` with `passages`; instead of `answer`, `answer_ids`; `position` is optional. A line that has a score (from
 `score`, `calibrate --rows` or `evaluate`) keeps it. An interrupted run continues where it stopped. The exit code is 1
 if no row could be scored.
-"""
+    """,
+)
 
 
 def score(

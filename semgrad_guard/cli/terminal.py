@@ -1,8 +1,9 @@
-"""Progress bars, and a console that is wide enough, for all commands."""
+"""What all commands show alike: examples below their help, progress bars, and a console that is wide enough."""
 
 from __future__ import annotations
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -12,6 +13,18 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+
+
+def examples(*commands: str, more: str = "") -> str:
+    """Return the text below the help of a command: commands to paste, and what else there is to know.
+
+    Args:
+        commands: command lines, short enough for one line of 80 columns; a wrapped one is no longer one command.
+        more: paragraphs; the terminal chooses where their lines end.
+    """
+    listed = [f"  {escape(command)}" for command in commands]
+    paragraphs = [escape(" ".join(paragraph.split())) for paragraph in more.split("\n\n")]
+    return "\n\n".join(["[bold]Examples[/bold]", *listed, *filter(None, paragraphs)])
 
 
 def bar(console: Console) -> Progress:

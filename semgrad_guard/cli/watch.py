@@ -16,6 +16,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from semgrad_guard.cli.terminal import examples
 from semgrad_guard.telemetry.jsonl import RecordReader
 from semgrad_guard.wire import answered_attempt
 
@@ -24,14 +25,13 @@ if TYPE_CHECKING:
 
     from semgrad_guard.flow import Record
 
-EXAMPLES = """[bold]Examples[/bold]
-
-  semgrad-guard watch guard.jsonl
-
-  semgrad-guard watch guard.jsonl --once --last 50
-
+EXAMPLES = examples(
+    "semgrad-guard watch guard.jsonl",
+    "semgrad-guard watch guard.jsonl --once --last 50",
+    more="""
 The file is the one that a policy names: `telemetry: {jsonl: guard.jsonl}`. Ctrl-C ends watching.
-"""
+    """,
+)
 MAX_QUESTION = 60
 """Columns of the question; it gets at most two lines."""
 PAUSE_S = 0.5

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from semgrad_guard.cli.review.options import AsJson, By, PolicyFile, Url, policy_at, queue_at, reviewer
+from semgrad_guard.cli.terminal import examples
 from semgrad_guard.errors import ReviewError
 
 if TYPE_CHECKING:
@@ -20,7 +21,9 @@ if TYPE_CHECKING:
     from semgrad_guard.policy import Policy
     from semgrad_guard.review import SqlReviewQueue
 
-CONSUME_EXAMPLE = "Example: semgrad-guard review consume --policy policy.yaml --once"
+CONSUME_EXAMPLES = examples(
+    "semgrad-guard review consume --policy policy.yaml", "semgrad-guard review consume --policy policy.yaml --once"
+)
 
 
 def consume(
@@ -32,8 +35,8 @@ def consume(
 ) -> None:
     """Post verdicts to LangSmith, as feedback on the runs that produced the answers.
 
-    `review serve --policy` and every guard with `telemetry: {langsmith: true}` do the same in the background; each
-    verdict is posted once.
+    `review serve --policy` and every guard with `telemetry: {langsmith: true}` do
+    the same in the background; each verdict is posted once.
     """
     loop = verdict_loop(queue_at(None, policy), policy_at(None, policy))
     if loop is None:
@@ -60,11 +63,18 @@ def verdict_loop(queue: SqlReviewQueue, policy: Policy) -> VerdictLoop | None:
     return loop
 
 
-EXPORT_EXAMPLE = "Example: semgrad-guard review export items.jsonl --tag medical"
-IMPORT_EXAMPLE = "Example: semgrad-guard review import items.jsonl --url postgresql://ann@db/review"
-ERASE_EXAMPLE = "Example: semgrad-guard review erase --older-than-days 90"
-MIGRATE_EXAMPLE = "Example: semgrad-guard review migrate --url postgresql://ann@db/review"
-STATS_EXAMPLE = "Example: semgrad-guard review stats --json"
+EXPORT_EXAMPLES = examples(
+    "semgrad-guard review export items.jsonl", "semgrad-guard review export items.jsonl --tag medical"
+)
+IMPORT_EXAMPLES = examples(
+    "semgrad-guard review import items.jsonl",
+    "semgrad-guard review import items.jsonl --url postgresql://ann@db/review",
+)
+ERASE_EXAMPLES = examples("semgrad-guard review erase 3f9c", "semgrad-guard review erase --older-than-days 90")
+MIGRATE_EXAMPLES = examples(
+    "semgrad-guard review migrate", "semgrad-guard review migrate --url postgresql://ann@db/review"
+)
+STATS_EXAMPLES = examples("semgrad-guard review stats", "semgrad-guard review stats --json")
 
 _DAY_S = 86_400
 
