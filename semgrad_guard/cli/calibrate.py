@@ -264,7 +264,7 @@ def calibrate(
 
 def _report(console: Console, profile: Profile) -> None:
     """Print what was fitted, how good it is and what it does not promise."""
-    console.print(describe(profile), soft_wrap=True, markup=False)
+    console.print(describe(profile), markup=False)
     console.print(evidence_table(profile))
     for table in more_evidence(profile):
         console.print(table)
@@ -282,10 +282,10 @@ def _print_threshold(console: Console, profile: Profile, error_rate: float, delt
     try:
         threshold = risk_threshold(profile, error_rate, delta)
     except RiskNotControllableError as error:
-        console.print(f"{error}", style="yellow", markup=False, soft_wrap=True)
+        console.print(f"{error}", style="yellow", markup=False)
         return
-    console.print(threshold.text, markup=False, soft_wrap=True)
-    console.print(f"{threshold.method}. {threshold.caveats}", style="dim", markup=False, soft_wrap=True)
+    console.print(threshold.text, markup=False)
+    console.print(f"{threshold.method}. {threshold.caveats}", style="dim", markup=False)
 
 
 def _save_plot(profile: Profile, path: Path) -> None:

@@ -10,11 +10,9 @@ from importlib.util import find_spec
 from typing import Annotated
 
 import typer
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
 
-from semgrad_guard.cli.terminal import examples
+from semgrad_guard.cli.terminal import examples, plain_table
 from semgrad_guard.errors import ModelInstallError, ModelNotFoundError
 from semgrad_guard.model_names import PACKAGED, PackagedModel, find, nearest
 
@@ -49,7 +47,7 @@ def list_models(as_json: Annotated[bool, typer.Option("--json", help="Print JSON
         ]
         typer.echo(json.dumps(listed, indent=2))
         return
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table = plain_table()
     for title in ("model", "is", "installed", "MB", "licence"):
         table.add_column(title, justify="right" if title == "MB" else "left", no_wrap=True)
     for model in PACKAGED.values():

@@ -10,12 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
 
 from semgrad_guard.cli.score import Scoring, write_scored_copy
-from semgrad_guard.cli.terminal import bar, examples
+from semgrad_guard.cli.terminal import bar, examples, plain_table
 from semgrad_guard.errors import DataFileError, PolicyError
 from semgrad_guard.guard.assembly import profile_of
 from semgrad_guard.guard.readiness import ready_policy
@@ -25,6 +23,8 @@ from semgrad_guard.policy.promises import promises
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable
+
+    from rich.table import Table
 
     from semgrad_guard.evaluation.simulate import RecordedQuestion, RouteFigures, Simulation, Simulator
     from semgrad_guard.policy import Policy
@@ -133,22 +133,20 @@ def _report(found: Simulation, policy: Policy, *, as_json: bool) -> None:
         return
     console = Console()
     for line in summary(found):
-        console.print(line, soft_wrap=True, markup=False)
+        console.print(line, markup=False)
     console.print(_table(found))
     needed = ", ".join(f"`{rule}` {value:.3f}" for rule, value in found.thresholds.items())
     legend = f"Intervals 95 %; cost and seconds (s) are means of a question. Confidence needed: {needed}."
-    console.print(legend, style="dim", soft_wrap=True, markup=False)
+    console.print(legend, style="dim", markup=False)
     for line in notes:
-        console.print(line, style="yellow", soft_wrap=True, markup=False)
+        console.print(line, style="yellow", markup=False)
     for line in LIMITS:
-        console.print(line, style="dim", soft_wrap=True, markup=False)
+        console.print(line, style="dim", markup=False)
 
 
 def _table(found: Simulation) -> Table:
     """Return the table of routes, with the total in the last row; it fits 80 columns."""
-    table = Table(
-        title="How questions end", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False
-    )
+    table = plain_table(title="How questions end")
     table.add_column("route", no_wrap=True)
     for name in ("n", "share", "wrong of given", "right of held", "cost", "s"):
         table.add_column(name, justify="right", no_wrap=" " not in name)

@@ -9,12 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
-from semgrad_guard.cli.terminal import bar, examples
+from semgrad_guard.cli.terminal import bar, examples, plain_table
 from semgrad_guard.signals import SIGNALS
 
 if TYPE_CHECKING:
@@ -50,7 +48,7 @@ def signals(
         msg = f"{family!r} is none of {', '.join(families)}"
         raise typer.BadParameter(msg, param_hint="--family")
     console = Console()
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table = plain_table()
     table.add_column("signal", no_wrap=True)
     table.add_column("meaning", overflow="fold")
     for signal in SIGNALS.values():
@@ -59,7 +57,7 @@ def signals(
             table.add_row(signal.name, Text.assemble(signal.meaning, "\n", (about, "dim")))
     console.print(table)
     for cost, meaning in COSTS.items():
-        console.print(f"{cost}: {meaning}", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"{cost}: {meaning}", markup=False, highlight=False)
 
 
 EXAMPLES = examples(

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
-from semgrad_guard.cli.terminal import examples
+from semgrad_guard.cli.terminal import examples, plain_table
 from semgrad_guard.errors import OptionError
 from semgrad_guard.extras import require
 
@@ -153,7 +152,7 @@ def add(name: Annotated[str, typer.Argument(help="Who will use it.")], keys: Key
 @keys_app.command("list", epilog=examples("semgrad-guard keys list", "semgrad-guard keys list --keys keys.json"))
 def list_keys(keys: KeysOption = Path(KEYS_FILE)) -> None:
     """List the keys, without their secrets."""
-    table = Table("name", "since", box=None)
+    table = plain_table("name", "since")
     for key in _file(keys).all():
         table.add_row(key.name, key.created_at)
     _console.print(table, markup=False)

@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from semgrad_guard.cli.review.options import PolicyFile, RoleChoice, ScopeChoice, Url, policy_at, queue_at
 from semgrad_guard.cli.review.upkeep import verdict_loop
-from semgrad_guard.cli.terminal import examples
+from semgrad_guard.cli.terminal import examples, plain_table
 from semgrad_guard.extras import require
 
 if TYPE_CHECKING:
@@ -113,7 +112,7 @@ def add_user(
 )
 def list_users(url: Url = None, policy: PolicyFile = None) -> None:
     """List the accounts."""
-    table = Table("name", "role", "open", "since", box=None)
+    table = plain_table("name", "role", "open", "since")
     for user in _accounts(url, policy).all():
         table.add_row(user.name, user.role, "yes" if user.active else "no", f"{user.created_at:%Y-%m-%d}")
     _console.print(table)
@@ -205,7 +204,7 @@ def list_tokens(url: Url = None, policy: PolicyFile = None) -> None:
     """List the tokens, without their secrets."""
     from semgrad_guard.review.access import Tokens  # loads SQLAlchemy
 
-    table = Table("id", "name", "user", "allows", "expires", "last used", "revoked", box=None)
+    table = plain_table("id", "name", "user", "allows", "expires", "last used", "revoked")
     for token in Tokens(queue_at(url, policy).database).all():
         moments = (token.expires_at, token.used_at, token.revoked_at)
         shown = [f"{moment:%Y-%m-%d %H:%M}" if moment else "-" for moment in moments]
@@ -270,7 +269,7 @@ def list_hooks(url: Url = None, policy: PolicyFile = None) -> None:
     from semgrad_guard.review.store.outbox import hooks  # loads SQLAlchemy
     from semgrad_guard.review.webhooks import shown_url  # loads SQLAlchemy
 
-    table = Table("name", "address", "events", box=None)
+    table = plain_table("name", "address", "events")
     for hook in queue_at(url, policy).database.read(hooks):
         table.add_row(hook.name, shown_url(hook.url), ", ".join(hook.events))
     _console.print(table, markup=False)

@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from semgrad_guard.cli.review.options import AsJson, By, PolicyFile, Url, policy_at, queue_at, reviewer
-from semgrad_guard.cli.terminal import examples
+from semgrad_guard.cli.terminal import examples, plain_table
 from semgrad_guard.errors import ReviewError
 
 if TYPE_CHECKING:
@@ -170,7 +169,7 @@ def stats(url: Url = None, policy: PolicyFile = None, as_json: AsJson = False) -
     if seen.oldest_at:
         console.print(f"the oldest has waited {age(seen.oldest_at)}")
     if seen.bands:
-        table = Table("confidence", "judged", "right", box=None)
+        table = plain_table("confidence", "judged", "right")
         for band in seen.bands:
             table.add_row(f"{band.low:.1f} to {band.high:.1f}", str(band.n), f"{band.share_correct:.0%}")
         console.print(table)
