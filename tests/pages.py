@@ -40,8 +40,19 @@ CLOSE = 0.03
 
 _BLOCK = re.compile(r"(?:^<!-- (?P<mark>[^>]*?) -->\n)?^```(?P<language>\w*)[^\n]*\n(?P<text>.*?)^```$", re.M | re.S)
 _NUMBER = re.compile(r"\d+\.\d+")
+_WHOLE = re.compile(r"semgrad-guard |/|\.(jsonl?|yaml|db)\b")
+"""What a line holds that is printed whole, for a mouse to take it: a command or a path."""
 _CHANGES = re.compile(r"\b(?:\d\d:\d\d:\d\d|[0-9a-f]{16})\b")
 """Times of the day, and digests."""
+
+
+def too_wide(printed: str) -> list[str]:
+    """Return the lines that a terminal would wrap or in which something is cut."""
+    return [
+        line
+        for line in printed.splitlines()
+        if "…" in line or (len(line.rstrip()) > int(WIDTH) and not _WHOLE.search(line))
+    ]
 
 
 @dataclass(frozen=True)

@@ -241,6 +241,13 @@ class Interval(Frozen):
             return f"{self.value:.3f}"
         return f"{self.value:.3f} ({self.low:.3f} to {self.high:.3f})"
 
+    def brief(self, digits: int = 2) -> str:
+        """Return the value and its interval in as few columns as can be read; a dash where it is not defined."""
+        if self.value is None:
+            return "-"
+        ends = "" if self.low is None or self.high is None else f" {self.low:.{digits}f}-{self.high:.{digits}f}"
+        return f"{self.value:.{digits}f}{ends}"
+
 
 def with_interval(
     metric: Metric,

@@ -19,11 +19,12 @@ from semgrad_guard.cli import (
     models,
     policy,
     profile,
-    review,
     score,
     serve,
     watch,
 )
+from semgrad_guard.cli.review.app import app as review_app
+from semgrad_guard.cli.terminal import examples
 from semgrad_guard.errors import SemGradGuardError
 
 USER_ERROR = 2
@@ -36,7 +37,7 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
-    epilog="Start with [bold]semgrad-guard demo[/bold]. Every command has examples under --help.",
+    epilog=examples("semgrad-guard demo", "semgrad-guard doctor", more="Every command has examples under --help."),
 )
 app.command(epilog=demo.EXAMPLES)(demo.demo)
 app.command(epilog=doctor.EXAMPLES)(doctor.doctor)
@@ -51,7 +52,7 @@ app.add_typer(serve.keys_app, name="keys")
 app.add_typer(models.app, name="models")
 app.add_typer(policy.app, name="policy")
 app.add_typer(profile.app, name="profile")
-app.add_typer(review.app, name="review")
+app.add_typer(review_app, name="review")
 
 
 def _print_version(requested: bool) -> None:

@@ -9,25 +9,22 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from semgrad_guard.cli.terminal import bar
+from semgrad_guard.cli.terminal import bar, examples
 
-EXAMPLES = """[bold]Examples[/bold]
-
-  semgrad-guard bench --quick
-
-  semgrad-guard bench --json cost.json
-
-  semgrad-guard bench --model Qwen/Qwen3-0.6B --context 512 --answer 32 --answer 128
-
-  semgrad-guard bench --shape llama-8b --device cuda --dtype bfloat16 --json gpu.json
-
+EXAMPLES = examples(
+    "semgrad-guard bench --quick",
+    "semgrad-guard bench --json cost.json",
+    "semgrad-guard bench --model Qwen/Qwen3-0.6B --context 512 --answer 32",
+    "semgrad-guard bench --shape llama-8b --device cuda --dtype bfloat16",
+    more="""
 The command compares: the plain definition (full autograd and the whole head gradient, as in the method's published
 code); scoring that reads the prompt again (cold); scoring from the KV cache of the answer (single pass, with every
 signal that needs no further pass; and SemGrad alone, without the gradients of the output head's weight); and
 generating five more answers, as sampling methods do. Two forward passes, one of the answer after the cached prompt
 and one of the whole text, show the least that any exact method can cost. --shape builds a model of a known shape with
 random weights, so that nothing is downloaded: what scoring costs depends on the shape alone.
-"""
+    """,
+)
 
 
 def bench(

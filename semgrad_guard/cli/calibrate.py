@@ -14,8 +14,8 @@ from rich.console import Console
 
 from semgrad_guard.calibration.labels import MIN_LABELS
 from semgrad_guard.cli.profile import describe, evidence_table, more_evidence
-from semgrad_guard.cli.scoring import Scoring
-from semgrad_guard.cli.terminal import bar
+from semgrad_guard.cli.score import Scoring
+from semgrad_guard.cli.terminal import bar, examples
 from semgrad_guard.errors import DataFileError, RiskNotControllableError, TooFewLabelsError
 from semgrad_guard.evaluation.labelling import HOW_TO_SCORE, Labeller, ReviewedAnswers, contradictions, signals_of
 from semgrad_guard.evaluation.row_checks import RowChecks
@@ -164,18 +164,13 @@ class Sources:
 ADVERSARIAL = "adversarial.jsonl"
 """Name of the rows that are made; behind the name of the file of scored rows, where one is kept."""
 
-EXAMPLES = """[bold]Examples[/bold]
-
-  semgrad-guard calibrate scored.jsonl --out my-profile.json
-
-  semgrad-guard calibrate questions.jsonl --out my-profile.json --model smollm2-135m --plot reliability.png
-
-  semgrad-guard calibrate answers.jsonl --out my-profile.json --policy policy.yaml --error-rate 0.1
-
-  semgrad-guard calibrate logs.jsonl --proxy --rows scored.jsonl --out my-profile.json
-
-  semgrad-guard calibrate scored.jsonl --from-review sqlite:///review.db --out my-profile.json
-
+EXAMPLES = examples(
+    "semgrad-guard calibrate scored.jsonl --out my-profile.json",
+    "semgrad-guard calibrate answers.jsonl --model smollm2-135m --plot bins.png",
+    "semgrad-guard calibrate answers.jsonl --policy policy.yaml --error-rate 0.1",
+    "semgrad-guard calibrate logs.jsonl --proxy --rows scored.jsonl",
+    "semgrad-guard calibrate --from-review sqlite:///review.db",
+    more="""
 A line of the input is what `semgrad-guard score` wrote, or {"question": "...", "passages": ["..."], "answer": "..."},
 with `correct` (true or false) or `answers` (accepted answers to grade with). If a line has no answer, the model answers
 it. With --proxy every line has one, which another model wrote, and the scoring model only reads it. Lines with the same
@@ -184,7 +179,8 @@ it. With --proxy every line has one, which another model wrote, and the scoring 
 
 --rows keeps what was scored, row by row: an interrupted run continues where it stopped, the next run scores nothing
 again, and `score`, `evaluate` and `policy simulate` read the file.
-"""
+    """,
+)
 
 
 def calibrate(
@@ -268,7 +264,7 @@ def calibrate(
 
 def _report(console: Console, profile: Profile) -> None:
     """Print what was fitted, how good it is and what it does not promise."""
-    console.print(describe(profile), soft_wrap=True, markup=False)
+    console.print(describe(profile), markup=False)
     console.print(evidence_table(profile))
     for table in more_evidence(profile):
         console.print(table)
@@ -286,10 +282,10 @@ def _print_threshold(console: Console, profile: Profile, error_rate: float, delt
     try:
         threshold = risk_threshold(profile, error_rate, delta)
     except RiskNotControllableError as error:
-        console.print(f"{error}", style="yellow", markup=False, soft_wrap=True)
+        console.print(f"{error}", style="yellow", markup=False)
         return
-    console.print(threshold.text, markup=False, soft_wrap=True)
-    console.print(f"{threshold.method}. {threshold.caveats}", style="dim", markup=False, soft_wrap=True)
+    console.print(threshold.text, markup=False)
+    console.print(f"{threshold.method}. {threshold.caveats}", style="dim", markup=False)
 
 
 def _save_plot(profile: Profile, path: Path) -> None:

@@ -14,7 +14,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from semgrad_guard.cli.terminal import bar
+from semgrad_guard.cli.terminal import bar, examples
 from semgrad_guard.extras import require
 from semgrad_guard.policy import load_policy
 
@@ -26,12 +26,10 @@ if TYPE_CHECKING:
 N_QUESTIONS = 12
 PROFILE = "smollm2-135m-demo"
 """The shipped profile for the demo model's own answers about chemical elements."""
-EXAMPLES = """[bold]Examples[/bold]
-
-  semgrad-guard demo
-
-  semgrad-guard demo --questions 30 --policy policy.yaml
-"""
+EXAMPLES = examples(
+    "semgrad-guard demo",
+    "semgrad-guard demo --questions 30 --policy policy.yaml",
+)
 
 MAX_SHOWN = 90
 """How many characters of an answer are shown."""

@@ -13,27 +13,27 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from urllib.parse import urlsplit
 
 import typer
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
+from semgrad_guard.cli.terminal import examples, plain_table
 from semgrad_guard.errors import PolicyFileError, SemGradGuardError
 from semgrad_guard.model_names import PACKAGED, find
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from rich.table import Table
+
     from semgrad_guard.policy import Policy
 
-EXAMPLES = """[bold]Examples[/bold]
-
-  semgrad-guard doctor
-
-  semgrad-guard doctor --policy policy.yaml
-
+EXAMPLES = examples(
+    "semgrad-guard doctor",
+    "semgrad-guard doctor --policy policy.yaml",
+    more="""
 Without --policy the shipped policy is looked at. The exit code is 1 when something that is configured does not work.
-"""
+    """,
+)
 
 State = Literal["works", "off", "fails"]
 """`off`: not there, and nothing that is configured needs it."""
@@ -87,7 +87,7 @@ def doctor(
 
 
 def _table(found: list[Finding]) -> Table:
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table = plain_table()
     table.add_column("", no_wrap=True)
     table.add_column("", no_wrap=True)
     table.add_column("found", overflow="fold")

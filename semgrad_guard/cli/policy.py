@@ -10,12 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
 
-from semgrad_guard.cli.scoring import Scoring, write_scored_copy
-from semgrad_guard.cli.terminal import bar
+from semgrad_guard.cli.score import Scoring, write_scored_copy
+from semgrad_guard.cli.terminal import bar, examples, plain_table
 from semgrad_guard.errors import DataFileError, PolicyError
 from semgrad_guard.guard.assembly import profile_of
 from semgrad_guard.guard.readiness import ready_policy
@@ -26,17 +24,17 @@ from semgrad_guard.policy.promises import promises
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable
 
+    from rich.table import Table
+
     from semgrad_guard.evaluation.simulate import RecordedQuestion, RouteFigures, Simulation, Simulator
     from semgrad_guard.policy import Policy
 
-EXAMPLES = """[bold]Examples[/bold]
-
-  semgrad-guard policy simulate policy.yaml scored.jsonl
-
-  semgrad-guard policy simulate policy.yaml scored.jsonl --plot policy.png --json > figures.json
-
-  semgrad-guard policy simulate policy.yaml guard.jsonl --labels labels.jsonl
-
+EXAMPLES = examples(
+    "semgrad-guard policy simulate policy.yaml scored.jsonl",
+    "semgrad-guard policy simulate policy.yaml scored.jsonl --plot policy.png",
+    "semgrad-guard policy simulate policy.yaml scored.jsonl --json",
+    "semgrad-guard policy simulate policy.yaml guard.jsonl --labels labels.jsonl",
+    more="""
 A line of the data is what `semgrad-guard score` wrote, with `correct` or accepted `answers`; a line that has neither a
 score nor a `confidence` is scored by the policy's scorer (--rows keeps it). Later answers to the same `question` (and
 `group`) are lines with `attempt` 2, 3, ... and the `route` that led to them: `retry_retrieval` or
@@ -44,7 +42,8 @@ score nor a `confidence` is scored by the policy's scorer (--rows keeps it). Lat
 
 The data may also be the records of a guard (`telemetry: {jsonl: ...}`); then --labels names a file of lines such as
 {"id": "...", "correct": true}, with the `id` of an attempt.
-"""
+    """,
+)
 
 
 def simulate(
@@ -64,8 +63,8 @@ def simulate(
 ) -> None:
     """Replay labelled answers under a policy: how many are returned, held back or wrong by route, and what it costs.
 
-    The whole policy is measured, including retries, fallbacks and review. Use answers that the policy's profile was not
-    fitted on.
+    The whole policy is measured, including retries, fallbacks and review. Use
+    answers that the policy's profile was not fitted on.
     """
     from semgrad_guard.evaluation.simulate import Simulator, save_simulation_plot  # loads numpy
     from semgrad_guard.evaluation.simulate import simulate as run
@@ -134,22 +133,20 @@ def _report(found: Simulation, policy: Policy, *, as_json: bool) -> None:
         return
     console = Console()
     for line in summary(found):
-        console.print(line, soft_wrap=True, markup=False)
+        console.print(line, markup=False)
     console.print(_table(found))
     needed = ", ".join(f"`{rule}` {value:.3f}" for rule, value in found.thresholds.items())
     legend = f"Intervals 95 %; cost and seconds (s) are means of a question. Confidence needed: {needed}."
-    console.print(legend, style="dim", soft_wrap=True, markup=False)
+    console.print(legend, style="dim", markup=False)
     for line in notes:
-        console.print(line, style="yellow", soft_wrap=True, markup=False)
+        console.print(line, style="yellow", markup=False)
     for line in LIMITS:
-        console.print(line, style="dim", soft_wrap=True, markup=False)
+        console.print(line, style="dim", markup=False)
 
 
 def _table(found: Simulation) -> Table:
     """Return the table of routes, with the total in the last row; it fits 80 columns."""
-    table = Table(
-        title="How questions end", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False
-    )
+    table = plain_table(title="How questions end")
     table.add_column("route", no_wrap=True)
     for name in ("n", "share", "wrong of given", "right of held", "cost", "s"):
         table.add_column(name, justify="right", no_wrap=" " not in name)
@@ -175,13 +172,18 @@ def _cells(figures: RouteFigures) -> tuple[str, ...]:
     )
 
 
-app = typer.Typer(name="policy", no_args_is_help=True, help="Write, check, explain and simulate policy files.")
+app = typer.Typer(
+    name="policy",
+    no_args_is_help=True,
+    help="Write, check, explain and simulate policy files.",
+    epilog=examples("semgrad-guard policy init policy.yaml", "semgrad-guard policy check policy.yaml"),
+)
 app.command(epilog=EXAMPLES)(simulate)
 
 DEFAULT_PATH = Path("policy.yaml")
 
 
-@app.command()
+@app.command(epilog=examples("semgrad-guard policy check policy.yaml", "semgrad-guard policy check"))
 def check(
     file: Annotated[
         Path | None, typer.Argument(help="Policy file; by default the policy that ships with the package.")
@@ -189,13 +191,9 @@ def check(
 ) -> None:
     """Explain in words what a policy file does, needs and promises, or list all its mistakes.
 
-    Exit code 0 if the file can be used here; 2 if not: a mistake, a model that is missing or not installed, a profile
-    that is missing or another model's, an error rate that cannot be kept.
-
-    Examples:
-        semgrad-guard policy check policy.yaml
-
-        semgrad-guard policy check          (the shipped policy)
+    Exit code 0 if the file can be used here; 2 if not: a mistake, a model that is
+    missing or not installed, a profile that is missing or another model's, an
+    error rate that cannot be kept.
     """
     policy = ready_policy(file, listed=True)
     typer.echo("\n".join(explain(policy)))
@@ -207,21 +205,21 @@ def check(
         raise broken
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        "semgrad-guard policy schema",
+        "semgrad-guard policy schema --out policy.schema.json",
+        more="""
+        Then make this the first line of the policy:
+
+        # yaml-language-server: $schema=policy.schema.json
+        """,
+    )
+)
 def schema(
     out: Annotated[Path | None, typer.Option(help="File to write; by default standard output.")] = None,
 ) -> None:
-    """Print the JSON schema of policy files, which editors use to complete and check them.
-
-    Examples:
-        semgrad-guard policy schema
-
-        semgrad-guard policy schema --out policy.schema.json
-
-    Then make this the first line of the policy:
-
-        # yaml-language-server: $schema=policy.schema.json
-    """
+    """Print the JSON schema of policy files, which editors use to complete and check them."""
     text = json.dumps(policy_schema(), indent=2, ensure_ascii=False)
     if out is None:
         typer.echo(text)
@@ -230,18 +228,12 @@ def schema(
     typer.echo(f"wrote {out}")
 
 
-@app.command()
+@app.command(epilog=examples("semgrad-guard policy init", "semgrad-guard policy init config/policy.yaml --force"))
 def init(
     path: Annotated[Path, typer.Argument(help="File to write.")] = DEFAULT_PATH,
     force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
 ) -> None:
-    """Write the shipped policy, with every key explained, as a starting point.
-
-    Examples:
-        semgrad-guard policy init
-
-        semgrad-guard policy init config/policy.yaml --force
-    """
+    """Write the shipped policy, with every key explained, as a starting point."""
     if path.exists() and not force:
         msg = f"{path} already exists: name another file, or overwrite it with --force"
         raise PolicyError(msg)

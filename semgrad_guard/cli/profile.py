@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
+from textwrap import fill
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
-from semgrad_guard.cli.terminal import bar
+from semgrad_guard.cli.terminal import bar, examples, plain_table
 from semgrad_guard.flow import utc_now
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from semgrad_guard.calibration import DriftMonitor, Interval, Profile
     from semgrad_guard.evaluation.position.report import SpsReport
 
@@ -26,6 +29,10 @@ _MEANING = {
     "brier": ("Brier", "mean squared gap; lower is better"),
     "log_loss": ("log-loss", "nats; lower is better"),
 }
+MAX_NAME = 18
+"""Columns that the name of a data set may take before it is folded."""
+DIGEST = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{20,}\b")
+"""A digest, and the part of it that is shown."""
 N_SIGNALS = 8
 """How many single signals are listed below the profile's own figures."""
 
@@ -40,7 +47,7 @@ def describe(profile: Profile) -> str:
     lines = [
         *([f"{profile.basis}"] if profile.basis else []),
         f"profile {profile.name}: {profile.method}, {profile.curve.kind} curve, from {basis}",
-        f"model {fit.model}, {fit.dtype}, template {fit.template}, {fit.settings}"
+        DIGEST.sub(r"\1", f"model {fit.model}, {fit.dtype}, template {fit.template}, {fit.settings}")
         + (", answers of another model (proxy)" if fit.proxy else ""),
         f"made {profile.created_at:%Y-%m-%d}"
         + (f", expires {profile.expires_at:%Y-%m-%d}" if profile.expires_at else ", no expiry date"),
@@ -51,9 +58,9 @@ def describe(profile: Profile) -> str:
 
 def evidence_table(profile: Profile) -> Table:
     """Return the table of out-of-sample figures, with the best single signals below them."""
-    table = Table(title="How good it is, out-of-sample", title_justify="left")
+    table = plain_table(title="How good it is, out-of-sample")
     table.add_column("figure")
-    table.add_column("value (95 % interval)", justify="right")
+    table.add_column("value (95 %)", justify="right", no_wrap=True)
     table.add_column("meaning")
     if profile.evidence is None:
         table.add_row("none", "", "no labels")
@@ -74,27 +81,27 @@ def left_out_tables(profile: Profile) -> list[Table]:
     found = profile.evidence.left_out if profile.evidence else {}
     if not found:
         return []
-    ranking = Table(title="Each data set left out in turn: AUROC", title_justify="left")
-    for heading in ("set", "n", "confidence", "question", "author", *next(iter(found.values())).baselines):
-        ranking.add_column(heading, justify="left" if heading == "set" else "right", overflow="fold")
-    honesty = Table(title="Each data set left out in turn: share right from a confidence on", title_justify="left")
-    for heading in ("set", "right", *next(iter(found.values())).right_above, "ECE"):
-        honesty.add_column(heading, justify="left" if heading == "set" else "right", overflow="fold")
-    for name, one in found.items():
+    first = next(iter(found.values()))
+    ranking = plain_table(title="Each data set left out in turn: AUROC")
+    honesty = plain_table(title="Each data set left out in turn: share right from a confidence on")
+    columns = {
+        ranking: ("n", "confidence", "question", "author", *first.baselines),
+        honesty: ("right", *first.right_above, "ECE"),
+    }
+    for table, headings in columns.items():
+        table.add_column("set", no_wrap=True)
+        for heading in headings:
+            table.add_column(heading, justify="right", overflow="fold")
+    for set_name, one in found.items():
+        name = fill(set_name, MAX_NAME)
         within = ["-" if v is None else f"{v:.2f}" for v in (one.auroc_same_question, one.auroc_same_author)]
-        ranking.add_row(name, f"{one.n:,}", _brief(one.auroc), *within, *map(_brief, one.baselines.values()))
-        honesty.add_row(name, f"{one.right:.2f}", *map(_brief, one.right_above.values()), _brief(one.ece))
+        ranking.add_row(
+            name, f"{one.n:,}", one.auroc.brief(), *within, *(each.brief() for each in one.baselines.values())
+        )
+        honesty.add_row(name, f"{one.right:.2f}", *(each.brief() for each in one.right_above.values()), one.ece.brief())
     ranking.caption = "question, author: over pairs of answers to the same question, of the same model"
     honesty.caption = "intervals 95 % by question or page; -: no answer has so much"
     return [ranking, honesty]
-
-
-def _brief(interval: Interval) -> str:
-    """Return a value and its interval in two digits."""
-    if interval.value is None:
-        return "-"
-    ends = "" if interval.low is None or interval.high is None else f" {interval.low:.2f}-{interval.high:.2f}"
-    return f"{interval.value:.2f}{ends}"
 
 
 def more_evidence(profile: Profile) -> list[Table]:
@@ -109,7 +116,9 @@ def adversarial_tables(profile: Profile) -> list[Table]:
     found = profile.evidence
     if found is None or not found.adversarial:
         return []
-    table = Table("kind", "n", "mean", "accepted", title="Attempts to talk it up", title_justify="left")
+    table = plain_table(title="Attempts to talk it up")
+    for heading in ("kind", "n", "mean", "accepted"):
+        table.add_column(heading, justify="left" if heading == "kind" else "right")
     for kind, one in found.adversarial.items():
         table.add_row(kind, f"{one.n:,}", f"{one.mean:.2f}", f"{one.accepted:.0%}")
     table.caption = (
@@ -118,18 +127,17 @@ def adversarial_tables(profile: Profile) -> list[Table]:
     return [table]
 
 
-EXAMPLES = """[bold]Examples[/bold]
-
-  semgrad-guard profile find smollm2-135m --plot sps.png
-
-  semgrad-guard profile find Qwen/Qwen3-0.6B --out policy.yaml
-
-  semgrad-guard profile find my-model/ --paraphrases mine.jsonl --labels scored.jsonl --json sps.json
-
+EXAMPLES = examples(
+    "semgrad-guard profile find smollm2-135m --plot sps.png",
+    "semgrad-guard profile find Qwen/Qwen3-0.6B --out policy.yaml",
+    "semgrad-guard profile find my-model/ --paraphrases mine.jsonl",
+    "semgrad-guard profile find my-model/ --labels scored.jsonl --json sps.json",
+    more="""
 A line of --paraphrases: {"question": "...", "paraphrases": ["...", "..."]}; vary how they end, because a shared last
 word makes the states of paraphrases similar whatever they mean. --labels is a file that `semgrad-guard score` wrote,
 with `correct` or `answers` on each line.
-"""
+    """,
+)
 
 
 def find(
@@ -206,6 +214,7 @@ app = typer.Typer(
     name="profile",
     no_args_is_help=True,
     help="Show and check calibration profiles, and find where a model's states carry the meaning of the question.",
+    epilog=examples("semgrad-guard profile show proxy", "semgrad-guard profile status my-profile.json"),
 )
 app.command(epilog=EXAMPLES)(find)
 
@@ -215,19 +224,13 @@ NOT_FIT = 1
 ProfileName = Annotated[str, typer.Argument(help="Name of a shipped profile, or a JSON file.")]
 
 
-@app.command()
+@app.command(epilog=examples("semgrad-guard profile show my-profile.json", "semgrad-guard profile show proxy"))
 def show(profile: ProfileName) -> None:
-    """Show what a profile was fitted on, how good it is, and which signals it uses.
-
-    Examples:
-        semgrad-guard profile show my-profile.json
-
-        semgrad-guard profile show proxy
-    """
+    """Show what a profile was fitted on, how good it is, and which signals it uses."""
     from semgrad_guard.calibration import load_profile  # loads numpy
 
     console, loaded = Console(), load_profile(profile)
-    console.print(describe(loaded), soft_wrap=True, markup=False)
+    console.print(describe(loaded), markup=False)
     for fit in sorted(loaded.fits(), key=lambda fit: fit is not loaded):
         if fit.max_words is not None:
             console.print(f"\nfor answers of at most {fit.max_words} words: {fit.name}", soft_wrap=True, markup=False)
@@ -239,7 +242,12 @@ def show(profile: ProfileName) -> None:
             console.print(table)
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        "semgrad-guard profile status proxy",
+        "semgrad-guard profile status my-profile.json --records guard.jsonl",
+    )
+)
 def status(
     profile: ProfileName,
     records: Annotated[
@@ -249,11 +257,6 @@ def status(
     """Check whether a profile is still valid: its expiry date, and drift of the recent scores in a guard's records.
 
     Exit code 0 if it is valid, 1 if it expired or drifted.
-
-    Examples:
-        semgrad-guard profile status my-profile.json --records guard.jsonl
-
-        semgrad-guard profile status proxy
     """
     from semgrad_guard.calibration import load_profile  # loads numpy
 
@@ -268,7 +271,7 @@ def status(
 
 def _weights(profile: Profile) -> Table:
     """Return the table of signals and their weights, the heaviest first."""
-    table = Table(title="Signals it uses", title_justify="left")
+    table = plain_table(title="Signals it uses")
     table.add_column("signal")
     table.add_column("weight", justify="right")
     table.add_column("average", justify="right")
@@ -289,9 +292,9 @@ def _print_drift(console: Console, profile: Profile, records: Path) -> bool:
     if not monitor.comparisons:
         console.print(f"too few to compare: detecting drift needs at least {monitor.window} scores", style="yellow")
         return False
-    table = Table(
-        "compared", "distance", "drift above", "", title=f"Last {monitor.n_scores} scores", title_justify="left"
-    )
+    table = plain_table(title=f"Last {monitor.n_scores} scores")
+    for heading in ("compared", "distance", "drift above", ""):
+        table.add_column(heading, justify="right" if heading.startswith("d") else "left")
     for found in monitor.comparisons:
         verdict = "[red]drifted[/red]" if found.found else "as before"
         table.add_row(found.what, f"{found.distance:.3f}", f"{found.limit:.3f}", verdict)

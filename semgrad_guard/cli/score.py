@@ -1,32 +1,33 @@
-"""`semgrad-guard score` and `signals`: score the answers in a file, and list the signals."""
+"""`semgrad-guard score` and `signals`, and how the other commands score the rows that have no score."""
 
 from __future__ import annotations
 
+import json
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
-from semgrad_guard.cli.terminal import bar
+from semgrad_guard.cli.terminal import bar, examples, plain_table
 from semgrad_guard.signals import FREE, PROBES, SIGNALS
 
 if TYPE_CHECKING:
+    from semgrad_guard.evaluation.compare.answering import Asked
     from semgrad_guard.evaluation.row_files import ScoredFile
     from semgrad_guard.ports import Calibrator
+    from semgrad_guard.scoring import SemGradScorer
 
-SIGNALS_EXAMPLES = """[bold]Examples[/bold]
-
-  semgrad-guard signals
-
-  semgrad-guard signals --family gradient
-
+SIGNALS_EXAMPLES = examples(
+    "semgrad-guard signals",
+    "semgrad-guard signals --family gradient",
+    more="""
 Any of them that is a score may be the `method` of a policy; `fused` combines all signals that a profile was fitted on.
-"""
+    """,
+)
 COSTS = {
     "free": "comes with the one backward pass",
     "text": "counts words: about a millisecond",
@@ -48,7 +49,7 @@ def signals(
         msg = f"{family!r} is none of {', '.join(families)}"
         raise typer.BadParameter(msg, param_hint="--family")
     console = Console()
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table = plain_table()
     table.add_column("signal", no_wrap=True)
     table.add_column("meaning", overflow="fold")
     for signal in SIGNALS.values():
@@ -57,22 +58,21 @@ def signals(
             table.add_row(signal.name, Text.assemble(signal.meaning, "\n", (about, "dim")))
     console.print(table)
     for cost, meaning in COSTS.items():
-        console.print(f"{cost}: {meaning}", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"{cost}: {meaning}", markup=False, highlight=False)
 
 
-EXAMPLES = """[bold]Examples[/bold]
-
-  semgrad-guard score answers.jsonl
-
-  semgrad-guard score answers.jsonl --out scored.jsonl --model Qwen/Qwen3-0.6B --own-answers
-
-  semgrad-guard score answers.jsonl --profile my-profile.json --granularity sentence --html answers.html
-
+EXAMPLES = examples(
+    "semgrad-guard score answers.jsonl",
+    "semgrad-guard score answers.jsonl --model Qwen/Qwen3-0.6B --own-answers",
+    "semgrad-guard score answers.jsonl --profile my-profile.json",
+    "semgrad-guard score answers.jsonl --granularity sentence --html page.html",
+    more="""
 A line of the input: {"prompt": "...", "answer": "..."}. Instead of `prompt` it may have `messages`, `prompt_ids`, or
 `question` with `passages`; instead of `answer`, `answer_ids`; `position` is optional. A line that has a score (from
 `score`, `calibrate --rows` or `evaluate`) keeps it. An interrupted run continues where it stopped. The exit code is 1
 if no row could be scored.
-"""
+    """,
+)
 
 
 def score(
@@ -172,3 +172,109 @@ def _calibrator(profile: str | None) -> Calibrator | None:
     from semgrad_guard.calibration import ProfileCalibrator, load_profile  # loads numpy
 
     return ProfileCalibrator(load_profile(profile))
+
+
+# --- For the commands that need scores --------------------------------------------------------------------------------
+
+UNNAMED = "scored.jsonl"
+"""Name of the file of scored rows in the folder of a run that is not to keep them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scoring:
+    """How the rows without a score are scored."""
+
+    model: str | None = None
+    """The model in place of the policy's."""
+    policy: Path | None = None
+    """The policy whose scorer settings are used; `None` for the policy that ships."""
+    rows: Path | None = None
+    """File that keeps the scored rows; `None` for none."""
+    proxy: bool = False
+    """Whether another model than the scoring one wrote all answers."""
+    by_profile: bool = False
+    """Whether position, band and embedder are those of the policy's profile, as in a guard, where it names none."""
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether an option says that rows may be scored."""
+        return self.proxy or any(one is not None for one in (self.model, self.policy, self.rows))
+
+    def carry_out(self, data: Path, folder: Path, console: Console) -> ScoredFile:
+        """Score the rows of a data file and return the file that has them.
+
+        Args:
+            data: the data file.
+            folder: keeps the rows during this run, where no file is named for them.
+            console: for progress.
+
+        Raises:
+            DataFileError: a row cannot be used, or was scored by another setting, which is named.
+        """
+        from semgrad_guard.evaluation.compare.answering import ONLY_SCORES  # loads torch
+        from semgrad_guard.evaluation.row_files import ScoredFile, Setting
+
+        scorer = self._scorer(console)
+        path = self.rows or folder / UNNAMED
+        scored = ScoredFile(
+            path,
+            Setting(fingerprint=scorer.fingerprint(), model=scorer.name, proxy=self.proxy),
+            advice=f"use the setting of the file, name another one with --rows, or delete {path}",
+        )
+        score_pending(console, scored, data, scorer, replace(ONLY_SCORES, proxy=self.proxy))
+        if self.rows is not None:
+            console.print(f"scored rows: {self.rows}", markup=False, soft_wrap=True)
+        return scored
+
+    def _scorer(self, console: Console) -> SemGradScorer:
+        """Load the scorer of the policy, with the named model."""
+        from semgrad_guard.guard.assembly import profile_of, scorer_of  # loads the policy's parser
+        from semgrad_guard.models import load_model  # loads torch
+        from semgrad_guard.policy import load_policy
+
+        policy = load_policy(self.policy)
+        settings = policy.scorer
+        with console.status(f"Loading {self.model or settings.model}"):
+            local = load_model(self.model or settings.model, dtype=settings.dtype, device=settings.device)
+            profile = profile_of(policy) if self.by_profile else None
+            return cast("SemGradScorer", scorer_of(settings, local, profile, further=PROBES).load())
+
+
+def score_pending(
+    console: Console,
+    file: ScoredFile,
+    data: Path,
+    scorer: SemGradScorer,
+    asked: Asked,
+    *,
+    limit: int | None = None,
+    title: str = "Scoring",
+) -> None:
+    """Answer and score the rows that the file has not yet, and show a progress bar; a kill loses one row at most.
+
+    Args:
+        console: where the bar is drawn.
+        file: the rows that are done.
+        data: the data file.
+        scorer: scores the rows; its model writes missing answers.
+        asked: what else to ask its model for.
+        limit: rows to take from the data file, from the first; `None` for all.
+        title: what is done, for the bar.
+    """
+    from semgrad_guard.evaluation.compare.answering import answer_rows  # loads torch
+
+    n_pending = sum(1 for _ in file.pending(data, limit))  # reports mistakes before anything takes time
+    with bar(console) as progress:
+        task = progress.add_task(title, total=len(file.done) + n_pending, completed=len(file.done))
+        for row in answer_rows(file.pending(data, limit), scorer, asked):
+            file.append(row)
+            progress.advance(task)
+
+
+def write_scored_copy(scored: ScoredFile, data: Path, target: Path) -> None:
+    """Write the rows of a data file with their scores, each in the line that it has there."""
+    at = 1
+    with target.open("w", encoding="ascii") as file:
+        for row in scored.rows(data):
+            file.write("\n" * (row.line - at) + json.dumps(row.fields) + "\n")
+            at = row.line + 1

@@ -10,32 +10,32 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
+from semgrad_guard.cli.terminal import examples, plain_table
 from semgrad_guard.errors import OptionError
 from semgrad_guard.extras import require
 
 if TYPE_CHECKING:
     from semgrad_guard.serving.keys import KeyFile
 
-EXAMPLES = """[bold]Examples[/bold]
-
-  semgrad-guard serve --scorer smollm2-135m
-
-  semgrad-guard serve --model smollm2-135m --port 8788
-
-  semgrad-guard serve --upstream http://127.0.0.1:8000/v1 --scorer smollm2-135m --policy policy.yaml
-
-  semgrad-guard serve --upstream http://127.0.0.1:11434/v1 --accept 0.7 --stream buffer
-
-  semgrad-guard serve --scorer smollm2-135m --host 0.0.0.0 --keys keys.json
-
-Then: curl http://127.0.0.1:8788/v1/score -H 'Content-Type: application/json' \\
-  -d '{"exchanges": [{"prompt": "Capital of France?", "answer": "Paris"}]}'
-"""
+EXAMPLES = examples(
+    "semgrad-guard serve --scorer smollm2-135m",
+    "semgrad-guard serve --model smollm2-135m --port 8788",
+    "semgrad-guard serve --upstream http://127.0.0.1:8000/v1 --policy policy.yaml",
+    "semgrad-guard serve --upstream http://127.0.0.1:11434/v1 --accept 0.7",
+    "semgrad-guard serve --scorer smollm2-135m --keys keys.json",
+    more="""
+Then POST to http://127.0.0.1:8788/v1/score what is to be scored, as JSON:
+{"exchanges": [{"prompt": "Capital of France?", "answer": "Paris"}]}
+    """,
+)
 KEYS_FILE = "keys.json"
 
-keys_app = typer.Typer(help="Keys that callers of the server need.", no_args_is_help=True)
+keys_app = typer.Typer(
+    help="Keys that callers of the server need.",
+    no_args_is_help=True,
+    epilog=examples("semgrad-guard keys add rag-app", "semgrad-guard keys list"),
+)
 _console = Console(soft_wrap=True, highlight=False)
 
 KeysOption = Annotated[Path, typer.Option("--keys", help="File of keys.", dir_okay=False)]
@@ -139,7 +139,9 @@ def _named(text: str) -> tuple[str, str]:
     return name, url
 
 
-@keys_app.command("add", epilog="Example: semgrad-guard keys add rag-app --keys keys.json")
+@keys_app.command(
+    "add", epilog=examples("semgrad-guard keys add rag-app", "semgrad-guard keys add rag-app --keys keys.json")
+)
 def add(name: Annotated[str, typer.Argument(help="Who will use it.")], keys: KeysOption = Path(KEYS_FILE)) -> None:
     """Make a key and print its secret; it cannot be shown again."""
     secret = _file(keys).issue(name)
@@ -147,16 +149,18 @@ def add(name: Annotated[str, typer.Argument(help="Who will use it.")], keys: Key
     print(secret)
 
 
-@keys_app.command("list", epilog="Example: semgrad-guard keys list")
+@keys_app.command("list", epilog=examples("semgrad-guard keys list", "semgrad-guard keys list --keys keys.json"))
 def list_keys(keys: KeysOption = Path(KEYS_FILE)) -> None:
     """List the keys, without their secrets."""
-    table = Table("name", "since", box=None)
+    table = plain_table("name", "since")
     for key in _file(keys).all():
         table.add_row(key.name, key.created_at)
     _console.print(table, markup=False)
 
 
-@keys_app.command("revoke", epilog="Example: semgrad-guard keys revoke rag-app")
+@keys_app.command(
+    "revoke", epilog=examples("semgrad-guard keys revoke rag-app", "semgrad-guard keys revoke rag-app --keys keys.json")
+)
 def revoke(name: Annotated[str, typer.Argument(help="The key's name.")], keys: KeysOption = Path(KEYS_FILE)) -> None:
     """Revoke a key for good; a running server refuses it at once."""
     _file(keys).revoke(name)

@@ -10,12 +10,11 @@ from textwrap import shorten
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group
 from rich.live import Live
-from rich.table import Table
 from rich.text import Text
 
+from semgrad_guard.cli.terminal import examples, plain_table
 from semgrad_guard.telemetry.jsonl import RecordReader
 from semgrad_guard.wire import answered_attempt
 
@@ -24,14 +23,13 @@ if TYPE_CHECKING:
 
     from semgrad_guard.flow import Record
 
-EXAMPLES = """[bold]Examples[/bold]
-
-  semgrad-guard watch guard.jsonl
-
-  semgrad-guard watch guard.jsonl --once --last 50
-
+EXAMPLES = examples(
+    "semgrad-guard watch guard.jsonl",
+    "semgrad-guard watch guard.jsonl --once --last 50",
+    more="""
 The file is the one that a policy names: `telemetry: {jsonl: guard.jsonl}`. Ctrl-C ends watching.
-"""
+    """,
+)
 MAX_QUESTION = 60
 """Columns of the question; it gets at most two lines."""
 PAUSE_S = 0.5
@@ -77,7 +75,7 @@ class Board:
 
     def shown(self) -> Group:
         """Return the figures and the table of the last records, newest first."""
-        table = Table(box=SIMPLE_HEAD, pad_edge=False)
+        table = plain_table()
         table.add_column("time", no_wrap=True)
         table.add_column("conf.", justify="right", no_wrap=True)
         table.add_column("status", min_width=9, no_wrap=True)

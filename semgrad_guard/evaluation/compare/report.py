@@ -10,9 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jinja2 import Environment, StrictUndefined
 from pydantic import AwareDatetime, Field
-from rich.table import Table
 
-from semgrad_guard.calibration.left_out import RIGHT_ACCEPTED
 from semgrad_guard.calibration.profile import AdversarialEvidence
 from semgrad_guard.evaluation.adversarial import KINDS as MADE
 from semgrad_guard.evaluation.compare.comparing import Comparison, MethodResult
@@ -96,51 +94,10 @@ KINDS = {
 """Kind of method -> what it is made from, in the order of the tables."""
 
 
-def method_table(result: Result) -> Table:
-    """Return the figures of every method, the best of each kind first."""
-    table = Table(title=f"{result.data}, {result.model}: finding wrong answers", title_justify="left")
-    for column in ("method", "n", "AUROC (95 %)", "PRR", "AURC", "ECE", "fused − it (95 %)", "+ s/answer"):
-        table.add_column(column, justify="left" if column == "method" else "right")
-    for kind in KINDS:
-        rows = ordered(result, kind)
-        for one in rows:
-            table.add_row(*_cells(one))
-        if rows:
-            table.add_section()
-    return table
-
-
-def adversarial_table(result: Result) -> Table | None:
-    """Return the table of answers that were made to look right; `None` where there are none."""
-    if not result.adversarial:
-        return None
-    table = Table("answers", "n", "mean confidence", "accepted", title="Attempts to talk it up", title_justify="left")
-    table.add_row("right answers", "", number(result.right_mean), f"{RIGHT_ACCEPTED:.0%}")
-    table.add_section()
-    for kind, one in result.adversarial.items():
-        what = f"{kind}: {MADE[kind][0]}" if kind in MADE else kind
-        table.add_row(what, f"{one.n:,}", f"{one.mean:.2f}", f"{one.accepted:.0%}")
-    table.caption = f"accepted at a confidence of {number(result.adversarial_threshold)}"
-    return table
-
-
 def ordered(result: Result, kind: str) -> list[MethodResult]:
     """Return the methods of one kind, best AUROC first; fusions in their own order, which is what they contain."""
     rows = [one for one in result.comparison.methods if one.kind == kind]
     return rows if kind == "fused" else sorted(rows, key=lambda one: -(one.auroc.value or 0.0))
-
-
-def _cells(one: MethodResult) -> tuple[str, ...]:
-    return (
-        one.name,
-        f"{one.n:,}",
-        short(one.auroc),
-        number(one.prr.value),
-        number(one.aurc.value),
-        number(one.ece.value),
-        short(one.behind_fused, sign=True) if one.behind_fused else "",
-        "" if one.seconds is None else f"{one.seconds:.2f}",
-    )
 
 
 def number(value: float | None) -> str:

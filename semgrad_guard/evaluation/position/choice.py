@@ -55,11 +55,15 @@ class Estimate:
         low, high = np.quantile(defined, [0.025, 0.975])
         return cls(float(value), float(low), float(high))
 
-    def text(self, digits: int = 3) -> str:
+    def text(self) -> str:
         """Return value and interval in words."""
         if np.isnan(self.value):
             return "undefined"
-        return f"{self.value:.{digits}f} ({self.low:.{digits}f} to {self.high:.{digits}f})"
+        return f"{self.value:.3f} ({self.low:.3f} to {self.high:.3f})"
+
+    def brief(self) -> str:
+        """Return value and interval in as few columns as can be read."""
+        return "undefined" if np.isnan(self.value) else f"{self.value:.2f} {self.low:.2f}-{self.high:.2f}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

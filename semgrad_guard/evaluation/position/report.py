@@ -153,7 +153,7 @@ class SpsReport:
         table = Table(title=f"Positions of {self.model}, mean over the band", title_justify="left", box=None)
         table.add_column("t", justify="right")
         table.add_column("token")
-        headings = ["SPS", "distance", "AUC (95 % interval)", "draws"]
+        headings = ["SPS", "distance", "AUC (95 %)", "draws"]
         for heading in [*headings, "AUROC of labels"] if self.labels else headings:
             table.add_column(heading, justify="right", no_wrap=True)
         table.add_column("")
@@ -163,10 +163,10 @@ class SpsReport:
             raw, distance = (
                 float(values[first : last + 1, place].mean()) for values in (self.sps.raw, self.sps.distance)
             )
-            cells = [f"{raw:+.4f}", f"{distance:.4f}", self.choice.aucs[place].text(digits=2)]
+            cells = [f"{raw:+.4f}", f"{distance:.4f}", self.choice.aucs[place].brief()]
             cells.append(f"{self.choice.shares[place]:.0%}" if self.choice.shares[place] else "")
             if self.labels:
-                cells.append(self.labels.aurocs[at].text() if at in self.labels.aurocs else "")
+                cells.append(self.labels.aurocs[at].brief() if at in self.labels.aurocs else "")
             table.add_row(str(at), self.tokens[place].replace("[", r"\["), *cells, ", ".join(self._marks(at)))
         table.caption = "SPS: cosine between paraphrases minus between questions; distance: how much the state changes"
         return table

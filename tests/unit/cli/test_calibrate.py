@@ -20,6 +20,7 @@ from semgrad_guard.flow import Abstain, Attempt, Decision, Exchange, Fingerprint
 from semgrad_guard.review import open_queue
 from semgrad_guard.telemetry.jsonl import JsonlSink
 from tests.models_for_tests import local_model
+from tests.pages import WIDTH, too_wide
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -33,7 +34,7 @@ app.add_typer(profile.app, name="profile")
 
 def run(*arguments: object, code: int = 0) -> str:
     """Return what a command printed; errors of ours come out as they are."""
-    result = CliRunner(env={"COLUMNS": "200"}).invoke(app, [str(a) for a in arguments])
+    result = CliRunner(env={"COLUMNS": WIDTH}).invoke(app, [str(a) for a in arguments])
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
     assert result.exit_code == code, result.output
@@ -85,6 +86,7 @@ def test_scored_rows_become_a_profile(data: Path, tmp_path: Path) -> None:
     assert made.fingerprint == Fingerprint(**FINGERPRINT)
     for word in ("AUROC", "PRR", "ECE", "120 labelled answers", "semgrad", "out-of-sample"):
         assert word in printed
+    assert too_wide(printed) == []
 
 
 def test_references_are_graded(tmp_path: Path) -> None:
@@ -112,7 +114,7 @@ def test_a_plot_and_a_threshold_on_request(data: Path, tmp_path: Path) -> None:
     out, plot = tmp_path / "p.json", tmp_path / "p.svg"
     printed = run("calibrate", data, "--out", out, "--plot", plot, "--error-rate", 0.4, "--delta", 0.1)
     assert plot.stat().st_size > 1_000
-    assert "with 90% certainty at most 40% of accepted answers are wrong" in printed
+    assert "with 90% certainty at most 40% of accepted answers are wrong" in " ".join(printed.split())
     assert "retries" in printed
 
 

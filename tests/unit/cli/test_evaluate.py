@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from semgrad_guard.cli import evaluate
 from semgrad_guard.errors import DataFileError, GradedAlikeError
 from tests.models_for_tests import local_model
+from tests.pages import WIDTH, too_wide
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -23,7 +24,7 @@ app.command()(evaluate.evaluate)
 
 def run(*arguments: object, code: int = 0) -> str:
     """Return what the command printed; errors of ours come out as they are."""
-    result = CliRunner(env={"COLUMNS": "160"}).invoke(app, [str(a) for a in arguments])
+    result = CliRunner(env={"COLUMNS": WIDTH}).invoke(app, [str(a) for a in arguments])
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
     assert result.exit_code == code, result.output
@@ -56,6 +57,7 @@ def test_a_run_prints_tables_and_writes_everything(data: Path, model: Path, tmp_
     said = run(*arguments)
     assert "semantic_entropy" in said
     assert "what gradients add" in said
+    assert too_wide(said) == []
     result = json.loads((out / "result.json").read_text())
     assert result["comparison"]["n"] + sum(result["left_out"].values()) == 36
     assert {"fused", "semgrad", "mean_nll", "p_true"} <= {one["name"] for one in result["comparison"]["methods"]}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from importlib import invalidate_caches
 from typing import TYPE_CHECKING
@@ -141,3 +142,10 @@ def test_the_command_in_the_error_is_one_that_exists(name: str, monkeypatch: pyt
     monkeypatch.setattr(PackagedModel, "paths", lambda _: ())
     monkeypatch.setattr(models, "_pip_check", lambda _: [])
     assert RUN.invoke(models.app, words[2:]).exit_code == 0
+
+
+def test_the_list_is_json_for_programs() -> None:
+    """With the command that installs each, so that a script need not know it."""
+    listed = json.loads(RUN.invoke(models.app, ["list", "--json"]).stdout)
+    assert [each["name"] for each in listed] == list(PACKAGED)
+    assert all({"installed", "size_mb", "licence", "command"} <= each.keys() for each in listed)

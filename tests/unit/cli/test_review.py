@@ -7,7 +7,7 @@ import json
 import pytest
 from typer.testing import CliRunner
 
-from semgrad_guard.cli.review import app
+from semgrad_guard.cli.review.app import app
 from semgrad_guard.errors import IllegalMoveError, ItemNotFoundError, ReviewError
 from semgrad_guard.flow import Fingerprint, Score, SpanScore
 from semgrad_guard.review import State, open_queue
@@ -18,7 +18,7 @@ from tests.review_queues import submit
 def _url(tmp_path, monkeypatch):
     monkeypatch.setenv("SEMGRAD_REVIEW_URL", f"sqlite:///{tmp_path / 'review.db'}")
     monkeypatch.setenv("SEMGRAD_REVIEWER", "ann")
-    monkeypatch.setenv("COLUMNS", "160")
+    monkeypatch.setenv("COLUMNS", "80")
     return f"sqlite:///{tmp_path / 'review.db'}"
 
 
@@ -84,7 +84,7 @@ def test_show_says_for_whom_a_program_acted(queue):
     assert "bob/guard for carol⟨U+001B⟩[2J" in run("show", review_id, "--audit")
 
 
-def test_nothing_in_an_answer_acts_on_the_terminal(queue):
+def test_nothing_in_an_answer_acts_on_the_terminal(queue, monkeypatch):
     """Answers are hostile input: neither escape codes nor markup may pass."""
     fingerprint = Fingerprint(model="m", dtype="d", template="t", settings="s")
     score = Score(
@@ -93,6 +93,7 @@ def test_nothing_in_an_answer_acts_on_the_terminal(queue):
     review_id = submit(
         queue, answer="\x1b]0;owned\x07[bold]hi[/bold] [/nope]", question="\x1b[2J[link=x]q[/link]", score=score
     )
+    monkeypatch.setenv("COLUMNS", "160")  # so that no line ends within what is looked for
     for shown in (run("show", review_id), run("list")):
         assert "\x1b]0" not in shown
         assert "\x1b[2J" not in shown
@@ -244,7 +245,7 @@ def test_tokens_are_printed_once(url):
     shown = run("token", "list")
     assert secret not in shown
     assert "submit" in shown
-    run("token", "revoke", shown.splitlines()[-1].split()[0])
+    run("token", "revoke", next(line for line in shown.splitlines() if "guard" in line).split()[0])
     with pytest.raises(ReviewError, match="no account 'eve'"):
         run("token", "add", "x", "--user", "eve", "--scope", "read")
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from semgrad_guard.evaluation.position.choice import choose
 from semgrad_guard.evaluation.position.find import Paraphrased, find_position, last_word, read_states
 from semgrad_guard.evaluation.position.preservation import States, scan
 from tests.models_for_tests import local_model
+from tests.pages import too_wide
 
 N_QUESTIONS, N_WORDINGS, N_LAYERS, WIDTH = 12, 4, 4, 24
 BAND = (2, 3)
@@ -154,6 +157,9 @@ def test_a_scan_from_model_to_report_and_policy(tmp_path, template):
     assert len(json.loads(json.dumps(report.to_json(), allow_nan=False))["map"]["auc"]) == 4
     assert report.table().row_count == 26
     assert report.map_table().row_count == 4
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(report.table())
+    assert too_wide(console.export_text()) == []
     (tmp_path / "policy.yaml").write_text(report.policy_text("some/model", "float32"))
     scorer = load_policy(tmp_path / "policy.yaml").scorer
     assert (scorer.position, scorer.band) == (report.choice.recommended, (2, 3))

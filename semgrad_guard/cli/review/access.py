@@ -8,31 +8,44 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
-from semgrad_guard.cli.review_options import PolicyFile, RoleChoice, ScopeChoice, Url, policy_at, queue_at
-from semgrad_guard.cli.review_upkeep import verdict_loop
+from semgrad_guard.cli.review.options import PolicyFile, RoleChoice, ScopeChoice, Url, policy_at, queue_at
+from semgrad_guard.cli.review.upkeep import verdict_loop
+from semgrad_guard.cli.terminal import examples, plain_table
 from semgrad_guard.extras import require
 
 if TYPE_CHECKING:
     from semgrad_guard.review.access import Accounts
 
-SERVE_EXAMPLES = """[bold]Examples[/bold]
-
-  semgrad-guard review serve
-
-  semgrad-guard review serve --policy policy.yaml
-
-  semgrad-guard review serve --host 0.0.0.0 --tls-cert cert.pem --tls-key key.pem
-
-  semgrad-guard review serve --host 0.0.0.0 --behind-proxy --name review.example.com"""
+SERVE_EXAMPLES = examples(
+    "semgrad-guard review serve",
+    "semgrad-guard review serve --policy policy.yaml",
+    "semgrad-guard review serve --behind-proxy --name review.example.com",
+    "semgrad-guard review serve --tls-cert cert.pem --tls-key key.pem",
+)
 
 _DAY_S = 86_400
 _console = Console(soft_wrap=True, highlight=False)
 
-user_app = typer.Typer(help="Accounts of reviewers.", no_args_is_help=True)
-token_app = typer.Typer(help="Tokens that let programs use the API.", no_args_is_help=True)
-webhook_app = typer.Typer(help="Addresses that are notified of events.", no_args_is_help=True)
+user_app = typer.Typer(
+    help="Accounts of reviewers.",
+    no_args_is_help=True,
+    epilog=examples("semgrad-guard review user add ann --role admin", "semgrad-guard review user list"),
+)
+token_app = typer.Typer(
+    help="Tokens that let programs use the API.",
+    no_args_is_help=True,
+    epilog=examples(
+        "semgrad-guard review token add guard --user ann --scope submit", "semgrad-guard review token list"
+    ),
+)
+webhook_app = typer.Typer(
+    help="Addresses that are notified of events.",
+    no_args_is_help=True,
+    epilog=examples(
+        "semgrad-guard review webhook add chat https://example.com/hooks", "semgrad-guard review webhook list"
+    ),
+)
 
 Name = Annotated[str, typer.Argument(help="The account's name.")]
 PasswordFromStdin = Annotated[
@@ -76,7 +89,9 @@ def serve(
     serving.serve(queue, binding, *(() if loop is None else (loop.look,)))
 
 
-@user_app.command("add", epilog="Example: semgrad-guard review user add ann --role admin")
+@user_app.command(
+    "add", epilog=examples("semgrad-guard review user add ann", "semgrad-guard review user add ann --role admin")
+)
 def add_user(
     name: Name,
     role: Annotated[RoleChoice, typer.Option(help="What the account may do.")] = RoleChoice.REVIEWER,
@@ -91,16 +106,24 @@ def add_user(
     _console.print(f"{name} may log in", markup=False)
 
 
-@user_app.command("list", epilog="Example: semgrad-guard review user list")
+@user_app.command(
+    "list",
+    epilog=examples("semgrad-guard review user list", "semgrad-guard review user list --url sqlite:///review.db"),
+)
 def list_users(url: Url = None, policy: PolicyFile = None) -> None:
     """List the accounts."""
-    table = Table("name", "role", "open", "since", box=None)
+    table = plain_table("name", "role", "open", "since")
     for user in _accounts(url, policy).all():
         table.add_row(user.name, user.role, "yes" if user.active else "no", f"{user.created_at:%Y-%m-%d}")
     _console.print(table)
 
 
-@user_app.command("password", epilog="Example: semgrad-guard review user password ann")
+@user_app.command(
+    "password",
+    epilog=examples(
+        "semgrad-guard review user password ann", "semgrad-guard review user password ann --password-stdin"
+    ),
+)
 def set_password(
     name: Name, password_stdin: PasswordFromStdin = False, url: Url = None, policy: PolicyFile = None
 ) -> None:
@@ -110,7 +133,9 @@ def set_password(
     accounts.set_password(name, _password(from_stdin=password_stdin))
 
 
-@user_app.command("role", epilog="Example: semgrad-guard review user role ann admin")
+@user_app.command(
+    "role", epilog=examples("semgrad-guard review user role ann admin", "semgrad-guard review user role ann reviewer")
+)
 def set_role(
     name: Name,
     role: Annotated[RoleChoice, typer.Argument(help="What the account may do.")],
@@ -123,19 +148,35 @@ def set_role(
     _accounts(url, policy).set_role(name, Role(role))
 
 
-@user_app.command("close", epilog="Example: semgrad-guard review user close ann")
+@user_app.command(
+    "close",
+    epilog=examples(
+        "semgrad-guard review user close ann", "semgrad-guard review user close ann --url sqlite:///review.db"
+    ),
+)
 def close_user(name: Name, url: Url = None, policy: PolicyFile = None) -> None:
     """Close an account: its logins and tokens end, its earlier actions keep its name."""
     _accounts(url, policy).set_active(name, active=False)
 
 
-@user_app.command("reopen", epilog="Example: semgrad-guard review user reopen ann")
+@user_app.command(
+    "reopen",
+    epilog=examples(
+        "semgrad-guard review user reopen ann", "semgrad-guard review user reopen ann --policy policy.yaml"
+    ),
+)
 def reopen_user(name: Name, url: Url = None, policy: PolicyFile = None) -> None:
     """Let a closed account log in again."""
     _accounts(url, policy).set_active(name, active=True)
 
 
-@token_app.command("add", epilog="Example: semgrad-guard review token add guard --user ann --scope submit --days 90")
+@token_app.command(
+    "add",
+    epilog=examples(
+        "semgrad-guard review token add guard --user ann --scope submit",
+        "semgrad-guard review token add board --user ann --scope read --days 90",
+    ),
+)
 def add_token(
     name: Annotated[str, typer.Argument(help="What the token is for.")],
     user: Annotated[str, typer.Option(help="Account that it belongs to.")],
@@ -156,12 +197,14 @@ def add_token(
     print(secret)
 
 
-@token_app.command("list", epilog="Example: semgrad-guard review token list")
+@token_app.command(
+    "list", epilog=examples("semgrad-guard review token list", "semgrad-guard review token list --policy policy.yaml")
+)
 def list_tokens(url: Url = None, policy: PolicyFile = None) -> None:
     """List the tokens, without their secrets."""
     from semgrad_guard.review.access import Tokens  # loads SQLAlchemy
 
-    table = Table("id", "name", "user", "allows", "expires", "last used", "revoked", box=None)
+    table = plain_table("id", "name", "user", "allows", "expires", "last used", "revoked")
     for token in Tokens(queue_at(url, policy).database).all():
         moments = (token.expires_at, token.used_at, token.revoked_at)
         shown = [f"{moment:%Y-%m-%d %H:%M}" if moment else "-" for moment in moments]
@@ -169,7 +212,12 @@ def list_tokens(url: Url = None, policy: PolicyFile = None) -> None:
     _console.print(table, markup=False)
 
 
-@token_app.command("revoke", epilog="Example: semgrad-guard review token revoke 3f9c21aa")
+@token_app.command(
+    "revoke",
+    epilog=examples(
+        "semgrad-guard review token revoke 3f9c21aa", "semgrad-guard review token revoke 3f9c21aa --policy policy.yaml"
+    ),
+)
 def revoke_token(
     token: Annotated[str, typer.Argument(help="The token's id.")], url: Url = None, policy: PolicyFile = None
 ) -> None:
@@ -179,7 +227,13 @@ def revoke_token(
     Tokens(queue_at(url, policy).database).revoke(token)
 
 
-@webhook_app.command("add", epilog="Example: semgrad-guard review webhook add chat https://example.com/hooks/review")
+@webhook_app.command(
+    "add",
+    epilog=examples(
+        "semgrad-guard review webhook add chat https://example.com/hooks",
+        "semgrad-guard review webhook add ci http://127.0.0.1:9000 --event submit",
+    ),
+)
 def add_hook(
     name: Annotated[str, typer.Argument(help="Name of the webhook.")],
     address: Annotated[str, typer.Argument(help="URL to send events to.")],
@@ -206,19 +260,27 @@ def add_hook(
     print(hook.secret)
 
 
-@webhook_app.command("list", epilog="Example: semgrad-guard review webhook list")
+@webhook_app.command(
+    "list",
+    epilog=examples("semgrad-guard review webhook list", "semgrad-guard review webhook list --policy policy.yaml"),
+)
 def list_hooks(url: Url = None, policy: PolicyFile = None) -> None:
     """List the webhooks, without their secrets."""
     from semgrad_guard.review.store.outbox import hooks  # loads SQLAlchemy
     from semgrad_guard.review.webhooks import shown_url  # loads SQLAlchemy
 
-    table = Table("name", "address", "events", box=None)
+    table = plain_table("name", "address", "events")
     for hook in queue_at(url, policy).database.read(hooks):
         table.add_row(hook.name, shown_url(hook.url), ", ".join(hook.events))
     _console.print(table, markup=False)
 
 
-@webhook_app.command("remove", epilog="Example: semgrad-guard review webhook remove chat")
+@webhook_app.command(
+    "remove",
+    epilog=examples(
+        "semgrad-guard review webhook remove chat", "semgrad-guard review webhook remove chat --policy policy.yaml"
+    ),
+)
 def remove_hook(
     name: Annotated[str, typer.Argument(help="Name of the webhook.")], url: Url = None, policy: PolicyFile = None
 ) -> None:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 import click
 import typer
 
-from semgrad_guard.cli import review_access, review_upkeep
-from semgrad_guard.cli.review_options import AsJson, By, ItemId, ItemIds, PolicyFile, Url, queue_at, reviewer
+from semgrad_guard.cli.review import access, upkeep
+from semgrad_guard.cli.review.options import AsJson, By, ItemId, ItemIds, PolicyFile, Url, queue_at, reviewer
+from semgrad_guard.cli.terminal import examples
 from semgrad_guard.errors import ReviewError, SemGradGuardError
 
 if TYPE_CHECKING:
@@ -18,19 +19,16 @@ if TYPE_CHECKING:
     from semgrad_guard.flow import ReviewId
     from semgrad_guard.review import Item, SqlReviewQueue
 
-_EXAMPLES = """[bold]Examples[/bold]
-
-  semgrad-guard review list --url sqlite:///review.db
-
-  semgrad-guard review show 3f9c
-
-  semgrad-guard review approve 3f9c
-
-  semgrad-guard review edit 3f9c "Gold has the symbol Au."
-
-  semgrad-guard review reject 3f9c --reason "the passages say otherwise"
-
-Ids may be shortened to their first four or more characters. `SEMGRAD_REVIEW_URL` saves typing `--url`."""
+_EXAMPLES = examples(
+    "semgrad-guard review list --url sqlite:///review.db",
+    "semgrad-guard review show 3f9c",
+    "semgrad-guard review approve 3f9c",
+    'semgrad-guard review edit 3f9c "Gold has the symbol Au."',
+    'semgrad-guard review reject 3f9c --reason "the passages say otherwise"',
+    more="""
+    Ids may be shortened to their first four or more characters. `SEMGRAD_REVIEW_URL` saves typing `--url`.
+    """,
+)
 
 app = typer.Typer(
     help="List, show and judge the answers that wait for review.",
@@ -62,7 +60,12 @@ class SortChoice(StrEnum):
     DEADLINE = "deadline"
 
 
-@app.command("list", epilog='Example: semgrad-guard review list --tag medical --search "dose" --sort oldest')
+@app.command(
+    "list",
+    epilog=examples(
+        "semgrad-guard review list", 'semgrad-guard review list --tag medical --search "dose" --sort oldest'
+    ),
+)
 def list_items(
     url: Url = None,
     policy: PolicyFile = None,
@@ -76,7 +79,7 @@ def list_items(
     as_json: AsJson = False,
 ) -> None:
     """List the answers in the queue, riskiest first."""
-    from semgrad_guard.cli.review_views import print_page
+    from semgrad_guard.cli.review.views import print_page
     from semgrad_guard.review import OPEN, Filters, Sort, State
 
     named = {StateChoice.OPEN: OPEN, StateChoice.ALL: frozenset[State]()}
@@ -91,7 +94,7 @@ def list_items(
     print_page(page, queue.url, as_json=as_json)
 
 
-@app.command(epilog="Example: semgrad-guard review show 3f9c --audit")
+@app.command(epilog=examples("semgrad-guard review show 3f9c", "semgrad-guard review show 3f9c --audit"))
 def show(
     item: ItemId,
     url: Url = None,
@@ -101,7 +104,7 @@ def show(
     as_json: AsJson = False,
 ) -> None:
     """Show one answer with its passages, and why the guard doubted it."""
-    from semgrad_guard.cli.review_views import print_detail
+    from semgrad_guard.cli.review.views import print_detail
 
     queue = queue_at(url, policy)
     review_id = queue.find_id(item)
@@ -109,14 +112,19 @@ def show(
     print_detail(detail, queue.audit(review_id) if audit else (), as_json=as_json)
 
 
-@app.command(epilog="Example: semgrad-guard review approve 3f9c 77ab")
+@app.command(epilog=examples("semgrad-guard review approve 3f9c", "semgrad-guard review approve 3f9c 77ab --by ann"))
 def approve(items: ItemIds, url: Url = None, policy: PolicyFile = None, by: By = None, as_json: AsJson = False) -> None:
     """Approve answers as they are."""
     queue, who = queue_at(url, policy), reviewer(by)
     _act(queue, items, lambda review_id: queue.approve(review_id, who), as_json=as_json)
 
 
-@app.command(epilog='Example: semgrad-guard review edit 3f9c "Gold has the symbol Au."')
+@app.command(
+    epilog=examples(
+        'semgrad-guard review edit 3f9c "Gold has the symbol Au."',
+        "semgrad-guard review edit 3f9c --file answer.txt --was-correct",
+    )
+)
 def edit(
     item: ItemId,
     text: Annotated[str | None, typer.Argument(help="The new answer; without it, your editor opens.")] = None,
@@ -139,7 +147,11 @@ def edit(
     _act(queue, [review_id], lambda item_id: queue.edit(item_id, who, text, was_correct=was_correct), as_json=as_json)
 
 
-@app.command(epilog='Example: semgrad-guard review reject 3f9c --reason "the passages say otherwise"')
+@app.command(
+    epilog=examples(
+        "semgrad-guard review reject 3f9c", 'semgrad-guard review reject 3f9c --reason "the passages say otherwise"'
+    )
+)
 def reject(
     items: ItemIds,
     reason: Annotated[str, typer.Option("--reason", "-r", help="Why; the user who asked reads it.")] = "",
@@ -153,14 +165,14 @@ def reject(
     _act(queue, items, lambda review_id: queue.reject(review_id, who, reason), as_json=as_json)
 
 
-@app.command(epilog="Example: semgrad-guard review undo 3f9c")
+@app.command(epilog=examples("semgrad-guard review undo 3f9c", "semgrad-guard review undo 3f9c 77ab"))
 def undo(items: ItemIds, url: Url = None, policy: PolicyFile = None, by: By = None, as_json: AsJson = False) -> None:
     """Undo your verdicts, within a minute and before they are delivered."""
     queue, who = queue_at(url, policy), reviewer(by)
     _act(queue, items, lambda review_id: queue.undo(review_id, who), as_json=as_json)
 
 
-@app.command(epilog="Example: semgrad-guard review claim --by ann")
+@app.command(epilog=examples("semgrad-guard review claim --by ann", "semgrad-guard review claim 3f9c"))
 def claim(
     items: Annotated[
         list[str] | None, typer.Argument(help="Ids of the items; without any, the riskiest unclaimed item.")
@@ -182,7 +194,7 @@ def claim(
     _act(queue, [item.id], lambda _: item, as_json=as_json)
 
 
-@app.command(epilog="Example: semgrad-guard review release 3f9c")
+@app.command(epilog=examples("semgrad-guard review release 3f9c", "semgrad-guard review release 3f9c --force"))
 def release(
     items: ItemIds,
     force: Annotated[bool, typer.Option("--force", help="Also put back items that someone else holds.")] = False,
@@ -196,7 +208,7 @@ def release(
     _act(queue, items, lambda review_id: queue.release(review_id, who, force=force), as_json=as_json)
 
 
-@app.command(epilog="Example: semgrad-guard review assign 3f9c --to ann")
+@app.command(epilog=examples("semgrad-guard review assign 3f9c --to ann", "semgrad-guard review assign 3f9c"))
 def assign(
     items: ItemIds,
     to: Annotated[str | None, typer.Option("--to", help="The reviewer's name; by default anyone may judge.")] = None,
@@ -210,7 +222,12 @@ def assign(
     _act(queue, items, lambda review_id: queue.assign(review_id, who, to), as_json=as_json)
 
 
-@app.command(epilog='Example: semgrad-guard review comment 3f9c "check the source"')
+@app.command(
+    epilog=examples(
+        'semgrad-guard review comment 3f9c "check the source"',
+        'semgrad-guard review comment 3f9c "the source is old" --by ann',
+    )
+)
 def comment(
     item: ItemId,
     text: Annotated[str, typer.Argument(help="The comment.")],
@@ -223,21 +240,21 @@ def comment(
     queue.comment(queue.find_id(item), reviewer(by), text)
 
 
-app.command("serve", epilog=review_access.SERVE_EXAMPLES)(review_access.serve)
-app.add_typer(review_access.user_app, name="user")
-app.add_typer(review_access.token_app, name="token")
-app.add_typer(review_access.webhook_app, name="webhook")
-app.command("export", epilog=review_upkeep.EXPORT_EXAMPLE)(review_upkeep.export)
-app.command("import", epilog=review_upkeep.IMPORT_EXAMPLE)(review_upkeep.import_items)
-app.command("erase", epilog=review_upkeep.ERASE_EXAMPLE)(review_upkeep.erase)
-app.command("consume", epilog=review_upkeep.CONSUME_EXAMPLE)(review_upkeep.consume)
-app.command("migrate", epilog=review_upkeep.MIGRATE_EXAMPLE)(review_upkeep.migrate)
-app.command("stats", epilog=review_upkeep.STATS_EXAMPLE)(review_upkeep.stats)
+app.command("serve", epilog=access.SERVE_EXAMPLES)(access.serve)
+app.add_typer(access.user_app, name="user")
+app.add_typer(access.token_app, name="token")
+app.add_typer(access.webhook_app, name="webhook")
+app.command("export", epilog=upkeep.EXPORT_EXAMPLES)(upkeep.export)
+app.command("import", epilog=upkeep.IMPORT_EXAMPLES)(upkeep.import_items)
+app.command("erase", epilog=upkeep.ERASE_EXAMPLES)(upkeep.erase)
+app.command("consume", epilog=upkeep.CONSUME_EXAMPLES)(upkeep.consume)
+app.command("migrate", epilog=upkeep.MIGRATE_EXAMPLES)(upkeep.migrate)
+app.command("stats", epilog=upkeep.STATS_EXAMPLES)(upkeep.stats)
 
 
 def _act(queue: SqlReviewQueue, items: list[str], action: Callable[[ReviewId], Item], *, as_json: bool) -> None:
     """Apply an action to each item and print the results; if there is only one item, its error is raised."""
-    from semgrad_guard.cli.review_views import print_results
+    from semgrad_guard.cli.review.views import print_results
 
     ids = [queue.find_id(item) for item in items]
     results = queue.each(ids, action)

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
-from semgrad_guard.cli.review_options import AsJson, By, PolicyFile, Url, policy_at, queue_at, reviewer
+from semgrad_guard.cli.review.options import AsJson, By, PolicyFile, Url, policy_at, queue_at, reviewer
+from semgrad_guard.cli.terminal import examples, plain_table
 from semgrad_guard.errors import ReviewError
 
 if TYPE_CHECKING:
@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from semgrad_guard.policy import Policy
     from semgrad_guard.review import SqlReviewQueue
 
-CONSUME_EXAMPLE = "Example: semgrad-guard review consume --policy policy.yaml --once"
+CONSUME_EXAMPLES = examples(
+    "semgrad-guard review consume --policy policy.yaml", "semgrad-guard review consume --policy policy.yaml --once"
+)
 
 
 def consume(
@@ -32,8 +34,8 @@ def consume(
 ) -> None:
     """Post verdicts to LangSmith, as feedback on the runs that produced the answers.
 
-    `review serve --policy` and every guard with `telemetry: {langsmith: true}` do the same in the background; each
-    verdict is posted once.
+    `review serve --policy` and every guard with `telemetry: {langsmith: true}` do
+    the same in the background; each verdict is posted once.
     """
     loop = verdict_loop(queue_at(None, policy), policy_at(None, policy))
     if loop is None:
@@ -60,11 +62,18 @@ def verdict_loop(queue: SqlReviewQueue, policy: Policy) -> VerdictLoop | None:
     return loop
 
 
-EXPORT_EXAMPLE = "Example: semgrad-guard review export items.jsonl --tag medical"
-IMPORT_EXAMPLE = "Example: semgrad-guard review import items.jsonl --url postgresql://ann@db/review"
-ERASE_EXAMPLE = "Example: semgrad-guard review erase --older-than-days 90"
-MIGRATE_EXAMPLE = "Example: semgrad-guard review migrate --url postgresql://ann@db/review"
-STATS_EXAMPLE = "Example: semgrad-guard review stats --json"
+EXPORT_EXAMPLES = examples(
+    "semgrad-guard review export items.jsonl", "semgrad-guard review export items.jsonl --tag medical"
+)
+IMPORT_EXAMPLES = examples(
+    "semgrad-guard review import items.jsonl",
+    "semgrad-guard review import items.jsonl --url postgresql://ann@db/review",
+)
+ERASE_EXAMPLES = examples("semgrad-guard review erase 3f9c", "semgrad-guard review erase --older-than-days 90")
+MIGRATE_EXAMPLES = examples(
+    "semgrad-guard review migrate", "semgrad-guard review migrate --url postgresql://ann@db/review"
+)
+STATS_EXAMPLES = examples("semgrad-guard review stats", "semgrad-guard review stats --json")
 
 _DAY_S = 86_400
 
@@ -139,7 +148,7 @@ def migrate(url: Url = None, policy: PolicyFile = None) -> None:
 
 def stats(url: Url = None, policy: PolicyFile = None, as_json: AsJson = False) -> None:
     """Show what waits for review, and how well the guard's confidence agrees with the reviewers."""
-    from semgrad_guard.cli.review_views import age  # loads SQLAlchemy
+    from semgrad_guard.cli.review.views import age  # loads SQLAlchemy
 
     seen = queue_at(url, policy).insight()
     if as_json:
@@ -160,7 +169,7 @@ def stats(url: Url = None, policy: PolicyFile = None, as_json: AsJson = False) -
     if seen.oldest_at:
         console.print(f"the oldest has waited {age(seen.oldest_at)}")
     if seen.bands:
-        table = Table("confidence", "judged", "right", box=None)
+        table = plain_table("confidence", "judged", "right")
         for band in seen.bands:
             table.add_row(f"{band.low:.1f} to {band.high:.1f}", str(band.n), f"{band.share_correct:.0%}")
         console.print(table)

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 from rich.console import Console, Group
 from rich.markup import escape
 from rich.panel import Panel
-from rich.table import Table
 from rich.text import Text
 
+from semgrad_guard.cli.terminal import plain_table
 from semgrad_guard.errors import SemGradGuardError
 from semgrad_guard.flow import utc_now
 from semgrad_guard.review.store.document import reveal
@@ -42,7 +42,7 @@ def print_page(page: Page, url: str, *, as_json: bool) -> None:
     if not page.items:
         console.print(f"no matching items in {escape(url)}")
         return
-    table = Table(box=None, pad_edge=False)
+    table = plain_table()
     for name, style in (("id", "bold"), ("state", ""), ("conf.", ""), ("age", "dim"), ("question", ""), ("answer", "")):
         table.add_column(name, style=style, no_wrap=name not in {"question", "answer"}, overflow="fold")
     for item in page.items:

@@ -1,0 +1,1 @@
+"""`semgrad-guard review`: the queue of answers that wait for a person, at the terminal."""
