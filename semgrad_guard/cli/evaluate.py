@@ -257,8 +257,9 @@ def _method_table(result: Result) -> Table:
     from semgrad_guard.evaluation.compare.report import KINDS, ordered  # loads numpy
 
     table = plain_table(title=f"{result.data}, {result.model}: finding wrong answers")
-    for column in ("method", "n", "AUROC (95 %)", "PRR", "AURC", "ECE", "fused − it", "+ s"):
-        table.add_column(column, justify="left" if column == "method" else "right")
+    table.add_column("method", overflow="fold")
+    for column in ("n", "AUROC (95 %)", "PRR", "AURC", "ECE", "fused − it", "+ s"):
+        table.add_column(column, justify="right")
     for kind in KINDS:
         rows = ordered(result, kind)
         for one in rows:
