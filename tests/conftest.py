@@ -26,11 +26,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--hostile-cases", type=int, help="cases of each hostile test, by default few")
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
-    """Tell `tests.hostile_cases` of it, before the tests are collected."""
+    """Tell `tests.hostile_cases` of it, before the tests are collected; many cases take as long as they take."""
     wanted: int | None = config.getoption("--hostile-cases")
     if wanted is not None:
         os.environ["SEMGRAD_HOSTILE_CASES"] = str(wanted)
+        if config.getoption("timeout", None) is None:
+            config.option.timeout = 0
 
 
 @pytest.fixture(name="shared_dir", scope="session")

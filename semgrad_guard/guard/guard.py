@@ -69,7 +69,7 @@ class Guard:
 
         Args:
             parts: the stages, or a function that returns the present ones (for a policy file that may change).
-            clock: returns seconds that never go back.
+            clock: returns seconds; where they go back, no time has passed.
         """
         self._current = parts if callable(parts) else lambda: parts
         self._clock = clock

@@ -205,14 +205,16 @@ class QuestionRun:
         Args:
             parts: the stages.
             resources: retrievers and models for retries and fallbacks.
-            clock: returns seconds that never go back.
+            clock: returns seconds; where they go back, no time has passed, and where it fails, all that the policy
+                allows.
             progress: progress of the postponed call.
             cancel: set when the outcome is no longer needed.
         """
         self._parts, self._resources, self._clock, self._cancel = parts, resources, clock, cancel
-        self._started = clock() - progress.elapsed_s
+        self._elapsed_s = progress.elapsed_s
+        self._started = self._read_clock() - progress.elapsed_s
         left_s = None if parts.budget_s is None else parts.budget_s - progress.elapsed_s
-        self._deadline = Deadline.after(left_s, clock)
+        self._deadline = Deadline.after(left_s, self._elapsed)
         self._earlier_attempts = progress.attempts
         self._tried = dict(progress.tried)
         self._exhausted = progress.exhausted
@@ -242,12 +244,27 @@ class QuestionRun:
         self._judged_at = utc_now()
         return decision
 
+    def _elapsed(self) -> float:
+        """Return the seconds that the question has taken, earlier calls included."""
+        passed_s = self._read_clock() - self._started
+        if not math.isfinite(passed_s):
+            passed_s = self._parts.budget_s or 0.0
+        self._elapsed_s = max(self._elapsed_s, passed_s)
+        return self._elapsed_s
+
+    def _read_clock(self) -> float:
+        try:
+            return float(self._clock())
+        except Exception as error:  # noqa: BLE001 - what cannot be timed can still be judged
+            _log.warning("the clock cannot be read: %s", in_log(error))
+            return math.nan
+
     def _progress(self) -> Progress:
         return Progress(
             attempts=self._earlier_attempts,
             tried=dict(self._tried),
             exhausted=self._exhausted,
-            elapsed_s=self._clock() - self._started,
+            elapsed_s=self._elapsed(),
             failures=tuple(self._failures),
         )
 
@@ -350,7 +367,7 @@ class QuestionRun:
             text=settled.text,
             attempts=attempts,
             policy=self._parts.policy,
-            seconds=self._clock() - self._started,
+            seconds=self._elapsed(),
             scoring_s=sum(a.decision.score.seconds for a in attempts if a.decision.score),
             review_id=review_id,
             failures=(*self._failures, *others),
