@@ -257,9 +257,9 @@ def _method_table(result: Result) -> Table:
     from semgrad_guard.evaluation.compare.report import KINDS, ordered  # loads numpy
 
     table = plain_table(title=f"{result.data}, {result.model}: finding wrong answers")
-    table.add_column("method", overflow="fold")
-    for column in ("n", "AUROC (95 %)", "PRR", "AURC", "ECE", "fused − it", "+ s"):
-        table.add_column(column, justify="right")
+    table.add_column("method", no_wrap=True)
+    for column in ("n", "AUROC (95 %)", "PRR", "ECE", "fused − it", "+ s"):
+        table.add_column(column, justify="right", overflow="fold")
     for kind in KINDS:
         rows = ordered(result, kind)
         for one in rows:
@@ -267,8 +267,8 @@ def _method_table(result: Result) -> Table:
         if rows:
             table.add_section()
     table.caption = (
-        "fused − it: AUROC of fused less this one, * where the 95 % interval (in the numbers and on the page) leaves 0 "
-        "out; + s: seconds that it adds to an answer"
+        "fused − it: AUROC of fused less this one, * where the 95 % interval leaves 0 out; + s: seconds that it adds "
+        "to an answer. More figures and all intervals are in the numbers and on the page."
     )
     return table
 
@@ -301,7 +301,6 @@ def _cells(one: MethodResult) -> tuple[str, ...]:
         f"{one.n:,}",
         one.auroc.brief(digits=3),
         number(one.prr.value),
-        number(one.aurc.value),
         number(one.ece.value),
         _lead(one.behind_fused),
         "" if one.seconds is None else f"{one.seconds:.2f}",

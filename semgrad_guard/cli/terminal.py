@@ -60,6 +60,7 @@ def plain_table(*headings: str, title: str | None = None) -> Table:
         box=SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
         pad_edge=False,
+        show_edge=False,
     )
     for heading in headings:
         table.add_column(heading, overflow="fold")

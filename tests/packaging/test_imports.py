@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from importlib import metadata
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from benchmarks.release_check import IMPORTS, Requirements
 
 HEAVY = {
     "torch", "transformers", "sqlalchemy", "sklearn", "scipy", "matplotlib", "fastapi", "langchain_core", "llama_index",
@@ -46,3 +51,46 @@ def test_a_missing_framework_names_its_pip_line(adapter: str, framework: str, ex
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True, timeout=120)
     assert done.returncode != 0
     assert f"semgrad-guard[{extra}]" in done.stderr
+
+
+def _needed_by(extra: str) -> set[str]:
+    """Return the distributions that an extra brings, and what these need, by the metadata of what is installed."""
+    waiting = [Requirement(line) for line in Requirements.of_project().packages({extra}).values()]
+    found: set[tuple[str, str]] = set()
+    while waiting:
+        need = waiting.pop()
+        for own in {"", *need.extras} - {own for name, own in found if name == canonicalize_name(need.name)}:
+            found.add((canonicalize_name(need.name), own))
+            waiting += _needs_of(need.name, own)
+    return {name for name, _ in found}
+
+
+def _needs_of(name: str, extra: str) -> list[Requirement]:
+    try:
+        needs = [Requirement(line) for line in metadata.requires(name) or ()]
+    except metadata.PackageNotFoundError:
+        return []
+    return [need for need in needs if need.marker is None or need.marker.evaluate({"extra": extra})]
+
+
+@pytest.mark.parametrize("extra", [name for name in Requirements.of_project().extras() if "semgrad" in IMPORTS[name]])
+def test_an_extra_brings_all_that_its_part_imports(extra: str) -> None:
+    """Where every extra is installed, a package that none of them asks for is not missed."""
+    ours = {"semgrad_guard", "langchain_semgrad", "llama_index_semgrad"}
+    needed = _needed_by(extra)
+    there = {
+        module: {canonicalize_name(name) for name in names}
+        for module, names in metadata.packages_distributions().items()
+    }
+    hidden = sorted(module for module, names in there.items() if module not in ours and not names & needed)
+    assert "pytest" in hidden
+    script = (
+        "import sys\n"
+        f"sys.modules.update(dict.fromkeys({hidden!r}))\n"
+        f"import {IMPORTS[extra]}\n"
+        "from semgrad_guard.cli.app import main\n"
+        "sys.argv = ['semgrad-guard', 'review', 'token', 'add', '--help']\n"
+        "main()"
+    )
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr

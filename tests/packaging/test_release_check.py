@@ -6,28 +6,52 @@ import json
 
 import pytest
 
-from benchmarks import release_check
-from benchmarks.release_check import Environment, check_snippet, extras, range_of, snippet, write_sbom
+from benchmarks.release_check import IMPORTS, PROGRAMS, Environment, Requirements, check_program, program_of, write_sbom
 
 
-def test_every_extra_is_tried(monkeypatch):
-    """A new one cannot be forgotten."""
-    assert {"", "local", "langchain", "llama-index", "review", "serve"} <= set(extras())
-    monkeypatch.setattr(release_check, "IMPORTS", {"": "semgrad_guard"})
+def test_every_extra_is_tried_behind_those_that_it_includes(monkeypatch):
+    """A new one cannot be forgotten, and one that builds on another begins as a copy of it."""
+    needs = Requirements.of_project()
+    found = needs.extras()
+    assert {"local", "langchain", "llama-index", "review", "serve"} <= set(found)
+    assert found[0] == "core"
+    assert all(found.index(other) <= found.index(one) for one in found for other in needs.included(one))
+    monkeypatch.delitem(IMPORTS, "langchain")
     with pytest.raises(SystemExit, match="langchain"):
-        extras()
+        needs.extras()
 
 
-def test_oldest_and_newest_are_those_of_the_project():
-    """The oldest is what the requirement begins with."""
-    oldest, newest = range_of("langchain-core")
-    assert oldest == newest.split(",")[0].replace(">=", "==")
-    assert range_of("transformers")[0].startswith("transformers==5")
+def test_an_extra_includes_what_its_extras_include():
+    """Through each that it names."""
+    needs = Requirements.of_project()
+    assert needs.included("agents") == {"core", "local", "langchain", "agents"}
+    assert {"torch", "click", "langchain-core"} <= needs.packages({"agents"}).keys()
+    assert "torch" not in needs.packages({"core"})
 
 
-def test_the_snippet_is_the_first_program_of_the_readme():
+def test_the_oldest_are_the_lower_bounds():
+    """Whatever else a requirement says; but torch, of which other builds bring gigabytes."""
+    project = {
+        "version": "1",
+        "dependencies": ["click>=8.1", "psycopg[binary]>=3.2.1", "docs==0.1", "torch>=2.6"],
+        "optional-dependencies": {"x": ["core>=0.14.13,!=0.14.22,<0.15", "semgrad-guard[y]"], "y": ["other>=5,<6"]},
+    }
+    needs = Requirements(project)
+    assert needs.oldest({"x"}) == ["click==8.1", "core==0.14.13", "docs==0.1", "other==5", "psycopg==3.2.1"]
+    with pytest.raises(SystemExit, match="unbounded"):
+        Requirements({**project, "dependencies": ["unbounded<2"]}).oldest({"core"})
+
+
+def test_every_requirement_has_a_lower_bound():
+    """Without one, nobody knows what is too old."""
+    needs = Requirements.of_project()
+    assert len(needs.oldest(set(needs.extras()))) > 20
+
+
+@pytest.mark.parametrize("page", PROGRAMS.values())
+def test_the_program_is_the_first_of_the_page(page):
     """With the output that is shown below it."""
-    code, shown = snippet()
+    code, shown = program_of(page)
     assert "SemGradGuard()" in code
     assert shown.startswith("0.")
 
@@ -37,7 +61,7 @@ def test_another_output_fails(monkeypatch, tmp_path, printed, exact):
     """Without a confidence in any case."""
     monkeypatch.setattr(Environment, "does", lambda *_: printed)
     with pytest.raises(SystemExit):
-        check_snippet(Environment(tmp_path), tmp_path, exact=exact)
+        check_program(Environment(tmp_path), "README.md", tmp_path, exact=exact)
 
 
 def test_the_sbom_lists_what_is_installed(tmp_path):

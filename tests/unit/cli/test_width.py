@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
+from semgrad_guard.calibration import Interval
+from semgrad_guard.calibration.profile import AdversarialEvidence
+from semgrad_guard.cli import evaluate
 from semgrad_guard.cli.app import app
+from semgrad_guard.evaluation.adversarial import KINDS
+from semgrad_guard.evaluation.compare.comparing import Comparison, MethodResult
+from semgrad_guard.evaluation.compare.report import Result
 from semgrad_guard.review import open_queue
 from semgrad_guard.review.access import Accounts, Role, Scope, Tokens
 from semgrad_guard.review.webhooks import add_webhook
 from semgrad_guard.serving.keys import KeyFile
+from semgrad_guard.signals import SIGNALS
 from semgrad_guard.telemetry import JsonlSink
 from tests.pages import WIDTH, too_wide
 from tests.records import make_attempt, make_record
 from tests.review_queues import submit
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 LONG = "supercalifragilisticexpialidociously " * 3
 
@@ -84,3 +88,38 @@ def test_tables_fit_a_terminal(folder: Path, line: str) -> None:
     assert done.exception is None, done.output
     assert done.stdout.strip()
     assert too_wide(done.stdout) == []
+
+
+def test_the_comparison_of_methods_fits_a_terminal(capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
+    """With the longest names that signals have, and figures of the widest kind."""
+    monkeypatch.setenv("COLUMNS", WIDTH)
+    figure, behind = Interval(value=0.7351, low=0.7012, high=0.7689), Interval(value=-0.0412, low=-0.06, high=-0.02)
+    methods = tuple(
+        MethodResult(
+            **dict.fromkeys(("auroc", "auprc", "prr", "aurc", "ece"), figure),
+            name=name,
+            kind=kind,
+            signals=(name,),
+            n=12_345,
+            coverage={"0.1": figure},
+            behind_fused=behind,
+            seconds=12.34,
+        )
+        for name, kind in [("fused", "fused"), *((name, "likelihood") for name in sorted(SIGNALS, key=len)[-5:])]
+    )
+    result = Result(
+        data="a-data-set-with-a-long-name",
+        model="Qwen2.5-7B-Instruct",
+        grader="contains",
+        settings={},
+        left_out={"ContextTooLongError: the prompt has 40,000 tokens, and the model reads 8,192 at most": 12},
+        seconds={"answering": 1.0},
+        comparison=Comparison(n=12_345, n_groups=12_345, right=figure, methods=methods, ablations={}, tags=()),
+        promises=(),
+        adversarial={kind: AdversarialEvidence(n=1234, mean=0.5, accepted=0.25) for kind in KINDS},
+    )
+    evaluate._report(result, Path("runs"))
+    said = capsys.readouterr().out
+    assert too_wide(said) == []
+    assert "-0.041*" in said
+    assert "runs/result.json" in said
