@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from semgrad_guard.scoring.layout import Layout, Tokens
-    from semgrad_guard.scoring.recording import Band
+    from semgrad_guard.scoring.model_parts import Band
 
 _log = logging.getLogger("semgrad_guard")
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from semgrad_guard.errors import EmptyAnswerError, EmptyPromptError
-from semgrad_guard.scoring.prompt_parts import columns_of
+from semgrad_guard.scoring.prompt_parts import FIRST_TOKEN, IN_PROMPT, OWN, REST
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -92,6 +92,21 @@ class Tokens:
         return self.prompt + self.answer[:-1]
 
 
+def columns_of(tokens: Tokens, first: int, n: int) -> NDArray[np.int64]:
+    """Return the column of each of some tokens of an exchange; of padding any, because nothing attends to it.
+
+    Args:
+        tokens: the exchange.
+        first: position of the first of them; below 0 where padding comes first.
+        n: how many there are.
+    """
+    roles = tokens.parts.roles if tokens.parts else (REST,) * len(tokens.prompt)
+    columns = np.full(max(n, len(tokens) - first), OWN)
+    columns[-first : len(roles) - first] = IN_PROMPT + np.array(roles)
+    columns[-first] = FIRST_TOKEN
+    return columns[:n]
+
+
 @dataclass(frozen=True, slots=True)
 class Segment:
     """The input of one forward pass: equally long, padded pieces of several exchanges."""
@@ -136,7 +151,7 @@ class Layout:
     """
     answers: AnswerTokens
     columns: Tensor | None = None
-    """What each token of prefix and rest belongs to, ``(exchange, token)``: see `prompt_parts.columns_of`."""
+    """What each token of prefix and rest belongs to, ``(exchange, token)``: see `columns_of`."""
 
 
 def lay_out(

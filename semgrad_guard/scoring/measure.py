@@ -45,8 +45,8 @@ if TYPE_CHECKING:
     from semgrad_guard.scoring.head import HeadNumbers, HeadPass, WeightNorm, WeightNorms
     from semgrad_guard.scoring.layout import Layout, Tokens
     from semgrad_guard.scoring.model_lease import ModelLease
-    from semgrad_guard.scoring.model_parts import ModelParts
-    from semgrad_guard.scoring.recording import Band, Recorded
+    from semgrad_guard.scoring.model_parts import Band, ModelParts
+    from semgrad_guard.scoring.recording import Recorded
 
 
 _log = logging.getLogger("semgrad_guard")

@@ -24,6 +24,27 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+@dataclass(frozen=True, slots=True)
+class Band:
+    """A run of decoder blocks; gradients are taken by the states that enter them."""
+
+    first: int
+    last: int
+    """Included."""
+
+    def __len__(self) -> int:
+        """Return the number of blocks."""
+        return self.last - self.first + 1
+
+
+def upper_half(n_blocks: int) -> Band:
+    """Return the band of the method: the states entering the upper half of the blocks.
+
+    Source: SemGrad (arXiv 2605.04638), layers L - floor(L/2) .. L - 1. A model of a single block uses that one.
+    """
+    return Band(n_blocks - max(1, n_blocks // 2), n_blocks - 1)
+
+
 def require_gradients(model: str, block: nn.Module) -> None:
     """Check that the quantised linear layers of a decoder block pass gradients on.
 

@@ -5,18 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from semgrad_guard.models.tokens import clean_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from numpy.typing import NDArray
-
     from semgrad_guard.flow import Exchange
     from semgrad_guard.models import LocalModel
-    from semgrad_guard.scoring.layout import Tokens
 
 REST, QUESTION, FIRST_PASSAGE = 0, 1, 2
 """What a token of a prompt can be: neither, part of the question, or of the passage `FIRST_PASSAGE` + its number."""
@@ -43,21 +38,6 @@ class PromptParts:
         """For each passage whether it is in the prompt, word for word."""
         there = set(self.roles)
         return tuple(FIRST_PASSAGE + number in there for number in range(self.n_passages))
-
-
-def columns_of(tokens: Tokens, first: int, n: int) -> NDArray[np.int64]:
-    """Return the column of each of some tokens of an exchange; of padding any, because nothing attends to it.
-
-    Args:
-        tokens: the exchange.
-        first: position of the first of them; below 0 where padding comes first.
-        n: how many there are.
-    """
-    roles = tokens.parts.roles if tokens.parts else (REST,) * len(tokens.prompt)
-    columns = np.full(max(n, len(tokens) - first), OWN)
-    columns[-first : len(roles) - first] = IN_PROMPT + np.array(roles)
-    columns[-first] = FIRST_TOKEN
-    return columns[:n]
 
 
 def prompt_parts(model: LocalModel, exchange: Exchange, prompt_ids: Sequence[int]) -> PromptParts | None:

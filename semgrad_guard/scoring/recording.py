@@ -21,7 +21,7 @@ from semgrad_guard.scoring.attention import unwatched
 from semgrad_guard.scoring.budget import LEAN, MemoryBudget, unhurried
 from semgrad_guard.scoring.layout import Segment, Tokens, lay_out
 from semgrad_guard.scoring.model_lease import hooked, passed_over, standing_in, wide_states
-from semgrad_guard.scoring.model_parts import model_parts_of
+from semgrad_guard.scoring.model_parts import Band, model_parts_of
 from semgrad_guard.scoring.written_out import (
     CommonBlock,
     Surroundings,
@@ -38,27 +38,6 @@ if TYPE_CHECKING:
 
     from semgrad_guard.scoring.layout import Layout
     from semgrad_guard.scoring.model_parts import ModelParts
-
-
-@dataclass(frozen=True, slots=True)
-class Band:
-    """A run of decoder blocks; gradients are taken by the states that enter them."""
-
-    first: int
-    last: int
-    """Included."""
-
-    def __len__(self) -> int:
-        """Return the number of blocks."""
-        return self.last - self.first + 1
-
-
-def upper_half(n_blocks: int) -> Band:
-    """Return the band of the method: the states entering the upper half of the blocks.
-
-    Source: SemGrad (arXiv 2605.04638), layers L - floor(L/2) .. L - 1. A model of a single block uses that one.
-    """
-    return Band(n_blocks - max(1, n_blocks // 2), n_blocks - 1)
 
 
 class Recorded(Protocol):

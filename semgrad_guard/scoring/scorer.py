@@ -32,10 +32,10 @@ from semgrad_guard.scoring.measure import (
     norms_from_cache,
 )
 from semgrad_guard.scoring.model_lease import ModelLease
-from semgrad_guard.scoring.model_parts import model_parts_of
+from semgrad_guard.scoring.model_parts import Band, model_parts_of, upper_half
 from semgrad_guard.scoring.prompt_parts import prompt_parts
 from semgrad_guard.scoring.reading import as_read, read_exchange
-from semgrad_guard.scoring.recording import Band, band_bytes, upper_half
+from semgrad_guard.scoring.recording import band_bytes
 from semgrad_guard.scoring.spans import place_spans
 from semgrad_guard.scoring.starts import start_signals, starts_of
 from semgrad_guard.scoring.text_signals import closeness_signals, grounding_signals, retrieval_signals

@@ -11,8 +11,7 @@ from semgrad_guard.models import LocalModel
 from semgrad_guard.scoring.budget import MemoryBudget
 from semgrad_guard.scoring.layout import Tokens
 from semgrad_guard.scoring.measure import GradientSpec, Measure, measure
-from semgrad_guard.scoring.model_parts import model_parts_of
-from semgrad_guard.scoring.recording import upper_half
+from semgrad_guard.scoring.model_parts import model_parts_of, upper_half
 from tests.differential.plain_definition import plain_scores
 from tests.models_for_tests import N_BYTE_TOKENS, N_VOCABULARY, build, byte_tokenizer, tiny_lm
 

@@ -11,9 +11,8 @@ from semgrad_guard.models import LocalModel
 from semgrad_guard.scoring.attention import watched_blocks
 from semgrad_guard.scoring.layout import Tokens
 from semgrad_guard.scoring.measure import STATE_DEPTH, GradientSpec, measure
-from semgrad_guard.scoring.model_parts import model_parts_of
+from semgrad_guard.scoring.model_parts import model_parts_of, upper_half
 from semgrad_guard.scoring.prompt_parts import PromptParts
-from semgrad_guard.scoring.recording import upper_half
 from tests.differential.test_attention_definition import NONE, ROLES, _exchanges
 from tests.differential.test_plain_definition import CACHED, WHOLE
 from tests.models_for_tests import N_BYTE_TOKENS, build, byte_tokenizer, tiny_lm

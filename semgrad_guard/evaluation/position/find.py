@@ -20,7 +20,7 @@ from semgrad_guard.evaluation.position.report import SpsReport
 from semgrad_guard.evaluation.rows import question_prompt
 from semgrad_guard.models.device import evaluating, plain_tensors
 from semgrad_guard.scoring.layout import default_position, known_position
-from semgrad_guard.scoring.recording import upper_half
+from semgrad_guard.scoring.model_parts import upper_half
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -26,8 +26,8 @@ from semgrad_guard.scoring.attention import (
 )
 from semgrad_guard.scoring.layout import Tokens
 from semgrad_guard.scoring.measure import GradientSpec, measure
+from semgrad_guard.scoring.model_parts import Band
 from semgrad_guard.scoring.prompt_parts import PromptParts
-from semgrad_guard.scoring.recording import Band
 from semgrad_guard.signals import ATTENTION
 from tests.models_for_tests import build, tiny_lm
 

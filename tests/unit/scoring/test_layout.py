@@ -9,7 +9,7 @@ from semgrad_guard.errors import EmptyAnswerError, EmptyPromptError
 from semgrad_guard.scoring import measure as measure_module
 from semgrad_guard.scoring.layout import Tokens, lay_out
 from semgrad_guard.scoring.measure import GradientSpec, batches, measure
-from semgrad_guard.scoring.recording import Band
+from semgrad_guard.scoring.model_parts import Band
 from tests.models_for_tests import tiny_lm
 
 CPU = torch.device("cpu")

@@ -10,7 +10,7 @@ import torch
 from semgrad_guard.errors import GradientsUnavailableError
 from semgrad_guard.scoring.layout import Tokens
 from semgrad_guard.scoring.measure import GradientSpec, measure
-from semgrad_guard.scoring.recording import Band, upper_half
+from semgrad_guard.scoring.model_parts import Band, upper_half
 from tests.differential.plain_definition import plain_scores
 from tests.models_for_tests import build, tiny_lm
 
