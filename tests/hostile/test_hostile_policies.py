@@ -67,6 +67,20 @@ def test_made_up_policies():
     assert refused > CASES
 
 
+@pytest.mark.parametrize("part", ["item", "audit"])
+@pytest.mark.parametrize("number", [-1, 2**31, 2**70])
+def test_a_version_that_no_database_can_count(part, number):
+    """It reached the database, whose error was taken for damage of the queue."""
+    with closing(open_queue("sqlite://")) as queue:
+        submit(queue)
+        (line,) = queue.export()
+        row = json.loads(line)
+        row["item"]["exchange_id"] = row["document"]["exchange_id"] = "other"
+        (row["item"] if part == "item" else row["audit"][0])["version"] = number
+        with pytest.raises(DataFileError, match="version"):
+            queue.import_lines([json.dumps(row)], "root")
+
+
 def test_made_up_rows_for_import():
     """A transfer file may come from anywhere; whatever is taken can be listed and exported again."""
     rng = random.Random(2)  # noqa: S311 - a test repeats itself

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 _ADVICE = 'write it as `semgrad-guard review export` does, or as {"document": {...}} for a new item'
 
+_MOST_VERSIONS = 2**30
+"""Largest version of an item; a database counts to twice that."""
+
 
 class _Line(BaseModel):
     model_config = ConfigDict(extra="forbid")
@@ -37,7 +40,7 @@ class ItemLine(_Line):
     id: str = Field(min_length=4, max_length=32, pattern=r"^[0-9A-Za-z_-]+$")
     exchange_id: str = Field(min_length=1, max_length=200)
     state: State
-    version: int = Field(ge=1)
+    version: int = Field(ge=1, le=_MOST_VERSIONS)
     title: str
     preview: str
     rank: float
@@ -69,7 +72,7 @@ class RulingLine(_Line):
 class AuditLine(_Line):
     """One event of the audit trail."""
 
-    version: int | None = None
+    version: int | None = Field(default=None, ge=0, le=_MOST_VERSIONS)
     event: Event
     from_state: State | None = None
     to_state: State | None = None
