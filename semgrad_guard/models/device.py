@@ -147,7 +147,7 @@ def missing_weight(model: nn.Module) -> str | None:
 
 
 def _is_freed(weight: Tensor) -> bool:
-    """Return whether the memory of a weight was given back, which reading it would not notice."""
+    """Return whether the memory of a weight was given back."""
     if type(weight) is not nn.Parameter:
         return False
     return weight.untyped_storage().nbytes() < weight.numel() * weight.element_size()

@@ -15,7 +15,7 @@ ASKED = Exchange(prompt="Who?", question="Who?", answer="Marie Curie.", on_polic
 
 
 def freed(model):
-    """Give back the memory of one weight, as sharded training does; reading it would read foreign memory."""
+    """Give back the memory of one weight, as sharded training does."""
     model.model.layers[1].mlp.up_proj.weight.untyped_storage().resize_(0)
 
 
@@ -52,8 +52,10 @@ def test_an_answer_takes_on_error(removal, scored_before):
     if scored_before:
         scorer.score(ASKED)
     REMOVALS[removal](local.model)
-    with pytest.raises(ModelFailedError, match="load it again"):
+    with pytest.raises(ModelFailedError, match="load it again") as caught:
         scorer.score(ASKED)
+    if removal in {"freed", "one on no device"}:
+        assert "_proj.weight holds no numbers" in caught.value.why
     assert [type(one) for one in scorer.score_batch([ASKED, ASKED])] == [ModelFailedError] * 2
     for outcome in (guard.run(ASKED), *guard.run_batch([ASKED, ASKED])):
         assert outcome.status is Status.ABSTAINED
