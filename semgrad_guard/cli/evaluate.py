@@ -257,7 +257,7 @@ def _method_table(result: Result) -> Table:
     from semgrad_guard.evaluation.compare.report import KINDS, ordered  # loads numpy
 
     table = plain_table(title=f"{result.data}, {result.model}: finding wrong answers")
-    table.add_column("method", no_wrap=True)
+    table.add_column("method", overflow="fold")
     for column in ("n", "AUROC (95 %)", "PRR", "ECE", "fused − it", "+ s"):
         table.add_column(column, justify="right", overflow="fold")
     for kind in KINDS:

@@ -105,7 +105,10 @@ def test_the_comparison_of_methods_fits_a_terminal(capsys: pytest.CaptureFixture
             behind_fused=behind,
             seconds=12.34,
         )
-        for name, kind in [("fused", "fused"), *((name, "likelihood") for name in sorted(SIGNALS, key=len)[-5:])]
+        for name, kind in [
+            ("fused, only texts and embeddings", "fused"),
+            *((name, "likelihood") for name in sorted(SIGNALS, key=len)[-5:]),
+        ]
     )
     result = Result(
         data="a-data-set-with-a-long-name",
