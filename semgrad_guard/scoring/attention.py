@@ -404,7 +404,7 @@ def _interfaces(modules: Iterator[nn.Module]) -> Iterator[AttentionInterface]:
     """Yield the interfaces from which some modules fetch their attention function."""
     for file in {type(module).__module__ for module in modules}:
         interface = getattr(sys.modules.get(file), "ALL_ATTENTION_FUNCTIONS", None)
-        if isinstance(interface, AttentionInterface):
+        if isinstance(interface, AttentionInterface) and hasattr(interface, "get_interface"):  # transformers before 5.1
             yield interface
 
 

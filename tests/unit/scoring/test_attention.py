@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import threading
 from dataclasses import replace
 
@@ -240,3 +241,18 @@ def test_attention_is_not_read_for_a_scorer_that_reports_none_of_it(local, excha
     monkeypatch.setattr(LocalModel, "prompt_offsets", lambda *_: 1 / 0)
     scorer = SemGradScorer(local, signals=["mean_nll"])
     assert scorer.score(exchange).passage_attention == ()
+
+
+def test_an_interface_of_another_kind_is_left_alone(monkeypatch: pytest.MonkeyPatch):
+    """Transformers 5.0 fetches attention functions by subscript: no attention is read, and nothing fails."""
+    model = tiny_lm("llama")
+    (module,) = {type(one).__module__ for one in model.modules() if type(one).__name__ == "LlamaAttention"}
+
+    class Subscripted(AttentionInterface):
+        @property
+        def get_interface(self):
+            raise AttributeError
+
+    monkeypatch.setattr(sys.modules[module], "ALL_ATTENTION_FUNCTIONS", Subscripted())
+    opened = [one for one in attention_module._interfaces(model.modules()) if isinstance(one, Subscripted)]
+    assert opened == []
