@@ -16,7 +16,7 @@ from semgrad_guard.errors import OptionError
 from semgrad_guard.extras import require
 
 if TYPE_CHECKING:
-    from semgrad_guard.serving.keys import KeyFile
+    from semgrad_guard.serving.gate import KeyFile
 
 EXAMPLES = examples(
     "semgrad-guard serve --scorer smollm2-135m",
@@ -98,7 +98,7 @@ def serve(
     require("fastapi", extra="serve")
     require("prometheus_client", extra="serve")
     from semgrad_guard.serving import KeyFile, Limits, ServerSettings, create_app  # loads the web framework
-    from semgrad_guard.serving.run import serve as run
+    from semgrad_guard.serving.app import serve as run
     from semgrad_guard.serving.settings import Listening
 
     listening = Listening(host=host, port=port, certificate=tls_cert, key=tls_key, has_keys=keys is not None)
@@ -168,6 +168,6 @@ def revoke(name: Annotated[str, typer.Argument(help="The key's name.")], keys: K
 
 def _file(path: Path) -> KeyFile:
     require("fastapi", extra="serve")
-    from semgrad_guard.serving.keys import KeyFile  # loads the web framework
+    from semgrad_guard.serving.gate import KeyFile  # loads the web framework
 
     return KeyFile(path)

@@ -1,4 +1,4 @@
-"""What all requests share: the scorer, the guard, the model that writes, and how long anything may take."""
+"""What all requests share: the scorer, the guard, the model that writes, counters, and how long anything may take."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ import threading
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from starlette.responses import Response
+
 from semgrad_guard.adapter_kit import Means, SinglePass, check_means
 from semgrad_guard.errors import ContextTooLongError, ScoringEndedError
 from semgrad_guard.extras import Lazy
@@ -16,7 +19,6 @@ from semgrad_guard.guard.assembly import LazyScorer, parts_of, profile_of, score
 from semgrad_guard.guard.readiness import Given, check_ready, ready_policy
 from semgrad_guard.policy import policy_of
 from semgrad_guard.serving.batching import BatchingScorer
-from semgrad_guard.serving.metrics import Metrics
 from semgrad_guard.serving.problems import ClientGoneError, TooSlowError
 
 if TYPE_CHECKING:
@@ -29,6 +31,71 @@ if TYPE_CHECKING:
     from semgrad_guard.ports import Scorer
     from semgrad_guard.scoring import SemGradScorer
     from semgrad_guard.serving.settings import ServerSettings
+
+
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+_TENTHS = tuple(n / 10 for n in range(1, 11))
+
+
+class Metrics:
+    """The counters of one server; each has its own registry, so that several live in one process."""
+
+    def __init__(self) -> None:
+        """Make the counters."""
+        self.registry = CollectorRegistry()
+        self._requests = Counter(
+            "semgrad_requests", "Requests by path and status.", ["path", "status"], registry=self.registry
+        )
+        self._request_s = Histogram(
+            "semgrad_request_seconds", "Time of a request.", ["path"], buckets=_SECONDS, registry=self.registry
+        )
+        self._in_flight = Gauge("semgrad_requests_in_flight", "Requests being worked on.", registry=self.registry)
+        self._scoring_s = Histogram(
+            "semgrad_scoring_seconds", "Time of one scored batch.", buckets=_SECONDS, registry=self.registry
+        )
+        self._batch = Histogram(
+            "semgrad_batch_size", "Exchanges scored together.", buckets=_SIZES, registry=self.registry
+        )
+        self._confidence = Histogram(
+            "semgrad_confidence", "Calibrated confidence of answers.", buckets=_TENTHS, registry=self.registry
+        )
+        self._uncalibrated = Counter("semgrad_uncalibrated", "Answers without a confidence.", registry=self.registry)
+        self._decisions = Counter("semgrad_decisions", "Decisions by action.", ["action"], registry=self.registry)
+
+    def watch_queue(self, length: Callable[[], float]) -> None:
+        """Report how many exchanges wait to be scored, asked whenever somebody looks."""
+        gauge = Gauge("semgrad_queue_length", "Exchanges that wait to be scored.", registry=self.registry)
+        gauge.set_function(length)
+
+    def began(self) -> None:
+        """Count a request that begins."""
+        self._in_flight.inc()
+
+    def ended(self, path: str, status: int, seconds: float) -> None:
+        """Count a request that ended."""
+        self._in_flight.dec()
+        self._requests.labels(path, str(status)).inc()
+        self._request_s.labels(path).observe(seconds)
+
+    def batch(self, size: int, seconds: float) -> None:
+        """Count a scored batch."""
+        self._batch.observe(size)
+        self._scoring_s.observe(seconds)
+
+    def judged(self, confidence: float | None, action: str | None) -> None:
+        """Count an answer that was judged, and what became of it."""
+        if confidence is None:
+            self._uncalibrated.inc()
+        else:
+            self._confidence.observe(confidence)
+        if action is not None:
+            self._decisions.labels(action).inc()
+
+    def response(self) -> Response:
+        """Return everything in Prometheus' text format."""
+        return Response(generate_latest(self.registry), media_type=CONTENT_TYPE_LATEST)
+
 
 T = TypeVar("T")
 GRACE_S = 1.0

@@ -19,8 +19,16 @@ from semgrad_guard.serving.openai_forms import CHAT, TEXT, Dialect, Fields, bad,
 from semgrad_guard.serving.problems import RequestError
 from semgrad_guard.serving.score_api import backend_of
 from semgrad_guard.serving.streams import annotated, by_sentence, checked, whole_as_stream
-from semgrad_guard.serving.upstream import Call, FallbackServer, RefusedByUpstreamError, Upstream
-from semgrad_guard.serving.writers import LocalWriter, Reply, UpstreamWriter, Writer
+from semgrad_guard.serving.writers import (
+    Call,
+    FallbackServer,
+    LocalWriter,
+    RefusedByUpstreamError,
+    Reply,
+    Upstream,
+    UpstreamWriter,
+    Writer,
+)
 from semgrad_guard.wire import ServedModel
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ from typer.testing import CliRunner
 from semgrad_guard.cli.app import app
 from semgrad_guard.errors import ModelError, OptionError, StepUnavailableError
 from semgrad_guard.serving import KeyFile
-from semgrad_guard.serving import run as running
-from semgrad_guard.serving.keys import KeyFileError
+from semgrad_guard.serving import app as running
+from semgrad_guard.serving.gate import KeyFileError
 from semgrad_guard.serving.settings import ServerSettingError
 
 
