@@ -99,10 +99,9 @@ def serve(
     require("prometheus_client", extra="serve")
     from semgrad_guard.serving import KeyFile, Limits, ServerSettings, create_app  # loads the web framework
     from semgrad_guard.serving.app import serve as run
-    from semgrad_guard.serving.settings import Listening
+    from semgrad_guard.serving.settings import ServerListening
 
-    listening = Listening(host=host, port=port, certificate=tls_cert, key=tls_key, has_keys=keys is not None)
-    listening.check()
+    listening = ServerListening(host=host, port=port, certificate=tls_cert, key=tls_key, has_keys=keys is not None)
     limits = Limits(
         body_bytes=round(max_body_mb * 1_048_576),
         tokens=max_tokens,
@@ -127,8 +126,7 @@ def serve(
     )
     app = create_app(settings, keys=KeyFile(keys) if keys is not None else None)
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
-    scheme = "https" if tls_cert else "http"
-    _console.print(f"serving {app.state.backend.scorer.name} at {scheme}://{host}:{port} (Ctrl+C stops)", markup=False)
+    _console.print(f"serving {app.state.backend.scorer.name} at {listening.address} (Ctrl+C stops)", markup=False)
     run(app, listening, limits)
 
 

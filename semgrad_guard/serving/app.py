@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from semgrad_guard.ports import Scorer
     from semgrad_guard.serving.gate import KeyFile
-    from semgrad_guard.serving.settings import Limits, Listening
+    from semgrad_guard.serving.settings import Limits, ServerListening
 
 
 def create_app(
@@ -132,33 +132,21 @@ def _served(backend: Backend) -> tuple[ServedModel, ...]:
     return (own,)
 
 
-def serve(app: FastAPI, listening: Listening, limits: Limits) -> None:
+def serve(app: FastAPI, listening: ServerListening, limits: Limits) -> None:
     """Serve until interrupted; what was accepted by then is finished.
 
     Args:
         app: the application.
         listening: where to listen.
         limits: how long accepted requests may take to finish.
-
-    Raises:
-        ServerSettingError: it may not listen there.
     """
-    listening.check()
     logging.getLogger("semgrad_guard").setLevel(logging.INFO)
     server(app, listening, limits).run()
 
 
-def server(app: FastAPI, listening: Listening, limits: Limits) -> uvicorn.Server:
+def server(app: FastAPI, listening: ServerListening, limits: Limits) -> uvicorn.Server:
     """Return the web server, not started."""
     config = uvicorn.Config(
-        app,
-        host=listening.host,
-        port=listening.port,
-        ssl_certfile=listening.certificate,
-        ssl_keyfile=listening.key,
-        server_header=False,
-        access_log=False,  # the gate logs what is needed, without addresses
-        log_level="warning",
-        timeout_graceful_shutdown=max(1, round(limits.shutdown_s)),
+        app, **listening.uvicorn_options(), timeout_graceful_shutdown=max(1, round(limits.shutdown_s))
     )
     return uvicorn.Server(config)

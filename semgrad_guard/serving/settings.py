@@ -6,11 +6,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from semgrad_guard.errors import SemGradGuardError
-from semgrad_guard.review.store.database import is_loopback
+from semgrad_guard.review.addresses import Listening
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from semgrad_guard.policy import AcceptOption, PolicySource
 
 StreamMode = Literal["auto", "buffer", "sentence", "annotate"]
@@ -114,26 +112,21 @@ class ServerSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Listening:
-    """Where a server listens."""
+class ServerListening(Listening):
+    """Where a server listens.
 
-    host: str = "127.0.0.1"
+    Raises:
+        ServerSettingError: other machines could connect, and nobody needs a key.
+    """
+
     port: int = 8788
-    certificate: Path | None = None
-    key: Path | None = None
     has_keys: bool = False
     """Whether callers need a key."""
 
-    def check(self) -> None:
-        """Refuse to serve everyone on the network.
-
-        Raises:
-            ServerSettingError: other machines can connect, and nobody needs a key.
-        """
-        if (self.certificate is None) != (self.key is None):
-            msg = "TLS needs both a certificate and its key: give --tls-cert and --tls-key"
-            raise ServerSettingError(msg)
-        if not is_loopback(self.host) and not self.has_keys:
+    def __post_init__(self) -> None:
+        """Refuse to serve everyone on the network."""
+        self.check_certificate(ServerSettingError)
+        if not (self.is_local or self.has_keys):
             msg = (
                 f"other machines can reach {self.host}, and anyone there could use the models: make a key with "
                 "`semgrad-guard keys add NAME` and give --keys keys.json, or listen on 127.0.0.1"
