@@ -73,6 +73,13 @@ def serve(
             help="NAME=URL[#MODEL] of a server for the policy's `fallback_model: {name: NAME}`; may be repeated."
         ),
     ] = None,
+    upstream_seconds: Annotated[
+        float | None,
+        typer.Option(
+            min=0.001,
+            help="Longest wait for an upstream's answer.  \\[default: --max-seconds, half of it with --fallback]",
+        ),
+    ] = None,
     upstream_model: Annotated[str | None, typer.Option(help="Model to ask there, whatever callers name.")] = None,
     own_weights: Annotated[
         bool, typer.Option("--own-weights", help="The upstream runs the scorer's very weights.")
@@ -106,6 +113,7 @@ def serve(
         body_bytes=round(max_body_mb * 1_048_576),
         tokens=max_tokens,
         seconds=max_seconds,
+        upstream_s=upstream_seconds,
         waiting=max_waiting,
         batch=max_batch,
         window_s=window_ms / 1000,

@@ -35,6 +35,8 @@ class Limits:
     """Most tokens of one prompt and its answer; `None` leaves it to the model's window."""
     seconds: float = 120.0
     """Longest time for one request."""
+    upstream_s: float | None = None
+    """Longest wait for an upstream's answer; by default half of `seconds` where a fallback may answer in its place."""
     requests: int = 256
     """Most requests at once; beyond that they are told to come again."""
     waiting: int = 512
@@ -104,6 +106,12 @@ class ServerSettings:
         if self.own_weights and self.upstream is None:
             msg = "`own_weights` is about an upstream: give `upstream` too"
             raise ServerSettingError(msg)
+
+    @property
+    def upstream_s(self) -> float:
+        """Longest wait for the upstream's answer, so that its fallbacks have time left."""
+        limits = self.limits
+        return limits.upstream_s or (limits.seconds / 2 if self.fallbacks else limits.seconds)
 
     @property
     def has_policy(self) -> bool:

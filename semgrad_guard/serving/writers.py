@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from contextlib import aclosing, closing
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 import httpx
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from typing_extensions import override
 
 from semgrad_guard.adapter_kit import AnswerSettings, ScoredAnswer
 from semgrad_guard.errors import FallbackFailedError
@@ -23,10 +25,15 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping, Sequence
 
     from semgrad_guard.flow import Exchange, Passage, Prompt
+    from semgrad_guard.routing.deadline import Deadline
     from semgrad_guard.serving.backend import Backend
 
 
 _PASSED_ON = ("authorization", "openai-organization", "openai-project", "traceparent", "tracestate", "x-request-id")
+
+
+_REFUSALS = frozenset(status.value for status in HTTPStatus if status >= 400)
+"""Statuses that are passed on."""
 
 
 class UpstreamError(RequestError):
@@ -36,6 +43,11 @@ class UpstreamError(RequestError):
         """Keep the address and what happened."""
         self.url, self.why = url, why
         super().__init__(status, f"the upstream at {url} {why}", code=code)
+
+    @property
+    @override
+    def may_differ_elsewhere(self) -> bool:
+        return True
 
 
 class RefusedByUpstreamError(RequestError):
@@ -47,6 +59,15 @@ class RefusedByUpstreamError(RequestError):
         inner = told.get("error")
         message = str(inner.get("message")) if isinstance(inner, dict) else "the upstream refused the request"
         super().__init__(HTTPStatus(status), message, code="upstream_refused", headers=headers)
+
+    @property
+    @override
+    def may_differ_elsewhere(self) -> bool:
+        return self.status in {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS} or self.status >= 500
+
+    @override
+    def with_others(self, others: Sequence[str]) -> RefusedByUpstreamError:
+        return self  # its own words are what its clients understand
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +105,8 @@ class Call:
     dialect: Dialect
     body: Fields
     headers: Mapping[str, str]
+    seconds: float
+    """Longest wait for the whole answer, or for the next piece of a stream."""
 
     async def whole(self, client: httpx.AsyncClient) -> Fields:
         """Return the whole answer.
@@ -94,8 +117,10 @@ class Call:
         """
         body = self.upstream.body({key: one for key, one in self.body.items() if key != "stream_options"}, stream=False)
         try:
-            response = await client.post(self.upstream.address(self.dialect), json=body, headers=dict(self.headers))
-        except httpx.HTTPError as error:
+            async with asyncio.timeout(self.seconds):
+                address = self.upstream.address(self.dialect)
+                response = await client.post(address, json=body, headers=dict(self.headers))
+        except (httpx.HTTPError, TimeoutError) as error:
             raise self._failed(error) from error
         self._check(response, response.content)
         try:
@@ -116,7 +141,8 @@ class Call:
         body = self.upstream.body(self.body, stream=True)
         address, ended = self.upstream.address(self.dialect), False  # some servers send no [DONE]
         try:
-            async with client.stream("POST", address, json=body, headers=dict(self.headers)) as response:
+            asked = client.stream("POST", address, json=body, headers=dict(self.headers), timeout=self.seconds)
+            async with asked as response:
                 if not response.is_success:
                     self._check(response, await response.aread())
                 if not response.headers.get("content-type", "").startswith("text/event-stream"):
@@ -158,13 +184,13 @@ class Call:
             told = json.loads(content)
         except ValueError:
             told = None
-        if not isinstance(told, dict) or not 400 <= response.status_code < 600:
+        if not isinstance(told, dict) or response.status_code not in _REFUSALS:
             msg = f"answered {response.status_code}"
             raise self._strange(msg)
         raise RefusedByUpstreamError(response.status_code, told, headers)
 
-    def _failed(self, error: httpx.HTTPError) -> UpstreamError:
-        if isinstance(error, httpx.TimeoutException):
+    def _failed(self, error: httpx.HTTPError | TimeoutError) -> UpstreamError:
+        if isinstance(error, httpx.TimeoutException | TimeoutError):
             why = "did not answer in time"
             return UpstreamError(self.upstream.url, why, status=HTTPStatus.GATEWAY_TIMEOUT, code="upstream_timeout")
         if isinstance(error, httpx.ConnectError):
@@ -178,9 +204,9 @@ class Call:
 class FallbackServer:
     """Another OpenAI-compatible server that the policy's `fallback_model` asks; implements `ports.AnswerModel`."""
 
-    def __init__(self, call: Call, seconds: float) -> None:
-        """Keep the request, which is sent as the caller wrote it."""
-        self._call, self._seconds = call, seconds
+    def __init__(self, call: Call, deadline: Deadline) -> None:
+        """Keep the request, which is sent as the caller wrote it, and when its answer is no longer waited for."""
+        self._call, self._deadline = call, deadline
 
     def answer(self, exchange: Exchange, passages: Sequence[Passage] | None) -> Exchange:
         """Return the exchange of a new attempt.
@@ -193,7 +219,7 @@ class FallbackServer:
         body = upstream.body({key: one for key, one in self._call.body.items() if key not in left_out})
         try:
             response = httpx.post(
-                upstream.address(dialect), json=body, headers=dict(self._call.headers), timeout=self._seconds
+                upstream.address(dialect), json=body, headers=dict(self._call.headers), timeout=self._call_s()
             )
             answer: Fields = response.raise_for_status().json()
             (choice, *_) = choices_of(answer)
@@ -209,6 +235,10 @@ class FallbackServer:
             passages=exchange.passages if passages is None else tuple(passages),
             author=str(answer.get("model") or upstream.model or upstream.url),
         )
+
+    def _call_s(self) -> float:
+        left_s = self._deadline.remaining_s()
+        return self._call.seconds if left_s is None else min(self._call.seconds, left_s)
 
     import httpx
 

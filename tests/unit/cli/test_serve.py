@@ -35,7 +35,7 @@ def test_the_options_reach_the_server(served, tmp_path):
         "serve", "--upstream", "http://127.0.0.1:9/v1", "--scorer", "gpt2", "--accept", "0.7", "--own-weights",
         "--fallback", "big=http://127.0.0.1:8/v1#large", "--stream", "sentence", "--host", "0.0.0.0", "--port", "9000",  # noqa: S104 - with keys
         "--keys", str(keys), "--max-batch", "4", "--window-ms", "5", "--max-waiting", "9", "--max-tokens", "99",
-        "--max-body-mb", "1", "--max-seconds", "7",
+        "--max-body-mb", "1", "--max-seconds", "7", "--upstream-seconds", "2",
     )  # fmt: skip
     ((application, listening, limits),) = served
     settings = application.state.backend.settings
@@ -45,7 +45,7 @@ def test_the_options_reach_the_server(served, tmp_path):
     assert settings.stream == "sentence"
     assert (listening.host, listening.port, listening.has_keys) == ("0.0.0.0", 9000, True)  # noqa: S104 - with keys
     assert (limits.batch, limits.window_s, limits.waiting, limits.tokens) == (4, 0.005, 9, 99)
-    assert (limits.body_bytes, limits.seconds) == (1_048_576, 7.0)
+    assert (limits.body_bytes, limits.seconds, settings.upstream_s) == (1_048_576, 7.0, 2.0)
 
 
 @pytest.mark.parametrize(
