@@ -1,4 +1,4 @@
-"""What a server serves, where it listens, and its limits."""
+"""What a server serves, where it listens, its limits, and its replicas."""
 
 from __future__ import annotations
 
@@ -117,6 +117,39 @@ class ServerSettings:
     def has_policy(self) -> bool:
         """Whether answers may be held back, so that callers are told of decisions."""
         return self.policy is not None or self.accept is not None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Replicas:
+    """How many processes score, and what each of them gets.
+
+    Raises:
+        ServerSettingError: numbers that cannot be meant.
+    """
+
+    least: int = 1
+    """Replicas that always run."""
+    most: int | None = None
+    """Most replicas under load; by default as many as `least`."""
+    gpus: float = 0.0
+    """GPUs of each replica; 0.5 puts two on one GPU."""
+    cpus: float = 1.0
+    """Processor cores that each replica counts for."""
+    fronts: int = 1
+    """Processes that answer HTTP. LiteLLM's two calls about one answer have to reach the same one."""
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that cannot be meant."""
+        for name in ("least", "fronts"):
+            if getattr(self, name) < 1:
+                msg = f"{name} is {getattr(self, name)}: give at least 1"
+                raise ServerSettingError(msg)
+        if self.most is not None and self.most < self.least:
+            msg = f"at most {self.most} replicas are fewer than the least, {self.least}: give as many or more"
+            raise ServerSettingError(msg)
+        if self.gpus < 0 or self.cpus < 0:
+            msg = f"a replica cannot have {min(self.gpus, self.cpus)} GPUs or cores: give 0 or more"
+            raise ServerSettingError(msg)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
