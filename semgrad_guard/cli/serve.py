@@ -24,6 +24,7 @@ EXAMPLES = examples(
     "semgrad-guard serve --upstream http://127.0.0.1:8000/v1 --policy policy.yaml",
     "semgrad-guard serve --upstream http://127.0.0.1:11434/v1 --accept 0.7",
     "semgrad-guard serve --scorer smollm2-135m --keys keys.json",
+    "semgrad-guard serve --scorer smollm2-135m --ray --replicas 2",
     more="""
 Then POST to http://127.0.0.1:8788/v1/score what is to be scored, as JSON:
 {"exchanges": [{"prompt": "Capital of France?", "answer": "Paris"}]}
@@ -92,6 +93,15 @@ def serve(
     ] = None,
     tls_cert: Annotated[Path | None, typer.Option(help="Certificate file.", exists=True, dir_okay=False)] = None,
     tls_key: Annotated[Path | None, typer.Option(help="Key file.", exists=True, dir_okay=False)] = None,
+    ray: Annotated[
+        bool,
+        typer.Option("--ray", help="Serve on Ray: replicas as processes, on this machine or a cluster."),
+    ] = False,
+    replicas: Annotated[int, typer.Option(min=1, help="With --ray: processes that score.")] = 1,
+    max_replicas: Annotated[
+        int | None, typer.Option(min=1, help="With --ray: most of them under load.  \\[default: --replicas]")
+    ] = None,
+    gpus: Annotated[float, typer.Option(min=0, help="With --ray: GPUs of each; 0.5 puts two on one GPU.")] = 0.0,
     max_batch: Annotated[int, typer.Option(min=1, help="Most exchanges that are scored together.")] = 32,
     window_ms: Annotated[float, typer.Option(min=0, help="Milliseconds for which a batch waits to fill.")] = 10.0,
     max_waiting: Annotated[int, typer.Option(min=1, help="Exchanges that may wait; then callers get 429.")] = 512,
@@ -106,7 +116,7 @@ def serve(
     require("prometheus_client", extra="serve")
     from semgrad_guard.serving import KeyFile, Limits, ServerSettings, create_app  # loads the web framework
     from semgrad_guard.serving.app import serve as run
-    from semgrad_guard.serving.settings import ServerListening
+    from semgrad_guard.serving.settings import Replicas, ServerListening
 
     listening = ServerListening(host=host, port=port, certificate=tls_cert, key=tls_key, has_keys=keys is not None)
     limits = Limits(
@@ -132,8 +142,17 @@ def serve(
         stream=stream.value,
         limits=limits,
     )
-    app = create_app(settings, keys=KeyFile(keys) if keys is not None else None)
+    shares = Replicas(least=replicas, most=max_replicas, gpus=gpus)
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
+    if ray:
+        from semgrad_guard.serving.ray import serve_on_ray  # loads Ray
+
+        _console.print(f"serving on Ray at {listening.address} (Ctrl+C stops)", markup=False)
+        serve_on_ray(settings, shares, listening, keys=keys)
+        return
+    if shares != Replicas():
+        raise OptionError("--replicas, --max-replicas, --gpus", "given", "only with --ray")
+    app = create_app(settings, keys=KeyFile(keys) if keys is not None else None)
     _console.print(f"serving {app.state.backend.scorer.name} at {listening.address} (Ctrl+C stops)", markup=False)
     run(app, listening, limits)
 

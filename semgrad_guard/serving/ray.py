@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
     from semgrad_guard.flow import Exchange, Fingerprint, Score
+    from semgrad_guard.ports import Scorer
     from semgrad_guard.serving.settings import ServerListening
 
     Scored = list[Score | ProblemForm] | ProblemForm
@@ -87,13 +88,18 @@ def options_of(replicas: Replicas, limits: Limits) -> dict[str, Any]:
 class ScoringReplica:
     """One process that scores, with a model of its own."""
 
-    def __init__(self, settings: ServerSettings) -> None:
+    def __init__(self, settings: ServerSettings, make: Callable[[], Scorer] | None = None) -> None:
         """Load the model.
+
+        Args:
+            settings: which model, and limits.
+            make: makes a ready scorer in place of a local model.
 
         Raises:
             ModelError: the model cannot be loaded; Ray tries another process.
         """
-        self._scoring = Scoring(settings, policy_for(settings))
+        scorer = None if make is None else make()
+        self._scoring = Scoring(settings, policy_for(settings, scorer), scorer=scorer)
         self._scoring.scorer.fingerprint()
 
     async def score(
@@ -355,13 +361,20 @@ def preferred(names: Sequence[str], alike: str) -> int:
 # --- the application --------------------------------------------------------------------------------------------------
 
 
-def build(settings: ServerSettings, replicas: Replicas, *, keys: Path | None = None) -> Any:
+def build(
+    settings: ServerSettings,
+    replicas: Replicas,
+    *,
+    keys: Path | None = None,
+    make: Callable[[], Scorer] | None = None,
+) -> Any:
     """Return the Ray Serve application.
 
     Args:
         settings: what it serves. Paths are read where the processes run, so every machine needs the files.
         replicas: how many processes score.
         keys: the file of keys that callers need.
+        make: makes, in each replica, a ready scorer in place of a local model.
 
     Raises:
         MissingExtraError: Ray is not installed.
@@ -378,7 +391,9 @@ def build(settings: ServerSettings, replicas: Replicas, *, keys: Path | None = N
         )
         raise ServerSettingError(msg)
     settings = _anywhere(settings)
-    policy_for(settings)  # what cannot work is said here, and not by a replica that Ray starts again and again
+    policy_for(
+        settings, None if make is None else make()
+    )  # what cannot work is said here, and not by a replica that Ray starts again and again
     limits = settings.limits
     router = {"request_router_class": PromptRouter, "request_router_kwargs": {"slack": limits.batch}}
     scoring = serve.deployment(ScoringReplica).options(
@@ -387,7 +402,7 @@ def build(settings: ServerSettings, replicas: Replicas, *, keys: Path | None = N
     file = None if keys is None else keys.absolute()
 
     def front() -> FastAPI:
-        return front_app(settings, file)
+        return front_app(settings, file, make)
 
     deployment = serve.deployment(serve.ingress(front)()).options(
         name=FRONT,
@@ -398,14 +413,15 @@ def build(settings: ServerSettings, replicas: Replicas, *, keys: Path | None = N
         graceful_shutdown_timeout_s=limits.shutdown_s,
     )
     alone = replace(settings, upstream=None, upstream_key=None, fallbacks=(), own_weights=False)
-    return deployment.bind(scoring.bind(alone))
+    return deployment.bind(scoring.bind(alone, make))
 
 
-def front_app(settings: ServerSettings, keys: Path | None) -> FastAPI:
+def front_app(settings: ServerSettings, keys: Path | None, make: Callable[[], Scorer] | None = None) -> FastAPI:
     """Return the application of a front, whose scores come from the scoring replicas."""
     serve: Any = require("ray.serve", extra="ray")
-    policy = policy_for(settings)
-    name = scorer_of(policy.scorer, settings.scorer, profile_of(policy)).name
+    ready = None if make is None else make()
+    policy = policy_for(settings, ready)
+    name = (ready or scorer_of(policy.scorer, settings.scorer, profile_of(policy))).name
     scorer = RayScorer(serve.get_deployment_handle(SCORING), name, settings.limits)
     return create_app(settings, keys=None if keys is None else KeyFile(keys), scorer=scorer)
 
@@ -490,12 +506,17 @@ def serve_on_ray(
 
 
 def started(
-    settings: ServerSettings, replicas: Replicas, listening: ServerListening, *, keys: Path | None = None
+    settings: ServerSettings,
+    replicas: Replicas,
+    listening: ServerListening,
+    *,
+    keys: Path | None = None,
+    make: Callable[[], Scorer] | None = None,
 ) -> Callable[[], None]:
-    """Start to serve, and return the function that stops it once what was accepted is finished."""
+    """Start to serve, and return the function that stops it once what was accepted is finished; see `build`."""
     ray: Any = require("ray", extra="ray")
     serve: Any = require("ray.serve", extra="ray")
-    application = build(settings, replicas, keys=keys)
+    application = build(settings, replicas, keys=keys, make=make)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     is_ours = not ray.is_initialized()
     if is_ours:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 import pytest
 from typer.testing import CliRunner
 
 from semgrad_guard.cli.app import app
-from semgrad_guard.errors import ModelError, OptionError, StepUnavailableError
+from semgrad_guard.errors import MissingExtraError, ModelError, OptionError, StepUnavailableError
 from semgrad_guard.serving import KeyFile
 from semgrad_guard.serving import app as running
 from semgrad_guard.serving.gate import KeyFileError
@@ -55,6 +57,8 @@ def test_the_options_reach_the_server(served, tmp_path):
         (["--model", "smolm2-135m"], ModelError, "smollm2-135m"),
         (["--model", "a", "--upstream", "http://b"], ServerSettingError, "both write"),
         (["--upstream", "http://b", "--fallback", "big"], OptionError, "NAME=URL"),
+        (["--replicas", "2"], OptionError, "--ray"),
+        (["--ray", "--replicas", "3", "--max-replicas", "2"], ServerSettingError, "fewer"),
     ],
 )
 def test_what_cannot_work_is_said_before_anything_is_loaded(served, words, error, says):
@@ -73,6 +77,13 @@ def test_a_fallback_that_the_policy_names_has_to_be_given(served, tmp_path):
         run(*words)
     run(*words, "--fallback", "big=http://c/v1")
     assert len(served) == 1
+
+
+@pytest.mark.skipif(find_spec("ray") is not None, reason="Ray is installed")
+def test_without_ray_the_extra_is_named(served):
+    """The message says what to install."""
+    with pytest.raises(MissingExtraError, match=r"semgrad-guard\[ray\]"):
+        run("serve", "--scorer", "gpt2", "--ray")
 
 
 def test_keys_are_made_listed_and_revoked(tmp_path):
