@@ -64,9 +64,7 @@ class SleepingScorer:
         own = self.fingerprint()
         values = [float(len(one.answer)) for one in exchanges]
         return [
-            Score(
-                method="length", value=value, signals={"length": value}, fingerprint=self.fingerprint(), model=self.name
-            )
+            Score(method="length", value=value, signals={"length": value}, fingerprint=own, model=self.name)
             for value in values
         ]
 
