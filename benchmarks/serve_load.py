@@ -121,9 +121,12 @@ class Load:
 
     async def read_slowly(self) -> None:
         """Ask, and take the answer in small pieces with long pauses."""
-        async with self._client.stream("POST", f"{self._url}/v1/score", json=body_of(0)) as answer:
-            async for _ in answer.aiter_bytes(256):
-                await asyncio.sleep(0.2)
+        try:
+            async with self._client.stream("POST", f"{self._url}/v1/score", json=body_of(0)) as answer:
+                async for _ in answer.aiter_bytes(256):
+                    await asyncio.sleep(0.2)
+        except httpx.HTTPError as error:
+            self.tally.lost.append(f"slow reader: {type(error).__name__}")
 
 
 async def closed(url: str, clients: int, seconds: float) -> dict[str, Any]:
@@ -189,6 +192,7 @@ async def soak(target: Target, per_s: float, seconds: float, limit: int) -> dict
             "asked_per_s": round(per_s, 2),
             **load.tally.summary(time.perf_counter() - started),
             "replicas_killed": len(target.killed),
+            "fronts_seen": len(target.fronts),
             "memory_early_mb": round(early, 1),
             "memory_late_mb": round(late, 1),
             "memory_growth": round(late / early, 3) if early else None,

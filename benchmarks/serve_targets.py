@@ -21,7 +21,7 @@ from semgrad_guard.serving.settings import Replicas, ServerListening
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import Generator, Sequence
+    from collections.abc import Callable, Generator, Sequence
 
     from semgrad_guard.errors import ScoringError
     from semgrad_guard.flow import Exchange
@@ -74,8 +74,10 @@ class Target:
     """A server under load."""
 
     url: str
-    pids: list[int]
-    """Processes whose memory is watched."""
+    pids: Callable[[], list[int]]
+    """Finds the processes whose memory is watched."""
+    fronts: set[int] = field(default_factory=set[int])
+    """The processes that were watched; more than at the start where one was replaced."""
     killed: list[str] = field(default_factory=list[str])
     """Replicas that were ended."""
     _ray: Any = None
@@ -84,15 +86,22 @@ class Target:
         """End one scoring replica as a crash does, where there are several."""
         if self._ray is None:
             return
+        from ray import serve
+
+        states = serve.status().applications["semgrad-guard"].deployments["scoring"].replica_states
+        if sum(n for state, n in states.items() if str(getattr(state, "value", state)) == "RUNNING") < 2:
+            return  # the last one has no successor yet
         actors = self._ray.util.list_named_actors(all_namespaces=True)
         names = sorted(one["name"] for one in actors if "#scoring#" in one["name"] and one["name"] not in self.killed)
-        if len(names) > 1:
+        if names:
             self._ray.kill(self._ray.get_actor(names[0], namespace="serve"))
             self.killed.append(names[0])
 
     def memory_mb(self) -> float:
         """Return the resident memory of the watched processes."""
-        return sum(map(_resident_mb, self.pids))
+        pids = self.pids()
+        self.fronts.update(pids)
+        return sum(map(_resident_mb, pids))
 
 
 def has_ray() -> bool:
@@ -111,7 +120,7 @@ def program(*options: str) -> Generator[Target]:
     command = [sys.executable, "-W", "ignore", "-c", PROGRAM, "serve", "--port", str(port), *options]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)  # noqa: S603 - of this package
     try:
-        target = Target(f"http://127.0.0.1:{port}", [process.pid])
+        target = Target(f"http://127.0.0.1:{port}", lambda: [process.pid])
         wait_until_ready(target.url)
         yield target
     finally:
@@ -134,7 +143,7 @@ def on_ray(n: int, limits: Limits, *, sleep_s: float = 0.02) -> Generator[Target
         replicas = Replicas(least=n, cpus=0.1)
         stop = started(settings, replicas, ServerListening(port=port), make=partial(SleepingScorer, sleep_s))
         try:
-            target = Target(f"http://127.0.0.1:{port}", _front_pids(), _ray=ray)
+            target = Target(f"http://127.0.0.1:{port}", _front_pids, _ray=ray)
             wait_until_ready(target.url)
             yield target
         finally:

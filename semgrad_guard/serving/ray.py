@@ -18,6 +18,7 @@ import threading
 from collections.abc import Mapping
 from contextvars import Context
 from dataclasses import dataclass, field, fields, replace
+from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,9 +50,9 @@ APP, FRONT, SCORING = "semgrad-guard", "front", "scoring"
 """Names of the Serve application and of its deployments."""
 HEALTH_S = 10.0
 """How often a replica is asked whether it is well."""
-_LOOK_EVERY_S = 0.05
+_LOOK_FIRST_S, _LOOK_LAST_S = 0.05, 1.0
 _SPARE = 64
-"""Requests beyond the limit that reach the front, which answers them with 429."""
+"""Requests beyond the limit that reach the front, which answers them with 429; Ray answers further ones so."""
 _TRANSIENT = frozenset({
     "RayActorError", "ActorDiedError", "ActorUnavailableError", "ReplicaUnavailableError", "NodeDiedError",
     "WorkerCrashedError", "ObjectLostError", "OwnerDiedError",
@@ -285,13 +286,15 @@ class _Call:
         Raises:
             ScoringEndedError: nobody waits any more.
         """
+        look_s = _LOOK_FIRST_S
         while True:
             if self.deadline.remaining_s() == 0 or (self.cancel is not None and self.cancel.is_set()):
                 self.response.cancel()
                 raise ScoringEndedError
             try:
-                found = self.response.result(timeout_s=_LOOK_EVERY_S)
-            except TimeoutError:
+                found = self.response.result(timeout_s=look_s)
+            except TimeoutError:  # hundreds may wait, so they look more and more rarely whether they are still wanted
+                look_s = min(2 * look_s, _LOOK_LAST_S)
                 continue
             except Exception as error:
                 if _name_of(error) not in _TRANSIENT:
@@ -307,7 +310,7 @@ class _Call:
 
 def _pause() -> None:
     """Let Ray notice that a replica is gone, before another one is asked for."""
-    threading.Event().wait(_LOOK_EVERY_S)
+    threading.Event().wait(_LOOK_FIRST_S)
 
 
 def _name_of(error: Exception) -> str:
@@ -408,6 +411,8 @@ def build(
         name=FRONT,
         num_replicas=replicas.fronts,
         max_ongoing_requests=limits.requests + _SPARE,
+        max_queued_requests=_SPARE,
+        backpressure_config={"status_code": HTTPStatus.TOO_MANY_REQUESTS, "retry_after_s": 1},
         ray_actor_options={"num_cpus": 0},
         health_check_period_s=HEALTH_S,
         graceful_shutdown_timeout_s=limits.shutdown_s,

@@ -1,4 +1,4 @@
-"""`score --ray` and `evaluate --ray` on a real local Ray: the lines of one process, whether or not a run was cut off."""
+"""`score --ray` and `evaluate --ray` on a real local Ray: the lines of one process, even where a run was cut off."""
 
 from __future__ import annotations
 
