@@ -17,7 +17,7 @@ import signal
 import threading
 from collections.abc import Mapping
 from contextvars import Context
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,7 +31,7 @@ from semgrad_guard.serving.backend import Scoring, in_own_thread, policy_for
 from semgrad_guard.serving.batching import BatchingScorer, BusyError, ClosedError, start_of
 from semgrad_guard.serving.gate import KeyFile
 from semgrad_guard.serving.problems import problem_of
-from semgrad_guard.serving.settings import Limits, Replicas, ServerSettingError, ServerSettings
+from semgrad_guard.serving.settings import Limits, Replicas, ServerSettingError, ServerSettings, settings_of
 from semgrad_guard.wire import ProblemForm, error_of
 
 if TYPE_CHECKING:
@@ -432,38 +432,9 @@ def front_app(settings: ServerSettings, keys: Path | None, make: Callable[[], Sc
 
 
 def application(args: Mapping[str, Any]) -> Any:
-    """Return the application for a Serve config file, such as a RayService's, whose `args` say what is served.
-
-    They are named as in `ServerSettings`, `Limits` (under `limits`) and `Replicas` (under `replicas`), with `keys`; the
-    upstream's key comes from the variable `SEMGRAD_UPSTREAM_KEY`.
-
-    Raises:
-        ServerSettingError: a name is not known.
-    """
-    given = dict(args)
-    limits, replicas, keys = (given.pop(name, None) for name in ("limits", "replicas", "keys"))
-    fallbacks = given.pop("fallbacks", None) or {}
-    policy = given.pop("policy", None)
-    settings = _made(
-        ServerSettings,
-        {
-            **given,
-            "policy": Path(policy) if isinstance(policy, str) else policy,
-            "fallbacks": tuple(fallbacks.items()),
-            "upstream_key": os.environ.get("SEMGRAD_UPSTREAM_KEY"),
-            "limits": _made(Limits, limits or {}),
-        },
-    )
-    return build(settings, _made(Replicas, replicas or {}), keys=Path(keys) if keys else None)
-
-
-def _made(kind: Any, given: Mapping[str, Any]) -> Any:
-    known = [one.name for one in fields(kind)]
-    unknown = sorted(set(given) - set(known))
-    if unknown:
-        msg = f"{kind.__name__} has no {', '.join(map(repr, unknown))}: it has {', '.join(known)}"
-        raise ServerSettingError(msg)
-    return kind(**given)
+    """Return the application for a Serve config file, such as a RayService's; see `settings_of` for its `args`."""
+    settings, replicas, keys = settings_of(args)
+    return build(settings, replicas, keys=keys)
 
 
 def _anywhere(settings: ServerSettings) -> ServerSettings:

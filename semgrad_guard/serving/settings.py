@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+import os
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from semgrad_guard.errors import SemGradGuardError
 from semgrad_guard.review.addresses import Listening
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from semgrad_guard.policy import AcceptOption, PolicySource
 
 StreamMode = Literal["auto", "buffer", "sentence", "annotate"]
@@ -173,3 +177,40 @@ class ServerListening(Listening):
                 "`semgrad-guard keys add NAME` and give --keys keys.json, or listen on 127.0.0.1"
             )
             raise ServerSettingError(msg)
+
+
+def settings_of(args: Mapping[str, Any]) -> tuple[ServerSettings, Replicas, Path | None]:
+    """Return what a configuration file says: what is served, the replicas, and the file of keys.
+
+    Its names are those of `ServerSettings`, with `limits` (see `Limits`), `replicas` (see `Replicas`), `fallbacks` as a
+    mapping of names to addresses, and `keys`. The upstream's key comes from the variable `SEMGRAD_UPSTREAM_KEY`.
+
+    Raises:
+        ServerSettingError: a name is not known.
+    """
+    given = dict(args)
+    limits, replicas, keys = (given.pop(name, None) for name in ("limits", "replicas", "keys"))
+    fallbacks, policy = given.pop("fallbacks", None) or {}, given.pop("policy", None)
+    settings = _made(
+        ServerSettings,
+        {
+            "upstream_key": os.environ.get("SEMGRAD_UPSTREAM_KEY"),
+            **given,
+            "policy": Path(policy) if isinstance(policy, str) else policy,
+            "fallbacks": tuple(fallbacks.items()),
+            "limits": _made(Limits, limits or {}),
+        },
+    )
+    return settings, _made(Replicas, replicas or {}), Path(keys) if keys else None
+
+
+T = TypeVar("T", ServerSettings, Limits, Replicas)
+
+
+def _made(kind: type[T], given: Mapping[str, Any]) -> T:
+    known = [one.name for one in fields(kind)]
+    unknown = sorted(set(given) - set(known))
+    if unknown:
+        msg = f"{kind.__name__} has no {', '.join(map(repr, unknown))}: it has {', '.join(known)}"
+        raise ServerSettingError(msg)
+    return kind(**given)
