@@ -9,9 +9,14 @@ import pytest
 from typer.testing import CliRunner
 
 from semgrad_guard.cli.app import app
+from semgrad_guard.cli.evaluate import _workings
+from semgrad_guard.evaluation.compare.answering import AnsweringModel, Asked
+from semgrad_guard.evaluation.on_ray import Workers
+from semgrad_guard.evaluation.rows import read_rows
 from tests.models_for_tests import local_model
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
 ray = pytest.importorskip("ray", reason="needs pip install 'ray[serve,data]'", exc_type=ImportError)
@@ -42,8 +47,13 @@ def run(*words: object) -> None:
 
 
 def lines_of(path: Path) -> list[dict[str, Any]]:
-    """Return the lines of a file without the times, which differ from run to run."""
-    found = [json.loads(line) for line in path.read_text().splitlines()]
+    """Return the lines of a file without the times."""
+    return without_times(json.loads(line) for line in path.read_text().splitlines())
+
+
+def without_times(lines: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return lines without the seconds that each took, which differ from run to run."""
+    found = [json.loads(json.dumps(line)) for line in lines]
     for line in found:
         line.pop("seconds", None)
         line.get("score", {}).pop("seconds", None)
@@ -71,13 +81,15 @@ def test_a_file_scored_by_two_processes_is_that_of_one(model: Path, tmp_path: Pa
 
 
 def test_questions_answered_by_two_processes_have_the_answers_of_one(model: Path, tmp_path: Path) -> None:
-    """`evaluate` answers on Ray, and compares here."""
+    """What `evaluate` does before it compares: answers with their scores, and scores alone for made answers."""
     data = tmp_path / "questions.jsonl"
-    rows = [{"question": f"What is {i}?", "passages": [f"It is {i}."], "correct": i % 3 == 0} for i in range(36)]
+    rows = [{"question": f"What is {i}?", "passages": [f"It is {i}."], "correct": i % 3 == 0} for i in range(12)]
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    words = ["evaluate", data, "--model", model, "--max-new-tokens", "4", "--samples", "0", "--baselines", "0"]
-    words += ["--embedding", "none", "--no-adversarial"]
-    run(*words, "--out", tmp_path / "one")
-    run(*words, "--out", tmp_path / "two", "--ray", "--workers", "2")
-    assert lines_of(tmp_path / "two" / "answers.jsonl") == lines_of(tmp_path / "one" / "answers.jsonl")
-    assert (tmp_path / "two" / "report.html").exists()
+    asked = Asked(max_new_tokens=4, n_baseline_rows=0, n_samples=0)
+    answering = AnsweringModel(model=str(model))
+    one = _workings(answering, asked, None, data)
+    two = _workings(answering, asked, Workers(number=2), data)
+    batches = [[row] for row in read_rows(data)]
+    for here, there in zip(one, two, strict=True):
+        assert (there.name, there.fingerprint) == (here.name, here.fingerprint)
+        assert without_times(there.lines(batches)) == without_times(here.lines(batches))
