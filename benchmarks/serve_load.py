@@ -254,7 +254,7 @@ def _replicas(asked: argparse.Namespace) -> dict[str, Any]:
         return {"left_out": "Ray is not installed"}
     limits, found = Limits(batch=1, window_s=0.0), dict[str, Any]()
     for n in (1, 2):
-        with on_ray(n, limits, sleep_s=0.2) as target:
+        with on_ray(n, limits, sleep_s=asked.sleep) as target:
             found[str(n)] = asyncio.run(closed(target.url, 8, asked.seconds))
             _say(f"{n} replicas: {found[str(n)]['answers_per_s']:g}/s")
     found["ratio"] = round(found["2"]["answers_per_s"] / found["1"]["answers_per_s"], 2)
@@ -290,6 +290,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--only", nargs="+", choices=parts, default=parts, help="leave the other parts out")
     parser.add_argument("--scorer", default="smollm2-135m", help="model for the comparison of batches")
     parser.add_argument("--seconds", type=float, default=10.0, help="length of each measurement")
+    parser.add_argument("--sleep", type=float, default=0.2, help="seconds that a scorer sleeps to compare replicas")
     parser.add_argument("--soak", type=float, default=600.0, help="length of the soak")
     parser.add_argument("--json", help="file for the report")
     return parser
