@@ -12,6 +12,7 @@ import json
 import math
 import random
 import sys
+import time
 from collections import deque
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -24,6 +25,9 @@ TARGETS = (10.0, 1_000.0, 100_000.0)
 """Answers a second."""
 SPARE = 1.25
 """Replicas beyond what the mean load needs: bursts, restarts and deployments take some."""
+_SIZES = (1, 16)
+"""Sizes of the batches that are measured."""
+_TRIES = 3
 _SIMULATED = 64
 """Most replicas that are simulated; beyond that, each has the same share of the load."""
 
@@ -135,18 +139,54 @@ def needed(replica: Replica, per_s: float, *, p95_s: float) -> tuple[int, Found]
         n += max(1, n // 50)
 
 
+def measure(scorer: str) -> Replica:
+    """Return the service times of a packaged model on one processor core, in its own processor seconds.
+
+    These hardly depend on what else the machine does. The times of two sizes of batches give both figures.
+    """
+    from benchmarks.serve_load import body_of
+    from semgrad_guard.context import with_context
+    from semgrad_guard.guard.assembly import profile_of, scorer_of
+    from semgrad_guard.policy import policy_of
+    from semgrad_guard.wire import ScoreRequest
+
+    policy = policy_of(None, None)
+    loaded = scorer_of(policy.scorer, scorer, profile_of(policy))
+    forms = [ScoreRequest.model_validate(body_of(number)).exchanges[0] for number in range(_SIZES[-1])]
+    exchanges = [with_context(form.to_exchange()) for form in forms]
+    loaded.score(exchanges[0])  # loads the model
+
+    def seconds(n: int) -> float:
+        started = time.process_time()
+        loaded.score_batch(exchanges[:n])
+        return time.process_time() - started
+
+    few, many = (min(seconds(n) for _ in range(_TRIES)) for n in _SIZES)
+    each_s = (many - few) / (_SIZES[1] - _SIZES[0])
+    return Replica(batch_s=max(0.0, few - _SIZES[0] * each_s), each_s=each_s)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print how many replicas each number of answers needs."""
     parser = argparse.ArgumentParser(prog="serve_plan", description=__doc__)
-    parser.add_argument("--batch-ms", type=float, required=True, help="milliseconds of a batch, however small")
-    parser.add_argument("--each-ms", type=float, required=True, help="milliseconds that each exchange of it adds")
+    parser.add_argument("--batch-ms", type=float, help="milliseconds of a batch, however small")
+    parser.add_argument("--each-ms", type=float, help="milliseconds that each exchange of it adds")
+    parser.add_argument(
+        "--measure", metavar="MODEL", help="measure both with a packaged model, on a core of this machine"
+    )
     parser.add_argument("--max-batch", type=int, default=32, help="most exchanges in a batch")
     parser.add_argument("--p95-ms", type=float, default=1_000.0, help="time within which 95 %% are to be answered")
     parser.add_argument("--per-gpu", type=int, default=1, help="replicas that share a GPU; each is that much slower")
     parser.add_argument("--answers", type=float, nargs="+", default=TARGETS, help="answers a second")
     parser.add_argument("--json", help="file for the figures")
     asked = parser.parse_args(arguments)
-    replica = Replica(batch_s=asked.batch_ms / 1000, each_s=asked.each_ms / 1000, most=asked.max_batch)
+    if asked.measure is None and (asked.batch_ms is None or asked.each_ms is None):
+        parser.error("give --batch-ms and --each-ms, or --measure")
+    if asked.measure is not None:
+        replica = replace(measure(asked.measure), most=asked.max_batch)
+        sys.stdout.write(f"measured: {1000 * replica.batch_s:.0f} ms + {1000 * replica.each_s:.0f} ms each\n")
+    else:
+        replica = Replica(batch_s=asked.batch_ms / 1000, each_s=asked.each_ms / 1000, most=asked.max_batch)
     shared = replace(replica, batch_s=replica.batch_s * asked.per_gpu, each_s=replica.each_s * asked.per_gpu)
     rows: list[dict[str, float]] = []
     sys.stdout.write(f"one replica: at most {shared.per_s:.3g} answers/s\n")
