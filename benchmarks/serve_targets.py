@@ -138,7 +138,8 @@ def on_ray(n: int, limits: Limits, *, sleep_s: float = 0.02) -> Generator[Target
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     # Ray ends a proxy that answers no health check for 30 s, and its connections with it. Where other programs take all
     # cores, that measures them and not this server.
-    os.environ.setdefault("RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S", "60")
+    for name in ("HEALTH", "READY"):
+        os.environ.setdefault(f"RAY_SERVE_PROXY_{name}_CHECK_TIMEOUT_S", "60")
     ray.init(num_cpus=8, include_dashboard=False, log_to_driver=False, logging_level="error")
     try:
         port = free_port()
