@@ -240,12 +240,6 @@ class FallbackServer:
         left_s = self._deadline.remaining_s()
         return self._call.seconds if left_s is None else min(self._call.seconds, left_s)
 
-    import httpx
-
-    from semgrad_guard.flow import Prompt
-    from semgrad_guard.serving.backend import Backend
-    from semgrad_guard.serving.writers import Call
-
 
 _FINISH = {"stop_sequence": "stop", "cancelled": "length"}
 
