@@ -549,6 +549,6 @@ def test_a_client_that_goes_ends_the_writing():
     with serving(create_app(ServerSettings(model=local, max_tokens=3500, limits=LIMITS))) as url:
         with pytest.raises(httpx.ReadTimeout):
             httpx.post(
-                f"{url}/v1/chat/completions", json={**ASK, "model": local.name}, timeout=httpx.Timeout(30, read=2)
+                f"{url}/v1/chat/completions", json={**ASK, "model": local.name}, timeout=httpx.Timeout(30, read=0.5)
             )
         assert ended.wait(30)
