@@ -13,6 +13,7 @@ import os
 import random
 import sys
 import time
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
@@ -116,7 +117,9 @@ class Load:
             answer = await self._client.post(f"{self._url}/v1/score", content=b"x" * (limit + 1))
         except httpx.HTTPError:  # the server may hang up while it is sent
             return
-        if answer.status_code != httpx.codes.REQUEST_ENTITY_TOO_LARGE:
+        if answer.status_code == httpx.codes.TOO_MANY_REQUESTS:
+            self.tally.refused += 1
+        elif answer.status_code != httpx.codes.REQUEST_ENTITY_TOO_LARGE:
             self.tally.lost.append(f"oversize: {answer.status_code}")
 
     async def read_slowly(self) -> None:
@@ -196,7 +199,7 @@ async def soak(target: Target, per_s: float, seconds: float, limit: int) -> dict
             "memory_early_mb": round(early, 1),
             "memory_late_mb": round(late, 1),
             "memory_growth": round(late / early, 3) if early else None,
-            "first_losses": load.tally.lost[:5],
+            "losses": Counter(load.tally.lost),
         }
     _say(
         f"soak of {found['seconds']:.0f} s at {per_s:.0f}/s: {found['answered']} answered, {found['lost']} lost, "

@@ -180,16 +180,29 @@ def wait_until_ready(url: str) -> None:
 
 
 def _front_pids() -> list[int]:
-    """Return the processes of Ray that answer HTTP."""
+    """Return the processes of this program's Ray that answer HTTP."""
     found: list[int] = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             title = (folder / "cmdline").read_bytes()
         except OSError:
             continue
-        if title.startswith((b"ray::ServeReplica:semgrad-guard:front", b"ray::ProxyActor")):
+        is_front = title.startswith((b"ray::ServeReplica:semgrad-guard:front", b"ray::ProxyActor"))
+        if is_front and _is_ours(int(folder.name)):
             found.append(int(folder.name))
     return found
+
+
+def _is_ours(pid: int) -> bool:
+    """Return whether a process descends from this one: another Ray may run on the machine."""
+    while pid > 1:
+        if pid == os.getpid():
+            return True
+        try:
+            pid = int(Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[1])
+        except OSError:
+            return False
+    return False
 
 
 def _resident_mb(pid: int) -> float:
