@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 export HF_HUB_OFFLINE := 1
 
-.PHONY: help install demo check test test-gpu lint format types contract profile proxy-profile bench bench-gpu bench-review docs pages release-check clean
+.PHONY: help install demo check test test-gpu lint format types contract profile proxy-profile bench bench-gpu bench-review bench-serve docs pages release-check clean
 help:            ## show this list
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/:/' | column -t -s:
 
@@ -80,6 +80,10 @@ SECONDS ?= 60
 URL     ?= sqlite://
 bench-review: $(STAMP)  ## put the review queue under load: make bench-review SECONDS=60 URL=postgresql://user@host/database
 	$(BIN)/python -m benchmarks.review_load --seconds $(SECONDS) --url '$(URL)' --json bench/review.json
+
+SOAK ?= 600
+bench-serve: $(STAMP)  ## put the server under load, with Ray where it is installed: make bench-serve SOAK=600
+	$(BIN)/python -m benchmarks.serve_load --soak $(SOAK) --json bench/serve.json
 
 clean:  ## remove what the targets made
 	rm -rf $(VENV) dist build .pytest_cache .mypy_cache .ruff_cache

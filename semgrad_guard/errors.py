@@ -425,6 +425,15 @@ class FallbackFailedError(RoutingError):
     """The fallback model gave no answer."""
 
 
+class UnansweredError(RoutingError):
+    """The model gave no answer, and none of the policy's fallback models gave one in its place."""
+
+    def __init__(self, why: str, others: tuple[str, ...]) -> None:
+        """Keep why the model gave none, and why each of the others gave none."""
+        self.why, self.others = why, others
+        super().__init__("; ".join([why, *(others or ["the policy names no fallback model for this question"])]))
+
+
 class StepUnavailableError(RoutingError):
     """The policy names a step that this guard has no component for."""
 

@@ -127,6 +127,15 @@ class RulesBesideTools(Protocol):
 
 
 @runtime_checkable
+class RulesWithoutAnswer(Protocol):
+    """A decider that says who answers where the model gave no answer; any other leaves the question unanswered."""
+
+    def without_answer(self, exchange: Exchange, failure: Failure, progress: Progress) -> Decision | None:
+        """Return the decision to ask another model for the first answer; `None` where none is left to ask."""
+        ...
+
+
+@runtime_checkable
 class Retriever(Protocol):
     """Finds passages for a question.
 

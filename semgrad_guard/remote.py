@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pydantic import BaseModel, ValidationError
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_before_delay, wait_random_exponential
 
-from semgrad_guard import errors
 from semgrad_guard.errors import (
     OtherScorerError,
     ScorerRefusedError,
@@ -25,10 +24,10 @@ from semgrad_guard.flow import Fingerprint
 from semgrad_guard.wire import (
     MAX_EXCHANGES,
     ModelList,
-    ProblemForm,
     ScoreReply,
     ScoreResult,
     WireError,
+    error_of,
     exchange_fields,
     score_from_fields,
 )
@@ -49,22 +48,6 @@ _LOOK_EVERY_S = 0.05
 _GRACE_S = 1.0
 """Seconds that a server gets past the time limit to say itself what ended."""
 _AGAIN = frozenset({429, 502, 503, 504})
-_REBUILT = {
-    kind.__name__: kind
-    for kind in (
-        errors.EmptyAnswerError,
-        errors.EmptyPromptError,
-        errors.PositionOutsidePromptError,
-        errors.ContextTooLongError,
-        errors.ForeignTokensError,
-        errors.NonFiniteScoreError,
-        errors.GradientsUnavailableError,
-        errors.ModelFailedError,
-        errors.OutOfMemoryError,
-        errors.ScoringEndedError,
-    )
-}
-"""Errors that come back as what they were at the server."""
 
 
 class RemoteScorer:
@@ -212,7 +195,7 @@ class RemoteScorer:
 
     def _score_of(self, result: ScoreResult) -> Score | ScoringError:
         if result.score is None:
-            return _error_of(result.error)
+            return error_of(result.error)
         try:
             score = score_from_fields(result.score.model_dump())
         except WireError as error:
@@ -373,17 +356,6 @@ def _message(response: httpx.Response) -> str:
     except (ValueError, KeyError, TypeError):
         return "is this the address of a scoring server?"
     return str(told)
-
-
-def _error_of(problem: ProblemForm | None) -> ScoringError:
-    """Return the error of one exchange, as the type that it had at the server."""
-    if problem is None:
-        return ScoringError("the server sent neither a score nor an error: use the same version on both sides")
-    known = _REBUILT.get(problem.type)
-    try:
-        return ScoringError(problem.message) if known is None else known(**problem.details)
-    except TypeError:
-        return ScoringError(problem.message)
 
 
 def _differences(expected: Fingerprint, seen: Fingerprint, names: Sequence[str]) -> str:

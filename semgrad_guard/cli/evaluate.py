@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -11,20 +13,20 @@ from rich.console import Console
 
 from semgrad_guard.cli.score import score_pending
 from semgrad_guard.cli.terminal import bar, examples, plain_table
-from semgrad_guard.signals import FREE, PROBES
+from semgrad_guard.cli.workers import GpusOption, RayOption, WorkersOption, Working, workers_of, working
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from semgrad_guard.calibration import Interval
-    from semgrad_guard.evaluation.compare.answering import Asked
+    from semgrad_guard.evaluation.compare.answering import AnsweringModel, Asked
     from semgrad_guard.evaluation.compare.comparing import MethodResult
     from semgrad_guard.evaluation.compare.report import Result
     from semgrad_guard.evaluation.compare.run import Evaluation
     from semgrad_guard.evaluation.grading import Grader, Similarity
+    from semgrad_guard.evaluation.on_ray import Workers
     from semgrad_guard.evaluation.row_files import ScoredFile
     from semgrad_guard.models.embedding import SentenceModel
-    from semgrad_guard.scoring import SemGradScorer
 
 N_METHODS = 40
 """Rough number of methods that are compared, for the progress bar."""
@@ -35,6 +37,7 @@ EXAMPLES = examples(
     "semgrad-guard evaluate questions.jsonl --limit 500 --baselines 200",
     "semgrad-guard evaluate questions.jsonl --model Qwen/Qwen3-0.6B --out qwen",
     "semgrad-guard evaluate questions.jsonl --grader embedding",
+    "semgrad-guard evaluate questions.jsonl --ray --workers 4",
     "semgrad-guard evaluate hf:squad_v2 --limit 300 --grader f1",
     more="""
 A line of the input: {"question": "...", "passages": ["..."], "answers": ["accepted", "also accepted"]}; an empty list
@@ -78,9 +81,12 @@ def evaluate(
         bool, typer.Option(help="Also score answers that are made to look right, and show what they get.")
     ] = True,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Start again instead of continuing.")] = False,
+    ray: RayOption = False,
+    workers: WorkersOption = 1,
+    gpus: GpusOption = 0.0,
 ) -> None:
     """Answer, grade and score questions, then compare all methods: tables with intervals, JSON and an HTML page."""
-    from semgrad_guard.evaluation.compare.answering import Asked  # loads torch
+    from semgrad_guard.evaluation.compare.answering import AnsweringModel, Asked  # loads torch
     from semgrad_guard.evaluation.compare.run import RATES, Evaluation  # loads numpy
     from semgrad_guard.evaluation.grading import (  # loads numpy
         SAME_WORDS,
@@ -90,6 +96,7 @@ def evaluate(
     )
 
     console = Console(stderr=True)
+    pool = workers_of(ray=ray, workers=workers, gpus=gpus)
     folder = out or Path(f"{_stem(data)}-{_stem(model)}")
     folder.mkdir(parents=True, exist_ok=True)
     questions = _questions(data, folder, field or [], limit)
@@ -116,10 +123,11 @@ def evaluate(
     requested = Asked(n_baseline_rows=baselines, n_samples=samples, max_new_tokens=max_new_tokens, seed=seed)
     if overwrite:
         (folder / ANSWERS).unlink(missing_ok=True)
+    answering = AnsweringModel(model=model, dtype=dtype, device=device, position=position, embedding=embedder)
     with console.status(f"Loading {model}"):
-        scorer = _scorer(model, dtype, device, position, embedder)
-    answers = _answered(console, folder / ANSWERS, questions, limit, scorer, requested)
-    made = _adversarial(console, folder, evaluation, answers, scorer, seed) if adversarial else None
+        answer, score = _workings(answering, requested, pool, questions)
+    answers = _answered(console, folder / ANSWERS, questions, limit, answer)
+    made = _adversarial(console, folder, evaluation, answers, score, seed) if adversarial else None
     _report(_compared(console, evaluation, answers, folder, made), folder)
 
 
@@ -180,24 +188,30 @@ def _grader(name: str, meaning: Similarity | None, same: float, judge: str | Non
     return grading.by_judge(grading.local_judge(load_model(judge)))
 
 
-def _scorer(
-    model: str, dtype: str, device: str | None, position: int | None, embedder: SentenceModel | None
-) -> SemGradScorer:
-    from semgrad_guard.models import load_model  # loads torch
-    from semgrad_guard.scoring import SemGradScorer  # loads torch
+def _workings(
+    model: AnsweringModel, requested: Asked, pool: Workers | None, questions: Path
+) -> tuple[Working, Working]:
+    """Load the model once, here or in other processes, and return how it answers and how it only scores."""
+    from semgrad_guard.evaluation.compare.answering import ONLY_SCORES, RowAnswering
+    from semgrad_guard.evaluation.on_ray import on_ray
 
-    local = load_model(model, dtype=dtype, device=device)
-    return SemGradScorer(local, position=position, signals=(*FREE, *PROBES), embedder=embedder)
+    if pool is None:
+        work = RowAnswering(model, requested)
+        scoring = RowAnswering(work.scorer, ONLY_SCORES)
+        return working(lambda: work, None, questions), working(lambda: scoring, None, questions)
+    by_name = model.embedding if model.embedding is None or isinstance(model.embedding, str) else model.embedding.name
+    model = replace(model, embedding=by_name)
+    first = working(partial(RowAnswering, model, requested), pool, questions)
+    scores = partial(RowAnswering, model, ONLY_SCORES)
+    return first, replace(first, lines=lambda batches: on_ray(batches, scores, pool, questions))
 
 
-def _answered(
-    console: Console, path: Path, questions: Path, limit: int | None, scorer: SemGradScorer, requested: Asked
-) -> ScoredFile:
+def _answered(console: Console, path: Path, questions: Path, limit: int | None, work: Working) -> ScoredFile:
     """Answer the questions that an earlier run has not answered."""
     from semgrad_guard.evaluation.row_files import ScoredFile, Setting
 
-    answers = ScoredFile(path, Setting(fingerprint=scorer.fingerprint(), model=scorer.name))
-    score_pending(console, answers, questions, scorer, requested, limit=limit, title="Answering")
+    answers = ScoredFile(path, Setting(fingerprint=work.fingerprint, model=work.name))
+    score_pending(console, answers, questions, work.one_by_one, limit=limit, title="Answering")
     return answers
 
 
@@ -206,18 +220,17 @@ ADVERSARIAL = "adversarial.jsonl"
 
 
 def _adversarial(
-    console: Console, folder: Path, evaluation: Evaluation, answers: ScoredFile, scorer: SemGradScorer, seed: int
+    console: Console, folder: Path, evaluation: Evaluation, answers: ScoredFile, work: Working, seed: int
 ) -> ScoredFile | None:
     """Make answers that must lose from the answered questions, and score them; `None` where no row gives any."""
     from semgrad_guard.evaluation.adversarial import write_adversarial  # loads torch
-    from semgrad_guard.evaluation.compare.answering import ONLY_SCORES
     from semgrad_guard.evaluation.row_files import ScoredFile, Setting
 
     data = folder / ADVERSARIAL
     if not write_adversarial(evaluation.honest(answers), data, seed=seed):
         return None
-    made = ScoredFile(folder / f"scored-{ADVERSARIAL}", Setting(fingerprint=scorer.fingerprint(), model=scorer.name))
-    score_pending(console, made, data, scorer, ONLY_SCORES, title="Scoring answers that must lose")
+    made = ScoredFile(folder / f"scored-{ADVERSARIAL}", Setting(fingerprint=work.fingerprint, model=work.name))
+    score_pending(console, made, data, work.one_by_one, title="Scoring answers that must lose")
     return made
 
 

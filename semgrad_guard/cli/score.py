@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 from rich.console import Console
 from rich.text import Text
 
 from semgrad_guard.cli.terminal import bar, examples, plain_table
-from semgrad_guard.signals import FREE, PROBES, SIGNALS
+from semgrad_guard.cli.workers import GpusOption, RayOption, WorkersOption, workers_of, working
+from semgrad_guard.signals import PROBES, SIGNALS
 
 if TYPE_CHECKING:
-    from semgrad_guard.evaluation.compare.answering import Asked
+    from collections.abc import Callable, Iterator
+
     from semgrad_guard.evaluation.row_files import ScoredFile
-    from semgrad_guard.ports import Calibrator
+    from semgrad_guard.evaluation.rows import Row
     from semgrad_guard.scoring import SemGradScorer
 
 SIGNALS_EXAMPLES = examples(
@@ -66,6 +68,7 @@ EXAMPLES = examples(
     "semgrad-guard score answers.jsonl --model Qwen/Qwen3-0.6B --own-answers",
     "semgrad-guard score answers.jsonl --profile my-profile.json",
     "semgrad-guard score answers.jsonl --granularity sentence --html page.html",
+    "semgrad-guard score answers.jsonl --ray --workers 4",
     more="""
 A line of the input: {"prompt": "...", "answer": "..."}. Instead of `prompt` it may have `messages`, `prompt_ids`, or
 `question` with `passages`; instead of `answer`, `answer_ids`; `position` is optional. A line that has a score (from
@@ -99,47 +102,47 @@ def score(
     ] = True,
     rescore: Annotated[bool, typer.Option("--rescore", help="Score rows again that have a score.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Start again instead of continuing.")] = False,
+    ray: RayOption = False,
+    workers: WorkersOption = 1,
+    gpus: GpusOption = 0.0,
 ) -> None:
     """Score a file of answers: all raw signals, and confidence if a profile fits."""
     from semgrad_guard.evaluation.row_files import ScoredFile, Setting, check_apart
     from semgrad_guard.evaluation.rows import read_rows  # loads numpy
-    from semgrad_guard.evaluation.score_file import score_rows
-    from semgrad_guard.models import load_model  # loads torch
-    from semgrad_guard.models.embedding import SentenceModel  # loads numpy
-    from semgrad_guard.scoring import SemGradScorer  # loads torch
+    from semgrad_guard.evaluation.score_file import RowScoring, ScoringAsked, batches, calibrator_of
 
     console = Console(stderr=True)
+    pool = workers_of(ray=ray, workers=workers, gpus=gpus)
     target = out or data.with_suffix(".scored.jsonl")
     check_apart(data, target)
     n_rows = sum(1 for _ in read_rows(data))  # reports mistakes before a model is loaded
-    calibrator = _calibrator(profile)
-    with console.status(f"Loading {model}"):
-        local = load_model(model, dtype=dtype, device=device)
-        embedder = SentenceModel(embedding) if embedding else None
-
-    @cache
-    def scorer_at(own: int | None) -> SemGradScorer:
-        at = position if own is None else own
-        return SemGradScorer(
-            local,
+    calibrator_of(profile)  # and so does this
+    make = partial(
+        RowScoring,
+        ScoringAsked(
+            model=model,
             method=method,
-            position=at,
-            granularity=granularity,  # type: ignore[arg-type] # the scorer checks it
-            signals=(*FREE, *PROBES) if probes else None,
-            embedder=embedder,
-        )
-
-    usual = scorer_at(None)
+            position=position,
+            granularity=granularity,
+            profile=profile,
+            embedding=embedding,
+            dtype=dtype,
+            device=device,
+            own_answers=own_answers,
+            probes=probes,
+            rescore=rescore,
+        ),
+    )
+    with console.status(f"Loading {model}"):
+        work = working(make, pool, data)
     if overwrite:
         target.unlink(missing_ok=True)
-    setting = Setting(fingerprint=usual.fingerprint(), model=usual.name, method=method)
+    setting = Setting(fingerprint=work.fingerprint, model=work.name, method=method)
     file = ScoredFile(target, setting, own_positions=True, rescore=rescore)
     n_pending = sum(1 for _ in file.pending(data))
     with bar(console) as progress:
         task = progress.add_task("Scoring", total=n_rows, completed=n_rows - n_pending)
-        for row in score_rows(
-            file.pending(data), scorer_at, calibrator, chat=local.is_chat, own_answers=own_answers, rescore=rescore
-        ):
+        for row in work.lines(batch for _, batch in batches(file.pending(data))):
             file.append(row)
             progress.advance(task)
     _report(file)
@@ -164,14 +167,6 @@ def _report(file: ScoredFile) -> None:
         typer.echo(
             f"error: none of the {n:,} rows in {file.path} could be scored; the first: {first['error']}", err=True
         )
-
-
-def _calibrator(profile: str | None) -> Calibrator | None:
-    if profile is None:
-        return None
-    from semgrad_guard.calibration import ProfileCalibrator, load_profile  # loads numpy
-
-    return ProfileCalibrator(load_profile(profile))
 
 
 # --- For the commands that need scores --------------------------------------------------------------------------------
@@ -211,7 +206,7 @@ class Scoring:
         Raises:
             DataFileError: a row cannot be used, or was scored by another setting, which is named.
         """
-        from semgrad_guard.evaluation.compare.answering import ONLY_SCORES  # loads torch
+        from semgrad_guard.evaluation.compare.answering import ONLY_SCORES, answer_rows  # loads torch
         from semgrad_guard.evaluation.row_files import ScoredFile, Setting
 
         scorer = self._scorer(console)
@@ -221,7 +216,8 @@ class Scoring:
             Setting(fingerprint=scorer.fingerprint(), model=scorer.name, proxy=self.proxy),
             advice=f"use the setting of the file, name another one with --rows, or delete {path}",
         )
-        score_pending(console, scored, data, scorer, replace(ONLY_SCORES, proxy=self.proxy))
+        asked = replace(ONLY_SCORES, proxy=self.proxy)
+        score_pending(console, scored, data, lambda rows: answer_rows(rows, scorer, asked))
         if self.rows is not None:
             console.print(f"scored rows: {self.rows}", markup=False, soft_wrap=True)
         return scored
@@ -244,8 +240,7 @@ def score_pending(
     console: Console,
     file: ScoredFile,
     data: Path,
-    scorer: SemGradScorer,
-    asked: Asked,
+    answer: Callable[[Iterator[Row]], Iterator[dict[str, Any]]],
     *,
     limit: int | None = None,
     title: str = "Scoring",
@@ -256,17 +251,14 @@ def score_pending(
         console: where the bar is drawn.
         file: the rows that are done.
         data: the data file.
-        scorer: scores the rows; its model writes missing answers.
-        asked: what else to ask its model for.
+        answer: answers and scores rows, in order.
         limit: rows to take from the data file, from the first; `None` for all.
         title: what is done, for the bar.
     """
-    from semgrad_guard.evaluation.compare.answering import answer_rows  # loads torch
-
     n_pending = sum(1 for _ in file.pending(data, limit))  # reports mistakes before anything takes time
     with bar(console) as progress:
         task = progress.add_task(title, total=len(file.done) + n_pending, completed=len(file.done))
-        for row in answer_rows(file.pending(data, limit), scorer, asked):
+        for row in answer(file.pending(data, limit)):
             file.append(row)
             progress.advance(task)
 

@@ -16,7 +16,7 @@ from semgrad_guard.errors import OptionError
 from semgrad_guard.extras import require
 
 if TYPE_CHECKING:
-    from semgrad_guard.serving.keys import KeyFile
+    from semgrad_guard.serving.gate import KeyFile
 
 EXAMPLES = examples(
     "semgrad-guard serve --scorer smollm2-135m",
@@ -24,6 +24,7 @@ EXAMPLES = examples(
     "semgrad-guard serve --upstream http://127.0.0.1:8000/v1 --policy policy.yaml",
     "semgrad-guard serve --upstream http://127.0.0.1:11434/v1 --accept 0.7",
     "semgrad-guard serve --scorer smollm2-135m --keys keys.json",
+    "semgrad-guard serve --scorer smollm2-135m --ray --replicas 2",
     more="""
 Then POST to http://127.0.0.1:8788/v1/score what is to be scored, as JSON:
 {"exchanges": [{"prompt": "Capital of France?", "answer": "Paris"}]}
@@ -73,6 +74,13 @@ def serve(
             help="NAME=URL[#MODEL] of a server for the policy's `fallback_model: {name: NAME}`; may be repeated."
         ),
     ] = None,
+    upstream_seconds: Annotated[
+        float | None,
+        typer.Option(
+            min=0.001,
+            help="Longest wait for an upstream's answer.  \\[default: --max-seconds, half of it with --fallback]",
+        ),
+    ] = None,
     upstream_model: Annotated[str | None, typer.Option(help="Model to ask there, whatever callers name.")] = None,
     own_weights: Annotated[
         bool, typer.Option("--own-weights", help="The upstream runs the scorer's very weights.")
@@ -85,6 +93,15 @@ def serve(
     ] = None,
     tls_cert: Annotated[Path | None, typer.Option(help="Certificate file.", exists=True, dir_okay=False)] = None,
     tls_key: Annotated[Path | None, typer.Option(help="Key file.", exists=True, dir_okay=False)] = None,
+    ray: Annotated[
+        bool,
+        typer.Option("--ray", help="Serve on Ray: replicas as processes, on this machine or a cluster."),
+    ] = False,
+    replicas: Annotated[int, typer.Option(min=1, help="With --ray: processes that score.")] = 1,
+    max_replicas: Annotated[
+        int | None, typer.Option(min=1, help="With --ray: most of them under load.  \\[default: --replicas]")
+    ] = None,
+    gpus: Annotated[float, typer.Option(min=0, help="With --ray: GPUs of each; 0.5 puts two on one GPU.")] = 0.0,
     max_batch: Annotated[int, typer.Option(min=1, help="Most exchanges that are scored together.")] = 32,
     window_ms: Annotated[float, typer.Option(min=0, help="Milliseconds for which a batch waits to fill.")] = 10.0,
     max_waiting: Annotated[int, typer.Option(min=1, help="Exchanges that may wait; then callers get 429.")] = 512,
@@ -98,15 +115,15 @@ def serve(
     require("fastapi", extra="serve")
     require("prometheus_client", extra="serve")
     from semgrad_guard.serving import KeyFile, Limits, ServerSettings, create_app  # loads the web framework
-    from semgrad_guard.serving.run import serve as run
-    from semgrad_guard.serving.settings import Listening
+    from semgrad_guard.serving.app import serve as run
+    from semgrad_guard.serving.settings import Replicas, ServerListening
 
-    listening = Listening(host=host, port=port, certificate=tls_cert, key=tls_key, has_keys=keys is not None)
-    listening.check()
+    listening = ServerListening(host=host, port=port, certificate=tls_cert, key=tls_key, has_keys=keys is not None)
     limits = Limits(
         body_bytes=round(max_body_mb * 1_048_576),
         tokens=max_tokens,
         seconds=max_seconds,
+        upstream_s=upstream_seconds,
         waiting=max_waiting,
         batch=max_batch,
         window_s=window_ms / 1000,
@@ -125,10 +142,18 @@ def serve(
         stream=stream.value,
         limits=limits,
     )
-    app = create_app(settings, keys=KeyFile(keys) if keys is not None else None)
+    shares = Replicas(least=replicas, most=max_replicas, gpus=gpus)
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
-    scheme = "https" if tls_cert else "http"
-    _console.print(f"serving {app.state.backend.scorer.name} at {scheme}://{host}:{port} (Ctrl+C stops)", markup=False)
+    if ray:
+        from semgrad_guard.serving.ray import serve_on_ray  # loads Ray
+
+        _console.print(f"serving on Ray at {listening.address} (Ctrl+C stops)", markup=False)
+        serve_on_ray(settings, shares, listening, keys=keys)
+        return
+    if shares != Replicas():
+        raise OptionError("--replicas, --max-replicas, --gpus", "given", "only with --ray")
+    app = create_app(settings, keys=KeyFile(keys) if keys is not None else None)
+    _console.print(f"serving {app.state.backend.scorer.name} at {listening.address} (Ctrl+C stops)", markup=False)
     run(app, listening, limits)
 
 
@@ -168,6 +193,6 @@ def revoke(name: Annotated[str, typer.Argument(help="The key's name.")], keys: K
 
 def _file(path: Path) -> KeyFile:
     require("fastapi", extra="serve")
-    from semgrad_guard.serving.keys import KeyFile  # loads the web framework
+    from semgrad_guard.serving.gate import KeyFile  # loads the web framework
 
     return KeyFile(path)

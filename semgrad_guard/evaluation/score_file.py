@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import bisect
 import json
+from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING, Any
 
 from semgrad_guard.errors import ScoringError
 from semgrad_guard.evaluation.row_files import ROW_KEY, digest, is_scored
 from semgrad_guard.evaluation.rows import scored_part
+from semgrad_guard.signals import FREE, PROBES
 from semgrad_guard.wire import score_fields, score_from_fields
 
 if TYPE_CHECKING:
@@ -17,8 +19,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from semgrad_guard.evaluation.rows import Row
-    from semgrad_guard.flow import Exchange, Score
+    from semgrad_guard.flow import Exchange, Fingerprint, Score
     from semgrad_guard.ports import Calibrator, Scorer
+    from semgrad_guard.scoring import SemGradScorer
 
     ScorerAt = Callable[[int | None], Scorer]
     """The scorer for a row's own position; `None` is the usual one."""
@@ -112,6 +115,85 @@ def _span_values(row: dict[str, Any]) -> list[float]:
     return [float(span["signals"][row["method"]]) for span in row.get("spans", [])]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoringAsked:
+    """How the rows of a file are scored; see the options of `semgrad-guard score`."""
+
+    model: str
+    method: str = "hybridgrad"
+    position: int | None = None
+    granularity: str = "answer"
+    profile: str | None = None
+    embedding: str | None = None
+    dtype: str = "float32"
+    device: str | None = None
+    own_answers: bool = False
+    probes: bool = True
+    rescore: bool = False
+
+
+class RowScoring:
+    """Scores rows with a model that is loaded when this is made."""
+
+    def __init__(self, asked: ScoringAsked) -> None:
+        """Load the model, and the profile where one is named."""
+        from semgrad_guard.models import load_model  # loads torch
+        from semgrad_guard.models.embedding import SentenceModel
+
+        self._asked = asked
+        self._model = load_model(asked.model, dtype=asked.dtype, device=asked.device)
+        self._embedder = SentenceModel(asked.embedding) if asked.embedding else None
+        self._calibrator = calibrator_of(asked.profile)
+        self._scorers: dict[int | None, SemGradScorer] = {}
+
+    @property
+    def name(self) -> str:
+        """Readable name of the model."""
+        return self._scorer_at(None).name
+
+    @property
+    def fingerprint(self) -> Fingerprint:
+        """What the scores depend on apart from the rows."""
+        return self._scorer_at(None).fingerprint()
+
+    def lines(self, rows: Sequence[Row]) -> list[dict[str, Any]]:
+        """Return the output lines of rows; see `score_rows`."""
+        asked = self._asked
+        found = score_rows(
+            rows,
+            self._scorer_at,
+            self._calibrator,
+            chat=self._model.is_chat,
+            own_answers=asked.own_answers,
+            rescore=asked.rescore,
+        )
+        return list(found)
+
+    def _scorer_at(self, own: int | None) -> SemGradScorer:
+        from semgrad_guard.scoring import SemGradScorer  # loads torch
+
+        if own not in self._scorers:
+            asked = self._asked
+            self._scorers[own] = SemGradScorer(
+                self._model,
+                method=asked.method,
+                position=asked.position if own is None else own,
+                granularity=asked.granularity,  # type: ignore[arg-type] # the scorer checks it
+                signals=(*FREE, *PROBES) if asked.probes else None,
+                embedder=self._embedder,
+            )
+        return self._scorers[own]
+
+
+def calibrator_of(profile: str | None) -> Calibrator | None:
+    """Return the calibrator of a profile; `None` where none is named."""
+    if profile is None:
+        return None
+    from semgrad_guard.calibration import ProfileCalibrator, load_profile  # loads numpy
+
+    return ProfileCalibrator(load_profile(profile))
+
+
 BATCH_ROWS = 16
 """Number of rows scored together; they are written before the next ones start."""
 
@@ -137,7 +219,7 @@ def score_rows(
         own_answers: whether the scoring model wrote all answers; otherwise each row says so.
         rescore: whether rows that have a score are scored again.
     """
-    for position, batch in _batches(rows):
+    for position, batch in batches(rows):
         exchanges = [row.exchange_for(chat=chat, on_policy=own_answers or row.is_own) for row in batch]
         kept = [None if rescore or not is_scored(row) else score_from_fields(row.fields["score"]) for row in batch]
         missing = [exchange for exchange, score in zip(exchanges, kept, strict=True) if score is None]
@@ -163,7 +245,8 @@ def _found(exchange: Exchange, score: Score | ScoringError, calibrator: Calibrat
     return found if confidence is None else {**found, "confidence": confidence}
 
 
-def _batches(rows: Iterable[Row]) -> Iterator[tuple[int | None, list[Row]]]:
+def batches(rows: Iterable[Row]) -> Iterator[tuple[int | None, list[Row]]]:
+    """Yield the rows that are scored together, with their position, in order."""
     batch: list[Row] = []
     for row in rows:
         if batch and (row.position != batch[0].position or len(batch) == BATCH_ROWS):

@@ -205,6 +205,30 @@ class Guard:
         run = QuestionRun(self._current(), resources, clock=self._clock, cancel=cancel)
         return self._recorded(run.run(exchange, error))
 
+    def run_unanswered(
+        self,
+        exchange: Exchange,
+        error: Exception,
+        resources: Resources = NO_RESOURCES,
+        *,
+        cancel: threading.Event | None = None,
+    ) -> Outcome:
+        """Ask the policy's fallback models a question that the model gave no answer to, and judge what they answer.
+
+        Args:
+            exchange: the question, with an empty answer.
+            error: why the model gave none.
+            resources: the fallback models.
+            cancel: as for `run`.
+
+        Raises:
+            UnansweredError: none of them gave an answer either; nothing is recorded.
+            UncalibratedError: as for `run`.
+            CancelledError: (of `asyncio`) `cancel` was set.
+        """
+        run = QuestionRun(self._current(), resources, clock=self._clock, cancel=cancel)
+        return self._recorded(run.run_unanswered(exchange, error))
+
     def run_batch(
         self,
         exchanges: Sequence[Exchange],

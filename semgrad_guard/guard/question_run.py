@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
 from semgrad_guard.context import with_context
-from semgrad_guard.errors import NonFiniteScoreError, UncalibratedError, in_log
+from semgrad_guard.errors import NonFiniteScoreError, UnansweredError, UncalibratedError, in_log
 from semgrad_guard.flow import (
     UNCALIBRATED,
     Abstain,
@@ -26,6 +26,7 @@ from semgrad_guard.flow import (
     Status,
     utc_now,
 )
+from semgrad_guard.ports import RulesWithoutAnswer
 from semgrad_guard.routing import (
     Deadline,
     PostponedError,
@@ -230,7 +231,35 @@ class QuestionRun:
             CancelledError: (of `asyncio`) the question was cancelled.
         """
         exchange = with_context(exchange)
-        decision = self._judge(exchange, scored)
+        return self._carry_on(exchange, self._judge(exchange, scored))
+
+    def run_unanswered(self, exchange: Exchange, error: Exception) -> Outcome:
+        """Return the outcome of a question that the model gave no answer to: the policy's fallback models are asked.
+
+        Args:
+            exchange: the question, with an empty answer.
+            error: why there is none.
+
+        Raises:
+            UnansweredError: none of them gave an answer either; there is nothing to judge or hold back.
+            UncalibratedError: there is no confidence and the policy says that this is an error.
+            CancelledError: (of `asyncio`) the question was cancelled.
+        """
+        exchange, failure, decider = with_context(exchange), Failure.of("answer", error), self._parts.decider
+        self._failures.append(failure)
+        while isinstance(decider, RulesWithoutAnswer):
+            decision = decider.without_answer(exchange, failure, self._progress())
+            if decision is None or decision.step.ends_question is True:
+                break
+            retried = self._answered_again(exchange, decision, decision.step)
+            if isinstance(retried, Exception):
+                self._note_failed(decision, retried)
+            else:
+                return self._carry_on(retried, self._judged_again(retried, decision, decision.step))
+        raise UnansweredError(failure.message, tuple(other.message for other in self._failures[1:])) from error
+
+    def _carry_on(self, exchange: Exchange, decision: Decision) -> Outcome:
+        """Take the steps that the policy chooses, until one ends the question."""
         for _ in range(MAX_STEPS - sum(self._tried.values())):
             step = decision.step
             if step.ends_question is True:
@@ -270,6 +299,13 @@ class QuestionRun:
 
     def _take_step(self, exchange: Exchange, decision: Decision, step: NewAttempt) -> tuple[Exchange, Decision]:
         """Return the next attempt and its decision; if the step fails, the same attempt and the next step."""
+        retried = self._answered_again(exchange, decision, step)
+        if isinstance(retried, Exception):
+            return exchange, self._step_failed(exchange, decision, retried)
+        return retried, self._judged_again(retried, decision, step)
+
+    def _answered_again(self, exchange: Exchange, decision: Decision, step: NewAttempt) -> Exchange | Exception:
+        """Return the next attempt, or why there is none."""
         self._tried[decision.rule] = self._tried.get(decision.rule, 0) + 1
         try:
             judged = replace(exchange, score=decision.score or exchange.score)  # says which passages were read
@@ -279,17 +315,23 @@ class QuestionRun:
             postponed.progress = self._progress()
             raise
         except Exception as error:  # noqa: BLE001 - a step that fails must not take the answer with it
-            return exchange, self._step_failed(exchange, decision, error)
+            return error
         self._earlier_attempts = (*self._earlier_attempts, Attempt(exchange, decision, judged_at=self._judged_at))
+        return retried
+
+    def _judged_again(self, retried: Exchange, decision: Decision, step: NewAttempt) -> Decision:
         if isinstance(step, FallbackModel) and step.unscored:
             self._judged_at = utc_now()
-            return retried, _unscored(retried, decision, step)
-        return retried, self._judge(retried)
+            return _unscored(retried, decision, step)
+        return self._judge(retried)
 
-    def _step_failed(self, exchange: Exchange, decision: Decision, error: Exception) -> Decision:
+    def _note_failed(self, decision: Decision, error: Exception) -> None:
         _log.info("step %s failed: %s", decision.rule, in_log(error))
         self._failures.append(Failure.of(decision.action.value, error))
         self._exhausted |= {decision.rule}
+
+    def _step_failed(self, exchange: Exchange, decision: Decision, error: Exception) -> Decision:
+        self._note_failed(decision, error)
         if decision.score is None:
             return on_error(self._parts, exchange, self._failures[-1], self._progress())
         return decide(self._parts, exchange, decision.score, decision.confidence, self._progress())

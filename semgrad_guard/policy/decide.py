@@ -23,7 +23,7 @@ from semgrad_guard.policy.fields import versus
 from semgrad_guard.policy.model import SHIPPED, RiskTarget
 from semgrad_guard.policy.needs import needs_of
 from semgrad_guard.policy.promises import promises
-from semgrad_guard.policy.steps import NewAttemptStep
+from semgrad_guard.policy.steps import FallbackModelStep, NewAttemptStep
 from semgrad_guard.suspicious import suspicious_passages
 
 if TYPE_CHECKING:
@@ -364,6 +364,22 @@ class PolicyDecider:
         question = DecisionInput(rules=rules_for(self.policy, exchange), exchange=exchange, progress=progress)
         return self._failed(question, failure)
 
+    def without_answer(self, exchange: Exchange, failure: Failure, progress: Progress) -> Decision | None:
+        """Return the decision to ask another model where the first one gave no answer; `None` where none is left.
+
+        Only the steps that ask a fallback model can help. Their conditions are checked against a confidence of 0.
+        """
+        rules = rules_for(self.policy, exchange)
+        question = DecisionInput(rules=rules, exchange=exchange, progress=progress)
+        others = [entry for entry in rules.escalate if isinstance(entry.value.spec, FallbackModelStep)]
+        choice = next_step(others, question.context(), progress, self.policy.budget, _spent(question))
+        if choice.entry is None:
+            return None
+        why = f"the model gave no answer ({failure.type}); {_how(choice, progress)}"
+        return question.decision(
+            choice.entry.value.spec.to_flow(rules.messages.pending), choice.entry.rule, why, failure
+        )
+
     def beside_tool_calls(self, exchange: Exchange) -> tuple[BesideToolCalls, str]:
         """Return what happens to text beside a request for tools, and the rule that says so."""
         ruled = rules_for(self.policy, exchange).beside_tool_calls
@@ -398,12 +414,7 @@ class PolicyDecider:
 
     def _escalate(self, question: DecisionInput, threshold: float) -> Decision:
         rules, context, progress = question.rules, question.context(), question.progress
-        spent = Spent(
-            seconds=progress.elapsed_s,
-            attempts=context.n_attempts,
-            cost=max(progress.cost, cost_of(rules.escalate, progress.tried)),
-        )
-        choice = next_step(rules.escalate, context, progress, self.policy.budget, spent)
+        choice = next_step(rules.escalate, context, progress, self.policy.budget, _spent(question))
         doubt = question.doubt(threshold)
         if choice.entry is not None:
             why = f"{doubt}; {_how(choice, progress)}"
@@ -427,6 +438,15 @@ class PolicyDecider:
                 f"; `{on_error.rule}: {on_error.value}` would let out or lose an answer that is held back: abstaining"
             )
         return question.decision(step, on_error.rule, why, failure)
+
+
+def _spent(question: DecisionInput) -> Spent:
+    progress = question.progress
+    return Spent(
+        seconds=progress.elapsed_s,
+        attempts=question.context().n_attempts,
+        cost=max(progress.cost, cost_of(question.rules.escalate, progress.tried)),
+    )
 
 
 def _last_step(rules: Rules) -> Step:

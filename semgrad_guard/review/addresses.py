@@ -1,15 +1,19 @@
-"""Which addresses a webhook may reach: not the network's own services, which would hand out secrets."""
+"""Where a server may listen, and which addresses a webhook may reach: not those of services that hand out secrets."""
 
 from __future__ import annotations
 
 import ipaddress
 import socket
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from semgrad_guard.errors import ReviewError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
+
+    from semgrad_guard.errors import SemGradGuardError
 
     Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -19,6 +23,54 @@ _METADATA = frozenset(
 )
 """Metadata services of cloud providers beside the link-local ones."""
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
+
+
+def is_loopback(host: str | None) -> bool:
+    """True for a name or address of this machine itself."""
+    if host is None or host == "localhost":
+        return host is not None
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listening:
+    """Where a server listens, and its certificate; what is unsafe there, the kinds of servers refuse themselves."""
+
+    host: str = "127.0.0.1"
+    port: int = 0
+    certificate: Path | None = None
+    key: Path | None = None
+
+    @property
+    def is_local(self) -> bool:
+        """True if only this machine can connect."""
+        return is_loopback(self.host)
+
+    @property
+    def address(self) -> str:
+        """Where a program on this machine, or a person, finds the server."""
+        return f"{'https' if self.certificate else 'http'}://{self.host}:{self.port}"
+
+    def check_certificate(self, refusal: type[SemGradGuardError]) -> None:
+        """Refuse half of TLS, with an error of the given class."""
+        if (self.certificate is None) != (self.key is None):
+            msg = "TLS needs both a certificate and its key: give --tls-cert and --tls-key"
+            raise refusal(msg)
+
+    def uvicorn_options(self) -> dict[str, Any]:
+        """Return the options by which uvicorn listens here; it does not say what it is, nor log what is asked."""
+        return {
+            "host": self.host,
+            "port": self.port,
+            "ssl_certfile": self.certificate,
+            "ssl_keyfile": self.key,
+            "server_header": False,
+            "access_log": False,  # addresses may hold what people search for
+            "log_level": "warning",
+        }
 
 
 def check_host(host: str) -> None:

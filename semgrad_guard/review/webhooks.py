@@ -20,9 +20,8 @@ from urllib.request import getproxies, proxy_bypass
 
 from semgrad_guard.errors import ReviewError, in_log
 from semgrad_guard.extras import require
-from semgrad_guard.review.addresses import check_addresses, check_host
+from semgrad_guard.review.addresses import check_addresses, check_host, is_loopback
 from semgrad_guard.review.store import outbox
-from semgrad_guard.review.store.database import is_loopback
 from semgrad_guard.review.store.items import Event
 from semgrad_guard.review.store.outbox import Hook, consume
 from semgrad_guard.review.views import ItemView, RulingView

@@ -10,7 +10,7 @@ Loads the web framework; `semgrad_guard.remote` is the client's side and loads n
 from semgrad_guard.serving.app import create_app
 from semgrad_guard.serving.backend import Backend
 from semgrad_guard.serving.batching import BatchingScorer, BusyError
-from semgrad_guard.serving.keys import KeyFile
+from semgrad_guard.serving.gate import KeyFile
 from semgrad_guard.serving.settings import Limits, ServerSettings
 
 __all__ = ["Backend", "BatchingScorer", "BusyError", "KeyFile", "Limits", "ServerSettings", "create_app"]

@@ -1,14 +1,16 @@
-"""The server as an application: its routes, what they share, and how it starts and stops."""
+"""The server as an application: its routes, what they share, and how it starts, runs and stops."""
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 from contextlib import asynccontextmanager
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 import httpx
+import uvicorn
 from fastapi import APIRouter, FastAPI
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -25,7 +27,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
     from semgrad_guard.ports import Scorer
-    from semgrad_guard.serving.keys import KeyFile
+    from semgrad_guard.serving.gate import KeyFile
+    from semgrad_guard.serving.settings import Limits, ServerListening
 
 
 def create_app(
@@ -127,3 +130,23 @@ def _served(backend: Backend) -> tuple[ServedModel, ...]:
         fingerprint_by_claim=by_claim,
     )
     return (own,)
+
+
+def serve(app: FastAPI, listening: ServerListening, limits: Limits) -> None:
+    """Serve until interrupted; what was accepted by then is finished.
+
+    Args:
+        app: the application.
+        listening: where to listen.
+        limits: how long accepted requests may take to finish.
+    """
+    logging.getLogger("semgrad_guard").setLevel(logging.INFO)
+    server(app, listening, limits).run()
+
+
+def server(app: FastAPI, listening: ServerListening, limits: Limits) -> uvicorn.Server:
+    """Return the web server, not started."""
+    config = uvicorn.Config(
+        app, **listening.uvicorn_options(), timeout_graceful_shutdown=max(1, round(limits.shutdown_s))
+    )
+    return uvicorn.Server(config)

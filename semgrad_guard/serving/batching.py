@@ -8,17 +8,17 @@ import threading
 import time
 from collections import deque
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from typing_extensions import override
 
 from semgrad_guard.errors import ScoringEndedError, ScoringError
+from semgrad_guard.ports import Scorer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from semgrad_guard.flow import Exchange, Fingerprint, Score
-    from semgrad_guard.ports import Scorer
 
     Result = Score | ScoringError
 
@@ -90,6 +90,30 @@ class _NobodyWaits(threading.Event):
         return not any(job.is_wanted(now) for job in self._jobs)
 
 
+@runtime_checkable
+class BatchesItself(Scorer, Protocol):
+    """A scorer that many threads may ask at once: it, or what stands behind it, forms the batches."""
+
+    @property
+    def waiting(self) -> int:
+        """How many exchanges wait."""
+        ...
+
+    def close(self, timeout_s: float | None = None) -> None:
+        """Finish what was accepted, and accept nothing new."""
+        ...
+
+
+@runtime_checkable
+class ScoresByClaim(Protocol):
+    """A scorer that has another one, which also scores every sentence."""
+
+    @property
+    def by_claim(self) -> BatchesItself:
+        """The scorer that also scores every sentence."""
+        ...
+
+
 class BatchingScorer:
     """A `Scorer` that scores what many threads ask for in batches, one batch at a time.
 
@@ -123,6 +147,7 @@ class BatchingScorer:
         self._changed = threading.Condition()
         self._closing = False
         self._each_s = 0.0
+        self._busy_since: float | None = None
         self._thread = threading.Thread(target=self._work, name="semgrad-batches", daemon=True)
         self._thread.start()
 
@@ -135,6 +160,17 @@ class BatchingScorer:
     def waiting(self) -> int:
         """How many exchanges wait."""
         return len(self._jobs)
+
+    @property
+    def busy_s(self) -> float:
+        """Seconds for which the present batch is being scored; 0 between batches."""
+        since = self._busy_since
+        return 0.0 if since is None else self._clock() - since
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the thread that scores runs."""
+        return self._thread.is_alive()
 
     def fingerprint(self, *, proxy: bool = False) -> Fingerprint:
         """Return what the scores depend on apart from the exchange."""
@@ -170,7 +206,7 @@ class BatchingScorer:
         """
         now = self._clock()
         ends_at = None if timeout_s is None else now + timeout_s
-        jobs = [_Job(exchange, _start_of(exchange), now, ends_at, cancel) for exchange in exchanges]
+        jobs = [_Job(exchange, start_of(exchange), now, ends_at, cancel) for exchange in exchanges]
         with self._changed:
             self._admit(jobs)
         return [self._result(job) for job in jobs]
@@ -212,9 +248,10 @@ class BatchingScorer:
         while (jobs := self._next_batch()) is not None:
             if not jobs:
                 continue
-            started = self._clock()
+            self._busy_since = started = self._clock()
             for job, result in zip(jobs, self._scored(jobs), strict=True):
                 job.finish(result)
+            self._busy_since = None
             self._note(len(jobs), self._clock() - started)
 
     def _note(self, n: int, seconds: float) -> None:
@@ -282,7 +319,8 @@ def _as_scoring_error(error: Exception) -> ScoringError:
     return found
 
 
-def _start_of(exchange: Exchange) -> object:
+def start_of(exchange: Exchange) -> object:
+    """Return the beginning of an exchange's prompt, which is equal for prompts that begin alike."""
     if exchange.prompt_ids is not None:
         return exchange.prompt_ids[:ALIKE]
     prompt = exchange.prompt

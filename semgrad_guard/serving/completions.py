@@ -13,14 +13,23 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
+from semgrad_guard.routing.deadline import Deadline
 from semgrad_guard.serving.gate import Caller
-from semgrad_guard.serving.judged import Given, Question
+from semgrad_guard.serving.judged import Given, Question, Written
 from semgrad_guard.serving.openai_forms import CHAT, TEXT, Dialect, Fields, bad, options_of
-from semgrad_guard.serving.problems import RequestError
+from semgrad_guard.serving.problems import RequestError, TooSlowError
 from semgrad_guard.serving.score_api import backend_of
 from semgrad_guard.serving.streams import annotated, by_sentence, checked, whole_as_stream
-from semgrad_guard.serving.upstream import Call, FallbackServer, RefusedByUpstreamError, Upstream
-from semgrad_guard.serving.writers import LocalWriter, Reply, UpstreamWriter, Writer
+from semgrad_guard.serving.writers import (
+    Call,
+    FallbackServer,
+    LocalWriter,
+    RefusedByUpstreamError,
+    Reply,
+    Upstream,
+    UpstreamWriter,
+    Writer,
+)
 from semgrad_guard.wire import ServedModel
 
 if TYPE_CHECKING:
@@ -51,28 +60,68 @@ async def _completions(request: Request, dialect: Dialect) -> Response:
     body = await _body(request)
     question = Question(backend, dialect, body, options_of(body), traceparent=request.headers.get("traceparent"))
     dialect.prompt(body, 0)  # refuses what is no prompt before anything is asked
-    question.fallbacks = _fallbacks(request, question)
+    deadline = Deadline.after(backend.settings.limits.seconds)
+    question.fallbacks = _fallbacks(request, question, deadline)
     writer = _writer(request, question, cancel)
     try:
         if body.get("stream") and _mode(backend, body) != "buffer":
-            return await _stream(request, question, writer)
-        reply = await backend.while_there(request, asyncio.ensure_future(writer.whole()))
-        given = await backend.work(request, lambda gone: _judged(question, reply, gone))
+            return await _stream(request, question, writer, deadline)
+        reply, given = await _judged(request, question, writer, deadline)
     except RefusedByUpstreamError as error:
         return JSONResponse(error.told, error.status, error.headers)
+    except TooSlowError as error:
+        raise TooSlowError(backend.settings.limits.seconds) from error
     finally:
         cancel.set()
     if body.get("stream"):
-        events = checked(whole_as_stream(question, reply, given), _may_go_on(request))
-        return StreamingResponse(events, media_type=SSE, headers=_UNBUFFERED | given[0].headers)
+        return _judged_stream(request, question, reply, given)
     return JSONResponse(question.response(reply.response, reply.written, given), headers=given[0].headers)
 
 
-async def _stream(request: Request, question: Question, writer: Writer) -> Response:
+async def _judged(
+    request: Request, question: Question, writer: Writer, deadline: Deadline
+) -> tuple[Reply, list[Given]]:
+    """Return the whole answer and what the caller gets of it."""
+    backend = question.backend
+    try:
+        reply = await backend.while_there(request, asyncio.ensure_future(writer.whole()), deadline.remaining_s())
+    except RequestError as error:
+        return await _elsewhere(request, question, error, deadline)
+
+    def judge(gone: threading.Event) -> list[Given]:
+        return [question.judge(number, one, reply.response, gone) for number, one in enumerate(reply.written)]
+
+    return reply, await backend.work(request, judge, deadline.remaining_s())
+
+
+async def _elsewhere(
+    request: Request, question: Question, error: RequestError, deadline: Deadline
+) -> tuple[Reply, list[Given]]:
+    """Return the judged answer of the policy's fallback servers in place of the upstream's.
+
+    Raises:
+        RequestError: (the given one) there is none.
+    """
+    if not (error.may_differ_elsewhere and question.fallbacks):
+        raise error
+    backend = question.backend
+    given = await backend.work(request, lambda gone: question.elsewhere(error, gone), deadline.remaining_s())
+    return Reply(question.no_reply(), [Written("")]), [given]
+
+
+def _judged_stream(request: Request, question: Question, reply: Reply, given: list[Given]) -> Response:
+    events = checked(whole_as_stream(question, reply, given), _may_go_on(request))
+    return StreamingResponse(events, media_type=SSE, headers=_UNBUFFERED | given[0].headers)
+
+
+async def _stream(request: Request, question: Question, writer: Writer, deadline: Deadline) -> Response:
     """Return a stream once its first piece is there, so that what fails at once has its own status."""
     mode = _mode(question.backend, question.body)
     events = by_sentence(question, writer) if mode == "sentence" else annotated(question, writer)
-    first = await anext(events)
+    try:
+        first = await anext(events)
+    except RequestError as error:
+        return _judged_stream(request, question, *await _elsewhere(request, question, error, deadline))
 
     async def all_of_it() -> AsyncGenerator[str]:
         try:
@@ -83,10 +132,6 @@ async def _stream(request: Request, question: Question, writer: Writer) -> Respo
             await events.aclose()
 
     return StreamingResponse(checked(all_of_it(), _may_go_on(request)), media_type=SSE, headers=_UNBUFFERED)
-
-
-def _judged(question: Question, reply: Reply, gone: threading.Event) -> list[Given]:
-    return [question.judge(number, one, reply.response, gone) for number, one in enumerate(reply.written)]
 
 
 def _mode(backend: Backend, body: Fields) -> str:
@@ -135,17 +180,17 @@ def _upstream_of(backend: Backend) -> Upstream:
 
 def _call(request: Request, question: Question, upstream: Upstream) -> Call:
     headers = upstream.headers(request.headers, own_keys=request.app.state.keys is not None)
-    return Call(upstream, question.dialect, question.body, headers)
+    return Call(upstream, question.dialect, question.body, headers, question.backend.settings.upstream_s)
 
 
-def _fallbacks(request: Request, question: Question) -> dict[str, FallbackServer]:
+def _fallbacks(request: Request, question: Question, deadline: Deadline) -> dict[str, FallbackServer]:
     """Return the servers that the policy's `fallback_model` may ask."""
     settings = question.backend.settings
     found: dict[str, FallbackServer] = {}
     for name, address in settings.fallbacks:
         url, _, model = address.partition("#")
         upstream = Upstream(url, settings.upstream_key, model or None)
-        found[name] = FallbackServer(_call(request, question, upstream), settings.limits.seconds)
+        found[name] = FallbackServer(_call(request, question, upstream), deadline)
     return found
 
 

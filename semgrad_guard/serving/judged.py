@@ -7,10 +7,10 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from semgrad_guard.adapter_kit import Candidate, findings, judge_beside_tools, observe, run_guard, text_for
-from semgrad_guard.errors import ScoringError
+from semgrad_guard.errors import ScoringError, UnansweredError
 from semgrad_guard.flow import RUN_KEY, Exchange
 from semgrad_guard.routing import Resources
-from semgrad_guard.serving.openai_forms import OWN, Dialect, Fields, Options, bare
+from semgrad_guard.serving.openai_forms import OWN, Dialect, Fields, Options, bare, frame
 from semgrad_guard.wire import RunRef, answered_attempt, score_fields
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from semgrad_guard.flow import Outcome
     from semgrad_guard.ports import AnswerModel
     from semgrad_guard.serving.backend import Backend
+    from semgrad_guard.serving.problems import RequestError
 
 _SHOWN = (
     "confidence", "status", "withheld", "rule", "why", "confidence_why", "warning", "review_id", "error", "author",
@@ -119,6 +120,27 @@ class Question:
             return self._given(judge_beside_tools(self.backend.guard, candidate, cancel), written)
         resources = Resources(fallbacks=self.fallbacks)
         return self._given(run_guard(self.backend.guard, candidate, resources, cancel), written)
+
+    def elsewhere(self, error: RequestError, cancel: threading.Event | None = None) -> Given:
+        """Return what the caller gets where the model's server gave no answer: a fallback's, judged.
+
+        Raises:
+            RequestError: (the given one) no fallback answered either, or what it answers could not be judged.
+        """
+        candidate = self.candidate(0, Written(""), {})
+        if candidate.error is not None:
+            raise error
+        resources = Resources(fallbacks=self.fallbacks)
+        try:
+            outcome = self.backend.guard.run_unanswered(candidate.exchange, error, resources, cancel=cancel)
+        except UnansweredError as unanswered:
+            raise error.with_others(unanswered.others) from unanswered
+        return self._given(outcome, Written("", "stop"))
+
+    def no_reply(self) -> Fields:
+        """Return the response that stands for one that never came, with a single choice."""
+        name = str(self.body.get("model") or "")
+        return {**frame(self.dialect, name, pieces=False), "choices": [self.dialect.choice(0, "", None)]}
 
     def unreadable(self, written: Written, response: Mapping[str, Any], error: ScoringError) -> Given:
         """Return what the caller gets of an answer whose prompt is not known: the policy's `on_error` decides."""

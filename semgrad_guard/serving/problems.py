@@ -29,7 +29,7 @@ from semgrad_guard.serving.batching import BusyError, ClosedError
 from semgrad_guard.wire import ProblemForm, WireError, plain
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from fastapi import FastAPI
     from starlette.requests import Request
@@ -50,6 +50,17 @@ class RequestError(SemGradGuardError):
         """Keep the response's status, the machine-readable code, the field that it is about, and headers."""
         self.status, self.code, self.param, self.headers = status, code, param, dict(headers or {})
         super().__init__(message)
+
+    @property
+    def may_differ_elsewhere(self) -> bool:
+        """Whether another server may carry the request out."""
+        return False
+
+    def with_others(self, others: Sequence[str]) -> RequestError:
+        """Return the same error, which also says what went wrong in trying to answer in another way."""
+        return RequestError(
+            self.status, "; ".join([str(self), *others]), code=self.code, param=self.param, headers=self.headers
+        )
 
 
 class TooSlowError(RequestError):

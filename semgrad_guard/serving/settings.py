@@ -1,15 +1,17 @@
-"""What a server serves, where it listens, and its limits."""
+"""What a server serves, where it listens, its limits, and its replicas."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+import os
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from semgrad_guard.errors import SemGradGuardError
-from semgrad_guard.review.store.database import is_loopback
+from semgrad_guard.review.addresses import Listening
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Mapping
 
     from semgrad_guard.policy import AcceptOption, PolicySource
 
@@ -37,6 +39,8 @@ class Limits:
     """Most tokens of one prompt and its answer; `None` leaves it to the model's window."""
     seconds: float = 120.0
     """Longest time for one request."""
+    upstream_s: float | None = None
+    """Longest wait for an upstream's answer; by default half of `seconds` where a fallback may answer in its place."""
     requests: int = 256
     """Most requests at once; beyond that they are told to come again."""
     waiting: int = 512
@@ -108,34 +112,105 @@ class ServerSettings:
             raise ServerSettingError(msg)
 
     @property
+    def upstream_s(self) -> float:
+        """Longest wait for the upstream's answer, so that its fallbacks have time left."""
+        limits = self.limits
+        return limits.upstream_s or (limits.seconds / 2 if self.fallbacks else limits.seconds)
+
+    @property
     def has_policy(self) -> bool:
         """Whether answers may be held back, so that callers are told of decisions."""
         return self.policy is not None or self.accept is not None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Listening:
-    """Where a server listens."""
+class Replicas:
+    """How many processes score, and what each of them gets.
 
-    host: str = "127.0.0.1"
+    Raises:
+        ServerSettingError: numbers that cannot be meant.
+    """
+
+    least: int = 1
+    """Replicas that always run."""
+    most: int | None = None
+    """Most replicas under load; by default as many as `least`."""
+    gpus: float = 0.0
+    """GPUs of each replica; 0.5 puts two on one GPU."""
+    cpus: float = 1.0
+    """Processor cores that each replica counts for."""
+    fronts: int = 1
+    """Processes that answer HTTP. LiteLLM's two calls about one answer have to reach the same one."""
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that cannot be meant."""
+        for name in ("least", "fronts"):
+            if getattr(self, name) < 1:
+                msg = f"{name} is {getattr(self, name)}: give at least 1"
+                raise ServerSettingError(msg)
+        if self.most is not None and self.most < self.least:
+            msg = f"at most {self.most} replicas are fewer than the least, {self.least}: give as many or more"
+            raise ServerSettingError(msg)
+        if self.gpus < 0 or self.cpus < 0:
+            msg = f"a replica cannot have {min(self.gpus, self.cpus)} GPUs or cores: give 0 or more"
+            raise ServerSettingError(msg)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerListening(Listening):
+    """Where a server listens.
+
+    Raises:
+        ServerSettingError: other machines could connect, and nobody needs a key.
+    """
+
     port: int = 8788
-    certificate: Path | None = None
-    key: Path | None = None
     has_keys: bool = False
     """Whether callers need a key."""
 
-    def check(self) -> None:
-        """Refuse to serve everyone on the network.
-
-        Raises:
-            ServerSettingError: other machines can connect, and nobody needs a key.
-        """
-        if (self.certificate is None) != (self.key is None):
-            msg = "TLS needs both a certificate and its key: give --tls-cert and --tls-key"
-            raise ServerSettingError(msg)
-        if not is_loopback(self.host) and not self.has_keys:
+    def __post_init__(self) -> None:
+        """Refuse to serve everyone on the network."""
+        self.check_certificate(ServerSettingError)
+        if not (self.is_local or self.has_keys):
             msg = (
                 f"other machines can reach {self.host}, and anyone there could use the models: make a key with "
                 "`semgrad-guard keys add NAME` and give --keys keys.json, or listen on 127.0.0.1"
             )
             raise ServerSettingError(msg)
+
+
+def settings_of(args: Mapping[str, Any]) -> tuple[ServerSettings, Replicas, Path | None]:
+    """Return what a configuration file says: what is served, the replicas, and the file of keys.
+
+    Its names are those of `ServerSettings`, with `limits` (see `Limits`), `replicas` (see `Replicas`), `fallbacks` as a
+    mapping of names to addresses, and `keys`. The upstream's key comes from the variable `SEMGRAD_UPSTREAM_KEY`.
+
+    Raises:
+        ServerSettingError: a name is not known.
+    """
+    given = dict(args)
+    limits, replicas, keys = (given.pop(name, None) for name in ("limits", "replicas", "keys"))
+    fallbacks, policy = given.pop("fallbacks", None) or {}, given.pop("policy", None)
+    settings = _made(
+        ServerSettings,
+        {
+            "upstream_key": os.environ.get("SEMGRAD_UPSTREAM_KEY"),
+            **given,
+            "policy": Path(policy) if isinstance(policy, str) else policy,
+            "fallbacks": tuple(fallbacks.items()),
+            "limits": _made(Limits, limits or {}),
+        },
+    )
+    return settings, _made(Replicas, replicas or {}), Path(keys) if keys else None
+
+
+T = TypeVar("T", ServerSettings, Limits, Replicas)
+
+
+def _made(kind: type[T], given: Mapping[str, Any]) -> T:
+    known = [one.name for one in fields(kind)]
+    unknown = sorted(set(given) - set(known))
+    if unknown:
+        msg = f"{kind.__name__} has no {', '.join(map(repr, unknown))}: it has {', '.join(known)}"
+        raise ServerSettingError(msg)
+    return kind(**given)

@@ -14,7 +14,7 @@ from semgrad_guard.errors import SemGradGuardError
 from semgrad_guard.serving.backend import in_own_thread
 from semgrad_guard.serving.judged import Given, Question, Written
 from semgrad_guard.serving.openai_forms import OWN, Fields
-from semgrad_guard.serving.problems import Report, TooSlowError
+from semgrad_guard.serving.problems import Report, RequestError, TooSlowError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Sequence
@@ -98,6 +98,12 @@ class _Heard:
         tools = True if index in self.tools else None
         return Written(self.texts.get(index, ""), self.finish.get(index), tools, self.scored)
 
+    def judge(self, broken: RequestError | None, cancel: threading.Event) -> Given:
+        """Return what the caller gets of the only choice; where the stream broke off, a fallback's answer."""
+        if broken is not None:
+            return self.question.elsewhere(broken, cancel)
+        return self.question.judge(0, self.written(0), self.around, cancel)
+
     def tell(self, index: int, given: Given) -> None:
         """Put what is said of a choice into the pieces that end it."""
         for piece in self.tail:
@@ -152,17 +158,19 @@ async def by_sentence(question: Question, writer: Writer) -> AsyncGenerator[str]
     """Yield each sentence once the answer up to its end is good enough; from the first that is not, wait for the end.
 
     What was sent cannot be taken back: the policy's text, or another model's answer, follows it after an empty line.
+    So does a fallback's answer where the stream breaks off.
     """
     heard, dialect = _Heard(question), question.dialect
-    sentences, is_begun = _Sentences(question, heard), False
-    async for _ in _heard(heard, writer, _ends_at(question)):
-        if not is_begun:
-            is_begun = True
-            yield event({**heard.around, "choices": [dialect.piece(0, None)]})
-        if good := await sentences.next_good():
-            yield event({**heard.around, "choices": [dialect.piece(0, good)]})
-    written = heard.written(0)
-    given = await _in_thread(lambda cancel: question.judge(0, written, heard.around, cancel))
+    sentences, broken = _Sentences(question, heard), None
+    try:
+        async with aclosing(_good_sentences(heard, sentences, writer)) as good:
+            async for one in good:
+                yield one
+    except RequestError as error:
+        if not (heard.around and error.may_differ_elsewhere):
+            raise
+        broken = error
+    given = await _in_thread(lambda cancel: heard.judge(broken, cancel))
     if rest := sentences.rest_of(given.text):
         yield event({**heard.around, "choices": [dialect.piece(0, rest)]})
     yield event({**heard.around, "choices": [dialect.piece(0, None, given.finish or "stop")], OWN: given.tells})
@@ -170,6 +178,17 @@ async def by_sentence(question: Question, writer: Writer) -> AsyncGenerator[str]
         if isinstance(piece.get("usage"), dict) and not piece["choices"]:
             yield event({**piece, "usage": {**piece["usage"], OWN: given.short}, OWN: given.tells})
     yield DONE
+
+
+async def _good_sentences(heard: _Heard, sentences: _Sentences, writer: Writer) -> AsyncGenerator[str]:
+    """Yield the opening of an answer, and each of its sentences as long as the answer up to there is good enough."""
+    dialect, is_begun = heard.question.dialect, False
+    async for _ in _heard(heard, writer, _ends_at(heard.question)):
+        if not is_begun:
+            is_begun = True
+            yield event({**heard.around, "choices": [dialect.piece(0, None)]})
+        if good := await sentences.next_good():
+            yield event({**heard.around, "choices": [dialect.piece(0, good)]})
 
 
 @dataclass(slots=True)

@@ -51,6 +51,7 @@ from semgrad_guard.wire.scoring_api import (
     ScoreRequest,
     ScoreResult,
     ServedModel,
+    error_of,
     served_findings,
     served_score,
 )
@@ -106,6 +107,7 @@ __all__ = [
     "deciding_error",
     "decision_fields",
     "decision_from_fields",
+    "error_of",
     "exchange_fields",
     "exchange_from_fields",
     "failure_fields",

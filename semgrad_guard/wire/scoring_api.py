@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Self
 from pydantic import BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from semgrad_guard import errors
+from semgrad_guard.errors import ScoringError
 from semgrad_guard.flow import ExchangeId, new_exchange_id
 from semgrad_guard.wire.forms import (
     VERSION,
@@ -159,6 +161,35 @@ class ModelList(Frozen):
 
     object: str = "list"
     data: tuple[ServedModel, ...]
+
+
+_REBUILT = {
+    kind.__name__: kind
+    for kind in (
+        errors.EmptyAnswerError,
+        errors.EmptyPromptError,
+        errors.PositionOutsidePromptError,
+        errors.ContextTooLongError,
+        errors.ForeignTokensError,
+        errors.NonFiniteScoreError,
+        errors.GradientsUnavailableError,
+        errors.ModelFailedError,
+        errors.OutOfMemoryError,
+        errors.ScoringEndedError,
+    )
+}
+"""Errors that come back as what they were at the server."""
+
+
+def error_of(problem: ProblemForm | None) -> ScoringError:
+    """Return the error of one exchange, as the type that it had at the server."""
+    if problem is None:
+        return ScoringError("the server sent neither a score nor an error: use the same version on both sides")
+    known = _REBUILT.get(problem.type)
+    try:
+        return ScoringError(problem.message) if known is None else known(**problem.details)
+    except TypeError:
+        return ScoringError(problem.message)
 
 
 def served_findings(response: object, *, choice: int = 0) -> Mapping[str, Any] | None:

@@ -81,10 +81,8 @@ def serve(
         allow_plain=allow_plain_http,
         names=frozenset(name or ()),
     )
-    binding.check()
     queue = queue_at(url, policy)
-    scheme = "https" if tls_cert else "http"
-    _console.print(f"reviewing {queue.url} at {scheme}://{host}:{port} (Ctrl+C stops)", markup=False)
+    _console.print(f"reviewing {queue.url} at {binding.address} (Ctrl+C stops)", markup=False)
     loop = verdict_loop(queue, policy_at(url, policy)) if policy is not None else None
     serving.serve(queue, binding, *(() if loop is None else (loop.look,)))
 

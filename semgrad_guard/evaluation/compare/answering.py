@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 from semgrad_guard.errors import EmptyAnswerError, ScoringError
 from semgrad_guard.evaluation.row_files import ROW_KEY, digest, is_scored
 from semgrad_guard.evaluation.rows import answer_stops
+from semgrad_guard.scoring import SemGradScorer
 from semgrad_guard.scoring.forward_signals import nll_without_passages, p_true
 from semgrad_guard.scoring.reading import read_exchange
-from semgrad_guard.signals import MEANING
+from semgrad_guard.signals import FREE, MEANING, PROBES
 from semgrad_guard.wire import score_fields
 
 if TYPE_CHECKING:
@@ -22,9 +23,9 @@ if TYPE_CHECKING:
     from torch import nn
 
     from semgrad_guard.evaluation.rows import Row
-    from semgrad_guard.flow import Exchange, Score
+    from semgrad_guard.flow import Exchange, Fingerprint, Score
     from semgrad_guard.models import Generated, LocalModel
-    from semgrad_guard.scoring import SemGradScorer
+    from semgrad_guard.models.embedding import SentenceModel
 
 
 def write_answer(
@@ -73,6 +74,50 @@ class Asked:
 
 ONLY_SCORES = Asked(max_new_tokens=64, context_gain=False, n_baseline_rows=0, n_samples=0)
 """Ask for nothing beside answer and score."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnsweringModel:
+    """The model that answers and scores, by the options of `semgrad-guard evaluate`."""
+
+    model: str
+    dtype: str = "float32"
+    device: str | None = None
+    position: int | None = None
+    embedding: SentenceModel | str | None = None
+    """A model of sentences, or its name."""
+
+    def scorer(self) -> SemGradScorer:
+        """Return its scorer, loaded."""
+        from semgrad_guard.models import load_model
+        from semgrad_guard.models.embedding import SentenceModel
+
+        embedder = SentenceModel(self.embedding) if isinstance(self.embedding, str) else self.embedding
+        local = load_model(self.model, dtype=self.dtype, device=self.device)
+        return SemGradScorer(local, position=self.position, signals=(*FREE, *PROBES), embedder=embedder)
+
+
+class RowAnswering:
+    """Answers and scores rows with a model that is loaded when this is made."""
+
+    def __init__(self, model: AnsweringModel | SemGradScorer, asked: Asked) -> None:
+        """Load the model, unless it is given with its scorer."""
+        self.scorer = model.scorer() if isinstance(model, AnsweringModel) else model
+        self._asked = asked
+
+    @property
+    def name(self) -> str:
+        """Readable name of the model."""
+        return self.scorer.name
+
+    @property
+    def fingerprint(self) -> Fingerprint:
+        """What the scores depend on apart from the rows."""
+        return self.scorer.fingerprint()
+
+    def lines(self, rows: Sequence[Row]) -> list[dict[str, Any]]:
+        """Return the output lines of rows; see `answer_rows`."""
+        return list(answer_rows(rows, self.scorer, self._asked))
 
 
 def answer_rows(rows: Iterable[Row], scorer: SemGradScorer, asked: Asked) -> Iterator[dict[str, Any]]:

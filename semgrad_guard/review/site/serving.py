@@ -13,15 +13,14 @@ import uvicorn
 
 from semgrad_guard.errors import ReviewError, in_log
 from semgrad_guard.review.access import Accounts
+from semgrad_guard.review.addresses import Listening
 from semgrad_guard.review.site.app import create_app
 from semgrad_guard.review.site.connections import BoundedProtocol
 from semgrad_guard.review.site.desk import WebSettings
-from semgrad_guard.review.store.database import is_loopback
 from semgrad_guard.review.webhooks import WebhookSender
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
-    from pathlib import Path
 
     from fastapi import FastAPI
 
@@ -38,13 +37,14 @@ _LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Binding:
-    """Where the site listens, and how browsers reach it."""
+class Binding(Listening):
+    """Where the site listens, and how browsers reach it.
 
-    host: str = "127.0.0.1"
+    Raises:
+        ReviewError: other machines could connect without TLS, so read passwords and answers, and this was not allowed.
+    """
+
     port: int = 8765
-    certificate: Path | None = None
-    key: Path | None = None
     is_behind_proxy: bool = False
     """True if a proxy on this machine, or one named in FORWARDED_ALLOW_IPS, handles https."""
     allow_plain: bool = False
@@ -52,21 +52,10 @@ class Binding:
     names: frozenset[str] = frozenset()
     """Host names to accept; needed only to refuse all others."""
 
-    @property
-    def is_encrypted(self) -> bool:
-        """True if browsers reach the site by https."""
-        return self.certificate is not None or self.is_behind_proxy
-
-    def check(self) -> None:
-        """Refuse to send passwords and answers over a network unencrypted.
-
-        Raises:
-            ReviewError: other machines can connect without TLS, and this was not allowed.
-        """
-        if (self.certificate is None) != (self.key is None):
-            msg = "TLS needs both a certificate and its key: give --tls-cert and --tls-key"
-            raise ReviewError(msg)
-        if not is_loopback(self.host) and not self.is_encrypted and not self.allow_plain:
+    def __post_init__(self) -> None:
+        """Refuse to send passwords and answers over a network unencrypted."""
+        self.check_certificate(ReviewError)
+        if not (self.is_local or self.is_encrypted or self.allow_plain):
             msg = (
                 f"other machines can reach {self.host}, and without TLS they could read passwords and answers: "
                 "give --tls-cert and --tls-key, or --behind-proxy, or --allow-plain-http"
@@ -74,11 +63,16 @@ class Binding:
             raise ReviewError(msg)
 
     @property
+    def is_encrypted(self) -> bool:
+        """True if browsers reach the site by https."""
+        return self.certificate is not None or self.is_behind_proxy
+
+    @property
     def hosts(self) -> frozenset[str]:
         """Host names that are accepted; an empty set accepts all."""
         if self.names:
             return frozenset(name.lower() for name in self.names) | _LOOPBACK_NAMES
-        return _LOOPBACK_NAMES if is_loopback(self.host) and not self.is_behind_proxy else frozenset()
+        return _LOOPBACK_NAMES if self.is_local and not self.is_behind_proxy else frozenset()
 
 
 def serve(queue: SqlReviewQueue, binding: Binding, *works: Callable[[], object]) -> None:
@@ -90,9 +84,8 @@ def serve(queue: SqlReviewQueue, binding: Binding, *works: Callable[[], object])
         works: further functions to call repeatedly in the background.
 
     Raises:
-        ReviewError: it may not listen there, or there is no account to log in with.
+        ReviewError: there is no account to log in with.
     """
-    binding.check()
     if not any(user.active for user in Accounts(queue.database).all()):
         msg = "there is no account to log in with: create one with `semgrad-guard review user add NAME --role admin`"
         raise ReviewError(msg)
@@ -107,14 +100,8 @@ def server_config(app: FastAPI, binding: Binding) -> uvicorn.Config:
         app,
         http=BoundedProtocol,
         ws="none",
-        host=binding.host,
-        port=binding.port,
-        ssl_certfile=binding.certificate,
-        ssl_keyfile=binding.key,
         proxy_headers=binding.is_behind_proxy,
-        server_header=False,
-        access_log=False,  # the pages' addresses contain what reviewers search for
-        log_level="warning",
+        **binding.uvicorn_options(),
         timeout_graceful_shutdown=_SHUTDOWN_S,
     )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import math
 import os
 import secrets
@@ -76,16 +75,6 @@ def masked(url: URL) -> str:
 def is_memory(url: URL) -> bool:
     """True for an SQLite database that lives only in this process."""
     return url.drivername == "sqlite" and (url.database in {None, "", ":memory:"} or "mode=memory" in str(url.database))
-
-
-def is_loopback(host: str | None) -> bool:
-    """True for a name or address of this machine itself."""
-    if host is None or host == "localhost":
-        return host is not None
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False
 
 
 _SHORTEST_CONNECT_S = 2

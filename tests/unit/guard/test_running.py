@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
 
-from semgrad_guard.errors import EmptyAnswerError, QueueUnavailableError, UncalibratedError
+from semgrad_guard.errors import EmptyAnswerError, QueueUnavailableError, UnansweredError, UncalibratedError
 from semgrad_guard.flow import (
     Abstain,
     AnswerWithWarning,
@@ -21,6 +22,8 @@ from semgrad_guard.flow import (
     Status,
     Verdict,
 )
+from semgrad_guard.guard import Guard
+from semgrad_guard.policy import PolicyDecider, load_policy
 from semgrad_guard.routing import Resources
 from tests.fakes import Answerer, LadderDecider, ListRetriever, MemoryQueue, MemorySink, guard_of
 
@@ -49,6 +52,26 @@ def test_a_doubtful_answer_is_held_back() -> None:
     """The policy's message takes its place."""
     outcome = guard_of(scores={"bad": 0.9}).run(BAD)
     assert (outcome.text, outcome.status, outcome.withheld) == ("I do not know.", Status.ABSTAINED, True)
+
+
+def test_a_fallback_model_answers_where_the_model_gave_no_answer() -> None:
+    """Its answer is judged; the empty one is in the record, with what went wrong."""
+    policy = {"accept": 0.7, "escalate": [{"retry_retrieval": {}}, {"fallback_model": "big"}]}
+    parts = replace(guard_of(scores={"good": 0.1}).parts, decider=PolicyDecider(load_policy(policy)))
+    empty = Exchange(prompt="p", answer="")
+    outcome = Guard(parts).run_unanswered(empty, OSError("down"), good_resources())
+    assert (outcome.text, outcome.decision.rule) == ("good", "accept")
+    assert [attempt.decision.rule for attempt in outcome.attempts] == ["escalate[1].fallback_model", "accept"]
+    assert [failure.type for failure in outcome.record.failures] == ["OSError"]
+    with pytest.raises(UnansweredError, match=r"down.*fallback model 'big'") as raised:
+        Guard(parts).run_unanswered(empty, OSError("down"))
+    assert isinstance(raised.value.__cause__, OSError)
+
+
+def test_a_decider_without_rules_for_it_leaves_a_question_unanswered() -> None:
+    """There is nothing to hold back, and nobody said whom to ask."""
+    with pytest.raises(UnansweredError, match="names no fallback"):
+        guard_of().run_unanswered(Exchange(prompt="p", answer=""), OSError("down"), good_resources())
 
 
 @pytest.mark.parametrize("step", [RETRY, BIG])

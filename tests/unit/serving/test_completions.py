@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from contextlib import ExitStack
 from dataclasses import replace
 
@@ -11,7 +12,7 @@ import httpx
 import pytest
 from starlette.responses import JSONResponse, PlainTextResponse
 
-from semgrad_guard.errors import QueueUnavailableError, StepUnavailableError
+from semgrad_guard.errors import QueueUnavailableError, ScoringError, StepUnavailableError
 from semgrad_guard.guard import Guard
 from semgrad_guard.scoring import SemGradScorer
 from semgrad_guard.serving import KeyFile, Limits, ServerSettings, create_app
@@ -290,6 +291,130 @@ def test_a_stream_that_breaks_off_ends_in_an_error_and_is_not_judged(desk):
     assert desk.sink.records == []
 
 
+# --- another server for one in trouble --------------------------------------------------------------------------------
+
+BIG = {"accept": 0.7, "escalate": [{"fallback_model": {"name": "big"}}]}
+REFUSAL = {"error": {"message": "trouble", "type": "server_error", "code": "trouble"}}
+TROUBLES = {
+    "down": {"address": "http://127.0.0.1:9/v1"},
+    "slow": {"upstream": Scripted(hangs_s=5), "limits": replace(LIMITS, seconds=20, upstream_s=0.3)},
+    "html": {"upstream": Scripted(instead=PlainTextResponse("<html>"))},
+    "overloaded": {"upstream": Scripted(instead=JSONResponse(REFUSAL, 429))},
+    "broken": {"upstream": Scripted(instead=JSONResponse(REFUSAL, 500))},
+}
+
+
+def in_trouble(desk, name, *, bigger, policy=None, **more):
+    """Return the address of a server whose upstream is in trouble, and whose policy names another one."""
+    trouble = dict(TROUBLES[name])
+    upstream = trouble.pop("upstream", None)
+    address = trouble.pop("address", None) or desk.start(upstream)
+    found = {"policy": policy or BIG, "fallbacks": (("big", f"{desk.start(bigger)}#bigger"),), **trouble, **more}
+    return desk.serve(address=address, **found)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("trouble", TROUBLES)
+def test_the_policys_fallback_answers_for_an_upstream_in_trouble(desk, trouble, stream):
+    """Its answer is judged like any other, and the caller is told why it is not the upstream's."""
+    bigger = Scripted(text="Lyon")
+    answer = ask(in_trouble(desk, trouble, bigger=bigger, scores={"Lyon": 0.2}), stream=stream)
+    assert answer.status_code == 200, answer.text
+    if stream:
+        assert (text_of(events(answer)), told(events(answer))["confidence"]) == ("Lyon", pytest.approx(0.8))
+    else:
+        body = answer.json()
+        assert body["choices"][0]["message"]["content"] == "Lyon"
+        assert (body["model"], body["semgrad"]["author"]) == ("scripted", "scripted")
+        assert body["semgrad"]["confidence"] == pytest.approx(0.8)
+        assert body["semgrad"]["error"].startswith(("UpstreamError", "RefusedByUpstreamError"))
+    assert bigger.asked[0]["model"] == "bigger"
+    (record,) = desk.sink.records
+    assert [attempt.exchange.answer for attempt in record.attempts] == ["", "Lyon"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_doubtful_answer_of_the_fallback_is_held_back(desk, stream):
+    """Trouble is no reason to let through what nobody would."""
+    answer = ask(in_trouble(desk, "down", bigger=Scripted(text="SECRET city"), scores={}, default=0.9), stream=stream)
+    assert "SECRET" not in answer.text
+    text = text_of(events(answer)) if stream else answer.json()["choices"][0]["message"]["content"]
+    assert text == "I am not sure enough to answer that."
+
+
+def test_an_answer_of_the_fallback_that_cannot_be_judged_takes_on_error(desk):
+    """Nothing unjudged is let through."""
+    url = in_trouble(desk, "down", bigger=Scripted(text="SECRET city"), scores={"SECRET city": ScoringError("broken")})
+    answer = ask(url)
+    assert "SECRET" not in answer.text
+    assert answer.json()["semgrad"]["rule"] == "on_error"
+
+
+def test_a_prompt_that_cannot_be_judged_is_not_sent_to_the_fallback(desk):
+    """Its answer would be judged without what the picture shows."""
+    bigger = Scripted(text="Lyon")
+    image = {"type": "image_url", "image_url": {"url": "data:,"}}
+    messages = [{"role": "user", "content": [{"type": "text", "text": "What is this?"}, image]}]
+    answer = ask(in_trouble(desk, "down", bigger=bigger), messages=messages)
+    assert (answer.status_code, answer.json()["error"]["code"], bigger.asked) == (502, "upstream_unreachable", [])
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_where_the_fallback_fails_too_the_upstreams_trouble_is_told(desk, stream):
+    """With the fallback's own, so that whoever runs both knows of both."""
+    answer = ask(in_trouble(desk, "down", bigger=Scripted(instead=PlainTextResponse("<html>"))), stream=stream)
+    told_of = answer.json()["error"]
+    assert (answer.status_code, told_of["code"]) == (502, "upstream_unreachable")
+    assert "fallback model 'big'" in told_of["message"]
+    assert [record.status for record in desk.sink.records] == []
+
+
+def test_the_next_fallback_answers_where_the_first_is_in_trouble_too(desk):
+    """In the order of the policy; a step whose condition does not hold is left out."""
+    names = ("dear", "broken", "big")
+    steps = [{"fallback_model": {"name": name}} for name in names]
+    steps[0]["fallback_model"]["when"] = {"tags": ["medical"]}
+    dear, broken, bigger = Scripted(text="no"), Scripted(instead=PlainTextResponse("")), Scripted(text="Lyon")
+    servers = zip(names, map(desk.start, (dear, broken, bigger)), strict=True)
+    url = desk.serve(
+        address="http://127.0.0.1:9/v1", policy={"accept": 0.7, "escalate": steps}, fallbacks=tuple(servers)
+    )
+    assert ask(url).json()["choices"][0]["message"]["content"] == "Lyon"
+    assert (len(dear.asked), len(broken.asked)) == (0, 1)
+
+
+def test_a_refusal_of_the_request_itself_asks_no_other_server(desk):
+    """A mistake of the caller is one at every server."""
+    bigger = Scripted(text="Lyon")
+    desk.upstream.instead = JSONResponse(REFUSAL, 400)
+    url = desk.serve(policy=BIG, fallbacks=(("big", desk.start(bigger)),))
+    assert (ask(url).status_code, bigger.asked) == (400, [])
+
+
+def test_a_sentence_stream_that_breaks_off_goes_on_with_the_fallbacks_answer(desk):
+    """What was sent was good enough; what came after it is dropped, and another model's answer follows."""
+    desk.upstream.pieces, desk.upstream.breaks_off = ["One is good. Two is ", "SECRET"], True
+    bigger = Scripted(text="Lyon")
+    url = desk.serve(policy=BIG, fallbacks=(("big", desk.start(bigger)),), stream="sentence")
+    pieces = events(ask(url, stream=True))
+    assert text_of(pieces) == "One is good.\n\nLyon"
+    assert told(pieces)["confidence"] == pytest.approx(0.9)
+
+
+def test_one_request_takes_no_longer_than_its_limit_for_all_servers_together(desk):
+    """A caller's own limit stands on the server's."""
+    slow, slower = Scripted(hangs_s=10), Scripted(hangs_s=10)
+    url = desk.serve(
+        address=desk.start(slow), policy=BIG, fallbacks=(("big", desk.start(slower)),),
+        limits=replace(LIMITS, seconds=1.0),
+    )  # fmt: skip
+    started = time.monotonic()
+    answer = ask(url)
+    assert (answer.status_code, answer.json()["error"]["type"]) == (504, "server_error")
+    assert time.monotonic() - started < 4
+    assert len(slower.asked) == 1
+
+
 def test_the_callers_key_goes_on_only_where_it_is_not_the_servers_own(desk, tmp_path):
     """A key of this server is a secret that the upstream has no business with."""
     address = desk.start(desk.upstream)
@@ -424,6 +549,6 @@ def test_a_client_that_goes_ends_the_writing():
     with serving(create_app(ServerSettings(model=local, max_tokens=3500, limits=LIMITS))) as url:
         with pytest.raises(httpx.ReadTimeout):
             httpx.post(
-                f"{url}/v1/chat/completions", json={**ASK, "model": local.name}, timeout=httpx.Timeout(30, read=2)
+                f"{url}/v1/chat/completions", json={**ASK, "model": local.name}, timeout=httpx.Timeout(30, read=0.5)
             )
         assert ended.wait(30)

@@ -7,7 +7,7 @@ import stat
 import pytest
 
 from semgrad_guard.serving import KeyFile
-from semgrad_guard.serving.keys import KeyFileError
+from semgrad_guard.serving.gate import KeyFileError
 
 
 @pytest.fixture(name="keys")

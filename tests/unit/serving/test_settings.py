@@ -7,27 +7,27 @@ from pathlib import Path
 import pytest
 
 from semgrad_guard.serving import Limits, ServerSettings
-from semgrad_guard.serving.settings import Listening, ServerSettingError
+from semgrad_guard.serving.settings import ServerListening, ServerSettingError
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1"])
 def test_this_machine_alone_needs_no_keys(host):
     """Trying it out takes one command."""
-    Listening(host=host).check()
+    assert ServerListening(host=host).is_local
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.1.2.3", "scores.example.com", ""])  # noqa: S104 - refused
 def test_beyond_this_machine_keys_are_required(host):
     """Anybody on the network could use the models, and read what the policy holds back."""
     with pytest.raises(ServerSettingError, match="keys add"):
-        Listening(host=host).check()
-    Listening(host=host, has_keys=True).check()
+        ServerListening(host=host)
+    assert not ServerListening(host=host, has_keys=True).is_local
 
 
 def test_a_certificate_without_its_key_is_refused():
     """Half of TLS is none."""
     with pytest.raises(ServerSettingError, match="both"):
-        Listening(certificate=Path("c")).check()
+        ServerListening(certificate=Path("c"))
 
 
 @pytest.mark.parametrize(

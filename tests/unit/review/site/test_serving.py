@@ -19,7 +19,6 @@ from tests.review_queues import FakeClock, submit
 def test_this_machine_alone_needs_no_encryption(host):
     """Trying it out takes one command."""
     binding = Binding(host=host)
-    binding.check()
     assert not binding.is_encrypted
     assert "localhost" in binding.hosts
 
@@ -28,17 +27,16 @@ def test_this_machine_alone_needs_no_encryption(host):
 def test_beyond_this_machine_encryption_is_required(host):
     """Passwords and answers must not be readable on the way."""
     with pytest.raises(ReviewError, match="--tls-cert"):
-        Binding(host=host).check()
-    Binding(host=host, certificate=Path("c"), key=Path("k")).check()
-    Binding(host=host, is_behind_proxy=True).check()
-    Binding(host=host, allow_plain=True).check()
+        Binding(host=host)
+    for safe in ({"certificate": Path("c"), "key": Path("k")}, {"is_behind_proxy": True}, {"allow_plain": True}):
+        assert not Binding(host=host, **safe).is_local
 
 
 def test_a_certificate_without_its_key_is_refused():
     """Half of TLS is none."""
     for half in ({"certificate": Path("c")}, {"key": Path("k")}):
         with pytest.raises(ReviewError, match="both"):
-            Binding(**half).check()
+            Binding(**half)
 
 
 def test_host_names_are_restricted_where_they_are_known():
