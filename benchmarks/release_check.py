@@ -144,7 +144,7 @@ class Requirements:
         if unknown := sorted(listed - IMPORTS.keys()):
             msg = f"say in IMPORTS of {__name__} what the extras are for: {', '.join(unknown)}"
             raise SystemExit(msg)
-        return tuple(sorted(listed, key=lambda name: (len(self.included(name)), name != CORE)))
+        return tuple(sorted(listed, key=lambda name: (len(self.included(name)), name != CORE, name)))
 
     def included(self, extra: str) -> set[str]:
         """Return the extras that come with an extra, itself among them."""

@@ -474,6 +474,18 @@ _TEXT = _family(
         raises="its passage is about the question",
     ),
     Signal(
+        name="foreign_claim",
+        meaning="share of a claim's words that the passages have in no form, of a claim that is not copied and has no "
+        "word of the question, where at least 70 % are missing; 0 where there is none",
+        unit="share",
+        higher="less sure",
+        source="own",
+        lowers="it says something that is about neither the question nor the passages",
+        raises="all it says is about the question or the passages",
+        required=False,
+        tampering=True,
+    ),
+    Signal(
         name="unsupported_words",
         meaning="share of the answer's new content words that the passages have in no form (Snowball stems)",
         unit="share",

@@ -36,7 +36,8 @@ WEIGHTS = (0.0, 0.5, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0)
 def with_tampering(model: FusedModel, labels: Labels, margins: Array) -> tuple[FusedModel, Array]:
     """Return a model with the signs of tampering that its adversarial rows call for, and the rows' new margins.
 
-    Each kind of adversarial answers raises the weight of the sign that most of them show, until few are accepted.
+    Each kind of adversarial answers raises the weight of the sign that most of them show, until few of those are
+    accepted, and then that of every other sign that most of them show.
 
     Args:
         model: fitted without such signs.
@@ -53,12 +54,12 @@ def with_tampering(model: FusedModel, labels: Labels, margins: Array) -> tuple[F
     for kind in sorted({kind for kind in labels.kinds if kind is not None}):
         of_kind = kinds == kind
         share = (signs[of_kind] >= SHOWN).mean(axis=0)
-        sign = int(share.argmax())
-        showing = of_kind & (signs[:, sign] >= SHOWN)
-        if share[sign] >= SHOWN and showing.sum() >= MIN_SHOWING:
-            others = margins - signs @ np.where(np.arange(len(names)) == sign, 0.0, weights)
-            found = _smallest_weight(others, signs[:, sign], labels, showing, unit)
-            weights[sign] = max(weights[sign], found)
+        for sign in np.argsort(-share, kind="stable"):
+            showing = of_kind & (signs[:, sign] >= SHOWN)
+            if share[sign] >= SHOWN and showing.sum() >= MIN_SHOWING:
+                others = margins - signs @ np.where(np.arange(len(names)) == sign, 0.0, weights)
+                found = _smallest_weight(others, signs[:, sign], labels, showing, unit)
+                weights[sign] = max(weights[sign], found)
     used = [_column(name, -weight) for name, weight in zip(names, weights, strict=True) if weight > 0]
     return FusedModel(columns=(*model.columns, *used), intercept=model.intercept), margins - signs @ weights
 

@@ -321,7 +321,7 @@ def claim_signals(question: str, answer: str, passages: PassageTexts, language: 
         "copied_around": _copied_around(claims, signs),
         "written_grounding": _written_grounding(claims, signs, question, passages),
     }
-    found |= novelty_signals(answer, question, [claim.text for claim in claims], passages.forms)
+    found |= novelty_signals(answer, question, [claim.text for claim in claims], passages.forms, copies)
     if asked:
         found |= {
             "relevant_grounding": of_answer([s.relevant for s in signs], copies),

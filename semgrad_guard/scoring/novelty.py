@@ -7,7 +7,7 @@ and an answer may be made of the passages' words and yet join them wrongly, so n
 from __future__ import annotations
 
 from functools import cache, lru_cache
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 from typing import TYPE_CHECKING, Any
 
 import snowballstemmer
@@ -23,6 +23,8 @@ NEAR = 8
 """Content words so many places apart stand together."""
 UNSUPPORTED = 0.3
 """A claim with a larger share of new words that no passage has in any form is not supported."""
+FOREIGN, FOREIGN_WORDS = 0.7, 4
+"""A claim of so many words or more is foreign where the passages lack this share of them and the question all."""
 _LEAST_WORDS = 2
 """A claim with fewer new words cannot be judged by a share of them."""
 _LANGUAGES = {
@@ -119,7 +121,9 @@ class PassageForms:
         return places
 
 
-def novelty_signals(answer: str, question: str, claims: Sequence[str], passages: PassageForms) -> dict[str, float]:
+def novelty_signals(
+    answer: str, question: str, claims: Sequence[str], passages: PassageForms, copies: Sequence[bool] = ()
+) -> dict[str, float]:
     """Return what an answer says that its passages do not, by the names in `signals`.
 
     Args:
@@ -127,11 +131,14 @@ def novelty_signals(answer: str, question: str, claims: Sequence[str], passages:
         question: the question alone; its words are nothing new.
         claims: the answer's claims.
         passages: what it may rest on.
+        copies: whether each claim is copied from a passage; none is where this is left out.
     """
     known = content_words(question) | ABOUT_ANSWERING
     pairs = list(pairwise(passages.in_order(words(answer))))
     apart = sum(not passages.stand_together(left, right) for left, right in pairs)
+    written = [claim for claim, is_copy in zip_longest(claims, copies) if not is_copy]
     return {
+        "foreign_claim": max((_foreign(claim, content_words(question), passages) for claim in written), default=0.0),
         "unsupported_words": _missing(content_words(answer) - known, passages),
         "unsupported_pairs": apart / max(1, len(pairs)),
         "n_unsupported_pairs": float(apart),
@@ -143,6 +150,15 @@ def novelty_signals(answer: str, question: str, claims: Sequence[str], passages:
 def _is_unsupported(claim: str, known: set[str], passages: PassageForms) -> bool:
     new = content_words(claim) - known
     return len(new) >= _LEAST_WORDS and _missing(new, passages) > UNSUPPORTED
+
+
+def _foreign(claim: str, asked: set[str], passages: PassageForms) -> float:
+    """Return the share of a claim's words that no passage has, where it is about neither question nor passages."""
+    said = content_words(claim) - ABOUT_ANSWERING
+    if said & asked or len(passages.stems_of(said)) < FOREIGN_WORDS:
+        return 0.0
+    missing = _missing(said, passages)
+    return missing if missing >= FOREIGN else 0.0
 
 
 def _missing(new: set[str], passages: PassageForms) -> float:

@@ -18,6 +18,7 @@ from semgrad_guard.signals import (
     FREE,
     MEANING,
     METHODS,
+    PROBES,
     SAMPLED,
     SIGNALS,
     Family,
@@ -48,9 +49,11 @@ EXCHANGE = Exchange(
 
 def test_a_row_in_the_table_and_its_computation_is_all_that_a_signal_needs() -> None:
     """What a scorer computes is what the table lists: nothing is computed unlisted, nothing listed is missing."""
-    scorer = SemGradScorer(local_model(), embedder=LetterCounts(), signals=(*FREE, *COSTLY))
-    assert set(scorer.score(EXCHANGE).signals) == set(SIGNALS)
-    assert set(FREE) | set(MEANING) | set(COSTLY) == set(SIGNALS)
+    scorer = SemGradScorer(local_model(), embedder=LetterCounts(), signals=(*FREE, *COSTLY, *PROBES))
+    score = scorer.score(EXCHANGE)
+    assert set(score.vectors) == set(PROBES), "a profile makes numbers of them"
+    assert set(score.signals) | set(score.vectors) == set(SIGNALS)
+    assert set(FREE) | set(MEANING) | set(COSTLY) | set(PROBES) == set(SIGNALS)
 
 
 def test_every_sampled_signal_is_computed() -> None:

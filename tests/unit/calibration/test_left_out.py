@@ -138,7 +138,8 @@ def test_a_shipped_profile_tells_right_from_made_up(name: str) -> None:
     def confidence(answer: str) -> float:
         exchange = Exchange(question="Who built the lighthouse of Tarn?", answer=answer, passages=passages)
         signals = grounding_signals(exchange) | retrieval_signals(passages)
-        return profile.confidence_of_margin(profile.margin(signals))
+        fit = next(fit for fit in profile.fits() if not fit.is_too_long(signals))
+        return fit.confidence_of_margin(fit.margin(signals))
 
     right = confidence("Anna Berg built it.")
     assert right > 0.8

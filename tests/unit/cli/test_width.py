@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 
 import pytest
-from semgrad_guard.serving.keys import KeyFile
 from typer.testing import CliRunner
 
 from semgrad_guard.calibration import Interval
@@ -19,6 +18,7 @@ from semgrad_guard.evaluation.compare.report import Result
 from semgrad_guard.review import open_queue
 from semgrad_guard.review.access import Accounts, Role, Scope, Tokens
 from semgrad_guard.review.webhooks import add_webhook
+from semgrad_guard.serving.gate import KeyFile
 from semgrad_guard.signals import SIGNALS
 from semgrad_guard.telemetry import JsonlSink
 from tests.pages import WIDTH, too_wide

@@ -56,6 +56,17 @@ def test_claims_without_support_are_counted() -> None:
     assert found["unsupported_claims"] == 1.0
 
 
+def test_a_claim_about_neither_question_nor_passages_is_foreign() -> None:
+    """A sentence of another subject beside the passages' words; a word of the question makes it an answer."""
+    foreign = "Sharks hunt seals at night"
+    assert _found(f"The company acquired factories. / {foreign}.")["foreign_claim"] == 1.0
+    assert _found(f"The company acquired factories. / {foreign}.", "What do sharks eat?")["foreign_claim"] == 0.0
+    assert _found("The company acquired factories. / The owners hunt factories by day.")["foreign_claim"] == 0.0
+    assert _found("Sharks.")["foreign_claim"] == 0.0
+    forms = PassageForms([words(text) for text in PASSAGES], PASSAGES, "en")
+    assert novelty_signals(foreign, "", [foreign], forms, [True])["foreign_claim"] == 0.0
+
+
 def test_languages_have_their_own_forms() -> None:
     """German words by German stems; those of an unknown language as they are."""
     assert stem_of("häuser", "de") == stem_of("häusern", "de")

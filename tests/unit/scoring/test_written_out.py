@@ -12,13 +12,8 @@ from semgrad_guard.scoring import recording, written_out
 from semgrad_guard.scoring.layout import Tokens, lay_out
 from semgrad_guard.scoring.measure import GradientSpec, measure
 from semgrad_guard.scoring.model_lease import borrowed
-from semgrad_guard.scoring.model_parts import model_parts_of
-from semgrad_guard.scoring.recording import (
-    WrittenOutRecording,
-    can_record_written_out,
-    record_from_cache,
-    upper_half,
-)
+from semgrad_guard.scoring.model_parts import model_parts_of, upper_half
+from semgrad_guard.scoring.recording import WrittenOutRecording, can_record_written_out, record_from_cache
 from tests.models_for_tests import N_BYTE_TOKENS, build, byte_tokenizer
 
 COMMON = ["llama", "mistral", "qwen2", "qwen3"]
