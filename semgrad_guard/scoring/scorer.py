@@ -409,6 +409,8 @@ class SemGradScorer:
             max_batch_tokens=self._max_batch_tokens,
         )
         seconds = (time.perf_counter() - started) / max(1, len(tasks))
+        if lease.should_end is not None and lease.should_end():  # what was measured before is completed
+            lease = self._lease(None, COMPLETING_S)
         for (number, task), one in zip(tasks.items(), measured, strict=True):
             try:
                 found[number] = one if isinstance(one, ScoringError) else self._finished(task, one, seconds, lease)

@@ -251,7 +251,7 @@ def score_fields(score: Score) -> dict[str, Json]:
             for span in score.spans
         ],
         "passage_attention": [number(share) for share in score.passage_attention],
-        **({"vectors": _vectors_fields(score.vectors)} if score.vectors else {}),
+        "vectors": _vectors_fields(score.vectors),
     }
 
 
