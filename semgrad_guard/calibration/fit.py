@@ -22,7 +22,15 @@ from semgrad_guard.calibration.fused import FusedModel, fit_fused
 from semgrad_guard.calibration.labels import MAX_ROWS, Labels, check_enough, collect, grouped_folds
 from semgrad_guard.calibration.left_out import adversarial_evidence, left_out_evidence, reported_evidence
 from semgrad_guard.calibration.metrics import auroc, log_losses
-from semgrad_guard.calibration.probes import Components, FittedProbe, along, filled, with_components, with_probes
+from semgrad_guard.calibration.probes import (
+    Components,
+    FittedProbe,
+    along,
+    cross_fitted,
+    filled,
+    with_components,
+    with_probes,
+)
 from semgrad_guard.calibration.profile import Evidence, LabelPairs, Profile
 from semgrad_guard.calibration.tampering import with_tampering
 from semgrad_guard.errors import SignalUnavailableError
@@ -453,7 +461,7 @@ def fit_profile(  # noqa: PLR0913 - the options of the command, each with a defa
     labels = collect(rows, fingerprint=fingerprint, max_rows=max_rows, seed=seed)
     _check(labels)
     labels, components = with_components(labels)
-    labels, _ = with_probes(labels, seed)
+    labels = cross_fitted(labels, seed)
     settings = Settings(
         method=method,
         calibrator=calibrator,

@@ -126,22 +126,23 @@ def along(labels: Labels, components: Mapping[str, Components]) -> Labels:
 
 
 def with_probes(labels: Labels, seed: int) -> tuple[Labels, tuple[FittedProbe, ...]]:
-    """Return labels with a column for each probe, and the probes.
+    """Return labels with a column for each probe, as `cross_fitted` does, and the probes of all rows."""
+    return cross_fitted(labels, seed), tuple(_fit(name, labels, reduced) for name, reduced in labels.vectors.items())
 
-    The columns are cross-fitted: the value of a row comes from a probe that did not see its group.
+
+def cross_fitted(labels: Labels, seed: int) -> Labels:
+    """Return labels with a column for each probe: the value of a row comes from a probe that did not see its group.
 
     Args:
         labels: rows with reduced vectors.
         seed: of the folds.
     """
-    probes = list[FittedProbe]()
     for name, reduced in labels.vectors.items():
         column = np.full(len(labels), np.nan)
         for test in grouped_folds(labels.correct, labels.groups, seed=seed + 2):
             column[test] = _fit(name, labels.take(~test), reduced[~test]).values(reduced[test])
         labels = with_column(labels, name, column)
-        probes.append(_fit(name, labels, reduced))
-    return labels, tuple(probes)
+    return labels
 
 
 def filled(labels: Labels, probes: Sequence[FittedProbe]) -> Labels:

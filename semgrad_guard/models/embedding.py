@@ -76,6 +76,18 @@ PROBES = ("the cat sat on the mat", "a dog lay by the door", "interest rates ros
 """Texts whose likeness to each other tells one embedder from another."""
 
 
+def vectors_of(embedder: Embedder, texts: Sequence[str]) -> NDArray[np.float64]:
+    """Return the vectors of texts, ``(text, number)``; whatever else the embedder raises is passed on.
+
+    Raises:
+        EmbeddingFailedError: the embedder did not return a vector of finite numbers for each text.
+    """
+    vectors = np.asarray(embedder(texts), dtype=np.float64)
+    if vectors.ndim != 2 or len(vectors) != len(texts) or not np.isfinite(vectors).all():
+        raise EmbeddingFailedError(embedder.name, f"gave {vectors.shape} finite numbers for {len(texts)} texts")
+    return vectors
+
+
 class UnitVectors(Embedder):
     """Scales the vectors of an embedder to length 1, and caches them."""
 
@@ -127,9 +139,7 @@ class UnitVectors(Embedder):
             EmbeddingFailedError: the embedder did not return a vector of finite numbers for each text, or vectors of
                 another dimension than before.
         """
-        vectors = np.asarray(self._embedder(texts), dtype=np.float64)
-        if vectors.ndim != 2 or len(vectors) != len(texts) or not np.isfinite(vectors).all():
-            raise EmbeddingFailedError(self.name, f"gave {vectors.shape} finite numbers for {len(texts)} texts")
+        vectors = vectors_of(self._embedder, texts)
         with self._lock:
             self._dimension = self._dimension or vectors.shape[1]
         if vectors.shape[1] != self._dimension:

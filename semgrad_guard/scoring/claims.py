@@ -176,11 +176,12 @@ class PassageTexts:
         """
         self.check = check
         pairs = zip_longest(texts, map(title_of, sources), fillvalue="")
-        kept = [(text, title) for text, title in pairs if not gives_orders(text)] or [("", "")] * bool(texts)
+        kept = [(text, title) for text, title in pairs if not gives_orders(text)]
+        self.n_suspicious = len(texts) - len(kept)
+        kept = kept or [("", "")] * bool(texts)
         self.language = language
         self.texts = [text for text, _ in kept]
         self.titles = [title for _, title in kept]
-        self.n_suspicious = sum(map(gives_orders, texts))
         self.words = [words(text) for text in self.texts]
         self.vocabularies = [set(passage) for passage in self.words]
         self.all_words = set[str]().union(*self.vocabularies)
@@ -215,10 +216,6 @@ class PassageTexts:
             for whole, title in zip(both, titles, strict=True)
         ]
         return as_shares(np.array(found) / total, WORD_CONTRAST)
-
-    def shares(self, claimed: set[str]) -> NDArray[np.float64]:
-        """Return the share of a claim's words found in each passage."""
-        return np.array([_share(claimed, vocabulary) for vocabulary in self.vocabularies])
 
     def copied(self, text: str) -> float:
         """Return the longest run of a text's words that one passage has in the same order, as a share of them."""
@@ -386,7 +383,7 @@ def _signs_of(
         copied=copied,
         is_copy=_is_copy(text, copied),
         passage_support=sum(claimed <= vocabulary for vocabulary in passages.vocabularies) / len(passages.texts),
-        relevant=float(relevances @ passages.shares(claimed)),
+        relevant=float(relevances @ shares_in(claimed, passages.vocabularies)),
         nearby=_nearby(asked, claimed, passages) if asked else 0.0,
         overlap=_share(asked, fullest),
         negation=_negation_mismatch(text, nearest),
@@ -395,6 +392,14 @@ def _signs_of(
         altered=_altered(text, passages),
         disagree=_disagreement(text, asked, nearest, passages),
     )
+
+
+def shares_in(
+    claimed: set[str], texts: Sequence[set[str] | frozenset[str]], check: Callable[[], None] = unhurried
+) -> NDArray[np.float64]:
+    """Return the share of a claim's words found in each text, after a check."""
+    check()
+    return np.array([_share(claimed, text) for text in texts])
 
 
 def _share(part: set[str], whole: set[str] | frozenset[str], *, missing: bool = False) -> float:

@@ -133,12 +133,13 @@ def novelty_signals(
         passages: what it may rest on.
         copies: whether each claim is copied from a passage; none is where this is left out.
     """
-    known = content_words(question) | ABOUT_ANSWERING
+    asked = content_words(question)
+    known = asked | ABOUT_ANSWERING
     pairs = list(pairwise(passages.in_order(words(answer))))
     apart = sum(not passages.stand_together(left, right) for left, right in pairs)
     written = [claim for claim, is_copy in zip_longest(claims, copies) if not is_copy]
     return {
-        "foreign_claim": max((_foreign(claim, content_words(question), passages) for claim in written), default=0.0),
+        "foreign_claim": max((_foreign(claim, asked, passages) for claim in written), default=0.0),
         "unsupported_words": _missing(content_words(answer) - known, passages),
         "unsupported_pairs": apart / max(1, len(pairs)),
         "n_unsupported_pairs": float(apart),

@@ -101,9 +101,9 @@ class Readout:
 
     def vectors(self, measured: Measure) -> dict[str, tuple[float, ...]]:
         """Return what the wanted probes read of an answer, as far as it is known."""
-        use = measured.attention
-        is_placed = use is not None and (use.has_question or any(use.shown))
-        found = {STATE_PROBE: measured.state, ATTENTION_PROBE: use.by_head if use is not None and is_placed else None}
+        use, found = measured.attention, {STATE_PROBE: measured.state}
+        if use is not None and (use.has_question or any(use.shown)):
+            found[ATTENTION_PROBE] = use.by_head
         return {
             name: tuple(vector.tolist())
             for name, vector in found.items()

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from semgrad_guard.errors import EmbeddingFailedError
-from semgrad_guard.scoring.budget import unhurried
-from semgrad_guard.scoring.claims import PassageTexts, as_shares, claim_signals, claims_of, of_answer
+from semgrad_guard.models.embedding import vectors_of
+from semgrad_guard.scoring.claims import PassageTexts, as_shares, claim_signals, claims_of, of_answer, shares_in
 from semgrad_guard.scoring.words import claimed_words, content_words
 
 if TYPE_CHECKING:
@@ -116,9 +116,9 @@ def closeness_signals(
     question_v, answer_v = asking_v[0], asking_v[1:]
     near, near_sentence = passage_v @ question_v, sentence_v @ question_v
     claimed = [claimed_words(claim, question) for claim in claims]
-    in_passages = [_shares(new, read.vocabularies) for new in claimed]
+    in_passages = [shares_in(new, read.vocabularies) for new in claimed]
     of_sentences = [sentence.words for sentence in read.sentences]
-    in_sentences = [_shares(new, of_sentences, read.check) for new in claimed]
+    in_sentences = [shares_in(new, of_sentences, read.check) for new in claimed]
     copies = [read.is_copy(claim) for claim in claims]
     relevances = as_shares(titled_v @ question_v, COSINE_CONTRAST)
     found |= {
@@ -142,14 +142,6 @@ def _margin(shares: Array, near: Array) -> float:
     return float(near[best] - np.delete(near, best).max())
 
 
-def _shares(
-    claimed: set[str], texts: Sequence[set[str] | frozenset[str]], check: Callable[[], None] = unhurried
-) -> Array:
-    """Return the share of the claimed words found in each text."""
-    check()
-    return np.array([len(claimed & text) / max(1, len(claimed)) for text in texts])
-
-
 _EMBEDDED = 64
 """How many texts are embedded in one call; a long answer has hundreds of claims."""
 
@@ -168,11 +160,8 @@ def _vectors(embedder: Embedder, check: Callable[[], None], *groups: Sequence[st
 
 def _embedded(embedder: Embedder, texts: Sequence[str]) -> Array:
     try:
-        vectors = np.asarray(embedder(texts), dtype=np.float64)
+        return vectors_of(embedder, texts)
     except EmbeddingFailedError:
         raise
     except Exception as error:
         raise EmbeddingFailedError(embedder.name, f"{type(error).__name__}: {error}") from error
-    if vectors.ndim != 2 or len(vectors) != len(texts) or not np.isfinite(vectors).all():
-        raise EmbeddingFailedError(embedder.name, f"gave {vectors.shape} finite numbers for {len(texts)} texts")
-    return vectors

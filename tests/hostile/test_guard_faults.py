@@ -84,6 +84,18 @@ class FaultyCase(Case):
         return Guard(replace(super().guard.parts, **{self.seam: self.broken}))
 
 
+def faulty(answer: str, seam: str, fault: str) -> FaultyCase:
+    """Return a case whose model writes one answer, and whose policy lets none through that was not judged."""
+    return FaultyCase(
+        model=Writer([answer]),
+        scorer=AnswerScorer({DOUBTFUL: 0.9, GOOD: 0.1}),
+        policy={"escalate": ["human_review"], "otherwise": "abstain", "on_error": "abstain"},
+        queue=ListQueue(),
+        seam=seam,
+        fault=fault,
+    )
+
+
 def reply(driver, case, *, asynchronous):
     if asynchronous:
         return asyncio.run(driver.aask(case))
@@ -102,14 +114,7 @@ CASES = [
 def test_no_unjudged_answer_comes_out(driver, seam, fault, way):
     """The guard may fail; the promise of the policy may not."""
     for answer in (DOUBTFUL, GOOD):
-        case = FaultyCase(
-            model=Writer([answer]),
-            scorer=AnswerScorer({DOUBTFUL: 0.9, GOOD: 0.1}),
-            policy={"escalate": ["human_review"], "otherwise": "abstain", "on_error": "abstain"},
-            queue=ListQueue(),
-            seam=seam,
-            fault=fault,
-        )
+        case = faulty(answer, seam, fault)
         try:
             got = reply(driver, case, asynchronous=way == "async")
         except Exception as error:  # noqa: BLE001 - then the caller gets no answer
@@ -133,14 +138,7 @@ def test_no_unjudged_word_is_streamed(way, seam, fault, monkeypatch):
     """A stream that the policy buffers shows nothing before the answer was judged, and nothing if that fails."""
     monkeypatch.setattr(drivers, "ChatWriter", StreamingWriter)
     for answer in (DOUBTFUL, GOOD):
-        case = FaultyCase(
-            model=Writer([answer]),
-            scorer=AnswerScorer({DOUBTFUL: 0.9, GOOD: 0.1}),
-            policy={"escalate": ["human_review"], "otherwise": "abstain", "on_error": "abstain"},
-            queue=ListQueue(),
-            seam=seam,
-            fault=fault,
-        )
+        case = faulty(answer, seam, fault)
         shown = streamed(WAYS[way], case)
         if answer == DOUBTFUL or seam in JUDGING:
             # the words of the right answer are in the passages too

@@ -11,7 +11,7 @@ from semgrad_guard.calibration import metrics
 from semgrad_guard.calibration.fit import Plan, out_of_fold, usable_signals
 from semgrad_guard.calibration.labels import check_enough
 from semgrad_guard.calibration.metrics import DRAWS, Interval, paired_difference, with_interval
-from semgrad_guard.calibration.probes import with_components, with_probes
+from semgrad_guard.calibration.probes import cross_fitted, with_components
 from semgrad_guard.errors import SemGradGuardError
 from semgrad_guard.signals import COSTLY, EVERY, SIGNALS, Family, direction_of
 from semgrad_guard.wire import Frozen
@@ -174,7 +174,7 @@ def rank(labels: Labels, *, seed: int = 0, tick: Callable[[], None] = lambda: No
     """
     check_enough(labels.correct, labels.groups)
     found: list[Ranked] = []
-    labels, _ = with_probes(with_components(labels)[0], seed)
+    labels = cross_fitted(with_components(labels)[0], seed)
     usable = usable_signals(labels)
     several = (*fused_methods(tuple(usable)), *chosen_methods(tuple(usable)))
     for method in [*several, *single_methods(labels.names)]:
