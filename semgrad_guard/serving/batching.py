@@ -28,6 +28,8 @@ ALIKE = 256
 """Prompts count as beginning alike where so many of their first characters, or token ids, are equal."""
 _LOOK_EVERY_S = 0.05
 """How often a waiting caller looks whether it is still wanted."""
+COME_BACK = 0.1
+"""Share of a batch's time for which the next one waits: those who were answered may ask again, and others with them."""
 _WEIGHT = 0.2
 """Weight of the newest batch in the running mean of the time that one exchange takes."""
 
@@ -135,7 +137,8 @@ class BatchingScorer:
 
         Args:
             scorer: scores the batches.
-            window_s: seconds for which the first exchange of a batch waits for others.
+            window_s: seconds for which the first exchange of a batch waits for others; after a batch, at most a tenth
+                of the time that it took.
             max_batch: most exchanges in a batch.
             max_waiting: most exchanges that wait; beyond that `BusyError` is raised.
             clock: returns seconds that never go back.
@@ -147,6 +150,7 @@ class BatchingScorer:
         self._changed = threading.Condition()
         self._closing = False
         self._each_s = 0.0
+        self._next_at = -math.inf
         self._busy_since: float | None = None
         self._thread = threading.Thread(target=self._work, name="semgrad-batches", daemon=True)
         self._thread.start()
@@ -251,8 +255,9 @@ class BatchingScorer:
             self._busy_since = started = self._clock()
             for job, result in zip(jobs, self._scored(jobs), strict=True):
                 job.finish(result)
-            self._busy_since = None
-            self._note(len(jobs), self._clock() - started)
+            self._busy_since, ended = None, self._clock()
+            self._next_at = ended + min(self._window_s, COME_BACK * (ended - started))
+            self._note(len(jobs), ended - started)
 
     def _note(self, n: int, seconds: float) -> None:
         each = seconds / n
@@ -267,7 +272,7 @@ class BatchingScorer:
                 if self._closing:
                     return None
                 self._changed.wait()
-            opens_at = self._jobs[0].queued_at + self._window_s
+            opens_at = max(self._jobs[0].queued_at + self._window_s, self._next_at)
             while not self._closing and len(self._jobs) < self._max_batch:
                 left_s = opens_at - self._clock()
                 if left_s <= 0 or not self._changed.wait(left_s):

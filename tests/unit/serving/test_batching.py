@@ -76,6 +76,20 @@ def test_the_window_collects_calls_that_come_close_together():
     assert [len(batch) for batch in scorer.batches] == [2]
 
 
+def test_a_caller_who_was_answered_and_asks_again_is_in_the_next_batch():
+    """Otherwise callers that ask one thing after another are scored in two batches by turns, each half empty."""
+    scorer = HeldScorer()
+    with batching(scorer, window_s=1.0) as made, ThreadPoolExecutor(2) as pool:
+        asks = pool.submit(lambda: [made.score(Exchange(prompt="p", answer=answer)) for answer in ("a", "again")])
+        assert scorer.begun.acquire(timeout=30)
+        other = pool.submit(made.score, Exchange(prompt="q", answer="other"))
+        threading.Event().wait(1.5)  # so that the other has waited longer than the window
+        scorer.gate.set()
+        asks.result(30)
+        other.result(30)
+    assert scorer.batches == [["a"], ["other", "again"]]
+
+
 def test_the_oldest_goes_first_and_prompts_that_begin_alike_go_with_it():
     """A stream of callers with one long prompt must not starve the others."""
     scorer = HeldScorer()
