@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 export HF_HUB_OFFLINE := 1
 
-.PHONY: help install demo check test test-gpu lint format types contract profile proxy-profile bench bench-gpu bench-review bench-serve docs pages release-check clean
+.PHONY: help install demo check test test-gpu test-ray lint format types contract profile proxy-profile bench bench-gpu bench-review bench-serve docs pages release-check clean
 help:            ## show this list
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/:/' | column -t -s:
 
@@ -75,6 +75,15 @@ test-gpu: $(STAMP)  ## run the tests of scoring and models on a GPU
 	  SEMGRAD_TEST_DEVICE=cuda $(BIN)/python -m pytest -m "gpu or not end_to_end" tests/gpu tests/unit/scoring \
 	    tests/unit/models tests/differential tests/property/scoring tests/unit/evaluation/test_cost.py $(PYTEST_ARGS); \
 	else echo "$(NO_GPU)"; fi
+
+RAY := $(VENV)-ray
+test-ray: $(STAMP)  ## run the tests of several replicas with a real Ray, which is installed beside the environment
+	test -x $(RAY)/bin/ray || $(PYTHON) -m venv --clear $(RAY)
+	$(RAY)/bin/python -m pip install --quiet --constraint constraints.txt 'ray[data,serve]>=2.60,<3'
+	$(BIN)/python -c 'import site; print(site.getsitepackages()[0])' > "$$($(RAY)/bin/python -c \
+	  'import site; print(site.getsitepackages()[0])')/zz_semgrad_guard.pth"
+	PYTHONPATH=.:integrations OMP_NUM_THREADS=1 $(RAY)/bin/python -m pytest -q tests/end_to_end/test_ray_serve.py \
+	  tests/end_to_end/test_ray_data.py $(PYTEST_ARGS)
 
 SECONDS ?= 60
 URL     ?= sqlite://

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from semgrad_guard.flow import Exchange
 
 PROGRAM = "from semgrad_guard.cli.app import main; main()"
+LOG = Path("bench/serve.log")
+"""What the servers say, a line for each request."""
 _START_S = 300.0
 
 
@@ -115,10 +117,12 @@ def has_ray() -> bool:
 
 @contextmanager
 def program(*options: str) -> Generator[Target]:
-    """Run `semgrad-guard serve` as long as the context lasts."""
+    """Run `semgrad-guard serve` as long as the context lasts; what it says goes into a file."""
     port = free_port()
     command = [sys.executable, "-W", "ignore", "-c", PROGRAM, "serve", "--port", str(port), *options]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)  # noqa: S603 - of this package
+    LOG.parent.mkdir(exist_ok=True)
+    with LOG.open("ab") as log:
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=log)  # noqa: S603 - of this package
     try:
         target = Target(f"http://127.0.0.1:{port}", lambda: [process.pid])
         wait_until_ready(target.url)
@@ -174,7 +178,7 @@ def wait_until_ready(url: str) -> None:
         except httpx.TransportError:
             pass
         if time.monotonic() > ends_at:
-            msg = f"the server at {url} was not ready within {_START_S:.0f} s"
+            msg = f"the server at {url} was not ready within {_START_S:.0f} s: see {LOG}"
             raise TimeoutError(msg)
         time.sleep(0.5)
 

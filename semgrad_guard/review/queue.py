@@ -314,10 +314,14 @@ class SqlReviewQueue(QueueKeeping):
             ItemNotFoundError: there is no such item.
             QueueUnavailableError: the database could not be reached.
         """
-        look = partial(self._take_ruling, review_id)
+        end, woken = time.monotonic() + timeout_s, threading.Event()
+
+        def look() -> Ruling | None:
+            with self.waking.turn(max(end - time.monotonic(), self.settings.retry_s)):
+                return self._take_ruling(review_id)
+
         if timeout_s <= 0 or self._db.dialect == "sqlite" or self._sleep is not time.sleep:
             return poll(look, timeout_s, self._sleep)
-        end, woken = time.monotonic() + timeout_s, threading.Event()
         with self.waking.calling(review_id, woken.set):
             while woken.wait(max(0.0, end - time.monotonic())):
                 woken.clear()

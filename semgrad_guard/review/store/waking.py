@@ -35,6 +35,8 @@ _NEW_S = 0.1
 """Seconds until those who have begun to wait are looked at, all together."""
 _IDLE_S = 30.0
 _AT_ONCE = 1000
+_TURNS = 4
+"""How many callers look at the database at a time, of those who are woken together; there are few connections."""
 
 
 def announce(tx: Transaction, item_id: str) -> None:
@@ -58,6 +60,7 @@ class Waking:
         self._thread: threading.Thread | None = None
         self._is_closed = False
         self._changed = threading.Event()
+        self._turns = threading.BoundedSemaphore(_TURNS)
         call_after_fork(self._forget)  # the thread does not exist there
 
     @contextmanager
@@ -82,6 +85,20 @@ class Waking:
                     acts.remove(act)
                 if not acts:
                     self._waiting.pop(item_id, None)
+
+    @contextmanager
+    def turn(self, patience_s: float) -> Generator[None]:
+        """Wait for a turn at the database, so that a thousand who are woken at once do not ask it at once.
+
+        After `patience_s` seconds the block runs all the same.
+        """
+        turns = self._turns
+        has_turn = turns.acquire(timeout=min(max(0.0, patience_s), threading.TIMEOUT_MAX))
+        try:
+            yield
+        finally:
+            if has_turn:
+                turns.release()
 
     def wake(self, item_ids: Iterable[str]) -> None:
         """Call those who wait for these items."""
@@ -164,6 +181,7 @@ class Waking:
 
     def _forget(self) -> None:
         self._lock, self._changed = threading.Lock(), threading.Event()
+        self._turns = threading.BoundedSemaphore(_TURNS)
         self._waiting, self._new, self._thread = {}, set(), None
 
 

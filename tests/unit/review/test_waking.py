@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import event, text
 
 from semgrad_guard.flow import Verdict
-from semgrad_guard.review import document_of, open_queue
+from semgrad_guard.review import QueueSettings, document_of, open_queue
 from tests.review_queues import doubtful, exchange, ready_url, submit
 
 
@@ -105,3 +105,14 @@ def test_the_thread_ends_with_the_queue(waiters, others):
     assert not [each for each in threading.enumerate() if each.name == "semgrad-review-waking" and each.is_alive()]
     others.approve(first, "ann")
     assert waiters.wait(first, 5).verdict is Verdict.APPROVED
+
+
+def test_many_who_are_woken_at_once_take_turns(url, others):
+    """Deadlines of one hour come together too; none of those who wait may find the database too busy to say so."""
+    ids = [submit(others, n) for n in range(300)]
+    with closing(open_queue(url, settings=QueueSettings(retry_s=0.8))) as waiters, ThreadPoolExecutor(300) as pool:
+        found = [pool.submit(waiters.wait, each, 120) for each in ids]
+        time.sleep(3)
+        with others.database.engine.begin() as connection:
+            connection.execute(text("UPDATE semgrad_items SET deadline_at = now() - interval '1 second'"))
+        assert {each.result(120).verdict for each in found} == {Verdict.EXPIRED}
