@@ -82,7 +82,7 @@ test-ray: $(STAMP)  ## run the tests of several replicas with a real Ray, which 
 	$(RAY)/bin/python -m pip install --quiet --constraint constraints.txt 'ray[data,serve]>=2.60,<3'
 	$(BIN)/python -c 'import site; print(site.getsitepackages()[0])' > "$$($(RAY)/bin/python -c \
 	  'import site; print(site.getsitepackages()[0])')/zz_semgrad_guard.pth"
-	PYTHONPATH=.:integrations OMP_NUM_THREADS=1 $(RAY)/bin/python -m pytest -q tests/end_to_end/test_ray_serve.py \
+	PYTHONPATH=$(CURDIR):$(CURDIR)/integrations OMP_NUM_THREADS=1 $(RAY)/bin/python -m pytest -q tests/end_to_end/test_ray_serve.py \
 	  tests/end_to_end/test_ray_data.py $(PYTEST_ARGS)
 
 SECONDS ?= 60
@@ -95,4 +95,4 @@ bench-serve: $(STAMP)  ## put the server under load, with Ray where it is instal
 	$(BIN)/python -m benchmarks.serve_load --soak $(SOAK) --json bench/serve.json
 
 clean:  ## remove what the targets made
-	rm -rf $(VENV) dist build .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(RAY) dist build .pytest_cache .mypy_cache .ruff_cache
