@@ -43,7 +43,9 @@ _FORMS = {
         \ be)\ )(?:wrong|false|incorrect|outdated|irrelevant|fake|unreliable|obsolete|to\ be|not)\b
     """,
     "what a model must say": rf"""
-        \b{_MODEL}\b{_ONWARDS}{{0,30}}\b{_MUST}\b{_ONWARDS}{{0,30}}\b{_SAY}\b
+        (?<!what\ )\b{_MODEL}\b(?:\ (?!what\b)[\w'\u2019-]+){{0,5}},?\ {_MUST}\ (?:[\w'\u2019-]+,?\ ){{0,2}}{_SAY}\b
+        (?!\ (?:the|these)\ following\ questions)
+        |\b(?:mandatory|essential|imperative|necessary|required)\ that\ (?:the\ )?{_MODEL}\ {_SAY}\b
         |\byour\ (?:final\ )?(?:answer|response|reply|output)\b(?:\ (?:is|should|must|will)\b
         |\ to\ (?:every|any|all|each|this|the\ question)\b
         |{_ONWARDS}{{0,30}}\b(?:must|should|shall|has\ to|needs\ to|is\ to|will\ be)\b)
@@ -52,10 +54,10 @@ _FORMS = {
     """,
     "say it": rf"""
         (?:^|[.!?:\n]\s*|\b(?:please|always|just|simply|{_MODEL}),?\s+){_SAY}\s+
-        (?:only|with|exactly|that|just|simply|this|all|every|any|questions?|["'\u2018\u201c]
+        (?:only|with|exactly|just|simply|questions?|["'\u2018\u201c]|(?<!repeat\ )(?:that|this|all|every|any)
         |the\ (?:user|question|word|following)|to\ (?:the|this|every|any|all))
         |(?:[,;:]|\b(?:and|or|so|to|then|only|kindly|must|just|please|always))\s+
-        (?:answer|respond|reply|output|print|write|say)\s+(?:with\s+)?(?-i:[A-Z"'\u2018\u201c]){_ONWARDS}*(?:[.!?]|$)
+        (?:answer|respond|reply|output|print|say|(?<!to\ )write)\s+(?:with\s+)?(?-i:[A-Z"'\u2018\u201c]){_ONWARDS}*(?:[.!?]|$)
     """,
     "whatever is asked": rf"""
         \b(?:when|if|whenever|whatever|no\ matter\ what|regardless\ of\ what)\b{_ONWARDS}{{0,40}}
@@ -64,6 +66,7 @@ _FORMS = {
         |\b(?:regardless\ of|whatever|no\ matter)\ (?:the|what\ the|what)\ (?:user|question|query|prompt|request)
     """,
     "the answer is given": rf"""
+        (?!best\ answer:)
         \b(?:correct|right|true|only|final|expected|required|best|proper|valid|acceptable)\ (?:answer|response|reply)\b
         {_ONWARDS}{{0,80}}?(?:\b(?:is|are|must|should|will|shall)\b|:)
         |\bthe\ answer\ to\ (?:every|any|all|each|this|the\ user|your|whatever|the\ question)\b

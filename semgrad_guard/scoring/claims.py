@@ -34,6 +34,7 @@ from semgrad_guard.scoring.words import (
     names,
     numbers,
     units,
+    word_spans,
     words,
 )
 from semgrad_guard.suspicious import gives_orders
@@ -50,6 +51,9 @@ if TYPE_CHECKING:
 
 COPIED, COPIED_WORDS = 0.9, 5
 """A claim is a copy where one passage has this share of its words in the same order, and it has at least so many."""
+RUN, OWN_WORDS, FOREIGN_PART = 12, 4, 0.5
+"""What stands before or after a copied run of so many words is a claim of its own where it has so many content words,
+or one after the last word of a passage, and the passages lack this share of them."""
 MOSTLY = 0.6
 """An answer is copied for the most part where this share of its words is in copied claims."""
 WEAK = 0.5
@@ -183,6 +187,7 @@ class PassageTexts:
         self.texts = [text for text, _ in kept]
         self.titles = [title for _, title in kept]
         self.words = [words(text) for text in self.texts]
+        self._runs = dict[str, tuple[int, int]]()
         self.vocabularies = [set(passage) for passage in self.words]
         self.all_words = set[str]().union(*self.vocabularies)
         self.sentences = [
@@ -219,9 +224,40 @@ class PassageTexts:
 
     def copied(self, text: str) -> float:
         """Return the longest run of a text's words that one passage has in the same order, as a share of them."""
-        said = words(text)
-        runs = (longest_common_run(said, passage, self.check) for passage in self.words)
-        return max(runs, default=0) / max(1, len(said))
+        start, end = self._run(text)
+        return (end - start) / max(1, len(words(text)))
+
+    def _run(self, text: str) -> tuple[int, int]:
+        """Return where the longest copied run of words begins and ends among a text's words; found once."""
+        if text not in self._runs:
+            said = words(text)
+            runs = (longest_common_run(said, passage, self.check) for passage in self.words)
+            self._runs[text] = max(runs, key=lambda run: run[1] - run[0], default=(0, 0))
+        return self._runs[text]
+
+    def parted(self, claims: Sequence[Claim]) -> list[Claim]:
+        """Return the claims, with what is said before or after a long copied run as a claim of its own.
+
+        A passage often ends within a sentence; what follows its copy would be joined to it. Altered copies stay whole.
+        """
+        return [part for claim in claims for part in self._parts_of(claim)]
+
+    def _parts_of(self, claim: Claim) -> Iterator[Claim]:
+        said, spans = words(claim.text), word_spans(claim.text)
+        start, end = self._run(claim.text)
+        cuts = [0, len(claim.text)]
+        if end - start >= RUN and len(said) == len(spans):
+            is_at_end = any(passage[-RUN:] == said[end - RUN : end] for passage in self.words)
+            cuts += [spans[start][0]] if self._is_own(said[:start], OWN_WORDS) else []
+            cuts += [spans[end][0]] if self._is_own(said[end:], 1 if is_at_end else OWN_WORDS) else []
+        if len(cuts) > 2 and _altered(claim.text, self) > 0:
+            cuts = cuts[:2]
+        for left, right in pairwise(sorted(cuts)):
+            yield Claim(claim.start + left, claim.start + right, claim.text[left:right])
+
+    def _is_own(self, of_words: Sequence[str], n_least: int) -> bool:
+        content = content_of(of_words) - ABOUT_ANSWERING
+        return len(content) >= n_least and _share(content, self.all_words, missing=True) >= FOREIGN_PART
 
     def is_copy(self, text: str) -> bool:
         """Return whether a claim is copied from a passage; few words are not, as everybody uses the same."""
@@ -291,7 +327,7 @@ def claim_signals(question: str, answer: str, passages: PassageTexts, language: 
         passages: what it may rest on.
         language: two-letter code, for finding sentences.
     """
-    claims = claims_of(answer, question, language)
+    claims = passages.parted(claims_of(answer, question, language))
     found = {"n_claims": float(len(claims)), "n_words": float(len(words(answer)))}
     if not passages.texts:
         return found
@@ -499,7 +535,7 @@ def _says_otherwise(changes: Sequence[_Change], text: str, sentence: _Sentence) 
         _is_denial(new) != _is_denial(old)
         or (
             max(len(new), len(old)) <= SMALL_CHANGE
-            and any(is_value(word) and word not in sentence.around for word in new)
+            and any(is_value(word) and word not in sentence.words for word in new)
             and any(is_value(word) for word in old)
         )
         for new, old in changes

@@ -101,20 +101,29 @@ def claimed_words(answer: str, question: str) -> set[str]:
     return new or answer_words - set(words(question)) or answer_words
 
 
-def longest_common_run(left: Sequence[str], right: Sequence[str], check: Callable[[], None] = unhurried) -> int:
-    """Return the length of the longest common run of words; `runs[j]` ends at the present word and at `right[j]`.
+def longest_common_run(
+    left: Sequence[str], right: Sequence[str], check: Callable[[], None] = unhurried
+) -> tuple[int, int]:
+    """Return where the longest common run of words begins and ends in `left`; it is empty where they share none.
 
     The same words again and again take time that grows with the square: `check` is called before each.
     """
     places: dict[str, list[int]] = {}
     for j, word in enumerate(right):
         places.setdefault(word, []).append(j)
-    best, runs = 0, dict[int, int]()
-    for word in left:
+    best, end, runs = 0, 0, dict[int, int]()  # `runs[j]` ends at the present word and at `right[j]`
+    for i, word in enumerate(left):
         check()
         runs = {j: runs.get(j - 1, 0) + 1 for j in places.get(word, ())}
-        best = max(best, *runs.values()) if runs else best
-    return best
+        longest = max(runs.values(), default=0)
+        if longest > best:
+            best, end = longest, i + 1
+    return end - best, end
+
+
+def word_spans(text: str) -> list[tuple[int, int]]:
+    """Return where the words of a text begin and end; a letter that stands for two is one here."""
+    return [match.span() for match in _pattern().finditer(text)]
 
 
 NEGATIONS = frozenset(

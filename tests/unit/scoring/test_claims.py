@@ -51,6 +51,35 @@ def test_an_honest_answer_keeps_its_numbers_when_it_quotes() -> None:
     assert quoted["number_mismatch"] == alone["number_mismatch"] == 0.0
 
 
+CUT = "The lighthouse of Tarn was built in 1846 by Anna Berg, a shipowner of the town who also paid for the first"
+
+
+@pytest.mark.parametrize(
+    ("answer", "parts"),
+    [
+        (f"{CUT} So the answer is seventeen blue parrots.", [f"{CUT} ", "So the answer is seventeen blue parrots."]),
+        (f"Seventeen blue parrots flew over: {CUT}.", ["Seventeen blue parrots flew over: ", f"{CUT}."]),
+        (f"{CUT} So it was Lyon.", [f"{CUT} ", "So it was Lyon."]),
+        (f"{CUT[:-16]} for Lyon.", [f"{CUT[:-16]} for Lyon."]),
+        (f"{CUT} So the answer is 1846.", [f"{CUT} So the answer is 1846."]),
+        (f"{CUT.replace('Anna', 'Olaf')} of its seven quays.", [f"{CUT.replace('Anna', 'Olaf')} of its seven quays."]),
+    ],
+)
+def test_what_follows_a_copy_that_ends_within_a_sentence_is_a_claim_of_its_own(answer: str, parts: list[str]) -> None:
+    """Passages are cut to a length, so their copies have no full stop; few words more, or an altered copy, stay whole."""
+    found = PassageTexts([CUT, OTHER]).parted(claims_of(answer, QUESTION))
+    assert [part.text for part in found] == parts
+    assert [answer[part.start : part.end] for part in found] == parts
+
+
+def test_a_cut_copy_does_not_support_what_follows_it() -> None:
+    """As two sentences they are judged apart, and so they are without the full stop."""
+    wrong = "So the answer is seventeen blue parrots."
+    cut, whole = signals(f"{CUT} {wrong}", CUT, OTHER), signals(f"{CUT}. {wrong}", CUT, OTHER)
+    assert cut["claim_support"] == whole["claim_support"] == 0.0
+    assert cut["question_nearby"] == whole["question_nearby"] == 0.0
+
+
 @pytest.mark.parametrize(
     ("answer", "mismatch"),
     [
@@ -92,6 +121,7 @@ def test_numbers_units_and_names_must_stand_where_the_passages_speak_of_them(
         ("The lighthouse of Tarn was built in 1846 by Anna Berg.", 0.0),
         ("The lighthouse of Tarn was built in 1846.", 0.0),  # shortened
         ("The lighthouse of Tarn was built in 1864 by Anna Berg.", 10 / 11),
+        ("The lighthouse of Tarn was built in 1972 by Anna Berg.", 10 / 11),  # a number of the next sentence
         ("The lighthouse of Tarn was not built in 1846 by Anna Berg.", 11 / 12),
         ("The lighthouse of Tarn was built in 1846 by a woman.", 0.0),  # in other words
         ("The lighthouse of Tarn was built in 1864. Many came to see it shine over the wide and windy bay.", 0.0),
