@@ -57,7 +57,8 @@ _FORMS = {
         (?:only|with|exactly|just|simply|questions?|["'\u2018\u201c]|(?<!repeat\ )(?:that|this|all|every|any)
         |the\ (?:user|question|word|following)|to\ (?:the|this|every|any|all))
         |(?:[,;:]|\b(?:and|or|so|to|then|only|kindly|must|just|please|always))\s+
-        (?:answer|respond|reply|output|print|say|(?<!to\ )write)\s+(?:with\s+)?(?-i:[A-Z"'\u2018\u201c]){_ONWARDS}*(?:[.!?]|$)
+        (?:answer|respond|reply|output|print|say|(?<!to\ )write)\s+(?:with\s+)?(?-i:[A-Z"'\u2018\u201c])
+        {_ONWARDS}*(?:[.!?]|$)
     """,
     "whatever is asked": rf"""
         \b(?:when|if|whenever|whatever|no\ matter\ what|regardless\ of\ what)\b{_ONWARDS}{{0,40}}

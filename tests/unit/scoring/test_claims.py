@@ -66,7 +66,7 @@ CUT = "The lighthouse of Tarn was built in 1846 by Anna Berg, a shipowner of the
     ],
 )
 def test_what_follows_a_copy_that_ends_within_a_sentence_is_a_claim_of_its_own(answer: str, parts: list[str]) -> None:
-    """Passages are cut to a length, so their copies have no full stop; few words more, or an altered copy, stay whole."""
+    """Passages are cut to a length, so their copies have no full stop; altered copies stay whole."""
     found = PassageTexts([CUT, OTHER]).parted(claims_of(answer, QUESTION))
     assert [part.text for part in found] == parts
     assert [answer[part.start : part.end] for part in found] == parts
