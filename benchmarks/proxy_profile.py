@@ -2,9 +2,9 @@
 
 FOLDER has one folder for each labelled set, with a `dev.jsonl` of rows with question, passages, answer, `correct`,
 `group`, `generator` and `set`. The sets in `FITTED` are those whose licences allow publishing numbers derived from them
-and whose label says that the passages support the answer; those in `REPORTED` are judged and not fitted on. Answers of
-at most a dozen words have a fit of their own: the sets' short answers, and the demo's questions with right answers and
-with wrong ones.
+and whose label says that the passages support the answer; those in `REPORTED` are judged and not fitted on. Answers
+with few words of their own, whatever they copy, have a fit for themselves: the sets' short answers, and the demo's
+questions with right answers and with wrong ones.
 
 Only signals of texts are used, so that an answer has one confidence whichever model reads it. `--ablation` shows what
 the packaged model adds: how much the passages help it to expect the answer (`context_gain` and its like, two forward
@@ -31,6 +31,7 @@ from semgrad_guard.evaluation.adversarial import KINDS, Honest, adversarial
 from semgrad_guard.evaluation.elements import ElementQuestion, passages, questions
 from semgrad_guard.flow import Exchange, Fingerprint, Passage
 from semgrad_guard.models import load_model
+from semgrad_guard.scoring.claims import FEW_WORDS
 from semgrad_guard.scoring.forward_signals import answer_nll, nll_without_passages, passage_signals
 from semgrad_guard.scoring.reading import as_read, read_exchange
 from semgrad_guard.scoring.text_signals import grounding_signals, retrieval_signals
@@ -83,8 +84,8 @@ N_MADE_BRIEF = 120
 """The same for the fit for short answers."""
 N_READ = 150
 """Answers of each set that the packaged model reads."""
-MAX_WORDS = 12
-"""Answers of at most so many words have a fit of their own: what says most of long ones says little of them."""
+MAX_WORDS = FEW_WORDS
+"""Answers with at most so many words of their own have a fit for themselves."""
 N_BRIEF = 500
 """Questions of the demo for that fit."""
 OF_BRIEF = (
@@ -281,7 +282,7 @@ class _Data:
                 score = labelled(row, kind)
                 if with_gains and gain:
                     score = replace(score, signals={**score.signals, **gain})
-                if (gain or not only_read) and score.signals["n_words"] > MAX_WORDS:
+                if (gain or not only_read) and score.signals["n_own_words"] > MAX_WORDS:
                     yield score
 
     def fit(self, *, only_read: bool, with_gains: bool, with_texts: bool = True) -> Profile:
@@ -302,7 +303,7 @@ class _Data:
             row
             for name in FITTED
             for row in self.sets[name]
-            if row.exchange.question and len(words(row.exchange.answer)) <= MAX_WORDS
+            if row.exchange.question and labelled(row).signals["n_own_words"] <= MAX_WORDS
         ]
         demo = list(brief_rows())
         pairs: list[tuple[_Row, str | None]] = [(row, None) for row in demo + short]

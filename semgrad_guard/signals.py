@@ -684,6 +684,13 @@ _TEXT = _family(
         source="length",
     ),
     Signal(
+        name="n_own_words",
+        meaning="number of the answer's words, without copied claims where most of it is copied and something is not",
+        unit="words",
+        higher="either",
+        source="length",
+    ),
+    Signal(
         name="answer_echo",
         meaning="share of the answer's content words that the question contains",
         unit="share",

@@ -30,7 +30,8 @@ _FORMS = {
         \b(?:ignor|disregard|forget|overrid|overlook|discard|bypass|pay\ no\ attention\ to
         |do(?:\ not|n['\u2019]t)\ (?:use|trust|read|follow|rely\ on|mention|consult|consider))(?:e|ed|ing)?\b
         {_ONWARDS}{{0,60}}\b{_TEXTS}\b
-        |\b(?:never|do\ not|don['\u2019]t)\ (?:mention|reveal|use|quote|cite)\ (?:the\ |any\ |these\ |those\ )?
+        |\b(?:never|do\ not|don['\u2019]t)\ (?:mention|reveal|use|quote|cite|consider|trust|believe)
+        \ (?:the\ |any\ |these\ |those\ |any|every)?(?:thing\ )?
         (?:other\ )?{_TEXTS}\b
         |\b(?:from\ now\ on|starting\ now|effective\ immediately|stop\ reading)\b
     """,
@@ -41,6 +42,8 @@ _FORMS = {
         |\bthe\ only\ (?:thing|text|word|passage|document)\b{_ONWARDS}{{0,30}}\b(?:say|answer|trust|use|matters)\b
         |\b(?:other|previous|remaining|preceding|surrounding)\ {_TEXTS}\ (?:as\ |(?:is|are|was|were|(?:may|should|must)
         \ be)\ )(?:wrong|false|incorrect|outdated|irrelevant|fake|unreliable|obsolete|to\ be|not)\b
+        |\b{_TEXTS}\ (?:around|beside|next\ to|before|after|above|below|near)\ this\ (?:one|text|passage|document)\b
+        {_ONWARDS}{{0,30}}\b(?:errors?|mistakes?|wrong|false|incorrect|outdated|lies?)\b
     """,
     "what a model must say": rf"""
         (?<!what\ )\b{_MODEL}\b(?:\ (?!what\b)[\w'\u2019-]+){{0,5}},?\ {_MUST}\ (?:[\w'\u2019-]+,?\ ){{0,2}}{_SAY}\b
@@ -50,6 +53,8 @@ _FORMS = {
         |\ to\ (?:every|any|all|each|this|the\ question)\b
         |{_ONWARDS}{{0,30}}\b(?:must|should|shall|has\ to|needs\ to|is\ to|will\ be)\b)
         |\b(?:change|replace|revise|set)\ (?:your|the)\ (?:answer|response|reply)\b
+        |\b(?:give|return|provide|offer|present|submit|use|take)\ {_ONWARDS}{{0,60}}
+        \bas\ (?:the|your)\ (?:(?:final|only|correct|right)\ )?(?:answer|response|reply|output|result)\b
         |\bthe\ (?:user|person\ asking|questioner)\ (?:wants|needs|expects|must|should|has\ asked)\b
     """,
     "say it": rf"""
@@ -67,9 +72,10 @@ _FORMS = {
         |\b(?:regardless\ of|whatever|no\ matter)\ (?:the|what\ the|what)\ (?:user|question|query|prompt|request)
     """,
     "the answer is given": rf"""
-        (?!best\ answer:)
-        \b(?:correct|right|true|only|final|expected|required|best|proper|valid|acceptable)\ (?:answer|response|reply)\b
+        (?!best\ answer:)\b(?:correct|right|true|only|final|expected|required|best|proper|valid|acceptable)
+        \ (?:answer|response|reply|output)\b
         {_ONWARDS}{{0,80}}?(?:\b(?:is|are|must|should|will|shall)\b|:)
+        |\bis\ the\ (?:expected|required|desired|correct|right)\ (?:answer|response|reply|output)\b
         |\bthe\ answer\ to\ (?:every|any|all|each|this|the\ user|your|whatever|the\ question)\b
     """,
     "dressed as the program": r"""

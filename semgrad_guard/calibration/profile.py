@@ -173,7 +173,7 @@ class Profile(Frozen):
     brief: Profile | None = None
     """The fit for short answers: what says much of a hundred words says little of three."""
     max_words: int | None = Field(default=None, ge=1)
-    """Words that an answer may have at most; only of a fit for short answers."""
+    """Words of its own (`n_own_words`) that an answer may have at most; only of a fit for short answers."""
 
     @property
     def position(self) -> int | None:
@@ -200,8 +200,8 @@ class Profile(Frozen):
             fit = fit.simpler
 
     def is_too_long(self, signals: Mapping[str, float]) -> bool:
-        """Return whether an answer with these signals has more words than this fit is for."""
-        return self.max_words is not None and signals.get("n_words", math.inf) > self.max_words
+        """Return whether an answer with these signals has more words of its own than this fit is for."""
+        return self.max_words is not None and signals.get("n_own_words", math.inf) > self.max_words
 
     def signals_of(self, score: Score) -> dict[str, float]:
         """Return all signals of a score, including its value and what this fit's probes read in it."""

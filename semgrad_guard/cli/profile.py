@@ -233,7 +233,11 @@ def show(profile: ProfileName) -> None:
     console.print(describe(loaded), markup=False)
     for fit in sorted(loaded.fits(), key=lambda fit: fit is not loaded):
         if fit.max_words is not None:
-            console.print(f"\nfor answers of at most {fit.max_words} words: {fit.name}", soft_wrap=True, markup=False)
+            console.print(
+                f"\nfor answers of at most {fit.max_words} words of their own: {fit.name}",
+                soft_wrap=True,
+                markup=False,
+            )
         elif fit is not loaded:
             console.print(f"\nfor scores without signals that this needs: {fit.name}", soft_wrap=True, markup=False)
         console.print(_weights(fit))

@@ -54,6 +54,8 @@ COPIED, COPIED_WORDS = 0.9, 5
 RUN, OWN_WORDS, FOREIGN_PART = 12, 4, 0.5
 """What stands before or after a copied run of so many words is a claim of its own where it has so many content words,
 or one after the last word of a passage, and the passages lack this share of them."""
+FEW_WORDS = 12
+"""An answer with at most so many words of its own is a short one, however much it copies."""
 MOSTLY = 0.6
 """An answer is copied for the most part where this share of its words is in copied claims."""
 WEAK = 0.5
@@ -235,29 +237,46 @@ class PassageTexts:
             self._runs[text] = max(runs, key=lambda run: run[1] - run[0], default=(0, 0))
         return self._runs[text]
 
-    def parted(self, claims: Sequence[Claim]) -> list[Claim]:
+    def parted(self, claims: Sequence[Claim], question: str = "") -> list[Claim]:
         """Return the claims, with what is said before or after a long copied run as a claim of its own.
 
         A passage often ends within a sentence; what follows its copy would be joined to it. Altered copies stay whole.
+        Where little is written beside copies, every word of it may be the answer; in other answers only what the
+        passages lack is parted, as those who write much also quote within sentences.
         """
-        return [part for claim in claims for part in self._parts_of(claim)]
+        known = content_words(question) | ABOUT_ANSWERING
 
-    def _parts_of(self, claim: Claim) -> Iterator[Claim]:
+        def is_new(of_words: Sequence[str], _n_least: int) -> bool:
+            return bool(content_of(of_words) - known)
+
+        apart = [part for claim in claims for part in self._parts_of(claim, is_new)]
+        if self.n_own_words(apart) <= FEW_WORDS:
+            return apart
+        return [part for claim in claims for part in self._parts_of(claim, self._is_foreign)]
+
+    def _parts_of(self, claim: Claim, is_own: Callable[[Sequence[str], int], bool]) -> Iterator[Claim]:
         said, spans = words(claim.text), word_spans(claim.text)
         start, end = self._run(claim.text)
         cuts = [0, len(claim.text)]
         if end - start >= RUN and len(said) == len(spans):
             is_at_end = any(passage[-RUN:] == said[end - RUN : end] for passage in self.words)
-            cuts += [spans[start][0]] if self._is_own(said[:start], OWN_WORDS) else []
-            cuts += [spans[end][0]] if self._is_own(said[end:], 1 if is_at_end else OWN_WORDS) else []
+            cuts += [spans[start][0]] if is_own(said[:start], OWN_WORDS) else []
+            cuts += [spans[end][0]] if is_own(said[end:], 1 if is_at_end else OWN_WORDS) else []
         if len(cuts) > 2 and _altered(claim.text, self) > 0:
             cuts = cuts[:2]
         for left, right in pairwise(sorted(cuts)):
             yield Claim(claim.start + left, claim.start + right, claim.text[left:right])
 
-    def _is_own(self, of_words: Sequence[str], n_least: int) -> bool:
+    def _is_foreign(self, of_words: Sequence[str], n_least: int) -> bool:
         content = content_of(of_words) - ABOUT_ANSWERING
         return len(content) >= n_least and _share(content, self.all_words, missing=True) >= FOREIGN_PART
+
+    def n_own_words(self, claims: Sequence[Claim]) -> int:
+        """Return the number of words of an answer, without copies where most of it is copied and something is not."""
+        n_words = {claim: len(words(claim.text)) for claim in claims}
+        n_own = sum(n for claim, n in n_words.items() if not self.is_copy(claim.text))
+        n_all = sum(n_words.values())
+        return n_own if 0 < n_own <= (1 - MOSTLY) * n_all else n_all
 
     def is_copy(self, text: str) -> bool:
         """Return whether a claim is copied from a passage; few words are not, as everybody uses the same."""
@@ -327,8 +346,12 @@ def claim_signals(question: str, answer: str, passages: PassageTexts, language: 
         passages: what it may rest on.
         language: two-letter code, for finding sentences.
     """
-    claims = passages.parted(claims_of(answer, question, language))
-    found = {"n_claims": float(len(claims)), "n_words": float(len(words(answer)))}
+    claims = passages.parted(claims_of(answer, question, language), question)
+    found = {
+        "n_claims": float(len(claims)),
+        "n_words": float(len(words(answer))),
+        "n_own_words": float(passages.n_own_words(claims)),
+    }
     if not passages.texts:
         return found
     asked = content_words(question)

@@ -104,7 +104,7 @@ def closeness_signals(
     read = passages or PassageTexts.of(exchange, language)
     if not (text and any(passage.strip() for passage in read.texts)):
         return {}
-    claims = [claim.text for claim in read.parted(claims_of(text, question, language))]
+    claims = [claim.text for claim in read.parted(claims_of(text, question, language), question)]
     sentences = [sentence.text for sentence in read.sentences]
     asking = [question, *(f"{question} {claim}" for claim in claims)] if question else []
     titled = [f"{title}. {text}" if title else text for title, text in zip(read.titles, read.texts, strict=True)]

@@ -203,15 +203,15 @@ def test_spans_of_another_model_stay_uncalibrated(calibrator: ProfileCalibrator,
 
 
 @pytest.mark.parametrize(
-    ("n_words", "used"), [(1.0, "short"), (12.0, "short"), (13.0, "synthetic"), (None, "synthetic")]
+    ("n_own_words", "used"), [(1.0, "short"), (12.0, "short"), (13.0, "synthetic"), (None, "synthetic")]
 )
 def test_short_answers_have_a_fit_of_their_own(
-    profile: Profile, score: MakeScore, n_words: float | None, used: str
+    profile: Profile, score: MakeScore, n_own_words: float | None, used: str
 ) -> None:
     """Chosen by the number of words; where that is not known, the answer may be long."""
     brief = profile.model_copy(update={"name": "short", "max_words": 12, "edge": 0.3})
     calibrator = ProfileCalibrator(profile.model_copy(update={"brief": brief}))
-    signals = {} if n_words is None else {"n_words": n_words}
+    signals = {} if n_own_words is None else {"n_own_words": n_own_words}
     confidence = confidence_of(calibrator, score(signals={**score().signals, **signals}))
     assert f"profile {used}," in confidence.why
     assert confidence.profile == "synthetic"
@@ -224,7 +224,7 @@ def test_a_short_answer_without_the_signals_of_its_fit_has_the_general_one(profi
         update={"max_words": 12, "model": profile.model.model_copy(update={"columns": (column,)})}
     )
     calibrator = ProfileCalibrator(profile.model_copy(update={"brief": brief}))
-    confidence = confidence_of(calibrator, score(signals={**score().signals, "n_words": 3.0}))
+    confidence = confidence_of(calibrator, score(signals={**score().signals, "n_own_words": 3.0}))
     assert confidence.value is not None
 
 

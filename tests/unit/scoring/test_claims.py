@@ -51,6 +51,7 @@ def test_an_honest_answer_keeps_its_numbers_when_it_quotes() -> None:
     assert quoted["number_mismatch"] == alone["number_mismatch"] == 0.0
 
 
+LONG = "Seventeen blue parrots flew over wide green hills to their grandmother, who baked excellent dry biscuits."
 CUT = "The lighthouse of Tarn was built in 1846 by Anna Berg, a shipowner of the town who also paid for the first"
 
 
@@ -60,8 +61,10 @@ CUT = "The lighthouse of Tarn was built in 1846 by Anna Berg, a shipowner of the
         (f"{CUT} So the answer is seventeen blue parrots.", [f"{CUT} ", "So the answer is seventeen blue parrots."]),
         (f"Seventeen blue parrots flew over: {CUT}.", ["Seventeen blue parrots flew over: ", f"{CUT}."]),
         (f"{CUT} So it was Lyon.", [f"{CUT} ", "So it was Lyon."]),
-        (f"{CUT[:-16]} for Lyon.", [f"{CUT[:-16]} for Lyon."]),
-        (f"{CUT} So the answer is 1846.", [f"{CUT} So the answer is 1846."]),
+        (f"{CUT[:-24]} for Lyon.", [f"{CUT[:-24]} ", "for Lyon."]),
+        (f"{CUT[:-24]} {LONG}", [f"{CUT[:-24]} ", LONG]),
+        (f"{CUT[:-24]} for Lyon. {LONG}", [f"{CUT[:-24]} for Lyon.", LONG]),  # one new word in a long answer
+        (f"According to the passages: {CUT}.", [f"According to the passages: {CUT}."]),
         (f"{CUT.replace('Anna', 'Olaf')} of its seven quays.", [f"{CUT.replace('Anna', 'Olaf')} of its seven quays."]),
     ],
 )

@@ -55,8 +55,8 @@ def test_other_scripts_are_grounded_too():
 
 def test_without_passages_nothing_is_claimed_about_them():
     """An absent signal is honest; a made-up 0 would look like a hallucination."""
-    assert set(_signals("Eiffel", passages=())) == {"answer_echo", "n_claims", "n_words"}
-    assert _signals("Eiffel", question=None, passages=()) == {"n_claims": 1.0, "n_words": 1.0}
+    assert set(_signals("Eiffel", passages=())) == {"answer_echo", "n_claims", "n_own_words", "n_words"}
+    assert _signals("Eiffel", question=None, passages=()) == {"n_claims": 1.0, "n_own_words": 1.0, "n_words": 1.0}
 
 
 def test_the_question_near_the_answer_counts_by_rarity():
