@@ -17,19 +17,13 @@ from semgrad_guard.errors import ModelFailedError, NonFiniteScoreError, OutOfMem
 from semgrad_guard.models.cache import full_cache
 from semgrad_guard.models.device import missing_weight
 from semgrad_guard.scoring.attention import AttentionWatch, watched_blocks, watching
+from semgrad_guard.scoring.blockwise import known_outputs, record_cold_by_blocks, record_from_cache
 from semgrad_guard.scoring.budget import LEAN, MemoryBudget, unhurried
 from semgrad_guard.scoring.head import WEIGHT_NORMS, run_head
 from semgrad_guard.scoring.layout import lay_out, shared_start
 from semgrad_guard.scoring.model_lease import borrowed
 from semgrad_guard.scoring.model_parts import model_parts_of
-from semgrad_guard.scoring.recording import (
-    forward_no_grad,
-    known_outputs,
-    record,
-    record_cold_by_blocks,
-    record_from_cache,
-    state_norms,
-)
+from semgrad_guard.scoring.recording import forward_no_grad, record, state_norms
 from semgrad_guard.signals import POSITIONS, semgrad_at
 
 if TYPE_CHECKING:
@@ -41,7 +35,7 @@ if TYPE_CHECKING:
 
     from semgrad_guard.flow import ScorePath
     from semgrad_guard.models.cache import KeptCache
-    from semgrad_guard.scoring.attention import AttentionUse
+    from semgrad_guard.scoring.attention_signals import AttentionUse
     from semgrad_guard.scoring.head import HeadNumbers, HeadPass, WeightNorm, WeightNorms
     from semgrad_guard.scoring.layout import Layout, Tokens
     from semgrad_guard.scoring.model_lease import ModelLease

@@ -18,7 +18,7 @@ from semgrad_guard.errors import (
 from semgrad_guard.flow import Exchange, Fingerprint, Score, SpanScore
 from semgrad_guard.models.embedding import UnitVectors
 from semgrad_guard.models.generate import ending
-from semgrad_guard.scoring.attention import attention_signals, passage_shares
+from semgrad_guard.scoring.attention_signals import attention_signals, passage_shares
 from semgrad_guard.scoring.budget import budget_for
 from semgrad_guard.scoring.claims import PassageTexts
 from semgrad_guard.scoring.forward_signals import nll_without_passages, p_true, passage_signals

@@ -18,13 +18,8 @@ from semgrad_guard.flow import Passage
 from semgrad_guard.models import LocalModel
 from semgrad_guard.scoring import SemGradScorer
 from semgrad_guard.scoring import attention as attention_module
-from semgrad_guard.scoring.attention import (
-    AttentionUse,
-    attention_signals,
-    passage_shares,
-    rauq,
-    watched_blocks,
-)
+from semgrad_guard.scoring.attention import watched_blocks
+from semgrad_guard.scoring.attention_signals import AttentionUse, attention_signals, passage_shares, rauq
 from semgrad_guard.scoring.layout import Tokens
 from semgrad_guard.scoring.measure import GradientSpec, measure
 from semgrad_guard.scoring.model_parts import Band
