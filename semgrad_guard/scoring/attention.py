@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
     from semgrad_guard.scoring.layout import Layout, Tokens
     from semgrad_guard.scoring.model_parts import Band
+    from semgrad_guard.scoring.passage_gradients import CacheGradients
 
 _log = logging.getLogger("semgrad_guard")
 
@@ -63,14 +64,22 @@ def watched_blocks(n_blocks: int, band: Band) -> range:
 class AttentionWatch:
     """Sums the attention of the answers of one batch while its blocks run."""
 
-    def __init__(self, blocks: Sequence[nn.Module], layout: Layout, batch: Sequence[Tokens]) -> None:
+    def __init__(
+        self,
+        blocks: Sequence[nn.Module],
+        layout: Layout,
+        batch: Sequence[Tokens],
+        gradients: CacheGradients | None = None,
+    ) -> None:
         """Prepare for a batch.
 
         Args:
             blocks: the blocks whose attention is read.
             layout: layout of the batch.
             batch: its exchanges.
+            gradients: what notes the gradients by keys and values, where those are wanted.
         """
+        self.gradients = gradients
         self._blocks, self._batch = blocks, batch
         self._number = {id(module): number for number, block in enumerate(blocks) for module in block.modules()}
         self._n_columns = IN_PROMPT + FIRST_PASSAGE + max(_n_passages(tokens) for tokens in batch)
@@ -97,6 +106,8 @@ class AttentionWatch:
         **kwargs: Any,
     ) -> Any:
         """Call a model's attention function as transformers does, and sum the weights of the answer's tokens."""
+        if self.gradients is not None:
+            key, value = self.gradients.listen(module, key, value)
         output = attend(module, query, key, value, attention_mask, *args, **kwargs)
         number = self._number.get(id(module))
         n_all = key.shape[2] if key.dim() == 4 else -1
@@ -147,6 +158,10 @@ class AttentionWatch:
         strongest = by_head.transpose(0, 1).flatten(1).topk(n_strongest, dim=1).values.mean(dim=1)
         pieces = (by_column.sum(dim=(0, 2)), previous, strongest, errors, self._by_head(by_column))
         return torch.cat([piece.flatten().double() for piece in pieces])
+
+    def by_passage(self) -> Tensor | None:
+        """Return the gradients by keys and values summed by column, ``(exchange, column)``; `None` without any."""
+        return None if self.gradients is None else self.gradients.numbers(self._rows.by_column)
 
     def _by_head(self, by_column: Tensor) -> Tensor:
         """Return the mean weight on each group of columns, ``(exchange, block, head, group)``."""
@@ -370,6 +385,13 @@ def note_weights(module: nn.Module, weights: Tensor, start: int = 0) -> None:
     watch = _present.get()
     if watch is not None:
         watch.note_weights(module, weights, start)
+
+
+def noted_gradients(module: nn.Module) -> CacheGradients | None:
+    """Return who, in this thread, wants the gradients by a module's keys and values."""
+    watch = _present.get()
+    found = None if watch is None else watch.gradients
+    return found if found is not None and found.wants(module) else None
 
 
 def _interfaces(modules: Iterator[nn.Module]) -> Iterator[AttentionInterface]:

@@ -204,6 +204,7 @@ class SemGradScorer:
         embedder: Embedder | None = None,
         max_batch_tokens: int = MAX_BATCH_TOKENS,
         max_extra_mb: float | None = None,
+        passage_gradients: bool = False,
     ) -> None:
         """Create a scorer for a model.
 
@@ -227,6 +228,8 @@ class SemGradScorer:
                 fit its caches, which are faster there than larger ones. The recording of a band may take as much (with
                 `None` 256 MiB on a processor and 4 GiB on an accelerator), four times that in a batch; a longer answer
                 is recorded block by block. No number of a score depends on it.
+            passage_gradients: also report how much the answer hangs on each passage by the gradients by its cached keys
+                and values, `Score.passage_gradients`; where attention is read.
 
         Raises:
             ScoringSettingError: a setting is out of range.
@@ -263,6 +266,7 @@ class SemGradScorer:
             norms_from_cache(wanted),
             budget,
             attention=not wanted.isdisjoint(ATTENTION),
+            passages=passage_gradients,
             state=STATE_PROBE in wanted,
             most_recorded=most_recorded,
         )
@@ -464,6 +468,7 @@ class SemGradScorer:
             seconds=seconds,
             spans=self._readout.spans(measured, task.exchange, task.tokens, task.spans, lease.check),
             passage_attention=passage_shares(measured.attention),
+            passage_gradients=measured.passage_gradients,
             vectors=self._readout.vectors(measured),
         )
 

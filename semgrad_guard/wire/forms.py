@@ -86,6 +86,7 @@ class ScoreForm(Frozen):
     seconds: float = 0.0
     spans: tuple[SpanForm, ...] = ()
     passage_attention: tuple[Number, ...] = ()
+    passage_gradients: tuple[Number, ...] = ()
     vectors: dict[str, tuple[float, ...]] = Field(default_factory=dict)
 
 
