@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from hashlib import sha256
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from semgrad_guard.scoring.prompt_parts import FIRST_PASSAGE, IN_PROMPT, OWN, QUESTION
+from semgrad_guard.signals import ATTENTION_PROBE, PASSAGE_HELP
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
+
+    from semgrad_guard.flow import Exchange, Score
 
 RAUQ_ALPHA = 0.2
 """Weight of a token's own probability in RAUQ (arXiv 2505.20045, section 4: 0.2 for answering questions)."""
@@ -110,3 +114,42 @@ def passage_shares(use: AttentionUse | None) -> tuple[float | None, ...]:
         return ()
     by_passage = use.shares[:, IN_PROMPT - OWN + FIRST_PASSAGE :].mean(axis=0)
     return tuple(float(share) if shown else None for share, shown in zip(by_passage, use.shown, strict=True))
+
+
+OF_PASSAGES = frozenset(
+    {
+        "context_attention",
+        "context_attention_min",
+        "context_attention_first",
+        "context_attention_heads",
+        "passage_focus",
+    }
+)
+"""Signals that depend on which tokens of the prompt are passages."""
+OF_QUESTION = frozenset({"question_attention"})
+"""Signals that depend on which are the question."""
+
+
+def read_for(exchange: Exchange) -> str:
+    """Return digests of an exchange's question and of its passages, as `Score.read_for`."""
+    question = [(exchange.question or "").strip()]
+    passages = [passage.text.strip() for passage in exchange.passages]
+    return ":".join(sha256("\0".join(texts).encode()).hexdigest()[:16] for texts in (question, passages))
+
+
+def only_of(exchange: Exchange, score: Score) -> Score:
+    """Return a score without what was read for another question, or for other passages, than an exchange has."""
+    found, expected = score.read_for.partition(":"), read_for(exchange).partition(":")
+    if found == expected:
+        return score
+    stale = OF_QUESTION if found[0] != expected[0] else frozenset[str]()
+    if found[2] != expected[2]:
+        stale |= OF_PASSAGES | PASSAGE_HELP
+        score = replace(score, passage_attention=(), passage_gradients=())
+    vectors = {name: vector for name, vector in score.vectors.items() if name != ATTENTION_PROBE}
+    spans = tuple(replace(span, signals=_without(stale, span.signals)) for span in score.spans)
+    return replace(score, signals=_without(stale, score.signals), spans=spans, vectors=vectors)
+
+
+def _without(stale: frozenset[str], signals: Mapping[str, float]) -> dict[str, float]:
+    return {name: value for name, value in signals.items() if name not in stale}

@@ -18,7 +18,7 @@ from semgrad_guard.errors import (
 from semgrad_guard.flow import Exchange, Fingerprint, Score, SpanScore
 from semgrad_guard.models.embedding import UnitVectors
 from semgrad_guard.models.generate import ending
-from semgrad_guard.scoring.attention_signals import attention_signals, passage_shares
+from semgrad_guard.scoring.attention_signals import attention_signals, only_of, passage_shares, read_for
 from semgrad_guard.scoring.budget import budget_for
 from semgrad_guard.scoring.claims import PassageTexts
 from semgrad_guard.scoring.forward_signals import nll_without_passages, p_true, passage_signals
@@ -469,12 +469,13 @@ class SemGradScorer:
             spans=self._readout.spans(measured, task.exchange, task.tokens, task.spans, lease.check),
             passage_attention=passage_shares(measured.attention),
             passage_gradients=measured.passage_gradients,
+            read_for=read_for(task.exchange) if self._reading.attention else "",
             vectors=self._readout.vectors(measured),
         )
 
     def _earlier(self, exchange: Exchange, cancel: threading.Event | None, timeout_s: float | None) -> Score | None:
         """Return the exchange's own score, completed by the text signals, if it has all that this scorer gives."""
-        score = exchange.score
+        score = None if exchange.score is None else only_of(exchange, exchange.score)
         if score is None or score.fingerprint != self.fingerprint() or self._method not in score.signals:
             return None
         if not self._readout.wanted_probes.issubset(score.vectors):

@@ -87,6 +87,7 @@ class ScoreForm(Frozen):
     spans: tuple[SpanForm, ...] = ()
     passage_attention: tuple[Number, ...] = ()
     passage_gradients: tuple[Number, ...] = ()
+    read_for: str = ""
     vectors: dict[str, tuple[float, ...]] = Field(default_factory=dict)
 
 

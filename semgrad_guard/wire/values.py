@@ -252,6 +252,7 @@ def score_fields(score: Score) -> dict[str, Json]:
         ],
         "passage_attention": [number(share) for share in score.passage_attention],
         "passage_gradients": [number(share) for share in score.passage_gradients],
+        "read_for": score.read_for,
         "vectors": _vectors_fields(score.vectors),
     }
 
@@ -286,6 +287,7 @@ def score_from_fields(fields: object) -> Score:
         spans=tuple(SpanScore(s.start, s.end, _finite(s.signals), s.confidence) for s in form.spans),
         passage_attention=form.passage_attention,
         passage_gradients=form.passage_gradients,
+        read_for=form.read_for,
         vectors=form.vectors,
     )
 
