@@ -200,12 +200,12 @@ def budgets(local: LocalModel) -> Json:
 
 def compiled(local: LocalModel) -> Json:
     """Return what compiling the written-out gradient of a block gives, and what it costs at the start."""
-    from semgrad_guard.scoring import recording
+    from semgrad_guard.scoring import blockwise
 
     scorer, written = _scored(local, 512, 128)
     before = _median_ms(local, lambda: scorer.score_generated(written))
-    plain = recording.gradient_by_state
-    recording.gradient_by_state = torch.compile(plain, dynamic=False)  # type: ignore[assignment]
+    plain = blockwise.gradient_by_state
+    blockwise.gradient_by_state = torch.compile(plain, dynamic=False)  # type: ignore[assignment]
     try:
         started = time.perf_counter()
         scorer.score_generated(written)
@@ -213,7 +213,7 @@ def compiled(local: LocalModel) -> Json:
         first = round(time.perf_counter() - started, 1)
         after = _median_ms(local, lambda: scorer.score_generated(written))
     finally:
-        recording.gradient_by_state = plain
+        blockwise.gradient_by_state = plain
     return {"ms": before, "compiled ms": after, "first score s": first}
 
 

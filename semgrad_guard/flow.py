@@ -180,6 +180,11 @@ class Score:
     passage_attention: tuple[float | None, ...] = ()
     """Share of each passage in the answer's attention, of what does not rest on the first token; `None` for a passage
     that the prompt does not show word for word. Empty where attention is not read or no passage was known."""
+    passage_gradients: tuple[float | None, ...] = ()
+    """Share of each passage in the gradients by the prompt's cached keys and values, as for `passage_attention`."""
+    read_for: str = ""
+    """Digests of the question and of the passages that the prompt was searched for, for signals of attention; empty
+    where it was not."""
     vectors: Mapping[str, tuple[float, ...]] = field(default_factory=dict[str, "tuple[float, ...]"])
     """What a profile's probes read, by the probe's signal; empty unless asked for."""
 

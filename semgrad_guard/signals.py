@@ -4,9 +4,10 @@ A signal is one raw number about an answer; those of one answer are found in `Sc
 computed (grounding without passages, a position before the prompt's first token) is absent, never a made-up number.
 
 To add a signal, add its row here and compute it where its family is computed: gradients and likelihoods in
-`scoring.measure`, where words begin in `scoring.starts`, attention in `scoring.attention`, claims in `scoring.claims`,
-what passages lack in `scoring.novelty`, other texts and meaning in `scoring.text_signals`, further forward passes in
-`scoring.forward_signals`, probes in `calibration.probes`, samples in `evaluation.compare.sampled_signals`.
+`scoring.measure`, where words begin in `scoring.starts`, attention in `scoring.attention_signals`, claims in
+`scoring.claims`, what passages lack in `scoring.novelty`, other texts and meaning in `scoring.text_signals`, further
+forward passes in `scoring.forward_signals`, probes in `calibration.probes`, samples in
+`evaluation.compare.sampled_signals`.
 """
 
 from __future__ import annotations

@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
+from semgrad_guard.context import with_context
 from semgrad_guard.errors import in_log
 from semgrad_guard.extras import Lazy
+from semgrad_guard.flow import Exchange
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
@@ -143,12 +145,12 @@ class SinglePass:
             ModelError: the model cannot be loaded, or a setting is out of range.
             ScoringError: the prompt has no tokens, or leaves no room for an answer.
         """
-        return self._scored(self._generate(prompt, settings), settings)
+        return self._scored(prompt, self._generate(prompt, settings), settings)
 
     async def awrite(self, prompt: Prompt, settings: AnswerSettings) -> ScoredAnswer:
         """Same as `write` for async callers; model and scorer work in other threads."""
         generated = await asyncio.to_thread(self._generate, prompt, settings)
-        return await asyncio.to_thread(self._scored, generated, settings)
+        return await asyncio.to_thread(self._scored, prompt, generated, settings)
 
     def stream(self, prompt: Prompt, settings: AnswerSettings) -> Generator[str | ScoredAnswer, None, None]:
         """Yield the text piece by piece, then the scored answer; closing the generator stops the model.
@@ -161,7 +163,7 @@ class SinglePass:
 
         with closing(stream(partial(self._generate, prompt, settings))) as items:
             for item in items:
-                yield item if isinstance(item, str) else self._scored(item, settings)
+                yield item if isinstance(item, str) else self._scored(prompt, item, settings)
 
     async def astream(self, prompt: Prompt, settings: AnswerSettings) -> AsyncGenerator[str | ScoredAnswer, None]:
         """Same as `stream` for async callers; cancelling the reader stops the model."""
@@ -169,7 +171,7 @@ class SinglePass:
 
         async with aclosing(astream(partial(self._generate, prompt, settings))) as items:
             async for item in items:
-                yield item if isinstance(item, str) else await asyncio.to_thread(self._scored, item, settings)
+                yield item if isinstance(item, str) else await asyncio.to_thread(self._scored, prompt, item, settings)
 
     def _generate(self, prompt: Prompt, settings: AnswerSettings, **watching: Any) -> Generated:
         return self.local_model.generate(
@@ -191,11 +193,12 @@ class SinglePass:
         except Exception:  # noqa: BLE001 - reported when the answer is scored
             return ()
 
-    def _scored(self, generated: Generated, settings: AnswerSettings) -> ScoredAnswer:
+    def _scored(self, prompt: Prompt, generated: Generated, settings: AnswerSettings) -> ScoredAnswer:
         if not settings.scoring or not generated.answer_ids:
             return ScoredAnswer(generated=generated)
         try:
-            score = self._scorer.get().score_generated(generated)
+            # question and passages as the prompt shows them; who knows better drops what was read for others
+            score = self._scorer.get().score_generated(generated, with_context(Exchange(prompt=prompt)))
         except Exception as error:  # noqa: BLE001 - see the class
             why = f"{type(error).__name__}: {error}"  # the error itself would hold the tensors of its frames
             _log.warning("an answer could not be scored while it was generated: %s", in_log(error))

@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from transformers import AttentionInterface
 
+from semgrad_guard.scoring.attention_signals import AttentionUse
 from semgrad_guard.scoring.prompt_parts import FIRST_PASSAGE, IN_PROMPT, OWN, QUESTION
 
 if TYPE_CHECKING:
@@ -36,11 +37,10 @@ if TYPE_CHECKING:
 
     from semgrad_guard.scoring.layout import Layout, Tokens
     from semgrad_guard.scoring.model_parts import Band
+    from semgrad_guard.scoring.passage_gradients import CacheGradients
 
 _log = logging.getLogger("semgrad_guard")
 
-RAUQ_ALPHA = 0.2
-"""Weight of a token's own probability in RAUQ (arXiv 2505.20045, section 4: 0.2 for answering questions)."""
 STRONGEST = 0.1
 """Share of the heads that count as those that read the passages most."""
 _TOLERANCE, _HALF_TOLERANCE = 1e-3, 3e-2
@@ -61,44 +61,25 @@ def watched_blocks(n_blocks: int, band: Band) -> range:
     return middle or range(band.first, band.last + 1)
 
 
-@dataclass(frozen=True, slots=True)
-class AttentionUse:
-    """What the tokens of one answer attend to."""
-
-    sums: NDArray[np.float64]
-    """Attention weights summed over blocks and heads, ``(token, column)``: the first token of all, the answer's own,
-    the rest of the prompt, the question, and each passage."""
-    to_previous: NDArray[np.float64]
-    """Weight on the token before, ``(block, token)``, by the head of each block that has the most of it."""
-    strongest: float
-    """Mean weight on the passages, by the tenth of all heads that have the most of it."""
-    by_head: NDArray[np.float64]
-    """Mean weight of the answer's tokens by each block and head on the first token, the answer's own, the question and
-    all passages: what an attention probe reads."""
-    has_question: bool
-    """Whether the prompt shows the question."""
-    shown: tuple[bool, ...]
-    """For each passage whether the prompt shows it."""
-
-    @property
-    def shares(self) -> NDArray[np.float64]:
-        """The sums as shares of what does not rest on the first token, same columns from the answer's own on."""
-        rest = self.sums[:, OWN:]
-        shares: NDArray[np.float64] = rest / np.maximum(rest.sum(axis=1, keepdims=True), np.finfo(np.float64).tiny)
-        return shares
-
-
 class AttentionWatch:
     """Sums the attention of the answers of one batch while its blocks run."""
 
-    def __init__(self, blocks: Sequence[nn.Module], layout: Layout, batch: Sequence[Tokens]) -> None:
+    def __init__(
+        self,
+        blocks: Sequence[nn.Module],
+        layout: Layout,
+        batch: Sequence[Tokens],
+        gradients: CacheGradients | None = None,
+    ) -> None:
         """Prepare for a batch.
 
         Args:
             blocks: the blocks whose attention is read.
             layout: layout of the batch.
             batch: its exchanges.
+            gradients: what notes the gradients by keys and values, where those are wanted.
         """
+        self.gradients = gradients
         self._blocks, self._batch = blocks, batch
         self._number = {id(module): number for number, block in enumerate(blocks) for module in block.modules()}
         self._n_columns = IN_PROMPT + FIRST_PASSAGE + max(_n_passages(tokens) for tokens in batch)
@@ -125,6 +106,8 @@ class AttentionWatch:
         **kwargs: Any,
     ) -> Any:
         """Call a model's attention function as transformers does, and sum the weights of the answer's tokens."""
+        if self.gradients is not None:
+            key, value = self.gradients.listen(module, key, value)
         output = attend(module, query, key, value, attention_mask, *args, **kwargs)
         number = self._number.get(id(module))
         n_all = key.shape[2] if key.dim() == 4 else -1
@@ -175,6 +158,10 @@ class AttentionWatch:
         strongest = by_head.transpose(0, 1).flatten(1).topk(n_strongest, dim=1).values.mean(dim=1)
         pieces = (by_column.sum(dim=(0, 2)), previous, strongest, errors, self._by_head(by_column))
         return torch.cat([piece.flatten().double() for piece in pieces])
+
+    def by_passage(self) -> Tensor | None:
+        """Return the gradients by keys and values summed by column, ``(exchange, column)``; `None` without any."""
+        return None if self.gradients is None else self.gradients.numbers(self._rows.by_column)
 
     def _by_head(self, by_column: Tensor) -> Tensor:
         """Return the mean weight on each group of columns, ``(exchange, block, head, group)``."""
@@ -400,6 +387,13 @@ def note_weights(module: nn.Module, weights: Tensor, start: int = 0) -> None:
         watch.note_weights(module, weights, start)
 
 
+def noted_gradients(module: nn.Module) -> CacheGradients | None:
+    """Return who, in this thread, wants the gradients by a module's keys and values."""
+    watch = _present.get()
+    found = None if watch is None else watch.gradients
+    return found if found is not None and found.wants(module) else None
+
+
 def _interfaces(modules: Iterator[nn.Module]) -> Iterator[AttentionInterface]:
     """Yield the interfaces from which some modules fetch their attention function."""
     for file in {type(module).__module__ for module in modules}:
@@ -427,70 +421,3 @@ def _opened_interface(interface: AttentionInterface) -> Generator[None]:
 def _fetched(fetch: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     function, watch = fetch(*args, **kwargs), _present.get()
     return function if watch is None else partial(watch.note_call, function)
-
-
-def rauq(nll: NDArray[np.float64], to_previous: NDArray[np.float64]) -> float:
-    """Return RAUQ, in nats, at least 0: how unsure an answer is when doubt is passed on from token to token.
-
-    A token's confidence is `alpha P(token) + (1 - alpha) a c`, where `c` is the confidence of the token before and `a`
-    the attention on it; the first token's is its probability. The answer's doubt is the mean of -log c, in the block
-    where that is largest.
-
-    Args:
-        nll: negative log-likelihood of each token.
-        to_previous: weight on the token before, ``(block, token)``.
-
-    Source: Vazhentsev et al. (arXiv 2505.20045), section 4; attention is read where the token is predicted, as in
-    their code.
-    """
-    own = np.exp(-nll)
-    confidence = np.empty_like(to_previous)
-    confidence[:, 0] = own[0]
-    for i in range(1, len(own)):
-        confidence[:, i] = RAUQ_ALPHA * own[i] + (1 - RAUQ_ALPHA) * to_previous[:, i] * confidence[:, i - 1]
-    doubt = -np.log(np.maximum(confidence, np.finfo(np.float64).tiny)).mean(axis=1)
-    return float(doubt.max())
-
-
-def attention_signals(
-    use: AttentionUse | None, nll: NDArray[np.float64], part: slice, claim_starts: Sequence[int]
-) -> dict[str, float]:
-    """Return the attention signals of a run of tokens.
-
-    Args:
-        use: what the answer attends to; `None` where that is not known.
-        nll: negative log-likelihoods of the whole answer.
-        part: the run.
-        claim_starts: the tokens of the answer with which its claims begin.
-    """
-    if use is None:
-        return {}
-    shares = use.shares
-    found = {"rauq": rauq(nll[part], use.to_previous[:, part]), "own_attention": float(shares[part, 0].mean())}
-    if use.has_question:
-        found["question_attention"] = float(shares[part, IN_PROMPT - OWN + QUESTION].mean())
-    if any(use.shown):
-        passages = shares[:, IN_PROMPT - OWN + FIRST_PASSAGE :]
-        on_them = passages.sum(axis=1)
-        starts = [start for start in claim_starts if part.start <= start < part.stop]
-        by_passage = passages[part].mean(axis=0)
-        found |= {
-            "context_attention": float(on_them[part].mean()),
-            "context_attention_min": float(on_them[part].min()),
-            "context_attention_first": float(on_them[[part.start, *starts]].min()),
-            "passage_focus": float(by_passage.max() / max(by_passage.sum(), np.finfo(np.float64).tiny)),
-        }
-        if part == slice(0, len(nll)):
-            found["context_attention_heads"] = use.strongest
-    return found
-
-
-def passage_shares(use: AttentionUse | None) -> tuple[float | None, ...]:
-    """Return the share of each passage in an answer's attention; `None` for one that the prompt does not show.
-
-    Empty where attention is not known or the prompt shows no passage.
-    """
-    if use is None or not any(use.shown):
-        return ()
-    by_passage = use.shares[:, IN_PROMPT - OWN + FIRST_PASSAGE :].mean(axis=0)
-    return tuple(float(share) if shown else None for share, shown in zip(by_passage, use.shown, strict=True))

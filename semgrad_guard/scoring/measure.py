@@ -17,19 +17,14 @@ from semgrad_guard.errors import ModelFailedError, NonFiniteScoreError, OutOfMem
 from semgrad_guard.models.cache import full_cache
 from semgrad_guard.models.device import missing_weight
 from semgrad_guard.scoring.attention import AttentionWatch, watched_blocks, watching
+from semgrad_guard.scoring.blockwise import known_outputs, record_cold_by_blocks, record_from_cache
 from semgrad_guard.scoring.budget import LEAN, MemoryBudget, unhurried
 from semgrad_guard.scoring.head import WEIGHT_NORMS, run_head
 from semgrad_guard.scoring.layout import lay_out, shared_start
 from semgrad_guard.scoring.model_lease import borrowed
 from semgrad_guard.scoring.model_parts import model_parts_of
-from semgrad_guard.scoring.recording import (
-    forward_no_grad,
-    known_outputs,
-    record,
-    record_cold_by_blocks,
-    record_from_cache,
-    state_norms,
-)
+from semgrad_guard.scoring.passage_gradients import CacheGradients, shares_of_gradients
+from semgrad_guard.scoring.recording import forward_no_grad, record, state_norms
 from semgrad_guard.signals import POSITIONS, semgrad_at
 
 if TYPE_CHECKING:
@@ -41,7 +36,7 @@ if TYPE_CHECKING:
 
     from semgrad_guard.flow import ScorePath
     from semgrad_guard.models.cache import KeptCache
-    from semgrad_guard.scoring.attention import AttentionUse
+    from semgrad_guard.scoring.attention_signals import AttentionUse
     from semgrad_guard.scoring.head import HeadNumbers, HeadPass, WeightNorm, WeightNorms
     from semgrad_guard.scoring.layout import Layout, Tokens
     from semgrad_guard.scoring.model_lease import ModelLease
@@ -65,6 +60,8 @@ class GradientSpec:
     """Memory that may be taken to save time."""
     attention: bool = False
     """Whether to read what the answer attends to."""
+    passages: bool = False
+    """Whether to read also the gradients by the cached keys and values of passages; only where attention is read."""
     state: bool = False
     """Whether to keep the mean state that the answer is predicted from."""
     most_recorded: int | None = None
@@ -98,6 +95,8 @@ class Measure:
     path: ScorePath
     attention: AttentionUse | None = None
     """What its tokens attend to, where that was asked for and can be told."""
+    passage_gradients: tuple[float | None, ...] = ()
+    """Share of each passage in the gradients by cached keys and values, where that was asked for and can be told."""
     state: NDArray[np.float64] | None = None
     """Mean state from which its tokens are predicted, ``(hidden,)``, at `STATE_DEPTH`; where that was asked for."""
 
@@ -159,7 +158,12 @@ def _watch(anatomy: ModelParts, layout: Layout, batch: Sequence[Tokens], spec: G
     if not spec.attention:
         return None
     blocks = [anatomy.blocks[i] for i in watched_blocks(len(anatomy.blocks), spec.band)]
-    return AttentionWatch(blocks, layout, batch)
+    band = anatomy.blocks[spec.band.first : spec.band.last + 1]
+    shows_passages = any(tokens.parts and any(tokens.parts.shown) for tokens in batch)
+    wanted = spec.passages and shows_passages
+    return AttentionWatch(
+        blocks, layout, batch, CacheGradients(band, layout, batch, spec.n_recorded) if wanted else None
+    )
 
 
 def _record_cold(
@@ -256,6 +260,8 @@ class _Numbers:
     """``(round, exchange, place)``"""
     attention: Sequence[AttentionUse | None]
     """One for each exchange, or none at all."""
+    by_passage: NDArray[np.float64] | None
+    """Gradients by keys and values, ``(exchange, column)``."""
     states: NDArray[np.float64] | None
     """``(exchange, hidden)``"""
 
@@ -271,18 +277,21 @@ def _read(
     pieces = [piece for head in heads for piece in head.pieces()]
     sizes = [sum(piece.numel() for piece in head.pieces()) for head in heads]
     by_state = [norm.to(pieces[0].device).flatten() for norm in norms]
-    attention = None if watch is None else watch.numbers()
-    seen = [] if attention is None else [attention.to(pieces[0].device)]
-    kept = [] if mean_states is None else [mean_states.to(pieces[0].device, torch.float64).flatten()]
-    numbers = np.array(torch.cat([*pieces, *by_state, *kept, *seen]).tolist())
-    sizes += [sum(norm.numel() for norm in norms), sum(one.numel() for one in kept)]
-    *own, rest, of_states, of_attention = np.split(numbers, list(accumulate(sizes)))
+    attention, by_passage = (None, None) if watch is None else (watch.numbers(), watch.by_passage())
+    kept, gradients, seen = (
+        [] if one is None else [one.to(pieces[0].device, torch.float64).flatten()]
+        for one in (mean_states, by_passage, attention)
+    )
+    numbers = np.array(torch.cat([*pieces, *by_state, *kept, *gradients, *seen]).tolist())
+    sizes += [sum(one.numel() for one in some) for some in (norms, kept, gradients)]
+    *own, rest, of_states, of_passages, of_attention = np.split(numbers, list(accumulate(sizes)))
     understood = tuple(head.understood(values) for head, values in zip(heads, own, strict=True))
     if not np.isfinite(rest).all():
         raise NonFiniteScoreError("the gradient by the hidden states")
     uses = [] if watch is None or attention is None else watch.understood(of_attention)
     states = None if mean_states is None else of_states.reshape(mean_states.shape)
-    return _Numbers(understood, rest.reshape(len(norms), *norms[0].shape), uses, states)
+    passages = None if by_passage is None else of_passages.reshape(by_passage.shape)
+    return _Numbers(understood, rest.reshape(len(norms), *norms[0].shape), uses, passages, states)
 
 
 def _measures(
@@ -305,9 +314,9 @@ def _measures(
             )
             use = numbers.attention[i] if numbers.attention else None
             state = None if numbers.states is None else numbers.states[i]
-            found.append(
-                Measure(head.nll[own], head.entropy[own], head.top[own], head.is_top[own], parts, path, use, state)
-            )
+            by_passage = () if numbers.by_passage is None else shares_of_gradients(numbers.by_passage[i], batch[i])
+            likelihoods = (head.nll[own], head.entropy[own], head.top[own], head.is_top[own])
+            found.append(Measure(*likelihoods, parts, path, use, by_passage, state))
     return found
 
 

@@ -18,7 +18,7 @@ from semgrad_guard.errors import (
 from semgrad_guard.flow import Exchange, Fingerprint, Score, SpanScore
 from semgrad_guard.models.embedding import UnitVectors
 from semgrad_guard.models.generate import ending
-from semgrad_guard.scoring.attention import attention_signals, passage_shares
+from semgrad_guard.scoring.attention_signals import attention_signals, only_of, passage_shares, read_for
 from semgrad_guard.scoring.budget import budget_for
 from semgrad_guard.scoring.claims import PassageTexts
 from semgrad_guard.scoring.forward_signals import nll_without_passages, p_true, passage_signals
@@ -204,6 +204,7 @@ class SemGradScorer:
         embedder: Embedder | None = None,
         max_batch_tokens: int = MAX_BATCH_TOKENS,
         max_extra_mb: float | None = None,
+        passage_gradients: bool = False,
     ) -> None:
         """Create a scorer for a model.
 
@@ -227,6 +228,8 @@ class SemGradScorer:
                 fit its caches, which are faster there than larger ones. The recording of a band may take as much (with
                 `None` 256 MiB on a processor and 4 GiB on an accelerator), four times that in a batch; a longer answer
                 is recorded block by block. No number of a score depends on it.
+            passage_gradients: also report how much the answer hangs on each passage by the gradients by its cached keys
+                and values, `Score.passage_gradients`; where attention is read.
 
         Raises:
             ScoringSettingError: a setting is out of range.
@@ -263,6 +266,7 @@ class SemGradScorer:
             norms_from_cache(wanted),
             budget,
             attention=not wanted.isdisjoint(ATTENTION),
+            passages=passage_gradients,
             state=STATE_PROBE in wanted,
             most_recorded=most_recorded,
         )
@@ -464,12 +468,14 @@ class SemGradScorer:
             seconds=seconds,
             spans=self._readout.spans(measured, task.exchange, task.tokens, task.spans, lease.check),
             passage_attention=passage_shares(measured.attention),
+            passage_gradients=measured.passage_gradients,
+            read_for=read_for(task.exchange) if self._reading.attention else "",
             vectors=self._readout.vectors(measured),
         )
 
     def _earlier(self, exchange: Exchange, cancel: threading.Event | None, timeout_s: float | None) -> Score | None:
         """Return the exchange's own score, completed by the text signals, if it has all that this scorer gives."""
-        score = exchange.score
+        score = None if exchange.score is None else only_of(exchange, exchange.score)
         if score is None or score.fingerprint != self.fingerprint() or self._method not in score.signals:
             return None
         if not self._readout.wanted_probes.issubset(score.vectors):

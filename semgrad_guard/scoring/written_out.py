@@ -9,12 +9,13 @@ autograd.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from semgrad_guard.scoring.attention import note_weights
+from semgrad_guard.scoring.attention import note_weights, noted_gradients
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -200,14 +201,28 @@ class _Rotary:
         return torch.addcmul(gradient * self.cos, gradient.roll(self.cos.shape[-1] // 2, dims=-1), self.sin_back)
 
 
+@cache
+def _constant(value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.full((1,), value, dtype=dtype, device=device)
+
+
 class _Norm:
     """A root-mean-square norm of some numbers, and its gradient."""
 
-    def __init__(self, norm: Any, x: Tensor) -> None:
+    def __init__(self, norm: Any, x: Tensor, dtype: torch.dtype) -> None:
+        """Compute the norm.
+
+        Args:
+            norm: the module.
+            x: what it gets.
+            dtype: type that the output is wanted in.
+        """
         self._weight: Tensor = norm.weight
-        self._inverse = x.square().mean(dim=-1, keepdim=True).add_(_epsilon(norm) or 0.0).rsqrt_()
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        epsilon = _constant(_epsilon(norm) or 0.0, x.dtype, x.device)
+        self._inverse = torch.addcmul(epsilon, length, length, value=1.0 / x.shape[-1]).rsqrt_()
         self._scaled = x * self._inverse
-        self.output = self._scaled * self._weight
+        self.output = torch.mul(self._scaled, self._weight, out=torch.empty_like(x, dtype=dtype))
 
     def pull(self, gradient: Tensor) -> tuple[Tensor, Tensor]:
         """Return two factors whose product is the gradient by the input."""
@@ -237,36 +252,42 @@ def gradient_by_state(  # noqa: PLR0913 - the block, its state, what comes back,
         rotary: positions of the new tokens.
         mask: what the new tokens may attend to.
     """
-    attention, n = block.attention, len(state)
-    n_groups, dim = keys.shape[0], block.head_dim
+    attention, n, dim = block.attention, len(state), block.head_dim
     keys, values = keys.to(state.dtype), values.to(state.dtype)
+    noted, n_old = noted_gradients(attention), keys.shape[1] - n
+    first = n_old if noted is None else 0
 
-    before = _Norm(block.norm_in, state)
-    heads = _linear(before.output, attention.q_proj).to(state.dtype).view(n, -1, dim)
-    query_norm = _Norm(attention.q_norm, heads) if block.has_head_norms else None
-    queries = rotary.turn((heads if query_norm is None else query_norm.output).transpose(0, 1))
+    before = _Norm(block.norm_in, state, attention.q_proj.weight.dtype)
+    heads = _by_head(_linear(before.output, attention.q_proj), dim, state.dtype)
+    query_norm = _Norm(attention.q_norm, heads, state.dtype) if block.has_head_norms else None
+    queries = rotary.turn(heads if query_norm is None else query_norm.output)
     del heads
     # through attention, every token depends on itself and on keys and values: all else goes by runs of tokens
     by_run, by_keys, by_values = list[tuple[torch.Tensor, torch.Tensor]](), None, None
     for some in _runs(block, n, keys.shape[1]):
-        one = _pulled_run(block, state, gradient, queries, keys, values, mask.of(some), some)
+        one = _pulled_run(block, state, gradient, queries, keys, values, mask.of(some), some, first)
         by_run.append((one.by_middle, one.by_queries))
-        by_keys, by_values = _added_up(by_keys, one.by_keys, n), _added_up(by_values, one.by_values, n)
+        n_from = keys.shape[1] - first
+        by_keys, by_values = _added_up(by_keys, one.by_keys, n_from), _added_up(by_values, one.by_values, n_from)
     by_middle, by_queries = (_joined(pieces, dim) for dim, pieces in enumerate(zip(*by_run, strict=True)))
     if by_keys is None or by_values is None:  # pragma: no cover - there is always a run
         raise AssertionError
+    if noted is not None:
+        noted.note(attention, by_keys, by_values, keys, values, scaling=block.scaling)
+        by_keys, by_values = by_keys[:, n_old:], by_values[:, n_old:]
 
     turned = rotary.turn_back(torch.cat([by_queries, by_keys]))
-    by_heads, by_keys = torch.split(turned, [len(by_queries), n_groups])
+    by_heads, by_keys = torch.split(turned, [len(by_queries), len(by_keys)])
     if query_norm is not None:
-        made = _linear(before.output, attention.k_proj).to(state.dtype).view(n, -1, dim)
-        key_norm = _Norm(attention.k_norm, made)
-        by_heads = torch.mul(*query_norm.pull(by_heads.transpose(0, 1))).transpose(0, 1)
-        by_keys = torch.mul(*key_norm.pull(by_keys.transpose(0, 1))).transpose(0, 1)
-    by_input = _times(_by_token(by_values, n), attention.v_proj)
-    for by_projection, layer in ((by_heads, attention.q_proj), (by_keys, attention.k_proj)):
-        rows = _by_token(by_projection, n).to(layer.weight.dtype)
-        by_input = torch.addmm(by_input, rows, layer.weight, alpha=block.scaling)
+        made = _by_head(_linear(before.output, attention.k_proj), dim, state.dtype)
+        key_norm = _Norm(attention.k_norm, made, state.dtype)
+        by_heads, by_keys = torch.mul(*query_norm.pull(by_heads)), torch.mul(*key_norm.pull(by_keys))
+    together = [one.transpose(0, 1) for one in (by_heads, by_keys, by_values)]
+    rows = torch.cat(together, dim=1).view(n, -1).to(attention.v_proj.weight.dtype)
+    by_query_rows, by_key_rows, by_value_rows = torch.split(rows, [dim * one.shape[1] for one in together], dim=1)
+    by_input = _times(by_value_rows, attention.v_proj)
+    for by_rows, layer in ((by_query_rows, attention.q_proj), (by_key_rows, attention.k_proj)):
+        by_input = torch.addmm(by_input, by_rows.to(layer.weight.dtype), layer.weight, alpha=block.scaling)
     return torch.addcmul(by_middle, *before.pull(by_input.to(state.dtype)))
 
 
@@ -279,7 +300,7 @@ class _PulledRun:
     by_queries: Tensor
     """``(query head, token, head dimension)``"""
     by_keys: Tensor
-    """By the keys of the new tokens that the run may attend to, ``(head, new token, head dimension)``."""
+    """By the keys, from the first wanted one on, that the run may attend to, ``(head, token, head dimension)``."""
     by_values: Tensor
     """By their values, same shape."""
 
@@ -293,6 +314,7 @@ def _pulled_run(  # noqa: PLR0913, PLR0917 - what the whole is computed from, an
     values: Tensor,
     mask: Tensor,
     some: slice,
+    first: int,
 ) -> _PulledRun:
     """Return what a run of new tokens passes back through MLP and attention.
 
@@ -306,18 +328,19 @@ def _pulled_run(  # noqa: PLR0913, PLR0917 - what the whole is computed from, an
         mask: to be added to the attention of the run, ``(query head of each head x token of the run, token)``; tokens
             that none of the run may attend to are left out at the end.
         some: the run.
+        first: the first token whose keys and values the gradients are wanted by.
     """
     attention, mlp, n = block.attention, block.mlp, some.stop - some.start
-    n_groups, dim, n_old = keys.shape[0], block.head_dim, keys.shape[1] - len(state)
+    n_groups, dim = keys.shape[0], block.head_dim
     keys, values = keys[:, : mask.shape[1]], values[:, : mask.shape[1]]
     gradient = gradient[some]
 
     queries = queries[:, some].reshape(n_groups, -1, dim)
     weights = torch.baddbmm(mask, queries, keys.transpose(1, 2), alpha=block.scaling).softmax(dim=-1)
     note_weights(attention, weights.view(-1, n, weights.shape[-1]), some.start)
-    read = _by_token(weights @ values, n)
+    read = _by_token(weights @ values, n, attention.o_proj.weight.dtype)
     middle = _added_to(state[some], read, attention.o_proj)
-    after = _Norm(block.norm_mid, middle)
+    after = _Norm(block.norm_mid, middle, mlp.gate_proj.weight.dtype)
     gate, up = _linear(after.output, mlp.gate_proj), _linear(after.output, mlp.up_proj)
 
     inner = _times(gradient, mlp.down_proj)
@@ -326,19 +349,19 @@ def _pulled_run(  # noqa: PLR0913, PLR0917 - what the whole is computed from, an
     by_norm = torch.addmm(_times(by_gate, mlp.gate_proj), by_up, mlp.up_proj.weight).to(state.dtype)
     by_middle = torch.addcmul(gradient, *after.pull(by_norm))
 
-    by_read = _times(by_middle, attention.o_proj).to(state.dtype).view(n, -1, dim).transpose(0, 1)
-    by_read = by_read.reshape(n_groups, -1, dim)
-    by_values = weights[..., n_old:].transpose(1, 2) @ by_read
+    by_read = _by_head(_times(by_middle, attention.o_proj), dim, state.dtype).reshape(n_groups, -1, dim)
+    by_values = weights[..., first:].transpose(1, 2) @ by_read
     by_weights = by_read @ values.transpose(1, 2)
     by_scores = torch.ops.aten._softmax_backward_data(by_weights, weights, -1, weights.dtype)  # noqa: SLF001
-    by_keys = by_scores[..., n_old:].transpose(1, 2) @ queries
+    by_keys = by_scores[..., first:].transpose(1, 2) @ queries
     return _PulledRun(by_middle, (by_scores @ keys).view(-1, n, dim), by_keys, by_values)
 
 
-def _added_up(total: Tensor | None, piece: Tensor, n_new: int) -> Tensor:
-    """Return the sum over runs of a gradient by the new tokens' keys or values, of which a run sees the first."""
+def _added_up(total: Tensor | None, piece: Tensor, n_all: int) -> Tensor:
+    """Return the sum over runs of a gradient by keys or values, of which a run sees the first."""
     if total is None:
-        return nn.functional.pad(piece, (0, 0, 0, n_new - piece.shape[1]))
+        n_missing = n_all - piece.shape[1]
+        return nn.functional.pad(piece, (0, 0, 0, n_missing)) if n_missing else piece
     total[:, : piece.shape[1]] += piece
     return total
 
@@ -347,9 +370,16 @@ def _joined(pieces: Sequence[Tensor], dim: int) -> Tensor:
     return pieces[0] if len(pieces) == 1 else torch.cat(list(pieces), dim=dim)
 
 
-def _by_token(heads: Tensor, n: int) -> Tensor:
+def _by_token(heads: Tensor, n: int, dtype: torch.dtype) -> Tensor:
     """Return numbers by head, of which each head has `n` tokens, as ``(token, head x head dimension)``."""
-    return heads.reshape(-1, n, heads.shape[-1]).transpose(0, 1).reshape(n, -1)
+    rows = heads.reshape(-1, n, heads.shape[-1]).transpose(0, 1)
+    return rows.to(dtype, memory_format=torch.contiguous_format).reshape(n, -1)  # at most one copy
+
+
+def _by_head(rows: Tensor, head_dim: int, dtype: torch.dtype) -> Tensor:
+    """Return numbers by token, ``(token, head x head dimension)``, as ``(head, token, head dimension)``."""
+    heads = rows.view(len(rows), -1, head_dim).transpose(0, 1)
+    return heads.to(dtype, memory_format=torch.contiguous_format)
 
 
 def _linear(x: Tensor, layer: nn.Linear) -> Tensor:

@@ -86,6 +86,8 @@ class ScoreForm(Frozen):
     seconds: float = 0.0
     spans: tuple[SpanForm, ...] = ()
     passage_attention: tuple[Number, ...] = ()
+    passage_gradients: tuple[Number, ...] = ()
+    read_for: str = ""
     vectors: dict[str, tuple[float, ...]] = Field(default_factory=dict)
 
 

@@ -251,6 +251,8 @@ def score_fields(score: Score) -> dict[str, Json]:
             for span in score.spans
         ],
         "passage_attention": [number(share) for share in score.passage_attention],
+        "passage_gradients": [number(share) for share in score.passage_gradients],
+        "read_for": score.read_for,
         "vectors": _vectors_fields(score.vectors),
     }
 
@@ -284,6 +286,8 @@ def score_from_fields(fields: object) -> Score:
         seconds=form.seconds,
         spans=tuple(SpanScore(s.start, s.end, _finite(s.signals), s.confidence) for s in form.spans),
         passage_attention=form.passage_attention,
+        passage_gradients=form.passage_gradients,
+        read_for=form.read_for,
         vectors=form.vectors,
     )
 

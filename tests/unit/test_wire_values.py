@@ -83,11 +83,14 @@ def test_a_score_comes_back_equal() -> None:
 
 def test_shares_of_passages_come_back_equal() -> None:
     """Also of one that the prompt did not show; what an older version wrote has none."""
-    score = replace(make_score(), passage_attention=(0.25, None, 0.125))
+    score = replace(
+        make_score(), passage_attention=(0.25, None, 0.125), passage_gradients=(0.5, None, 0.25), read_for="1:2"
+    )
     fields = through_json(score_fields(score))
     assert score_from_fields(fields) == score
-    del fields["passage_attention"]
-    assert score_from_fields(fields).passage_attention == ()
+    for name in ("passage_attention", "passage_gradients", "read_for"):
+        del fields[name]
+        assert not getattr(score_from_fields(fields), name)
 
 
 def test_a_score_is_one_object_wherever_it_is_written() -> None:

@@ -35,7 +35,7 @@ def chat(local: LocalModel, **settings: Any) -> SemGradChatModel:
 
 
 def test_an_answer_carries_its_score(local: LocalModel) -> None:
-    """The single pass gives the numbers of the cold one."""
+    """The single pass gives the numbers of the cold one, for the question that the prompt shows."""
     model = chat(local)
     answer = model.invoke([SystemMessage("Be brief."), HumanMessage("Capital?")])
     assert isinstance(answer, AIMessage)
@@ -43,7 +43,14 @@ def test_an_answer_carries_its_score(local: LocalModel) -> None:
     assert (score.path, score.proxy) == ("reused", False)
     written = local.generate(local_prompt(), max_new_tokens=12)
     cold = SemGradScorer(local).score(
-        Exchange(prompt_ids=written.prompt_ids, answer_ids=written.answer_ids, answer=written.text, on_policy=True)
+        Exchange(
+            prompt=local_prompt(),
+            prompt_ids=written.prompt_ids,
+            answer_ids=written.answer_ids,
+            answer=written.text,
+            question="Capital?",
+            on_policy=True,
+        )
     )
     assert answer.content == written.text
     assert dict(score.signals) == pytest.approx(dict(cold.signals), rel=2e-4)

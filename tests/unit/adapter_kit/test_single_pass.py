@@ -11,7 +11,7 @@ import pytest
 
 from semgrad_guard.adapter_kit.single_pass import AnswerSettings, ScoredAnswer, SinglePass
 from semgrad_guard.errors import ModelSettingError
-from semgrad_guard.flow import Message
+from semgrad_guard.flow import Exchange, Message, Passage
 from semgrad_guard.models import Generated, LocalModel
 from semgrad_guard.scoring import SemGradScorer
 from tests.models_for_tests import fail_while_scoring, local_model, note_kept_states, refuse_to_score
@@ -55,6 +55,30 @@ async def test_every_way_of_asking_gives_the_same_answer_and_score(single_pass: 
         assert answer.score.path == "reused"
         assert answer.score.value == pytest.approx(score.value, rel=2e-4)
         assert answer.error is None
+
+
+def test_passages_that_the_prompt_shows_are_read_while_the_answer_is_written(
+    single_pass: SinglePass, local: LocalModel
+) -> None:
+    """Who judges the answer later finds the same ones, and nothing is read again."""
+    text = "The tower was built in 1889 by Eiffel."
+    prompt = (Message("user", f"Context: {text}\n\nQuestion: Who built the tower?"),)
+    answer = single_pass.write(prompt, SETTINGS)
+    exchange = Exchange(
+        prompt=prompt,
+        prompt_ids=answer.generated.prompt_ids,
+        answer_ids=answer.generated.answer_ids,
+        answer=answer.generated.text,
+        question="Who built the tower?",
+        passages=(Passage(text),),
+        on_policy=True,
+        score=answer.score,
+    )
+    scorer = SemGradScorer(local)
+    completed, cold = scorer.score(exchange), scorer.score(replace(exchange, score=None))
+    assert (completed.path, cold.path) == ("reused", "cold")
+    assert completed.signals == pytest.approx(cold.signals, rel=2e-4, abs=1e-6)
+    assert completed.passage_attention == pytest.approx(cold.passage_attention, rel=2e-4)
 
 
 async def test_a_stream_comes_in_pieces(single_pass: SinglePass) -> None:

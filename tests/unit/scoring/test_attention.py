@@ -18,12 +18,14 @@ from semgrad_guard.flow import Passage
 from semgrad_guard.models import LocalModel
 from semgrad_guard.scoring import SemGradScorer
 from semgrad_guard.scoring import attention as attention_module
-from semgrad_guard.scoring.attention import (
+from semgrad_guard.scoring.attention import watched_blocks
+from semgrad_guard.scoring.attention_signals import (
+    OF_PASSAGES,
+    OF_QUESTION,
     AttentionUse,
     attention_signals,
     passage_shares,
     rauq,
-    watched_blocks,
 )
 from semgrad_guard.scoring.layout import Tokens
 from semgrad_guard.scoring.measure import GradientSpec, measure
@@ -226,6 +228,55 @@ def test_passages_that_the_prompt_does_not_show_have_no_share(scorer, exchange):
     score = scorer.score(replace(exchange, passages=(Passage("Something else."),)))
     assert score.passage_attention == ()
     assert set(ATTENTION) & score.signals.keys() == {"rauq", "own_attention", "question_attention"}
+
+
+def test_gradients_by_passage_are_reported_where_they_are_asked_for(local, scorer, exchange):
+    """Of one passage a share between none and all; the rest is the template's and the question's."""
+    with_them, without = SemGradScorer(local, passage_gradients=True).score(exchange), scorer.score(exchange)
+    (share,) = with_them.passage_gradients
+    assert 0 < share < 1
+    assert without.passage_gradients == ()
+    assert with_them.signals == without.signals
+
+
+def test_an_earlier_score_keeps_what_was_read_for_the_same_passages(local, exchange):
+    """As one that was taken while the answer was written, where the prompt shows them."""
+    scorer = SemGradScorer(local, passage_gradients=True)
+    first = scorer.score(exchange)
+    again = scorer.score(replace(exchange, score=first))
+    assert again.signals == first.signals
+    assert again.passage_attention == first.passage_attention
+    assert again.passage_gradients == first.passage_gradients
+
+
+def test_an_earlier_score_loses_what_was_read_for_other_passages(local, exchange):
+    """A number about other texts would be a wrong number; that of the question stays."""
+    scorer = SemGradScorer(local, granularity="sentence", passage_gradients=True)
+    first = scorer.score(exchange)
+    again = scorer.score(replace(exchange, passages=(Passage("Something else."),), score=first))
+    assert first.signals.keys() & OF_PASSAGES
+    for signals in (again.signals, *(span.signals for span in again.spans)):
+        assert not signals.keys() & OF_PASSAGES
+        assert signals.keys() >= {"rauq", *OF_QUESTION}
+    assert (again.passage_attention, again.passage_gradients) == ((), ())
+
+
+def test_an_earlier_score_loses_what_was_read_for_another_question(scorer, exchange):
+    """Passages are still those that were read."""
+    first = scorer.score(exchange)
+    again = scorer.score(replace(exchange, question="Where is it?", score=first))
+    assert not again.signals.keys() & OF_QUESTION
+    assert again.signals.keys() >= OF_PASSAGES
+    assert again.passage_attention == first.passage_attention
+
+
+def test_a_vector_of_attention_to_other_passages_is_read_again(local, exchange):
+    """A profile's probe would take it for one about these."""
+    scorer = SemGradScorer(local, signals=("attention_probe", "state_probe"))
+    first, other = scorer.score(exchange), replace(exchange, question="Where is it?")
+    vectors = scorer.score(replace(other, score=first)).vectors
+    assert vectors == scorer.score(other).vectors
+    assert vectors["attention_probe"] != first.vectors["attention_probe"]
 
 
 def test_each_sentence_has_attention_signals(local, exchange):

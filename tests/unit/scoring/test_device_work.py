@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 import torch
 
-from semgrad_guard.flow import Exchange
+from semgrad_guard.flow import Exchange, Message, Passage
 from semgrad_guard.scoring import SemGradScorer
 from semgrad_guard.scoring import measure as measure_module
 from semgrad_guard.scoring.budget import MemoryBudget, budget_for
@@ -19,6 +19,10 @@ ROOMY = partial(SemGradScorer, max_extra_mb=10_000.0)
 MOST_WAITS = 10
 MOST_BY_BLOCK = 60
 MOST_IN_HEAD = 60
+
+
+LASTING = 1
+"""Seed of models none of which ends its answer early."""
 
 
 def written(local, scorer, n_answer, n_prompt=57):
@@ -36,7 +40,7 @@ def written(local, scorer, n_answer, n_prompt=57):
 def work_of(arch="llama", n_answer=8, n_prompt=57, **sizes):
     """Return what a score behind the writing and a cold one ask for."""
     windows = {"use_sliding_window": False} if arch == "qwen2" else {}  # each kind of window takes masks of its own
-    local = local_model(arch, eos_token_id=None, **windows, **sizes)
+    local = local_model(arch, eos_token_id=None, seed=LASTING, **windows, **sizes)
     scorer = ROOMY(local)
     generated, exchange = written(local, scorer, n_answer, n_prompt)
     with counted() as behind:
@@ -47,10 +51,11 @@ def work_of(arch="llama", n_answer=8, n_prompt=57, **sizes):
 
 
 @pytest.mark.parametrize("arch", ["llama", "qwen2", "gpt2"])
-def test_waits_are_few_and_independent_of_vocabulary_depth_and_length(arch):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_waits_are_few_and_independent_of_vocabulary_depth_and_length(arch, dtype):
     """Each wait lets the device run dry."""
     grid = [{}, {"vocab_size": 5000}, {"num_hidden_layers": 10}, {"n_answer": 60}, {"n_prompt": 200}]
-    found = [work_of(arch, **sizes) for sizes in grid]
+    found = [work_of(arch, dtype=dtype, **sizes) for sizes in grid]
     for behind, cold in found:
         assert len(behind.waits) <= MOST_WAITS, behind.waits
         assert len(cold.waits) <= MOST_WAITS, cold.waits
@@ -59,14 +64,41 @@ def test_waits_are_few_and_independent_of_vocabulary_depth_and_length(arch):
 
 
 @pytest.mark.parametrize("arch", ["llama", "qwen2", "gpt2"])
-def test_operations_grow_with_the_blocks_of_the_band_only(arch):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_operations_grow_with_the_blocks_of_the_band_only(arch, dtype):
     """A launch takes longer than the arithmetic of a short answer."""
-    base, _ = work_of(arch, num_hidden_layers=4)
-    deeper, _ = work_of(arch, num_hidden_layers=12)
-    by_block = (len(deeper.operations) - len(base.operations)) / 4  # the bands have 2 and 6 blocks
-    assert by_block <= MOST_BY_BLOCK
+    base, _ = work_of(arch, dtype=dtype, num_hidden_layers=4)
+    deeper, _ = work_of(arch, dtype=dtype, num_hidden_layers=12)
+    assert by_block(base, deeper) <= MOST_BY_BLOCK
     for sizes in ({"vocab_size": 5000}, {"n_answer": 60}, {"n_prompt": 200}):
-        assert len(work_of(arch, num_hidden_layers=4, **sizes)[0].operations) == len(base.operations)
+        assert len(work_of(arch, dtype=dtype, num_hidden_layers=4, **sizes)[0].operations) == len(base.operations)
+
+
+def by_block(base, deeper):
+    """Return the operations of a block, from a score with a band of 2 blocks and one with 6."""
+    return (len(deeper.operations) - len(base.operations)) / 4
+
+
+@pytest.mark.parametrize(("dtype", "most"), [(torch.float32, MOST_BY_BLOCK), (torch.bfloat16, MOST_BY_BLOCK + 5)])
+def test_gradients_by_passage_are_five_operations_a_block(dtype, most):
+    """A product and a sum for keys and for values, and the scaling; and no wait."""
+    passage = Passage("The tower was built in 1889 by Eiffel.")
+    prompt = (Message("user", f"{passage.text}\n\nWho built it?"),)
+    found = []
+    for n_layers, with_passages in ((4, True), (12, True), (4, False), (12, False)):
+        local = local_model(eos_token_id=None, dtype=dtype, num_hidden_layers=n_layers)
+        scorer = ROOMY(local, passage_gradients=with_passages)
+        exchange = Exchange(prompt=prompt, passages=(passage,))
+        generated = local.generate(prompt, max_new_tokens=8, states_of=scorer.band_blocks)
+        scorer.score_generated(generated, exchange)
+        with counted() as work:
+            score = scorer.score_generated(generated, exchange)
+        assert bool(score.passage_gradients) == with_passages
+        assert len(work.waits) <= MOST_WAITS
+        found.append(work)
+    with_them, without = by_block(*found[:2]), by_block(*found[2:])
+    assert with_them <= most
+    assert with_them - without == 5
 
 
 def test_a_batch_waits_no_more_than_one_exchange():

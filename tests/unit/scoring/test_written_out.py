@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from semgrad_guard.models import LocalModel
-from semgrad_guard.scoring import recording, written_out
+from semgrad_guard.scoring import blockwise, written_out
+from semgrad_guard.scoring.blockwise import WrittenOutRecording, can_record_written_out, record_from_cache
 from semgrad_guard.scoring.layout import Tokens, lay_out
 from semgrad_guard.scoring.measure import GradientSpec, measure
 from semgrad_guard.scoring.model_lease import borrowed
 from semgrad_guard.scoring.model_parts import model_parts_of, upper_half
-from semgrad_guard.scoring.recording import WrittenOutRecording, can_record_written_out, record_from_cache
 from tests.models_for_tests import N_BYTE_TOKENS, build, byte_tokenizer
 
 COMMON = ["llama", "mistral", "qwen2", "qwen3"]
@@ -23,7 +23,7 @@ RELATIVE = 2e-4
 @pytest.fixture(autouse=True)
 def _cold_scores_go_by_autograd(monkeypatch):
     """Let cold scores be what the others are compared with."""
-    monkeypatch.setattr(recording, "LEAST_PREFIX", 10**9)
+    monkeypatch.setattr(blockwise, "LEAST_PREFIX", 10**9)
 
 
 def _written(arch, *, dtype=torch.float32, n_prompt=30, **changes):
@@ -62,7 +62,7 @@ def test_a_cold_score_of_a_long_prompt_reads_everything_once(arch, monkeypatch):
     model, spec, _, tokens = _written(arch, n_prompt=80)
     (expected,) = measure(model, [tokens], spec)
     passes = []
-    monkeypatch.setattr(recording, "LEAST_PREFIX", 2)
+    monkeypatch.setattr(blockwise, "LEAST_PREFIX", 2)
     measure(model, [tokens], spec)  # once, so that the model is known
     below = model.model.layers[0].mlp  # not called when the last block is recorded: blocks below are passed over
     hook = below.register_forward_pre_hook(lambda _, args: passes.append(args[0].shape[1]))
@@ -110,7 +110,7 @@ def test_one_block_that_differs_rules_it_out_for_every_band():
 def test_numbers_that_differ_from_autograds_rule_it_out(monkeypatch):
     """A mistake in it would otherwise be a wrong score."""
     real = written_out.gradient_by_state
-    monkeypatch.setattr(recording, "gradient_by_state", lambda *a, **k: real(*a, **k) * 1.01)
+    monkeypatch.setattr(blockwise, "gradient_by_state", lambda *a, **k: real(*a, **k) * 1.01)
     model = build("llama")
     with borrowed(model):
         assert not can_record_written_out(model, model_parts_of(model))
