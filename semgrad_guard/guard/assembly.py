@@ -17,7 +17,7 @@ from semgrad_guard.guard.thresholds import resolver
 from semgrad_guard.guard.verdict_loop import EarlierVerdicts, pass_verdicts_on
 from semgrad_guard.policy import Policy, PolicyDecider, PolicyWatcher, RiskTarget, policy_of
 from semgrad_guard.policy.model import FUSED, SHIPPED_PROFILES
-from semgrad_guard.routing.deadline import Deadline, call_before
+from semgrad_guard.deadline import Deadline, call_before
 from semgrad_guard.signals import COSTLY, FREE, PROBES
 
 if TYPE_CHECKING:

@@ -165,7 +165,10 @@ def numbers(text: str) -> set[str]:
 
 
 _MONEY = "$\u20ac\u00a3\u00a5"
-_UNIT = re.compile(rf"(\d[\d.,]*)[ \u00a0]?([^\W\d_]+|[%\u00b0{_MONEY}][^\W\d_]?)|([{_MONEY}])[ \u00a0]?(\d[\d.,]*)")
+_UNIT = re.compile(
+    rf"(\d[\d.,]*+)(?:[ \u00a0]?([^\W\d_]++|[%\u00b0{_MONEY}][^\W\d_]?))?|([{_MONEY}])[ \u00a0]?(\d[\d.,]*+)"
+)
+"""A number, as far as it goes, with its unit where it has one: so that no digit is looked at twice."""
 
 
 def units(text: str) -> dict[str, set[str]]:
@@ -174,7 +177,7 @@ def units(text: str) -> dict[str, set[str]]:
     for after, unit, sign, before in _UNIT.findall(unicodedata.normalize("NFKC", text)):
         number = (words(after or before) or [""])[0]
         beside = (unit or sign).casefold()
-        if number and beside not in _FUNCTION_WORDS:
+        if number and beside and beside not in _FUNCTION_WORDS:
             found.setdefault(number, set()).add(beside.rstrip("s") or beside)
     return found
 
@@ -187,7 +190,8 @@ def names(text: str) -> set[str]:
     return content_of([word for found in _NAME.findall(text) for word in words(found)])
 
 
-_NAME_PAIR = re.compile(r"(?=\b([A-Z][\w\u2019'-]*) ([A-Z][\w\u2019'-]*))")
+_NAME_PAIR = re.compile(r"(?=\b([A-Z][\w\u2019'-]{0,60}) ([A-Z][\w\u2019'-]{0,60}))")
+"""No name is longer; without a limit, a text of thousands of capitals would take time that grows with its square."""
 
 
 def name_pairs(text: str) -> list[tuple[str, str]]:
