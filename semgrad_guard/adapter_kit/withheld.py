@@ -15,6 +15,7 @@ import unicodedata
 from typing import TYPE_CHECKING, Any
 
 from semgrad_guard.adapter_kit.findings import unescaped
+from semgrad_guard.texts import one_form
 from semgrad_guard.wire import read_json
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def words_of(text: str) -> str:
     Case, white space, punctuation, invisible signs and Unicode's different forms of one letter make no difference. A
     text without a word, such as `?!`, is returned as its signs.
     """
-    plain = unicodedata.normalize("NFKC", text).casefold()
+    plain = one_form(text).casefold()
     plain = "".join(sign for sign in plain if unicodedata.category(sign) != "Cf")
     return f" {' '.join(_WORD.findall(plain) or plain.split())} "
 

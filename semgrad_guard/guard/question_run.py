@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
 from semgrad_guard.context import with_context
+from semgrad_guard.deadline import call_before
 from semgrad_guard.errors import NonFiniteScoreError, UnansweredError, UncalibratedError, in_log
 from semgrad_guard.flow import (
     UNCALIBRATED,
@@ -37,7 +38,6 @@ from semgrad_guard.routing import (
     settle,
     settle_review,
 )
-from semgrad_guard.deadline import call_before
 
 if TYPE_CHECKING:
     import threading

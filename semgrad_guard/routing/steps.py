@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar, assert_never
 
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, stop_after_delay, wait_random_exponential
 
+from semgrad_guard.deadline import Deadline, call_before
 from semgrad_guard.errors import (
     FallbackFailedError,
     QueueUnavailableError,
@@ -34,7 +35,6 @@ from semgrad_guard.flow import (
     Verdict,
 )
 from semgrad_guard.ports import AnswerModel, ConfigurableChain, RetrievingChain
-from semgrad_guard.deadline import Deadline, call_before
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence

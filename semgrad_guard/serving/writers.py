@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping, Sequence
     from contextlib import AbstractAsyncContextManager
 
-    from semgrad_guard.flow import Exchange, Passage, Prompt
     from semgrad_guard.deadline import Deadline
+    from semgrad_guard.flow import Exchange, Passage, Prompt
     from semgrad_guard.serving.backend import Backend
 
 
