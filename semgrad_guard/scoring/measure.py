@@ -16,7 +16,7 @@ import torch
 from semgrad_guard.errors import ModelFailedError, NonFiniteScoreError, OutOfMemoryError, ScoringError, in_log
 from semgrad_guard.models.cache import full_cache
 from semgrad_guard.models.device import missing_weight
-from semgrad_guard.scoring.attention import AttentionWatch, watched_blocks, watching
+from semgrad_guard.scoring.attention import AttentionWatch, by_runs, watched_blocks, watching
 from semgrad_guard.scoring.budget import LEAN, MemoryBudget, unhurried
 from semgrad_guard.scoring.head import WEIGHT_NORMS, run_head
 from semgrad_guard.scoring.layout import lay_out, shared_start
@@ -138,6 +138,7 @@ def measure(
         layout = lay_out(batch, spec.n_recorded, anatomy.device, split=split, with_columns=spec.attention)
         watch = _watch(anatomy, layout, batch, spec)
         watched.enter_context(watching(watch))
+        watched.enter_context(by_runs(anatomy.blocks))
         shares = _shares(runs, layout)
         once, reused = len(shares) == 1, None
         if kept is not None:
