@@ -115,7 +115,7 @@ class ReviewClient:
         self.deadline_s: float | None = None
         """Seconds for a verdict when `submit` names none; `None` takes the site's setting."""
         self._timeout_s, self._retry_s, self._sleep = timeout_s, retry_s, sleep
-        self._broken: type[Exception] = library.TransportError
+        self._broken: type[Exception] = library.RequestError
 
     def close(self) -> None:
         """Close the connections."""
@@ -317,14 +317,15 @@ class ReviewClient:
 
         try:  # in a thread, because a site that sends a byte now and then breaks no limit of the connection
             status, told = call_before(Deadline.after(timeout), ask, f"the review site at {self._base}")
-            answer = read_json(told) if told else None
         except (self._broken, TimeoutError) as error:
             msg = f"the review site at {self._base} cannot be reached: {type(error).__name__}; check the address"
             raise QueueUnavailableError(msg) from error
         except TooLargeError as error:
             msg = f"the review site at {self._base} answered too much: {error}"
             raise ReviewError(msg) from error
-        except ValueError:
+        try:
+            answer = read_json(told)
+        except ValueError:  # among them the empty text
             answer = None
         if status in _UNAVAILABLE:
             msg = f"the review site at {self._base} is not available: it answered {status}"

@@ -121,8 +121,9 @@ async def _heard(heard: _Heard, writer: Writer, ends_at: float) -> AsyncGenerato
     """Yield the pieces of a stream that do not belong to its tail."""
     async with aclosing(writer.pieces()) as pieces:
         while True:
+            limit = asyncio.timeout(max(0.0, ends_at - time.monotonic()))
             try:
-                async with asyncio.timeout(max(0.0, ends_at - time.monotonic())) as limit:
+                async with limit:
                     piece = await anext(pieces, None)
             except TimeoutError:
                 if not limit.expired():

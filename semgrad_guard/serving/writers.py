@@ -172,7 +172,7 @@ class Call:
 
     def _piece(self, text: bytes) -> Fields:
         try:
-            piece: Fields = read_json(text)
+            piece: Any = read_json(text)
         except ValueError as error:
             raise self._strange("sent a piece that is no JSON", "upstream_stream_broken") from error
         if isinstance(piece, dict) and piece.get("error"):
@@ -181,7 +181,8 @@ class Call:
             choices_of(piece)
         except ValueError as error:
             raise self._strange("sent a piece without choices", "upstream_stream_broken") from error
-        return piece
+        found: Fields = piece
+        return found
 
     def _check(self, response: httpx.Response, content: bytes) -> None:
         if response.is_success:

@@ -72,8 +72,8 @@ class Protection:
             )
             await too_large(scope, receive, guarded)
         else:
-            body_s, too_large = self._settings.body_s, _too_large(limit)
-            await self._app(scope, bounded_body(receive, most=limit, seconds=body_s, too_large=too_large), guarded)
+            seconds, told = self._settings.body_s, _too_large(limit)
+            await self._app(scope, bounded_body(receive, most=limit, seconds=seconds, too_large=told), guarded)
 
     def _is_known_host(self, host: str) -> bool:
         if not self._settings.hosts:
