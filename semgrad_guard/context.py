@@ -15,13 +15,15 @@ Prompts are read by their form alone, so that one exchange means the same wherev
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from semgrad_guard.flow import Passage
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from semgrad_guard.flow import Exchange, Message, PassagesFrom, Prompt
 
@@ -197,29 +199,69 @@ def _after_heading(text: str) -> _Cut | None:
     return _Cut(last.strip(), before) if is_short and shows_passages and not begins_passage else None
 
 
-def _place(question: str, text: str) -> re.Match[str] | None:
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a text holds a question."""
+
+    text: str
+    start: int
+    end: int
+
+    @property
+    def line_before(self) -> str:
+        return self.text[self.text.rfind("\n", 0, self.start) + 1 : self.start]
+
+    @property
+    def line_after(self) -> str:
+        return self.text[self.end :].partition("\n")[0]
+
+
+_MOST_PLACES = 1000
+"""How many places of a question are looked at; no prompt repeats it so often."""
+
+
+def _place(question: str, text: str) -> _Place | None:
     """Return where a text holds a question that stands by itself: behind a label, else on its own line, else last."""
-    if not question.strip():
-        return None
-    pattern = r"\s+".join(map(re.escape, question.split()))
-    places = [found for found in re.finditer(rf"(?<!\w){pattern}(?!\w)", text) if _stands_alone(question, found)]
-    lines = [found for found in places if not _line_before(found).strip()]
-    labelled = [found for found in places if _QUESTION_LINE.fullmatch(_line_before(found))]
+    places = [found for found in _places(question, text) if _stands_alone(question, found)]
+    lines = [found for found in places if not found.line_before.strip()]
+    labelled = [found for found in places if _QUESTION_LINE.fullmatch(found.line_before)]
     return next(reversed(labelled or lines or places), None)
 
 
-def _stands_alone(question: str, found: re.Match[str]) -> bool:
-    before = found.string[max(0, found.start() - 80) : found.start()].rstrip(" \t")
+def _places(question: str, text: str) -> Iterator[_Place]:
+    """Yield where a text holds a question as whole words, whatever white space is between them.
+
+    A regular expression of the question's words would take time that grows with the product of both lengths.
+    """
+    wanted, plain = " ".join(question.split()), " ".join(text.split())
+    at = plain.find(wanted) if wanted else -1
+    if at < 0:
+        return
+    starts = [word.start() for word in re.finditer(r"\S+", text)]
+    begins = [0, *accumulate(len(word) + 1 for word in plain.split(" "))]
+
+    def original(offset: int) -> int:
+        word = bisect_right(begins, offset) - 1
+        return starts[word] + offset - begins[word]
+
+    for _ in range(_MOST_PLACES):
+        found = _Place(text, original(at), original(at + len(wanted) - 1) + 1)
+        is_whole = not (_is_word(text[found.start - 1 : found.start]) or _is_word(text[found.end : found.end + 1]))
+        if is_whole:
+            yield found
+        at = plain.find(wanted, at + (len(wanted) if is_whole else 1))
+        if at < 0:
+            return
+
+
+def _is_word(sign: str) -> bool:
+    return sign.isalnum() or sign == "_"
+
+
+def _stands_alone(question: str, found: _Place) -> bool:
+    before = found.text[max(0, found.start - 80) : found.start].rstrip(" \t")
     by_itself = not before or before.endswith(("\n", "\r", *".!?:：;>\"'`([{|,-"))
     return by_itself or question.rstrip().endswith(_QUESTION_MARKS)
-
-
-def _line_before(found: re.Match[str]) -> str:
-    return found.string[found.string.rfind("\n", 0, found.start()) + 1 : found.start()]
-
-
-def _line_after(found: re.Match[str]) -> str:
-    return found.string[found.end() :].partition("\n")[0]
 
 
 # --- the passages -----------------------------------------------------------------------------------------------------
@@ -270,9 +312,9 @@ def _beside(text: str, question: str) -> list[str]:
     if found is None:
         cut = _cut(text)
         return _blocks(cut.rest, cut.label)
-    before, after, line = plain[: found.start()], plain[found.end() :], _line_before(found)
+    before, after, line = plain[: found.start], plain[found.end :], found.line_before
     labelled = _QUESTION_LINE.fullmatch(line)
-    if labelled is None and (line.strip() or _line_after(found).strip()):
+    if labelled is None and (line.strip() or found.line_after.strip()):
         return _blocks(before + after, "")  # the question is part of a sentence
     label = labelled["label"].casefold() if labelled else ""
     return _blocks(f"{before[: len(before) - len(line)]}\n\n{after}", label)
@@ -300,11 +342,12 @@ def _blocks(text: str, label: str) -> list[str]:
         label: the word that stands before the question, in lower case.
     """
     blocks = _without_turns(_split(text), label)
-    while blocks and not blocks[0].is_shown and _is_instruction(blocks[0].text):
-        blocks = blocks[1:]
-    while blocks and not _is_marked(blocks[-1].lines[0]) and _is_instruction(blocks[-1].text):
-        blocks = blocks[:-1]
-    return [block.text for block in blocks if block.text]
+    start, end = 0, len(blocks)
+    while start < end and not blocks[start].is_shown and _is_instruction(blocks[start].text):
+        start += 1
+    while start < end and not _is_marked(blocks[end - 1].lines[0]) and _is_instruction(blocks[end - 1].text):
+        end -= 1
+    return [block.text for block in blocks[start:end] if block.text]
 
 
 def _split(text: str) -> list[_Block]:

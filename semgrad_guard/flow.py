@@ -32,6 +32,17 @@ def utc_now() -> datetime:
     return datetime.now(UTC)
 
 
+def utc_now_or_epoch() -> datetime:
+    """Return the present moment, or the Unix epoch where the machine's clock gives none.
+
+    For the dates in records: an answer that cannot be dated is judged and recorded all the same.
+    """
+    try:
+        return utc_now()
+    except (OSError, OverflowError, ValueError):
+        return datetime.fromtimestamp(0, UTC)
+
+
 # --- Exchange ---------------------------------------------------------------------------------------------------------
 
 

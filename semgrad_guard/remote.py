@@ -26,9 +26,12 @@ from semgrad_guard.wire import (
     ModelList,
     ScoreReply,
     ScoreResult,
+    TooLargeError,
     WireError,
+    body_of,
     error_of,
     exchange_fields,
+    read_json,
     score_from_fields,
 )
 
@@ -47,6 +50,8 @@ _LOOK_EVERY_S = 0.05
 """How often a waiting thread looks whether it is still wanted."""
 _GRACE_S = 1.0
 """Seconds that a server gets past the time limit to say itself what ended."""
+_LONGEST_MESSAGE = 2000
+"""Characters of a server's message that are repeated."""
 _AGAIN = frozenset({429, 502, 503, 504})
 
 
@@ -253,35 +258,38 @@ class RemoteScorer:
             retry=retry_if_exception(lambda error: isinstance(error, ScorerUnavailableError)),
             reraise=True,
         )
-        response: httpx.Response = await retrying(self._once, method, path, ends_at, body)
+        told: bytes = await retrying(self._once, method, path, ends_at, body)
         try:
-            return form.model_validate_json(response.content)
+            return form.model_validate_json(told)
         except ValidationError as error:
             why = f"its answer is not that of a scoring server ({error.errors()[0]['msg']})"
-            raise ScorerRefusedError(self.url, response.status_code, why) from error
+            raise ScorerRefusedError(self.url, 200, why) from error
 
-    async def _once(self, method: str, path: str, ends_at: float, body: Any) -> httpx.Response:
+    async def _once(self, method: str, path: str, ends_at: float, body: Any) -> bytes:
         import httpx  # only where a server is asked
 
         left_s = ends_at - time.monotonic()
         if left_s <= 0:
             raise ScoringEndedError
         content = None if body is None else {**body, "timeout_s": left_s}
-        client = self._connected().client
+        asked = self._connected().client.stream(
+            method, self.url + path, json=content, headers=self._headers, timeout=left_s + _GRACE_S
+        )
         try:
-            response = await client.request(
-                method, self.url + path, json=content, headers=self._headers, timeout=left_s + _GRACE_S
-            )
-        except httpx.TimeoutException as error:
+            async with asyncio.timeout(left_s + _GRACE_S), asked as response:
+                told = await body_of(response)
+        except (httpx.TimeoutException, TimeoutError) as error:
             raise ScoringEndedError from error
-        except httpx.TransportError as error:
+        except httpx.RequestError as error:
             raise ScorerUnavailableError(self.url, type(error).__name__) from error
+        except TooLargeError as error:
+            raise ScorerRefusedError(self.url, 200, f"its answer is not read: {error}") from error
         if response.status_code in _AGAIN:
-            why = f"it answered {response.status_code}: {_message(response)}"
+            why = f"it answered {response.status_code}: {_message(told)}"
             raise ScorerUnavailableError(self.url, why, _retry_after_s(response))
         if not response.is_success:
-            raise ScorerRefusedError(self.url, response.status_code, _message(response))
-        return response
+            raise ScorerRefusedError(self.url, response.status_code, _message(told))
+        return told
 
     # --- the thread that asks -----------------------------------------------------------------------------------------
 
@@ -334,6 +342,8 @@ class _Connections:
         self.loop.close()
 
 
+_LEAST_WAIT_S = 0.1
+"""A server that wants to be asked again at once is not asked in a tight loop."""
 _backing_off = wait_random_exponential(multiplier=0.1, max=2.0)
 
 
@@ -341,7 +351,7 @@ def _wait_s(state: RetryCallState) -> float:
     """Return how long to wait before the next try: what the server says, or longer each time."""
     error = state.outcome.exception() if state.outcome is not None else None
     said = error.retry_after_s if isinstance(error, ScorerUnavailableError) else None
-    return _backing_off(state) if said is None else said
+    return _backing_off(state) if said is None else max(said, _LEAST_WAIT_S)
 
 
 def _retry_after_s(response: httpx.Response) -> float | None:
@@ -349,13 +359,13 @@ def _retry_after_s(response: httpx.Response) -> float | None:
     return float(text) if text.isascii() and text.isdigit() else None
 
 
-def _message(response: httpx.Response) -> str:
+def _message(told: bytes) -> str:
     """Return what the server says went wrong."""
     try:
-        told = response.json()["error"]["message"]
+        message = str(read_json(told)["error"]["message"])
     except (ValueError, KeyError, TypeError):
         return "is this the address of a scoring server?"
-    return str(told)
+    return message if len(message) <= _LONGEST_MESSAGE else f"{message[:_LONGEST_MESSAGE]}…"
 
 
 def _differences(expected: Fingerprint, seen: Fingerprint, names: Sequence[str]) -> str:

@@ -58,12 +58,12 @@ _FORMS = {
         |\bthe\ (?:user|person\ asking|questioner)\ (?:wants|needs|expects|must|should|has\ asked)\b
     """,
     "say it": rf"""
-        (?:^|[.!?:\n]\s*|\b(?:please|always|just|simply|{_MODEL}),?\s+){_SAY}\s+
+        (?:^|[.!?:]\s*|\n[^\S\n]*|\b(?:please|always|just|simply|{_MODEL}),?\s+){_SAY}\s+
         (?:only|with|exactly|just|simply|questions?|["'\u2018\u201c]|(?<!repeat\ )(?:that|this|all|every|any)
         |the\ (?:user|question|word|following)|to\ (?:the|this|every|any|all))
         |(?:[,;:]|\b(?:and|or|so|to|then|only|kindly|must|just|please|always))\s+
         (?:answer|respond|reply|output|print|say|(?<!to\ )write)\s+(?:with\s+)?(?-i:[A-Z"'\u2018\u201c])
-        {_ONWARDS}*(?:[.!?]|$)
+        {_ONWARDS}{{0,300}}+(?:[.!?]|$)
     """,
     "whatever is asked": rf"""
         \b(?:when|if|whenever|whatever|no\ matter\ what|regardless\ of\ what)\b{_ONWARDS}{{0,40}}
@@ -80,10 +80,11 @@ _FORMS = {
     """,
     "dressed as the program": r"""
         \b(?:new|updated|revised|important|hidden|system)\ (?:instruction|prompt|order|message|command)s?\s*[:-]
-        |(?:^|\n)\s*(?:system|assistant|instruction|developer)\s*:
+        |(?:^|\n)[^\S\n]*(?:system|assistant|instruction|developer)\s*:
         |<\|?/?(?:im_start|system|user|assistant|inst)|\[/?INST\]
     """,
 }
+# nothing here looks at one place again and again: of many empty lines, each is looked at once
 _ORDERS = re.compile("|".join(_FORMS.values()), re.IGNORECASE | re.VERBOSE)
 
 

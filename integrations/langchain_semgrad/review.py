@@ -15,7 +15,7 @@ from langgraph.types import Command, interrupt
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from semgrad_guard.errors import AlreadyClaimedError, IllegalMoveError, StepUnavailableError
-from semgrad_guard.flow import ExchangeId, Json, Outcome, Record, ReviewId, Ruling, Status, Verdict, utc_now
+from semgrad_guard.flow import ExchangeId, Json, Outcome, Record, ReviewId, Ruling, Status, Verdict, utc_now_or_epoch
 from semgrad_guard.guard import Guard
 from semgrad_guard.ports import DecidableQueue
 
@@ -252,7 +252,7 @@ def _ruling(response: ReviewResponse, held: Mapping[str, Json]) -> Ruling:
         verdict=verdict,
         text=texts[verdict] or "",
         by=response.by or "interrupt",
-        at=utc_now(),
+        at=utc_now_or_epoch(),
     )
 
 

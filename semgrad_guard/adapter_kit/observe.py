@@ -23,7 +23,7 @@ from semgrad_guard.flow import (
     Outcome,
     Record,
     Status,
-    utc_now,
+    utc_now_or_epoch,
 )
 from semgrad_guard.guard.question_run import NOT_BEGUN, judge
 from semgrad_guard.ports import RulesBesideTools
@@ -127,7 +127,7 @@ def recording_faults(guard: Guard, question: str) -> Generator[None, None, None]
 
 def _record_of(guard: Guard, exchange: Exchange, decision: Decision, status: Status, seconds: float) -> Record:
     """Return the record of an answer with a single attempt."""
-    now = utc_now()
+    now = utc_now_or_epoch()
     return Record(
         id=exchange.id,
         at=now,

@@ -10,12 +10,13 @@ passage takes no passage away.
 
 from __future__ import annotations
 
-import json
 import re
 import unicodedata
 from typing import TYPE_CHECKING, Any
 
 from semgrad_guard.adapter_kit.findings import unescaped
+from semgrad_guard.texts import one_form
+from semgrad_guard.wire import read_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -36,7 +37,7 @@ _WORD = re.compile(rf"[{_SPACELESS}]|[^\W_{_SPACELESS}]+")
 """A word; scripts without spaces between words count each sign."""
 _SENTENCE_END = re.compile(r"(?<=[.!?;:])\s+|(?<=[\u3002\uff01\uff1f])|\n+")
 _NUMBER = re.compile(r"\s*[-+]?\d+(\.\d+)?\s*\Z", re.ASCII)
-_FENCE = re.compile(r"^\s*```\w*\s*|\s*```\s*$")
+_FENCE = re.compile(r"^\s*```\w*\s*|(?<!\s)\s*```\s*$")
 _SMALL_WORDS = frozenset(
     _WORD.findall(
         "a an and are as at be but by can did do does for from had has have he i if in is it its my no not of on or "
@@ -51,7 +52,7 @@ def words_of(text: str) -> str:
     Case, white space, punctuation, invisible signs and Unicode's different forms of one letter make no difference. A
     text without a word, such as `?!`, is returned as its signs.
     """
-    plain = unicodedata.normalize("NFKC", text).casefold()
+    plain = one_form(text).casefold()
     plain = "".join(sign for sign in plain if unicodedata.category(sign) != "Cf")
     return f" {' '.join(_WORD.findall(plain) or plain.split())} "
 
@@ -160,7 +161,7 @@ def _long_pieces(text: str) -> Iterator[str]:
 def _parsed(text: str) -> Any:
     """Return what an answer says in JSON; `None` where it is none."""
     try:
-        parsed = json.loads(_FENCE.sub("", text))
+        parsed = read_json(_FENCE.sub("", text))
     except ValueError:
         return None
     return parsed if isinstance(parsed, dict | list) else None

@@ -68,16 +68,20 @@ class ProfileCalibrator:
 
     def with_span_confidences(self, score: Score) -> Score:
         """Return the score with a confidence for every span that has the profile's signals."""
-        if self.profile.is_expired(self._clock()):
+        if self._is_expired():
             return score
         fits = [f for f in self.profile.fits() if not differences(f.fingerprint, score.fingerprint, f.model.names)]
         spans = tuple(replace(span, confidence=_span_confidence(fits, span.signals)) for span in score.spans)
         return replace(score, spans=spans)
 
+    def _is_expired(self) -> bool:
+        """Return whether the profile has expired; a profile that never expires needs no clock."""
+        return self.profile.expires_at is not None and self.profile.is_expired(self._clock())
+
     def _fit_for(self, score: Score) -> tuple[Profile | None, str]:
         """Return the richest fit that this score has all for; or `None`, and why the richest cannot be used."""
         profile = self.profile
-        if profile.expires_at is not None and profile.is_expired(self._clock()):
+        if profile.expires_at is not None and self._is_expired():
             return None, f"profile {profile.name} expired on {profile.expires_at:%Y-%m-%d}"
         why_not = ""
         for fit in profile.fits():

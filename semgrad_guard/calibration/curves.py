@@ -5,10 +5,11 @@ Each curve consists of a few plain numbers and never decreases with the margin; 
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from semgrad_guard.extras import require
 from semgrad_guard.wire import Frozen
@@ -17,6 +18,34 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
+
+
+LARGEST = 1e12
+"""Larger numbers are no log-odds, nor factors of any; sums and products of smaller ones are always finite."""
+LogOdds = Annotated[float, Field(ge=-LARGEST, le=LARGEST)]
+"""Log-odds, or a factor of them, of either sign."""
+Slope = Annotated[float, Field(ge=0, le=LARGEST)]
+"""A factor of log-odds that keeps their order."""
+Share = Annotated[float, Field(ge=0, le=1)]
+"""A probability, or a share of a whole."""
+ROUNDING = 1e-9
+"""How far a value may be below the one before it and still count as no lower."""
+
+
+def check_ascending(**lists: tuple[float, ...]) -> None:
+    """Raise `ValueError` unless the values of each list are in ascending order, up to rounding."""
+    for name, values in lists.items():
+        if any(after < before - ROUNDING for before, after in pairwise(values)):
+            msg = f"{name} must be in ascending order"
+            raise ValueError(msg)
+
+
+def check_length(n: int, **lists: tuple[float, ...]) -> None:
+    """Raise `ValueError` unless each list has `n` entries."""
+    for name, values in lists.items():
+        if len(values) != n:
+            msg = f"{name} must have {n} entries, not {len(values)}"
+            raise ValueError(msg)
 
 
 def sigmoid(log_odds: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -90,8 +119,8 @@ class PlattCurve(Frozen):
     """
 
     kind: Literal["platt"] = "platt"
-    slope: float = Field(ge=0)
-    intercept: float
+    slope: Slope
+    intercept: LogOdds
 
     def probabilities(self, margins: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return P(correct) for each margin."""
@@ -105,9 +134,9 @@ class BetaCurve(Frozen):
     """
 
     kind: Literal["beta"] = "beta"
-    a: float = Field(ge=0)
-    b: float = Field(ge=0)
-    c: float
+    a: Slope
+    b: Slope
+    c: LogOdds
 
     def probabilities(self, margins: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return P(correct) for each margin."""
@@ -127,8 +156,14 @@ class IsotonicCurve(Frozen):
     """
 
     kind: Literal["isotonic"] = "isotonic"
-    knots: tuple[float, ...] = Field(min_length=1)
-    values: tuple[float, ...] = Field(min_length=1)
+    knots: tuple[LogOdds, ...] = Field(min_length=1)
+    values: tuple[Share, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _never_decreases(self) -> IsotonicCurve:
+        check_length(len(self.knots), values=self.values)
+        check_ascending(knots=self.knots, values=self.values)
+        return self
 
     def probabilities(self, margins: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return P(correct) for each margin."""
@@ -147,12 +182,21 @@ class VennAbersCurve(Frozen):
     """
 
     kind: Literal["venn_abers"] = "venn_abers"
-    knots: tuple[float, ...] = Field(min_length=1)
+    knots: tuple[LogOdds, ...] = Field(min_length=1)
     """Distinct calibration margins, ascending."""
-    if_wrong: tuple[float, ...]
+    if_wrong: tuple[Share, ...]
     """p0 at every knot and gap: before the first knot, at it, between it and the second, ... (2 · knots + 1)."""
-    if_right: tuple[float, ...]
-    """p1 at the same places."""
+    if_right: tuple[Share, ...]
+    """p1 at the same places, nowhere below p0."""
+
+    @model_validator(mode="after")
+    def _never_decreases(self) -> VennAbersCurve:
+        check_length(2 * len(self.knots) + 1, if_wrong=self.if_wrong, if_right=self.if_right)
+        check_ascending(knots=self.knots, if_wrong=self.if_wrong, if_right=self.if_right)
+        if any(low > high + ROUNDING for low, high in zip(self.if_wrong, self.if_right, strict=True)):
+            msg = "if_right must not be below if_wrong"
+            raise ValueError(msg)
+        return self
 
     def bounds(self, margins: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return p0 and p1 for each margin; the fewer labels are near it, the wider apart they are."""
@@ -191,10 +235,16 @@ class PercentileCurve(Frozen):
     """Share of reference answers that were less sure: not a probability, for use without labels."""
 
     kind: Literal["percentile"] = "percentile"
-    margins: tuple[float, ...] = Field(min_length=1)
+    margins: tuple[LogOdds, ...] = Field(min_length=1)
     """Distinct margins of the reference, ascending."""
-    shares: tuple[float, ...] = Field(min_length=1)
+    shares: tuple[Share, ...] = Field(min_length=1)
     """Share of the reference below each."""
+
+    @model_validator(mode="after")
+    def _never_decreases(self) -> PercentileCurve:
+        check_length(len(self.margins), shares=self.shares)
+        check_ascending(margins=self.margins, shares=self.shares)
+        return self
 
     def probabilities(self, margins: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return the percentile, in [0, 1], of each margin."""

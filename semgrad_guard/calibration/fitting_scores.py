@@ -15,9 +15,10 @@ if TYPE_CHECKING:
 
     from semgrad_guard.flow import Fingerprint
 
-_POSITION = re.compile(r"position (-\d+)")
-_BAND = re.compile(r"blocks (\d+) to (\d+)")
-_EMBEDDER = re.compile(r", embedder (.+?)(?: \[([-\d. ]+)\])?$")
+_POSITION = re.compile(r"position (-\d{1,9})(?!\d)")
+_BAND = re.compile(r"blocks (\d{1,9}) to (\d{1,9})(?!\d)")
+_COSINE = r"-?\d\.\d{1,9}"
+_EMBEDDER = re.compile(rf", embedder (.+?)(?: \[({_COSINE}(?: {_COSINE})*)\])?$")
 _TEXTS = re.compile(r", texts ([^,]+)")
 _BY_POSITION = frozenset({"semgrad", "hybridgrad"})
 """Signals that are read at t*; the others of their family are the same at any."""

@@ -9,9 +9,9 @@ import math
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from semgrad_guard.calibration.curves import fit_logistic
+from semgrad_guard.calibration.curves import LogOdds, fit_logistic
 from semgrad_guard.wire import Frozen
 
 if TYPE_CHECKING:
@@ -35,15 +35,22 @@ class SignalColumn(Frozen):
     transform: Literal["identity", "log", "log1p"]
     """`log1p`, of 1 more than the value, for counts that may be 0."""
     floor: float = Field(default=0.0, ge=0)
-    """Smallest value for `log`; smaller values are raised to it."""
+    """Smallest value for `log`, more than 0 there; smaller values are raised to it."""
     mean: float
     scale: float = Field(gt=0)
-    weight: float
+    weight: LogOdds
     """Change of the margin per standard deviation; its sign follows the signal's direction."""
     required: bool = True
     """False where training rows lacked the signal too: a missing value then counts as the average."""
     average: float
     """Mean of the raw signal, for explanations."""
+
+    @model_validator(mode="after")
+    def _has_a_floor(self) -> SignalColumn:
+        if self.transform == "log" and self.floor <= 0:
+            msg = "floor must be more than 0 where the transform is log"
+            raise ValueError(msg)
+        return self
 
     def standardise(self, raw: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return the standardised column; NaN stays NaN."""
@@ -62,7 +69,7 @@ class FusedModel(Frozen):
     """A linear model that turns signals into a margin."""
 
     columns: tuple[SignalColumn, ...] = Field(min_length=1)
-    intercept: float
+    intercept: LogOdds
 
     @property
     def names(self) -> tuple[str, ...]:

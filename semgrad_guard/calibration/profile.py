@@ -9,12 +9,13 @@ import tempfile
 from difflib import get_close_matches
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from reprlib import repr as short
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
 from pydantic import AwareDatetime, Field, ValidationError, model_validator
 
-from semgrad_guard.calibration.curves import Curve
+from semgrad_guard.calibration.curves import Curve, Share
 from semgrad_guard.calibration.fitting_scores import band_in, embedder_in, position_in
 from semgrad_guard.calibration.fused import FusedModel
 from semgrad_guard.calibration.metrics import Interval
@@ -52,6 +53,13 @@ class Evidence(Frozen):
     """The confidence that lets `RIGHT_ACCEPTED` of the right answers through."""
     left_out: dict[str, SourceEvidence] = Field(default_factory=dict)
     """Each data set left out in turn; empty where the labels name fewer than three."""
+
+    @model_validator(mode="after")
+    def _says_at_what(self) -> Evidence:
+        if self.adversarial and self.adversarial_threshold is None:
+            msg = "adversarial needs adversarial_threshold, the confidence that its shares are of"
+            raise ValueError(msg)
+        return self
 
 
 class AdversarialEvidence(Frozen):
@@ -94,9 +102,9 @@ class Reference(Frozen):
 class LabelPairs(Frozen):
     """Confidence and correctness of answers whose confidence came from a fit that did not see them."""
 
-    confidence: tuple[float, ...]
+    confidence: tuple[Share, ...]
     correct: tuple[bool, ...]
-    group: tuple[int, ...]
+    group: tuple[Annotated[int, Field(ge=0, lt=2**63)], ...]
     tags: tuple[tuple[str, ...], ...] = ()
     """Tags of each answer; empty when no answer has any."""
     held_out: bool = False
@@ -260,8 +268,9 @@ def load_profile(name_or_path: str | Path, *, base: Path | None = None) -> Profi
     if is_name and text in shipped_profiles():
         shipped = resources.files("semgrad_guard.calibration") / "profiles" / f"{text}.json"
         return parse_profile(shipped.read_text(encoding="utf-8"), text)
-    path = (base or Path()) / Path(text).expanduser()
+    path = Path(text)
     try:
+        path = (base or Path()) / path.expanduser()
         content = path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
         guess = get_close_matches(text, shipped_profiles(), n=1) if is_name else []
@@ -269,7 +278,7 @@ def load_profile(name_or_path: str | Path, *, base: Path | None = None) -> Profi
         names = ", ".join(shipped_profiles()) or "none"
         what = "shipped profile" if is_name else "file"
         raise ProfileFileError(path, f"no such {what}{meant} (shipped profiles: {names})") from error
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError, RuntimeError) as error:  # among them no UTF-8, no file's name, nobody's home
         raise ProfileFileError(path, f"cannot be read: {error}") from error
     return parse_profile(content, path)
 
@@ -282,11 +291,11 @@ def parse_profile(content: str, where: str | Path) -> Profile:
     """
     try:
         data = json.loads(content)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:  # also numbers of thousands of digits, and brackets in brackets
         raise ProfileFileError(where, f"not JSON: {error}") from error
     version = data.get("version") if isinstance(data, dict) else None
     if version != VERSION:
-        raise ProfileFileError(where, f"profile version {version!r}, but this release reads version {VERSION}")
+        raise ProfileFileError(where, f"profile version {short(version)}, but this release reads version {VERSION}")
     try:
         return Profile.model_validate_json(content)
     except ValidationError as error:

@@ -8,6 +8,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
+from semgrad_guard.deadline import Deadline, call_before
 from semgrad_guard.errors import MissingExtraError, ModelNotFoundError
 from semgrad_guard.extras import Lazy
 from semgrad_guard.flow import Confidence
@@ -17,7 +18,6 @@ from semgrad_guard.guard.thresholds import resolver
 from semgrad_guard.guard.verdict_loop import EarlierVerdicts, pass_verdicts_on
 from semgrad_guard.policy import Policy, PolicyDecider, PolicyWatcher, RiskTarget, policy_of
 from semgrad_guard.policy.model import FUSED, SHIPPED_PROFILES
-from semgrad_guard.routing.deadline import Deadline, call_before
 from semgrad_guard.signals import COSTLY, FREE, PROBES
 
 if TYPE_CHECKING:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
 from semgrad_guard.context import with_context
+from semgrad_guard.deadline import call_before
 from semgrad_guard.errors import NonFiniteScoreError, UnansweredError, UncalibratedError, in_log
 from semgrad_guard.flow import (
     UNCALIBRATED,
@@ -24,7 +25,7 @@ from semgrad_guard.flow import (
     Progress,
     Record,
     Status,
-    utc_now,
+    utc_now_or_epoch,
 )
 from semgrad_guard.ports import RulesWithoutAnswer
 from semgrad_guard.routing import (
@@ -37,7 +38,6 @@ from semgrad_guard.routing import (
     settle,
     settle_review,
 )
-from semgrad_guard.routing.deadline import call_before
 
 if TYPE_CHECKING:
     import threading
@@ -220,7 +220,7 @@ class QuestionRun:
         self._tried = dict(progress.tried)
         self._exhausted = progress.exhausted
         self._failures = list(progress.failures)
-        self._judged_at = utc_now()
+        self._judged_at = utc_now_or_epoch()
 
     def run(self, exchange: Exchange, scored: Score | Exception | None = None) -> Outcome:
         """Return the outcome of a question whose first answer is `exchange`.
@@ -270,7 +270,7 @@ class QuestionRun:
 
     def _judge(self, exchange: Exchange, scored: Score | Exception | None = None) -> Decision:
         decision = judge(self._parts, exchange, self._progress(), scored, self._cancel)
-        self._judged_at = utc_now()
+        self._judged_at = utc_now_or_epoch()
         return decision
 
     def _elapsed(self) -> float:
@@ -321,7 +321,7 @@ class QuestionRun:
 
     def _judged_again(self, retried: Exchange, decision: Decision, step: NewAttempt) -> Decision:
         if isinstance(step, FallbackModel) and step.unscored:
-            self._judged_at = utc_now()
+            self._judged_at = utc_now_or_epoch()
             return _unscored(retried, decision, step)
         return self._judge(retried)
 
@@ -404,7 +404,7 @@ class QuestionRun:
         others = [failure for failure in of_decisions if failure not in self._failures]
         return Record(
             id=attempts[0].exchange.id,
-            at=utc_now(),
+            at=utc_now_or_epoch(),
             status=settled.status,
             text=settled.text,
             attempts=attempts,

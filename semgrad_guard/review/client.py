@@ -7,9 +7,10 @@ import secrets
 import time
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import BaseModel, RootModel, ValidationError
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
 
+from semgrad_guard.deadline import Deadline, call_before
 from semgrad_guard.errors import (
     AlreadyClaimedError,
     AssignedError,
@@ -29,6 +30,7 @@ from semgrad_guard.review.store.document import document_of
 from semgrad_guard.review.store.items import OPEN_ITEMS, Filters, QueueSettings, Sort
 from semgrad_guard.review.store.learn import EarlierVerdict
 from semgrad_guard.review.views import AuditView, DetailView, EarlierView, InsightView, ItemView, PageView, RulingView
+from semgrad_guard.wire import TooLargeError, read_json, whole_body
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -41,6 +43,27 @@ if TYPE_CHECKING:
     from semgrad_guard.review.store.document import AttemptsLike
 
 T = TypeVar("T", bound=BaseModel)
+
+
+class _Submitted(BaseModel):
+    """What the site says of an answer that it stored."""
+
+    id: str
+
+
+class _RulingAnswer(BaseModel):
+    """What the site says of an item's verdict."""
+
+    ruling: RulingView | None
+
+
+class _AuditRows(RootModel[list[AuditView]]):
+    """The trail of an item."""
+
+
+class _MaybeItem(RootModel[ItemView | None]):
+    """An item, or nothing."""
+
 
 _KNOWN: dict[str, type[ReviewError]] = {
     each.__name__: each
@@ -92,7 +115,7 @@ class ReviewClient:
         self.deadline_s: float | None = None
         """Seconds for a verdict when `submit` names none; `None` takes the site's setting."""
         self._timeout_s, self._retry_s, self._sleep = timeout_s, retry_s, sleep
-        self._broken: type[Exception] = library.TransportError
+        self._broken: type[Exception] = library.RequestError
 
     def close(self) -> None:
         """Close the connections."""
@@ -116,7 +139,7 @@ class ReviewClient:
         """
         document = document_of(exchange, decision, attempts).model_dump(mode="json")
         body = {"document": document, "deadline_s": self.deadline_s if deadline_s is None else deadline_s}
-        return ReviewId(self._send("POST", "/items", json=body)["id"])
+        return ReviewId(self._read(_Submitted, "/items", method="POST", json=body).id)
 
     def wait(self, review_id: ReviewId, timeout_s: float) -> Ruling | None:
         """Wait up to `timeout_s` seconds for the verdict and return it, or `None`; 0 checks once."""
@@ -124,9 +147,10 @@ class ReviewClient:
         while True:
             left = max(0.0, end - time.monotonic())
             span = min(left, _LONGEST_POLL_S)
-            answer = self._send("POST", f"/items/{review_id}/ruling", params={"wait_s": span}, extra_s=span)
-            if answer["ruling"] is not None:
-                return _ruling(RulingView.model_validate(answer["ruling"]))
+            path = f"/items/{review_id}/ruling"
+            answer = self._read(_RulingAnswer, path, method="POST", params={"wait_s": span}, extra_s=span)
+            if answer.ruling is not None:
+                return _ruling(answer.ruling)
             if end - time.monotonic() <= 0:
                 return None
 
@@ -149,7 +173,7 @@ class ReviewClient:
             "similar": similar,
             "max_age_s": max_age_s,
         }
-        found = EarlierView.model_validate(self._send("POST", "/earlier-verdict", json=wanted))
+        found = self._read(EarlierView, "/earlier-verdict", method="POST", json=wanted)
         if found.ruling is None:
             return None
         return EarlierVerdict(found.question, _ruling(found.ruling), found.similarity)
@@ -188,8 +212,7 @@ class ReviewClient:
 
     def audit(self, review_id: ReviewId) -> tuple[AuditView, ...]:
         """Return everything that happened to an item, oldest first."""
-        rows = self._send("GET", f"/items/{review_id}/audit")
-        return tuple(TypeAdapter(list[AuditView]).validate_python(rows))
+        return tuple(self._read(_AuditRows, f"/items/{review_id}/audit").root)
 
     def insight(self) -> InsightView:
         """Return statistics of the queue."""
@@ -199,8 +222,7 @@ class ReviewClient:
 
     def claim(self) -> ItemView | None:
         """Claim the riskiest free item, or return `None`."""
-        answer = self._send("POST", "/items/claim-next")
-        return None if answer is None else ItemView.model_validate(answer)
+        return self._read(_MaybeItem, "/items/claim-next", method="POST").root
 
     def claim_item(self, review_id: ReviewId) -> ItemView:
         """Claim this item, or renew the claim."""
@@ -265,12 +287,11 @@ class ReviewClient:
         # a digest, because not every operation name is a valid header
         key = secrets.token_hex(16) if op is None else hashlib.sha256(op.encode()).hexdigest()
         headers = {"Idempotency-Key": key}
-        answer = self._send("POST", f"/items/{review_id}/{name}", json=body, headers=headers)
-        return ItemView.model_validate(answer)
+        return self._read(ItemView, f"/items/{review_id}/{name}", method="POST", json=body, headers=headers)
 
-    def _read(self, kind: type[T], path: str, params: dict[str, Any] | None = None) -> T:
+    def _read(self, kind: type[T], path: str, *, method: str = "GET", **content: Any) -> T:
         try:
-            return kind.model_validate(self._send("GET", path, params=params))
+            return kind.model_validate(self._send(method, path, **content))
         except ValidationError as error:
             msg = f"{self._base}{path} did not answer as this version expects: use the same version on both sides"
             raise ReviewError(msg) from error
@@ -289,27 +310,37 @@ class ReviewClient:
         sent = {**self._headers, **(headers or {})}
         return retrying(self._once, method, path, headers=sent, timeout=self._timeout_s + extra_s, **content)
 
-    def _once(self, method: str, path: str, **content: Any) -> Any:
-        try:
-            response = self._client.request(method, self._base + path, **content)
-        except self._broken as error:
+    def _once(self, method: str, path: str, *, timeout: float, **content: Any) -> Any:
+        def ask() -> tuple[int, bytes]:
+            with self._client.stream(method, self._base + path, timeout=timeout, **content) as response:
+                return response.status_code, whole_body(response)
+
+        try:  # in a thread, because a site that sends a byte now and then breaks no limit of the connection
+            status, told = call_before(Deadline.after(timeout), ask, f"the review site at {self._base}")
+        except (self._broken, TimeoutError) as error:
             msg = f"the review site at {self._base} cannot be reached: {type(error).__name__}; check the address"
             raise QueueUnavailableError(msg) from error
-        if response.status_code in _UNAVAILABLE:
-            msg = f"the review site at {self._base} is not available: it answered {response.status_code}"
+        except TooLargeError as error:
+            msg = f"the review site at {self._base} answered too much: {error}"
+            raise ReviewError(msg) from error
+        try:
+            answer = read_json(told)
+        except ValueError:  # among them the empty text
+            answer = None
+        if status in _UNAVAILABLE:
+            msg = f"the review site at {self._base} is not available: it answered {status}"
             raise QueueUnavailableError(msg)
-        if not response.is_success:
-            raise _error_of(response)
-        return response.json() if response.content else None
+        if not 200 <= status < 300:
+            raise _error_of(status, answer)
+        return answer
 
 
-def _error_of(response: httpx.Response) -> ReviewError:
+def _error_of(status: int, told: Any) -> ReviewError:
     """Return the error that the site told of, as the type it had there."""
     try:
-        told = response.json()
-        kind, message, details = told["error"], told["message"], told.get("details", {})
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return ReviewError(f"the review site answered {response.status_code}: is this its address?")
+        kind, message, details = str(told["error"]), str(told["message"]), told.get("details", {})
+    except (KeyError, TypeError, AttributeError):
+        return ReviewError(f"the review site answered {status}: is this its address?")
     if kind == EmptyTextError.__name__:
         return EmptyTextError(message)
     known = _KNOWN.get(kind)

@@ -1,6 +1,6 @@
 """Carries out decisions: one handler for each action."""
 
-from semgrad_guard.routing.deadline import Deadline
+from semgrad_guard.deadline import Deadline
 from semgrad_guard.routing.steps import (
     NO_RESOURCES,
     DocumentMap,

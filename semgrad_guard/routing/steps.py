@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar, assert_never
 
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, stop_after_delay, wait_random_exponential
 
+from semgrad_guard.deadline import Deadline, call_before
 from semgrad_guard.errors import (
     FallbackFailedError,
     QueueUnavailableError,
@@ -34,7 +35,6 @@ from semgrad_guard.flow import (
     Verdict,
 )
 from semgrad_guard.ports import AnswerModel, ConfigurableChain, RetrievingChain
-from semgrad_guard.routing.deadline import Deadline, call_before
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -364,14 +364,15 @@ def settle(step: Settling, exchange: Exchange) -> Settled:
             assert_never(step)
 
 
-_FENCED = re.compile(r"(`{3,}|~{3,}).*\1", re.DOTALL)
+_FENCES = ("```", "~~~")
 
 
 def is_prose(text: str) -> bool:
     """Return whether people read a text, so that a warning may stand before it; programs read data, such as JSON."""
     text = text.strip()
     is_data = text[:1] == "{" or (text[:1], text[-1:]) in {("[", "]"), ("<", ">")}
-    return not is_data and _FENCED.fullmatch(text) is None
+    is_fenced = len(text) >= 6 and text.startswith(_FENCES) and text.endswith(text[:3])
+    return not (is_data or is_fenced)
 
 
 def settle_review(ruling: Ruling | None, *, pending: str, abstain: str) -> Settled:

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface
 
 from semgrad_guard.scoring.attention_signals import AttentionUse
@@ -46,6 +47,10 @@ STRONGEST = 0.1
 _TOLERANCE, _HALF_TOLERANCE = 1e-3, 3e-2
 """Largest difference from the model's own output, relative to its largest number; more has another cause than rounding
 of single, or of half precision."""
+ATTENTION_BYTES = 2**26
+"""Most memory for the attention of new tokens at a time; those of a longer answer go by runs."""
+MATRICES = 3
+"""Matrices as large as the attention that are alive at a time."""
 _ROOM = 2**24
 """Most attention weights at a time (64 MB in float32); longer answers go by pieces."""
 
@@ -420,4 +425,61 @@ def _opened_interface(interface: AttentionInterface) -> Generator[None]:
 
 def _fetched(fetch: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     function, watch = fetch(*args, **kwargs), _present.get()
+    if _goes_by_runs.get():
+        function = partial(_by_runs, function)
     return function if watch is None else partial(watch.note_call, function)
+
+
+_goes_by_runs: ContextVar[bool] = ContextVar("semgrad_guard_attention_by_runs", default=False)
+"""Whether attention goes by runs of tokens in this thread and context."""
+
+
+@contextmanager
+def by_runs(blocks: Sequence[nn.Module]) -> Generator[None]:
+    """Compute the attention of long answers by runs of tokens, so that no matrix of all tokens is kept for a gradient.
+
+    Args:
+        blocks: the decoder blocks in which it is computed.
+    """
+    token = _goes_by_runs.set(True)
+    with ExitStack() as undo:
+        undo.callback(_goes_by_runs.reset, token)
+        modules = (module for block in blocks for module in block.modules())
+        for interface in {id(one): one for one in _interfaces(modules)}.values():
+            undo.enter_context(_opened_interface(interface))
+        yield
+
+
+def _by_runs(
+    attend: Callable[..., Any],
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None = None,
+    *args: Any,
+    **kwargs: Any,
+) -> Any:
+    """Call a model's attention function for a run of tokens at a time; a gradient computes its run again."""
+    n_new = query.shape[2] if query.dim() == 4 else 0
+    length = max(1, ATTENTION_BYTES // max(1, query.shape[:2].numel() * key.shape[-2] * 4 * MATRICES))
+    is_plain = isinstance(attention_mask, torch.Tensor) and attention_mask.shape[-2:-1] == (n_new,) and not args
+    if (
+        n_new <= length
+        or not is_plain
+        or any(isinstance(one, torch.Tensor) and one.dim() > 2 for one in kwargs.values())
+    ):
+        return attend(module, query, key, value, attention_mask, *args, **kwargs)
+    whole_mask: Any = attention_mask
+
+    def run(start: int) -> Tensor:
+        some = slice(start, start + length)
+        output: Tensor = attend(module, query[:, :, some], key, value, whole_mask[..., some, :], **kwargs)[0]
+        return output
+
+    starts = range(0, n_new, length)
+    if torch.is_grad_enabled() and query.requires_grad:
+        outputs = [checkpoint(run, start, use_reentrant=False, preserve_rng_state=False) for start in starts]
+    else:
+        outputs = [run(start) for start in starts]
+    return torch.cat(outputs, dim=1), None

@@ -16,7 +16,7 @@ import torch
 from semgrad_guard.errors import ModelFailedError, NonFiniteScoreError, OutOfMemoryError, ScoringError, in_log
 from semgrad_guard.models.cache import full_cache
 from semgrad_guard.models.device import missing_weight
-from semgrad_guard.scoring.attention import AttentionWatch, watched_blocks, watching
+from semgrad_guard.scoring.attention import AttentionWatch, by_runs, watched_blocks, watching
 from semgrad_guard.scoring.blockwise import known_outputs, record_cold_by_blocks, record_from_cache
 from semgrad_guard.scoring.budget import LEAN, MemoryBudget, unhurried
 from semgrad_guard.scoring.head import WEIGHT_NORMS, run_head
@@ -137,6 +137,7 @@ def measure(
         layout = lay_out(batch, spec.n_recorded, anatomy.device, split=split, with_columns=spec.attention)
         watch = _watch(anatomy, layout, batch, spec)
         watched.enter_context(watching(watch))
+        watched.enter_context(by_runs(anatomy.blocks))
         shares = _shares(runs, layout)
         once, reused = len(shares) == 1, None
         if kept is not None:

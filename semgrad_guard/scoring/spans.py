@@ -13,11 +13,16 @@ from semgrad_guard.models.tokens import UNFINISHED, clean_text
 from semgrad_guard.scoring.budget import unhurried
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from semgrad_guard.flow import Exchange
     from semgrad_guard.models import LocalModel
     from semgrad_guard.scoring.layout import Tokens
+
+
+MOST_TOGETHER = 10_000
+"""Characters in which sentences are sought together: where quotation marks have no end, the segmenter takes a time that
+grows with the square."""
 
 
 def sentence_spans(text: str, language: str = "en") -> list[tuple[int, int]]:
@@ -34,8 +39,8 @@ def sentence_spans(text: str, language: str = "en") -> list[tuple[int, int]]:
     # the segmenter is written in Rust, which has no lone surrogates
     clean = "".join(UNFINISHED if "\ud800" <= c <= "\udfff" else c for c in text)
     open_from: int | None = None
-    for boundary in get_sentence_boundaries(language, clean):
-        start, end = _stripped(clean, boundary["start_index"], boundary["end_index"])
+    for start, end in _boundaries(language, clean):
+        start, end = _stripped(clean, start, end)  # noqa: PLW2901 - the same, without white space
         if start == end:
             continue
         begin = start if open_from is None else open_from
@@ -47,6 +52,27 @@ def sentence_spans(text: str, language: str = "en") -> list[tuple[int, int]]:
         else:
             open_from = begin
     return found if open_from is None else [*found, (open_from, len(clean.rstrip()))]
+
+
+def _boundaries(language: str, text: str) -> Iterator[tuple[int, int]]:
+    """Yield where the segmenter sees sentences; texts longer than `MOST_TOGETHER` are given to it in pieces."""
+    start = 0
+    while start < len(text):
+        end = _piece_end(text, start)
+        for boundary in get_sentence_boundaries(language, text[start:end]):
+            yield start + boundary["start_index"], start + boundary["end_index"]
+        start = end
+
+
+def _piece_end(text: str, start: int) -> int:
+    """Return where a piece of a long text ends: with a line or else a word in its second half, if there is one."""
+    end = start + MOST_TOGETHER
+    if end >= len(text):
+        return len(text)
+    half = start + MOST_TOGETHER // 2
+    found = text.rfind("\n", half, end)
+    found = text.rfind(" ", half, end) if found < 0 else found
+    return end if found < 0 else found + 1
 
 
 def token_span(decode: Callable[[Sequence[int]], str], ids: Sequence[int], start: int, end: int) -> slice:

@@ -9,6 +9,7 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 from semgrad_guard.scoring.budget import unhurried
+from semgrad_guard.texts import one_form
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -45,7 +46,7 @@ def words(text: str) -> list[str]:
 
     `1,000.5` is one word `1000.5`; the parts on both sides of an apostrophe or hyphen are two.
     """
-    plain = unicodedata.normalize("NFKC", text).casefold()
+    plain = one_form(text).casefold()
     return [_number(word) if word[0].isdigit() else word for word in _pattern().findall(plain)]
 
 
@@ -62,7 +63,7 @@ def content_of(text_words: Sequence[str]) -> set[str]:
 def content_places(text: str) -> list[int]:
     """Return where the content words of a text begin; where there are none, all its words."""
     found = [(match.start(), match.group()) for match in _pattern().finditer(text)]
-    with_content = [place for place, word in found if _has_content(unicodedata.normalize("NFKC", word).casefold())]
+    with_content = [place for place, word in found if _has_content(one_form(word).casefold())]
     return with_content or [place for place, _ in found]
 
 
@@ -165,16 +166,19 @@ def numbers(text: str) -> set[str]:
 
 
 _MONEY = "$\u20ac\u00a3\u00a5"
-_UNIT = re.compile(rf"(\d[\d.,]*)[ \u00a0]?([^\W\d_]+|[%\u00b0{_MONEY}][^\W\d_]?)|([{_MONEY}])[ \u00a0]?(\d[\d.,]*)")
+_UNIT = re.compile(
+    rf"(\d[\d.,]*+)(?:[ \u00a0]?([^\W\d_]++|[%\u00b0{_MONEY}][^\W\d_]?))?|([{_MONEY}])[ \u00a0]?(\d[\d.,]*+)"
+)
+"""A number, as far as it goes, with its unit where it has one: so that no digit is looked at twice."""
 
 
 def units(text: str) -> dict[str, set[str]]:
     """Return the word or sign beside each number of a text, such as `{"5": {"kg"}}`, without function words."""
     found: dict[str, set[str]] = {}
-    for after, unit, sign, before in _UNIT.findall(unicodedata.normalize("NFKC", text)):
+    for after, unit, sign, before in _UNIT.findall(one_form(text)):
         number = (words(after or before) or [""])[0]
         beside = (unit or sign).casefold()
-        if number and beside not in _FUNCTION_WORDS:
+        if number and beside and beside not in _FUNCTION_WORDS:
             found.setdefault(number, set()).add(beside.rstrip("s") or beside)
     return found
 
@@ -187,7 +191,8 @@ def names(text: str) -> set[str]:
     return content_of([word for found in _NAME.findall(text) for word in words(found)])
 
 
-_NAME_PAIR = re.compile(r"(?=\b([A-Z][\w\u2019'-]*) ([A-Z][\w\u2019'-]*))")
+_NAME_PAIR = re.compile(r"(?=\b([A-Z][\w\u2019'-]{0,60}) ([A-Z][\w\u2019'-]{0,60}))")
+"""No name is longer; without a limit, a text of thousands of capitals would take time that grows with its square."""
 
 
 def name_pairs(text: str) -> list[tuple[str, str]]:

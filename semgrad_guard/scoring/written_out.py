@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from semgrad_guard.scoring.attention import note_weights, noted_gradients
+from semgrad_guard.scoring.attention import ATTENTION_BYTES, MATRICES, note_weights, noted_gradients
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,10 +29,6 @@ _HEAD_NORMS = {"q_norm", "k_norm"}
 _SILU = {"SiLU", "SiLUActivation"}
 _INTERFACES = {"sdpa", "eager"}
 """Ways of attention whose mask is a matrix that can be added."""
-ATTENTION_BYTES = 2**26
-"""Most memory for the attention of new tokens at a time; those of a longer answer go by runs."""
-_MATRICES = 3
-"""Matrices as large as the attention that are alive at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +95,7 @@ def _epsilon(norm: Any) -> float | None:
 def _runs(block: CommonBlock, n_new: int, n_all: int) -> list[slice]:
     """Return runs of new tokens whose attention to all tokens fits in memory together; one run where all do."""
     n_heads: int = block.attention.q_proj.out_features // block.head_dim
-    length = max(1, ATTENTION_BYTES // (n_heads * n_all * 4 * _MATRICES))
+    length = max(1, ATTENTION_BYTES // (n_heads * n_all * 4 * MATRICES))
     return [slice(start, min(start + length, n_new)) for start in range(0, n_new, length)]
 
 

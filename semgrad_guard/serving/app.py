@@ -14,7 +14,9 @@ import uvicorn
 from fastapi import APIRouter, FastAPI
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
+from typing_extensions import override
 
+from semgrad_guard.review.site.connections import BoundedProtocol, most_connections
 from semgrad_guard.serving import completions, litellm_guardrail, problems, score_api
 from semgrad_guard.serving.backend import Backend
 from semgrad_guard.serving.completions import upstream_models
@@ -29,6 +31,10 @@ if TYPE_CHECKING:
     from semgrad_guard.ports import Scorer
     from semgrad_guard.serving.gate import KeyFile
     from semgrad_guard.serving.settings import Limits, ServerListening
+
+
+_CONNECTIONS = 4
+"""Connections for each request that is let in at once: those beyond are told to come again, and some are idle."""
 
 
 def create_app(
@@ -145,8 +151,19 @@ def serve(app: FastAPI, listening: ServerListening, limits: Limits) -> None:
 
 
 def server(app: FastAPI, listening: ServerListening, limits: Limits) -> uvicorn.Server:
-    """Return the web server, not started."""
+    """Return the web server, not started: connections that do not say what they want are closed."""
+
+    class Bounded(BoundedProtocol):
+        @staticmethod
+        @override
+        def most() -> int:
+            return most_connections(_CONNECTIONS * limits.requests)
+
     config = uvicorn.Config(
-        app, **listening.uvicorn_options(), timeout_graceful_shutdown=max(1, round(limits.shutdown_s))
+        app,
+        http=Bounded,
+        ws="none",
+        **listening.uvicorn_options(),
+        timeout_graceful_shutdown=max(1, round(limits.shutdown_s)),
     )
     return uvicorn.Server(config)

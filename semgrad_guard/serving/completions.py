@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import threading
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
@@ -13,7 +12,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
-from semgrad_guard.routing.deadline import Deadline
+from semgrad_guard.deadline import Deadline
 from semgrad_guard.serving.gate import Caller
 from semgrad_guard.serving.judged import Given, Question, Written
 from semgrad_guard.serving.openai_forms import CHAT, TEXT, Dialect, Fields, bad, options_of
@@ -30,7 +29,7 @@ from semgrad_guard.serving.writers import (
     UpstreamWriter,
     Writer,
 )
-from semgrad_guard.wire import ServedModel
+from semgrad_guard.wire import ServedModel, body_of, read_json
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -41,6 +40,8 @@ router = APIRouter(tags=["completions"])
 SSE = "text/event-stream"
 _UNBUFFERED = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 """Keeps proxies from holding a stream back."""
+_MODELS_S = 5.0
+"""Longest wait for the list of the upstream's models."""
 
 
 @router.post("/v1/chat/completions", response_model=None)
@@ -140,7 +141,7 @@ def _mode(backend: Backend, body: Fields) -> str:
     if mode == "auto":
         return "annotate" if backend.guard.only_measures else "buffer"
     if mode == "sentence" and (
-        backend.settings.upstream is None or body.get("n") not in {None, 1} or body.get("tools")
+        backend.settings.upstream is None or body.get("n") not in (None, 1) or body.get("tools")
     ):
         return "buffer"
     return mode
@@ -166,9 +167,11 @@ async def upstream_models(request: Request) -> tuple[ServedModel, ...]:
     client: httpx.AsyncClient = request.app.state.client
     headers = upstream.headers(request.headers, own_keys=keys is not None)
     try:
-        answer = await client.get(f"{upstream.url.rstrip('/')}/models", headers=headers, timeout=5.0)
-        names = [str(model["id"]) for model in answer.raise_for_status().json()["data"]]
-    except (httpx.HTTPError, ValueError, KeyError, TypeError):
+        async with asyncio.timeout(_MODELS_S):
+            async with client.stream("GET", f"{upstream.url.rstrip('/')}/models", headers=headers) as answer:
+                listed = read_json(await body_of(answer.raise_for_status()))
+        names = [str(model["id"]) for model in listed["data"]]
+    except (httpx.HTTPError, TimeoutError, ValueError, KeyError, TypeError):
         return ()
     return tuple(ServedModel(id=name, owned_by="upstream", role="upstream") for name in names)
 
@@ -196,7 +199,7 @@ def _fallbacks(request: Request, question: Question, deadline: Deadline) -> dict
 
 async def _body(request: Request) -> Fields:
     try:
-        body: Any = json.loads(await request.body())
+        body: Any = read_json(await request.body(), strict=True)
     except ValueError as error:
         raise bad("the body is no JSON") from error
     if not isinstance(body, dict):

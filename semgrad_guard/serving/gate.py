@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING
 
 from pydantic import TypeAdapter, ValidationError
 from starlette.datastructures import Headers
-from starlette.exceptions import HTTPException
 
 from semgrad_guard.errors import SemGradGuardError
 from semgrad_guard.flow import utc_now
 from semgrad_guard.review.access import PREFIX, digest
+from semgrad_guard.review.site.connections import bounded_body
 from semgrad_guard.serving.problems import Report, RequestError
 
 if TYPE_CHECKING:
@@ -185,7 +185,7 @@ class Gate:
             caller = self._caller(scope)
             self._check_room(scope)
             scope.setdefault("state", {})["caller"] = caller
-            await self._app(scope, _bounded(receive, self._limits.body_bytes), noted)
+            await self._app(scope, self._bounded(receive), noted)
         except RequestError as error:  # of this class; the application turns its own errors into responses
             await Report.of(error).response()(scope, receive, noted)
         finally:
@@ -193,6 +193,11 @@ class Gate:
             seconds = time.monotonic() - started
             self._metrics.ended(_template(scope), status, seconds)
             _log.info("%s %s %d %.3f s %s", scope["method"], _template(scope), status, seconds, caller.name)
+
+    def _bounded(self, receive: Receive) -> Receive:
+        limits = self._limits
+        too_large = str(_too_large(limits.body_bytes))
+        return bounded_body(receive, most=limits.body_bytes, seconds=limits.body_s, too_large=too_large)
 
     def _caller(self, scope: Scope) -> Caller:
         secret = secret_of(Headers(scope=scope))
@@ -226,21 +231,6 @@ def secret_of(headers: Headers) -> str:
     """Return the key that a request carries; empty where it has none."""
     scheme, _, secret = headers.get("authorization", "").partition(" ")
     return secret.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
-
-
-def _bounded(receive: Receive, limit: int) -> Receive:
-    """Return a `receive` that refuses a body longer than `limit` bytes, even one of unannounced length."""
-    seen = 0
-
-    async def bounded() -> Message:
-        nonlocal seen
-        message = await receive()
-        seen += len(message.get("body", b""))
-        if seen > limit:  # FastAPI, which reads the body, passes on only errors of this class
-            raise HTTPException(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, str(_too_large(limit)), {"Connection": "close"})
-        return message
-
-    return bounded
 
 
 def _too_large(limit: int) -> RequestError:

@@ -10,7 +10,7 @@ from semgrad_guard.adapter_kit import Candidate, findings, judge_beside_tools, o
 from semgrad_guard.errors import ScoringError, UnansweredError
 from semgrad_guard.flow import RUN_KEY, Exchange
 from semgrad_guard.routing import Resources
-from semgrad_guard.serving.openai_forms import OWN, Dialect, Fields, Options, bare, frame
+from semgrad_guard.serving.openai_forms import OWN, Dialect, Fields, Options, bare, frame, is_text_format
 from semgrad_guard.wire import RunRef, answered_attempt, score_fields
 
 if TYPE_CHECKING:
@@ -82,8 +82,7 @@ class Question:
     @property
     def wants_json(self) -> bool:
         """Whether a program reads the answer, so that no warning may be put before it."""
-        wanted = self.body.get("response_format")
-        return isinstance(wanted, dict) and wanted.get("type") not in {None, "text"}
+        return not is_text_format(self.body.get("response_format"))
 
     def candidate(self, number: int, written: Written, response: Mapping[str, Any]) -> Candidate:
         """Return one choice as an answer to judge, or why it cannot be judged."""

@@ -72,32 +72,45 @@ class AskedPrompts:
     """The messages of calls whose answers are still to come; the oldest are dropped. It is safe to share."""
 
     def __init__(
-        self, *, most: int = 10_000, keep_s: float = 900.0, clock: Callable[[], float] = time.monotonic
+        self,
+        *,
+        most: int = 10_000,
+        most_bytes: int = 256 * 1024 * 1024,
+        keep_s: float = 900.0,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Start empty.
 
         Args:
             most: most calls to remember.
+            most_bytes: most bytes of the requests that are remembered, all together.
             keep_s: seconds after which a call is forgotten.
             clock: returns seconds that never go back.
         """
-        self._most, self._keep_s, self._clock = most, keep_s, clock
-        self._kept: OrderedDict[str, tuple[float, list[Fields]]] = OrderedDict()
+        self._most, self._most_bytes, self._keep_s, self._clock = most, most_bytes, keep_s, clock
+        self._kept: OrderedDict[str, tuple[float, int, list[Fields]]] = OrderedDict()
+        self._n_bytes = 0
         self._lock = threading.Lock()
 
-    def keep(self, call_id: str, messages: list[Fields]) -> None:
-        """Remember the messages of a call."""
+    def keep(self, call_id: str, messages: list[Fields], n_bytes: int) -> None:
+        """Remember the messages of a call, which came in a request of so many bytes."""
         with self._lock:
-            self._kept[call_id] = (self._clock(), messages)
-            self._kept.move_to_end(call_id)
-            while self._kept and (len(self._kept) > self._most or self._is_old(next(iter(self._kept.values()))[0])):
-                self._kept.popitem(last=False)
+            _, before, _ = self._kept.pop(call_id, (0.0, 0, []))
+            self._kept[call_id] = (self._clock(), n_bytes, messages)
+            self._n_bytes += n_bytes - before
+            while self._kept and self._is_too_much():
+                _, (_, dropped, _) = self._kept.popitem(last=False)
+                self._n_bytes -= dropped
 
     def find(self, call_id: str | None) -> list[Fields] | None:
         """Return the messages of a call; a streamed answer is asked about several times."""
         with self._lock:
             found = self._kept.get(call_id or "")
-        return None if found is None or self._is_old(found[0]) else found[1]
+        return None if found is None or self._is_old(found[0]) else found[2]
+
+    def _is_too_much(self) -> bool:
+        oldest_at, _, _ = next(iter(self._kept.values()))
+        return len(self._kept) > self._most or self._n_bytes > self._most_bytes or self._is_old(oldest_at)
 
     def _is_old(self, kept_at: float) -> bool:
         return self._clock() - kept_at > self._keep_s
@@ -109,7 +122,7 @@ async def guardrail(request: Request, body: GuardrailRequest) -> GuardrailReply:
     backend, asked = backend_of(request), request.app.state.asked_prompts
     if body.input_type == "request":
         if body.litellm_call_id and body.structured_messages:
-            asked.keep(body.litellm_call_id, body.structured_messages)
+            asked.keep(body.litellm_call_id, body.structured_messages, len(await request.body()))
         return NOTHING
     messages = body.structured_messages or asked.find(body.litellm_call_id)
     return await backend.work(request, lambda cancel: _judged(backend, body, messages, cancel))

@@ -213,10 +213,25 @@ def choices_of(response: object) -> list[Fields]:
         ValueError: it has none.
     """
     choices = response.get("choices") if isinstance(response, dict) else None
-    if not isinstance(choices, list) or not all(isinstance(one, dict) for one in choices):
+    if not isinstance(choices, list) or not all(_is_choice(one) for one in choices):
         msg = "it has no list of choices"
         raise ValueError(msg)
     return choices
+
+
+def _is_choice(value: object) -> bool:
+    """Return whether a value has the parts of a choice, where it has them, in their form."""
+    if not isinstance(value, dict) or not isinstance(value.get("index", 0), int):
+        return False
+    if not isinstance(value.get("finish_reason"), str | None) or not isinstance(value.get("text"), str | None):
+        return False
+    for inner in (value.get("message"), value.get("delta")):
+        if inner is not None and not isinstance(inner, dict):
+            return False
+        calls, call = (inner or {}).get("tool_calls") or [], (inner or {}).get("function_call")
+        if not isinstance(calls, list) or not all(isinstance(one, dict) for one in [*calls, call or {}]):
+            return False
+    return True
 
 
 def _numbers(value: Mapping[str, Any]) -> Fields:
@@ -247,7 +262,18 @@ def _kinds_of(content: object) -> set[str]:
 
 
 def _is_text(part: object) -> bool:
-    return isinstance(part, dict) and part.get("type") in {"text", "input_text"}
+    return isinstance(part, dict) and part.get("type") in ("text", "input_text")  # no set: it may be anything
+
+
+def is_text_format(wanted: object) -> bool:
+    """Return whether a request's `response_format` asks for plain text, as a request without one does."""
+    return not isinstance(wanted, dict) or wanted.get("type") in (None, "text")  # no set: it may be anything
+
+
+def wants_usage(body: Fields) -> bool:
+    """Return whether a stream is to end with the numbers of tokens."""
+    wanted = body.get("stream_options")
+    return isinstance(wanted, dict) and bool(wanted.get("include_usage"))
 
 
 def _number(body: Fields, name: str, default: int) -> int:

@@ -22,10 +22,10 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from semgrad_guard.deadline import Deadline
 from semgrad_guard.errors import ScoringEndedError, ScoringError
 from semgrad_guard.extras import require
 from semgrad_guard.guard.assembly import profile_of, scorer_of
-from semgrad_guard.routing.deadline import Deadline
 from semgrad_guard.serving.app import create_app
 from semgrad_guard.serving.backend import Scoring, in_own_thread, policy_for
 from semgrad_guard.serving.batching import BatchingScorer, BusyError, ClosedError, start_of

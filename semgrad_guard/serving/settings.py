@@ -35,6 +35,8 @@ class Limits:
 
     body_bytes: int = 8 * 1024 * 1024
     """Longest body of a request."""
+    body_s: float = 30.0
+    """Longest time for a request's body to arrive."""
     tokens: int | None = None
     """Most tokens of one prompt and its answer; `None` leaves it to the model's window."""
     seconds: float = 120.0
@@ -54,7 +56,7 @@ class Limits:
 
     def __post_init__(self) -> None:
         """Refuse limits that let nothing through."""
-        for name in ("body_bytes", "seconds", "requests", "waiting", "batch"):
+        for name in ("body_bytes", "body_s", "seconds", "requests", "waiting", "batch"):
             if getattr(self, name) <= 0:
                 msg = f"limit {name!r} is {getattr(self, name)!r}: give a number above 0"
                 raise ServerSettingError(msg)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import threading
 import time
@@ -13,7 +14,7 @@ from semgrad_guard.adapter_kit import ScoredAnswer
 from semgrad_guard.errors import SemGradGuardError
 from semgrad_guard.serving.backend import in_own_thread
 from semgrad_guard.serving.judged import Given, Question, Written
-from semgrad_guard.serving.openai_forms import OWN, Fields
+from semgrad_guard.serving.openai_forms import OWN, Fields, wants_usage
 from semgrad_guard.serving.problems import Report, RequestError, TooSlowError
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ async def whole_as_stream(question: Question, reply: Reply, given: Sequence[Give
         if one.text or was.tools:
             yield event({**around, "choices": [piece(number, one.text, None, was.tools)]})
         yield event({**around, "choices": [piece(number, None, one.finish or "stop")], OWN: one.tells})
-    if _wants_usage(question.body) and isinstance(whole.get("usage"), dict):
+    if wants_usage(question.body) and isinstance(whole.get("usage"), dict):
         yield event({**around, "choices": [], "usage": whole["usage"], OWN: given[0].tells})
     yield DONE
 
@@ -119,9 +120,17 @@ class _Heard:
 async def _heard(heard: _Heard, writer: Writer, ends_at: float) -> AsyncGenerator[Fields]:
     """Yield the pieces of a stream that do not belong to its tail."""
     async with aclosing(writer.pieces()) as pieces:
-        async for piece in pieces:
-            if time.monotonic() > ends_at:
-                raise TooSlowError(heard.question.backend.settings.limits.seconds)
+        while True:
+            limit = asyncio.timeout(max(0.0, ends_at - time.monotonic()))
+            try:
+                async with limit:
+                    piece = await anext(pieces, None)
+            except TimeoutError:
+                if not limit.expired():
+                    raise
+                raise TooSlowError(heard.question.backend.settings.limits.seconds) from None
+            if piece is None:
+                return
             if isinstance(piece, ScoredAnswer):
                 heard.scored = piece
             elif not heard.hear(piece):
@@ -222,11 +231,6 @@ class _Sentences:
         """Return what follows the part that was sent, for the whole text that the caller is to get."""
         before = self.heard.texts.get(0, "")[: self.sent]
         return text[self.sent :] if text.startswith(before) else f"\n\n{text}"
-
-
-def _wants_usage(body: Fields) -> bool:
-    wanted = body.get("stream_options")
-    return isinstance(wanted, dict) and bool(wanted.get("include_usage"))
 
 
 def _ends_at(question: Question) -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from contextlib import aclosing, closing
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -17,21 +16,25 @@ from semgrad_guard.adapter_kit import AnswerSettings, ScoredAnswer
 from semgrad_guard.errors import FallbackFailedError
 from semgrad_guard.serving.backend import in_own_thread
 from semgrad_guard.serving.judged import Written
-from semgrad_guard.serving.openai_forms import Dialect, Fields, bad, choices_of, frame
+from semgrad_guard.serving.openai_forms import Dialect, Fields, bad, choices_of, frame, is_text_format, wants_usage
 from semgrad_guard.serving.problems import ClientGoneError, RequestError
+from semgrad_guard.wire import TooLargeError, body_of, lines_of, read_json
 
 if TYPE_CHECKING:
     import threading
     from collections.abc import AsyncGenerator, Mapping, Sequence
+    from contextlib import AbstractAsyncContextManager
 
+    from semgrad_guard.deadline import Deadline
     from semgrad_guard.flow import Exchange, Passage, Prompt
-    from semgrad_guard.routing.deadline import Deadline
     from semgrad_guard.serving.backend import Backend
 
 
 _PASSED_ON = ("authorization", "openai-organization", "openai-project", "traceparent", "tracestate", "x-request-id")
 
 
+_CONNECT_S = 10.0
+"""Longest wait for a connection."""
 _REFUSALS = frozenset(status.value for status in HTTPStatus if status >= 400)
 """Statuses that are passed on."""
 
@@ -91,7 +94,7 @@ class Upstream:
 
     def headers(self, caller: Mapping[str, str], *, own_keys: bool) -> dict[str, str]:
         """Return the headers to send: a caller's key is passed on only where it is not one of this server's."""
-        kept = {name: caller[name] for name in _PASSED_ON if name in caller}
+        kept = {name: caller[name] for name in _PASSED_ON if caller.get(name, "").isascii() and name in caller}
         if own_keys or self.key:
             kept.pop("authorization", None)
         return kept | ({"authorization": f"Bearer {self.key}"} if self.key else {})
@@ -117,15 +120,15 @@ class Call:
         """
         body = self.upstream.body({key: one for key, one in self.body.items() if key != "stream_options"}, stream=False)
         try:
-            async with asyncio.timeout(self.seconds):
-                address = self.upstream.address(self.dialect)
-                response = await client.post(address, json=body, headers=dict(self.headers))
-        except (httpx.HTTPError, TimeoutError) as error:
-            raise self._failed(error) from error
-        self._check(response, response.content)
+            async with asyncio.timeout(self.seconds), self._asked(client, body) as response:
+                content = await body_of(response)
+        except (httpx.HTTPError, TimeoutError, TooLargeError) as error:
+            raise self.failed(error) from error
+        self._check(response, content)
         try:
-            answer: Fields = json.loads(response.content)
-            choices_of(answer)
+            answer: Fields = read_json(content)
+            if not choices_of(answer):
+                raise ValueError("no choice")  # noqa: TRY301 - as all else that is no completion
         except ValueError as error:
             msg = f"answered what is no completion ({type(error).__name__})"
             raise self._strange(msg) from error
@@ -138,50 +141,56 @@ class Call:
             UpstreamError: it is down, too slow, or the stream breaks off.
             RefusedByUpstreamError: it refused.
         """
-        body = self.upstream.body(self.body, stream=True)
-        address, ended = self.upstream.address(self.dialect), False  # some servers send no [DONE]
+        body, ended = self.upstream.body(self.body, stream=True), False  # some servers send no [DONE]
         try:
-            asked = client.stream("POST", address, json=body, headers=dict(self.headers), timeout=self.seconds)
-            async with asked as response:
+            async with self._asked(client, body) as response:
                 if not response.is_success:
-                    self._check(response, await response.aread())
+                    self._check(response, await body_of(response))
                 if not response.headers.get("content-type", "").startswith("text/event-stream"):
-                    msg = f"answered {response.headers.get('content-type', 'nothing')} and no stream"
+                    msg = f"answered {response.headers.get('content-type', 'nothing')[:100]} and no stream"
                     raise self._strange(msg)
-                async for line in response.aiter_lines():
-                    if not line.startswith("data:"):
-                        continue
-                    text = line.removeprefix("data:").strip()
-                    if text == "[DONE]":
-                        ended = True
-                        break
-                    piece = self._piece(text)
-                    ended = ended or any(choice.get("finish_reason") for choice in piece["choices"])
-                    yield piece
-        except httpx.HTTPError as error:
-            raise self._failed(error) from error
+                async with aclosing(lines_of(response)) as lines:
+                    async for line in lines:
+                        if not line.startswith(b"data:"):
+                            continue
+                        text = line.removeprefix(b"data:").strip()
+                        if text == b"[DONE]":
+                            ended = True
+                            break
+                        piece = self._piece(text)
+                        ended = ended or any(choice.get("finish_reason") for choice in piece["choices"])
+                        yield piece
+        except (httpx.HTTPError, TooLargeError) as error:
+            raise self.failed(error) from error
         if not ended:
             raise self._strange("broke its stream off before the end", "upstream_stream_broken")
 
-    def _piece(self, text: str) -> Fields:
+    def _asked(self, client: httpx.AsyncClient, body: Fields) -> AbstractAsyncContextManager[httpx.Response]:
+        address = self.upstream.address(self.dialect)
+        timeout = httpx.Timeout(self.seconds, connect=min(_CONNECT_S, self.seconds))
+        return client.stream("POST", address, json=body, headers=dict(self.headers), timeout=timeout)
+
+    def _piece(self, text: bytes) -> Fields:
         try:
-            piece: Fields = json.loads(text)
+            piece: Any = read_json(text)
         except ValueError as error:
             raise self._strange("sent a piece that is no JSON", "upstream_stream_broken") from error
-        if piece.get("error"):
+        if isinstance(piece, dict) and piece.get("error"):
             raise self._strange("reported an error within its stream", "upstream_stream_broken")
         try:
             choices_of(piece)
         except ValueError as error:
             raise self._strange("sent a piece without choices", "upstream_stream_broken") from error
-        return piece
+        found: Fields = piece
+        return found
 
     def _check(self, response: httpx.Response, content: bytes) -> None:
         if response.is_success:
             return
-        headers = {name: response.headers[name] for name in ("retry-after",) if name in response.headers}
+        again = response.headers.get("retry-after", "")
+        headers = {"retry-after": again} if again and again.isascii() and again.isprintable() else {}
         try:
-            told = json.loads(content)
+            told = read_json(content)
         except ValueError:
             told = None
         if not isinstance(told, dict) or response.status_code not in _REFUSALS:
@@ -189,7 +198,10 @@ class Call:
             raise self._strange(msg)
         raise RefusedByUpstreamError(response.status_code, told, headers)
 
-    def _failed(self, error: httpx.HTTPError | TimeoutError) -> UpstreamError:
+    def failed(self, error: httpx.HTTPError | TimeoutError | TooLargeError) -> UpstreamError:
+        """Return what is said of an answer that did not come."""
+        if isinstance(error, TooLargeError):
+            return UpstreamError(self.upstream.url, f"answered too much: {error}", code="upstream_too_large")
         if isinstance(error, httpx.TimeoutException | TimeoutError):
             why = "did not answer in time"
             return UpstreamError(self.upstream.url, why, status=HTTPStatus.GATEWAY_TIMEOUT, code="upstream_timeout")
@@ -218,12 +230,9 @@ class FallbackServer:
         left_out = {"stream", "stream_options", "n", "logprobs", "top_logprobs"}
         body = upstream.body({key: one for key, one in self._call.body.items() if key not in left_out})
         try:
-            response = httpx.post(
-                upstream.address(dialect), json=body, headers=dict(self._call.headers), timeout=self._call_s()
-            )
-            answer: Fields = response.raise_for_status().json()
+            answer: Fields = read_json(asyncio.run(self._asked(body)))
             (choice, *_) = choices_of(answer)
-        except (httpx.HTTPError, ValueError) as error:
+        except (httpx.HTTPError, TimeoutError, ValueError) as error:
             msg = f"the server at {upstream.url} gave no answer ({type(error).__name__})"
             raise FallbackFailedError(msg) from error
         if dialect.asks_for_tools(choice):
@@ -235,6 +244,17 @@ class FallbackServer:
             passages=exchange.passages if passages is None else tuple(passages),
             author=str(answer.get("model") or upstream.model or upstream.url),
         )
+
+    async def _asked(self, body: Fields) -> bytes:
+        """Return the body of the server's answer, which has one time limit for all of it."""
+        address, headers = self._call.upstream.address(self._call.dialect), dict(self._call.headers)
+        seconds = self._call_s()
+        async with (
+            asyncio.timeout(seconds),
+            httpx.AsyncClient(timeout=seconds) as client,
+            client.stream("POST", address, json=body, headers=headers) as response,
+        ):
+            return await body_of(response.raise_for_status())
 
     def _call_s(self) -> float:
         left_s = self._deadline.remaining_s()
@@ -279,15 +299,22 @@ class UpstreamWriter:
     async def pieces(self) -> AsyncGenerator[Fields | ScoredAnswer]:
         """Yield the pieces of a stream."""
         async with aclosing(self.call.pieces(self.client)) as pieces:
-            async for piece in pieces:
+            while (piece := await self._next(pieces)) is not None:
                 yield piece
+
+    async def _next(self, pieces: AsyncGenerator[Fields]) -> Fields | None:
+        """Return the next piece; lines that hold none, such as comments, do not renew the time for it."""
+        try:
+            async with asyncio.timeout(self.call.seconds):
+                return await anext(pieces, None)
+        except TimeoutError as error:
+            raise self.call.failed(error) from error
 
 
 def written_of(dialect: Dialect, choice: Fields) -> Written:
     """Return a choice of a response as it was written."""
-    message = choice.get("message") or {}
-    asks = dialect.asks_for_tools(choice)
-    tools = message.get("tool_calls") or [message.get("function_call")] if asks else None
+    asks, message = dialect.asks_for_tools(choice), choice.get("message") or choice.get("delta") or {}
+    tools = message.get("tool_calls") or [message["function_call"]] if asks else None
     return Written(dialect.text(choice), choice.get("finish_reason"), tools)
 
 
@@ -383,7 +410,7 @@ class LocalWriter:
                     continue
                 yield item
                 yield {**around, "choices": [self.dialect.piece(0, None, _finish_of(item))]}
-                if (self.body.get("stream_options") or {}).get("include_usage"):
+                if wants_usage(self.body):
                     yield {**around, "choices": [], "usage": usage_of(item)}
 
     def _write(self, prompt: Prompt, settings: AnswerSettings) -> ScoredAnswer:
@@ -413,8 +440,7 @@ def _refuse_unsupported(body: Fields) -> None:
                 name,
                 "unsupported_parameter",
             )
-    wanted = body.get("response_format")
-    if isinstance(wanted, dict) and wanted.get("type") not in {None, "text"}:
+    if not is_text_format(body.get("response_format")):
         why = "`response_format` is not supported by a model in this process"
         raise bad(why, "response_format", "unsupported_parameter")
 

@@ -27,6 +27,7 @@ from semgrad_guard.wire.forms import (
     ScoreForm,
     SpanForm,
 )
+from semgrad_guard.wire.reading import TooLargeError, body_of, lines_of, read_json, whole_body
 from semgrad_guard.wire.records import (
     SUMMARY,
     RecordFieldsError,
@@ -98,10 +99,12 @@ __all__ = [
     "ScoreResult",
     "ServedModel",
     "SpanForm",
+    "TooLargeError",
     "WireError",
     "answered_attempt",
     "attempt_fields",
     "attempt_from_fields",
+    "body_of",
     "confidence_fields",
     "confidence_from_fields",
     "deciding_error",
@@ -112,8 +115,10 @@ __all__ = [
     "exchange_from_fields",
     "failure_fields",
     "failure_from_fields",
+    "lines_of",
     "number",
     "plain",
+    "read_json",
     "record_fields",
     "record_from_fields",
     "score_fields",
@@ -123,4 +128,5 @@ __all__ = [
     "signals_fields",
     "summary_fields",
     "user_metadata",
+    "whole_body",
 ]

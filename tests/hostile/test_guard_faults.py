@@ -7,19 +7,20 @@ import inspect
 import math
 import time
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from functools import cached_property
 from itertools import count, cycle, product
 from typing import TYPE_CHECKING
 
 import pytest
 
-from semgrad_guard.adapter_kit.contract import Case, Writer
-from semgrad_guard.adapter_kit.contract_case import DOUBTFUL, GOOD, AnswerScorer, ListQueue
+from semgrad_guard.adapter_kit.contract import FALLBACK, Case, Writer
+from semgrad_guard.adapter_kit.contract_case import ALSO_DOUBTFUL, DOUBTFUL, GOOD, AnswerScorer, ListQueue
 from semgrad_guard.guard import Guard
 from semgrad_guard.guard.question_run import SCORER_GRACE_S
 from tests.contract import drivers
 from tests.contract.drivers import DRIVERS
-from tests.hostile.streams import WAYS, Seen, StreamingWriter
+from tests.hostile.streams import ASKS_AGAIN, WAYS, Seen, StreamingWriter
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -153,6 +154,22 @@ def test_what_was_judged_is_streamed(way, monkeypatch):
     assert GOOD in streamed(WAYS[way], case)
 
 
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("way", ASKS_AGAIN)
+def test_no_unjudged_word_of_a_fallback_is_streamed(way, monkeypatch):
+    """The guard asks it while the framework listens to every model."""
+    monkeypatch.setattr(drivers, "ChatWriter", StreamingWriter)
+    case = Case(
+        model=Writer([DOUBTFUL]),
+        fallback=Writer([ALSO_DOUBTFUL]),
+        scorer=AnswerScorer({DOUBTFUL: 0.9, ALSO_DOUBTFUL: 0.9}),
+        policy={"escalate": [{"fallback_model": {"name": FALLBACK}}], "otherwise": "abstain"},
+    )
+    shown = streamed(WAYS[way], case)
+    assert case.fallback.calls == 1
+    assert not any(words in shown for words in f"{DOUBTFUL} {ALSO_DOUBTFUL}".split())
+
+
 def streamed(read, case) -> str:
     """Return all that the reader of a stream sees until it ends, whether well or in an error."""
     seen = Seen()
@@ -224,6 +241,53 @@ def test_a_strange_clock_lets_no_unjudged_answer_out(driver, clock, way):
         )
         shown = reply(driver, case, asynchronous=way == "async").everything
         assert (answer in shown) is (answer == GOOD), "the clock must not cost the judgement"
+
+
+def no_date() -> datetime:
+    """What Python says of a clock that is far out."""
+    msg = f"year 60000 is out of range, {DOUBTFUL!r} or {GOOD!r}"
+    raise ValueError(msg)
+
+
+DATES = {
+    "jumps ahead": lambda: cycle([datetime(2026, 1, 1, tzinfo=UTC), datetime(9999, 12, 31, tzinfo=UTC)]).__next__,
+    "goes back": lambda: cycle([datetime(2026, 1, 1, tzinfo=UTC), datetime(1, 1, 1, tzinfo=UTC)]).__next__,
+    "raises": lambda: no_date,
+    "raises later": lambda: chain_calls([datetime(2026, 1, 1, tzinfo=UTC)], no_date),
+}
+DATED = [
+    pytest.param(driver, date, way, id=f"{type(driver).__name__}-{date}-{way}")
+    for driver, date, way in product(DRIVERS, DATES, ("sync", "async"))
+    if way in driver.abilities
+]
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(("driver", "date", "way"), DATED)
+def test_a_strange_calendar_lets_no_unjudged_answer_out(driver, date, way, monkeypatch):
+    """A record that cannot be dated is a record all the same, and the answer is judged as ever."""
+    monkeypatch.setattr("semgrad_guard.flow.datetime", CalendarOf(DATES[date]()))
+    for answer in (DOUBTFUL, GOOD):
+        case = Case(
+            model=Writer([answer]),
+            scorer=AnswerScorer({DOUBTFUL: 0.9, GOOD: 0.1}),
+            policy={"escalate": ["human_review"], "otherwise": "abstain", "on_error": "abstain"},
+        )
+        shown = reply(driver, case, asynchronous=way == "async").everything
+        assert (answer in shown) is (answer == GOOD), "the date must not cost the judgement"
+        assert len(case.sink.records) == 1
+
+
+class CalendarOf:
+    """Stands for `datetime` where the present moment is read."""
+
+    fromtimestamp = datetime.fromtimestamp
+
+    def __init__(self, read) -> None:
+        self._read = read
+
+    def now(self, _: object) -> datetime:
+        return self._read()
 
 
 @pytest.mark.timeout(60)

@@ -141,6 +141,11 @@ class SiteMachine(RuleBasedStateMachine):
         """Undo and leases end."""
         self.clock.advance(seconds)
 
+    @rule(seconds=st.sampled_from([-31, -1e6, 1e6]))
+    def jump(self, seconds) -> None:
+        """Somebody sets the clock of the machine."""
+        self.clock.advance(seconds)
+
     @invariant()
     def nothing_acknowledged_is_lost(self) -> None:
         """Every verdict that was acknowledged stands until it is undone, and every trail leads to its item."""

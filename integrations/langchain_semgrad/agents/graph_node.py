@@ -8,7 +8,8 @@ from uuid import uuid4
 
 from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.runnables import Runnable, RunnableConfig
-from langchain_core.runnables.config import patch_config
+from langchain_core.runnables.config import merge_configs, patch_config
+from langgraph.constants import TAG_NOSTREAM
 from typing_extensions import TypedDict, override
 
 from langchain_semgrad.agents.search import final_answer
@@ -186,7 +187,8 @@ class SemGradNode(Runnable[Any, Any]):
         value = self._answer(state)
         if asks_for_tools(value):
             return state_update(before, state, self._reduced)
-        config = patch_config(config, callbacks=manager.get_child())
+        # what the node's own models write is not judged yet, so `stream_mode="messages"` must not show it
+        config = merge_configs(patch_config(config, callbacks=manager.get_child()), {"tags": [TAG_NOSTREAM]})
         attempts = ChainAttempts(tools=self._tools, call=call, config=config, input=value, manager=manager)
         judged = ChainValue(value, (self._candidate(state, value, manager),), attempts, manager)
         outcome = outcome_of(guard_for(self._guard, self._review), judged, cancel)

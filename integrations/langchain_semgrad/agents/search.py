@@ -23,7 +23,7 @@ from langchain_semgrad.rerun import QuestionAttempts
 from langchain_semgrad.values import Slot
 from semgrad_guard.context import blocks_of
 from semgrad_guard.errors import FallbackFailedError, StepUnavailableError
-from semgrad_guard.flow import Failure, Progress, RetryRetrieval, utc_now
+from semgrad_guard.flow import Failure, Progress, RetryRetrieval, utc_now_or_epoch
 from semgrad_guard.routing import PostponedError
 from semgrad_guard.wire import attempt_fields, attempt_from_fields
 
@@ -184,7 +184,7 @@ def to_state(search: Search, message_id: str, messages: Sequence[object]) -> dic
         "message_id": message_id,
         "question_id": _question_id(messages),
         "instruction": search.instruction,
-        "stopped_at": utc_now().isoformat(),
+        "stopped_at": utc_now_or_epoch().isoformat(),
         "progress": {
             "attempts": [attempt_fields(attempt, log_text=True) for attempt in progress.attempts],
             "tried": dict(progress.tried),
@@ -207,7 +207,7 @@ def search_in(request: ModelRequest[Any]) -> Search:
     if not kept or kept["question_id"] != _question_id(request.messages):
         return NO_SEARCH
     earlier = dict(kept["progress"])
-    since = utc_now() - datetime.fromisoformat(kept["stopped_at"])
+    since = utc_now_or_epoch() - datetime.fromisoformat(kept["stopped_at"])
     progress = Progress(
         attempts=tuple(attempt_from_fields(one) for one in earlier["attempts"]),
         tried=earlier["tried"],

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.exceptions import HTTPException
 from starlette.responses import PlainTextResponse
 from starlette.staticfiles import StaticFiles
 
 from semgrad_guard.review.site import actions, api, logins, pages, problems
+from semgrad_guard.review.site.connections import bounded_body
 from semgrad_guard.review.site.desk import Desk, WebSettings
 from semgrad_guard.review.site.problems import API_ROOT
 
@@ -73,7 +72,8 @@ class Protection:
             )
             await too_large(scope, receive, guarded)
         else:
-            await self._app(scope, _bounded(receive, limit, self._settings.body_s), guarded)
+            seconds, told = self._settings.body_s, _too_large(limit)
+            await self._app(scope, bounded_body(receive, most=limit, seconds=seconds, too_large=told), guarded)
 
     def _is_known_host(self, host: str) -> bool:
         if not self._settings.hosts:
@@ -98,30 +98,6 @@ class Protection:
 def _announced_length(headers: Headers) -> int:
     text = headers.get("content-length", "0")
     return int(text) if text.isascii() and text.isdigit() else 0
-
-
-def _bounded(receive: Receive, limit: int, body_s: float) -> Receive:
-    """Return a `receive` that refuses a body longer than `limit` bytes, or one that takes longer than `body_s` seconds.
-
-    The length need not be announced.
-    """
-    seen, is_whole, ends_at = 0, False, asyncio.get_running_loop().time() + body_s
-
-    async def bounded() -> Message:
-        nonlocal seen, is_whole
-        try:
-            async with asyncio.timeout_at(None if is_whole else ends_at):
-                message = await receive()
-        except TimeoutError:
-            why = f"the request's body did not arrive within {body_s:g} seconds"
-            raise HTTPException(HTTPStatus.REQUEST_TIMEOUT, why, {"Connection": "close"}) from None
-        seen += len(message.get("body", b""))
-        is_whole = not message.get("more_body", False)
-        if seen > limit:
-            raise HTTPException(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, _too_large(limit))
-        return message
-
-    return bounded
 
 
 def _too_large(limit: int) -> str:

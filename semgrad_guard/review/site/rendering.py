@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from starlette.responses import HTMLResponse
 
+from semgrad_guard.errors import QueueUnavailableError
 from semgrad_guard.review.site.desk import desk_of
 from semgrad_guard.review.store.document import UNSEEN
 from semgrad_guard.review.store.items import Filters, State
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
     from starlette.requests import Request
 
+    from semgrad_guard.review.site.desk import Desk
     from semgrad_guard.review.store.document import Document
     from semgrad_guard.review.store.read import Band
 
@@ -182,6 +184,14 @@ MOST_COUNTED = 1000
 _UNITS = ((86_400, "d"), (3_600, "h"), (60, "min"))
 
 
+def _now(desk: Desk) -> datetime:
+    """Return the present moment; the Unix epoch where the clock fails, as on the page that says so."""
+    try:
+        return desk.queue.database.clock()
+    except QueueUnavailableError:
+        return datetime.fromtimestamp(0, UTC)
+
+
 def age(moment: datetime, now: datetime) -> str:
     """Return how long ago a moment was, in its largest unit."""
     seconds = max(0.0, (now - moment).total_seconds())
@@ -198,7 +208,7 @@ def render(request: Request, template: str, *, status_code: int = 200, **context
     """Render a template as a page."""
     desk = desk_of(request)
     session = getattr(request.state, "session", None)
-    variables = {"session": session, "now": desk.queue.database.clock(), "path": request.url.path, **context}
+    variables = {"session": session, "now": _now(desk), "path": request.url.path, **context}
     return HTMLResponse(_ENVIRONMENT.get_template(template).render(variables), status_code=status_code)
 
 

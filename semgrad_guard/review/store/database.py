@@ -10,6 +10,7 @@ import threading
 import weakref
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -27,7 +28,6 @@ from semgrad_guard.review.store.time_limits import LIMIT, SilenceWatch, TimeLimi
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
-    from datetime import datetime
 
     from sqlalchemy import Connection, Engine
     from sqlalchemy.pool import ConnectionPoolEntry
@@ -77,6 +77,8 @@ def is_memory(url: URL) -> bool:
     return url.drivername == "sqlite" and (url.database in {None, "", ":memory:"} or "mode=memory" in str(url.database))
 
 
+_EARLIEST, _LATEST = datetime(1971, 1, 1, tzinfo=UTC), datetime(9000, 1, 1, tzinfo=UTC)
+"""Moments between which a machine's clock is believed."""
 _SHORTEST_CONNECT_S = 2
 """PostgreSQL's library waits no shorter for a server that does not answer at all."""
 WRITES = "semgrad_writes"
@@ -240,7 +242,7 @@ class Database:
         """Parse the URL; nothing is opened before the first transaction."""
         self.url = parse_url(url)
         self.shown_url = masked(self.url)
-        self.clock = clock
+        self._clock = clock
         self._sleep = sleep
         self._retry_s = retry_s
         self._engine = make_engine(self.url, limit_s=retry_s)
@@ -249,6 +251,24 @@ class Database:
         self._identity: tuple[int, int] | None = None
         self._ready = False
         self._set_up = threading.Lock()
+
+    def clock(self) -> datetime:
+        """Return the present moment.
+
+        Raises:
+            QueueUnavailableError: the machine's clock gives none, or one that leases and deadlines cannot be counted
+                from.
+        """
+        try:
+            now = self._clock()
+            is_usable = _EARLIEST <= now <= _LATEST
+        except Exception as error:
+            msg = f"the review queue at {self.shown_url} cannot be used without the time: the clock fails: {error}"
+            raise QueueUnavailableError(msg) from error
+        if not is_usable:
+            msg = f"the review queue at {self.shown_url} cannot be used at {now}: set the clock of this machine"
+            raise QueueUnavailableError(msg)
+        return now
 
     @property
     def engine(self) -> Engine:

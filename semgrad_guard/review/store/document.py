@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING
 from pydantic import Field, JsonValue
 
 from semgrad_guard.flow import Attempt
+from semgrad_guard.texts import one_form
 from semgrad_guard.wire import (
     ContributionForm,
     ExchangeForm,
@@ -61,7 +61,7 @@ def passages_key(texts: Iterable[str]) -> str:
 
 def plain_question(question: str) -> str:
     """Return the question in one case, spacing and Unicode form."""
-    return _SPACE.sub(" ", unicodedata.normalize("NFKC", storable(question)).casefold()).strip()
+    return _SPACE.sub(" ", one_form(storable(question)).casefold()).strip()
 
 
 def reveal(text: str) -> str:

@@ -153,6 +153,21 @@ def test_an_expired_profile_calibrates_nothing(profile: Profile, score: MakeScor
     assert "expired on 2030-01-01" in confidence_of(after, score()).why
 
 
+def test_a_profile_without_an_end_needs_no_clock(profile: Profile, score: MakeScore) -> None:
+    """A machine whose clock fails must not lose the answers that no date decides."""
+
+    def no_date() -> datetime:
+        msg = "year 60000 is out of range"
+        raise ValueError(msg)
+
+    lasting = ProfileCalibrator(profile, clock=no_date)
+    assert confidence_of(lasting, score()).value is not None
+    assert lasting.with_span_confidences(score()).spans == ()
+    expiring = profile.model_copy(update={"expires_at": datetime(2030, 1, 1, tzinfo=UTC)})
+    with pytest.raises(ValueError, match="60000"):
+        confidence_of(ProfileCalibrator(expiring, clock=no_date), score())
+
+
 def test_contributions_add_up_to_the_change_of_log_odds(
     calibrator: ProfileCalibrator, profile: Profile, score: MakeScore
 ) -> None:

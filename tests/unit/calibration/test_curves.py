@@ -174,3 +174,25 @@ def test_venn_abers_table_is_indexed_at_knots_and_gaps() -> None:
     curve = VennAbersCurve(knots=(0.0,), if_wrong=(0.1, 0.2, 0.3), if_right=(0.4, 0.5, 0.6))
     low, high = curve.bounds(np.array([-1.0, 0.0, 1.0]))
     assert (low.tolist(), high.tolist()) == ([0.1, 0.2, 0.3], [0.4, 0.5, 0.6])
+
+
+NO_CURVES = [
+    (IsotonicCurve, {"knots": (0.0, 1.0), "values": (0.7, 0.2)}, "ascending"),
+    (IsotonicCurve, {"knots": (1.0, 0.0), "values": (0.2, 0.7)}, "ascending"),
+    (IsotonicCurve, {"knots": (0.0, 1.0), "values": (0.2,)}, "2 entries"),
+    (IsotonicCurve, {"knots": (0.0,), "values": (1.5,)}, "less than or equal to 1"),
+    (VennAbersCurve, {"knots": (0.0,), "if_wrong": (0.1, 0.2, 0.3), "if_right": (0.4, 0.5)}, "3 entries"),
+    (VennAbersCurve, {"knots": (0.0,), "if_wrong": (0.3, 0.2, 0.1), "if_right": (0.4, 0.5, 0.6)}, "ascending"),
+    (VennAbersCurve, {"knots": (0.0,), "if_wrong": (1.0, 1.0, 1.0), "if_right": (0.0, 0.0, 0.0)}, "not be below"),
+    (PercentileCurve, {"margins": (0.0, 1.0), "shares": (0.9, 0.1)}, "ascending"),
+    (PercentileCurve, {"margins": (0.0, 1.0), "shares": (0.1,)}, "2 entries"),
+    (PlattCurve, {"slope": 1e300, "intercept": 0.0}, "less than or equal to"),
+    (BetaCurve, {"a": 0.0, "b": 0.0, "c": -1e300}, "greater than or equal to"),
+]
+
+
+@pytest.mark.parametrize(("kind", "numbers", "why"), NO_CURVES)
+def test_numbers_that_are_no_curve_are_refused(kind, numbers, why) -> None:
+    """They would give NaN, an error in the middle of an answer, or less confidence for more."""
+    with pytest.raises(ValueError, match=why):
+        kind(**numbers)

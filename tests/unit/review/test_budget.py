@@ -138,6 +138,39 @@ def test_one_blocked_submitter_holds_no_other_up(url, queue):
     assert max(took for took, _ in outcomes.values()) < BUDGET_S + SLACK_S
 
 
+SLOW = """CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(20); RETURN NEW; END';
+    CREATE TRIGGER slow BEFORE INSERT ON semgrad_documents FOR EACH ROW EXECUTE FUNCTION slow()"""
+
+
+@pytest.fixture(name="is_slow")
+def _is_slow(url):
+    """Let the database work for 20 seconds on every new document; nobody holds a lock."""
+    engine = create_engine(url)
+    with engine.begin() as conn:
+        conn.execute(text(SLOW))
+    yield
+    with engine.begin() as conn:
+        conn.execute(text("DROP FUNCTION slow CASCADE"))
+    engine.dispose()
+
+
+@pytest.mark.usefixtures("is_slow")
+def test_the_server_gives_a_statement_up_when_the_time_is_over(url, queue):
+    """Breaking the connection would free the caller too, but the server would go on working for nobody."""
+    queue.counts()
+    took, error = timed(lambda: submit(queue, 600))
+    assert isinstance(error, QueueUnavailableError)
+    assert "statement timeout" in str(error)
+    assert took < BUDGET_S + SLACK_S
+    engine = create_engine(url)
+    with engine.connect() as conn:
+        still = (
+            "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND query LIKE '%semgrad_documents%'"
+        )
+        assert conn.execute(text(still)).scalar_one() == 0
+    engine.dispose()
+
+
 def test_a_long_migration_is_not_cut_off(url, queue):
     """An index on a large table takes longer than a caller waits."""
     queue.migrate()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import closing
 from dataclasses import replace
 
@@ -187,6 +188,47 @@ def test_a_site_that_stays_away_is_an_unavailable_queue():
     client = ReviewClient("https://review.test", "t", retry_s=0, client=transport)
     with pytest.raises(QueueUnavailableError, match="503"):
         client.claim()
+
+
+NO_ANSWERS = ("", "<html>", "1", '"x"', "[1]", "[" * 100_000, "1" * 5000)
+"""None of them answers any question."""
+
+
+@pytest.mark.parametrize("status", [200, 404, 409])
+@pytest.mark.parametrize("content", [*NO_ANSWERS, "[]", "{}", '{"error": [], "message": {}, "details": 1}'])
+def test_whatever_a_site_answers_is_an_error_of_ours(status, content):
+    """A proxy's page, or another program at the address."""
+    calls = [
+        lambda client: client.submit(exchange(), doubtful(exchange())),
+        lambda client: client.wait(ReviewId("a1"), 0),
+        lambda client: client.approve(ReviewId("a1"), "ann"),
+        lambda client: client.list(),
+    ]
+    if content in NO_ANSWERS or status != 200:
+        calls += [lambda client: client.audit(ReviewId("a1")), lambda client: client.reuse("What?")]
+    for call in calls:
+        client, _, _ = _scripted(httpx.Response(status, content=content))
+        with pytest.raises(ReviewError):
+            call(client)
+
+
+class Trickle(httpx.SyncByteStream):
+    """A byte now and then, so that no limit on a single read is ever reached."""
+
+    def __iter__(self):
+        while True:
+            time.sleep(0.05)
+            yield b" "
+
+
+def test_a_site_that_answers_without_an_end_costs_the_time_of_one_request():
+    """The guard has a time limit of its own, and its caller waits."""
+    transport = httpx.Client(transport=httpx.MockTransport(lambda _: httpx.Response(200, stream=Trickle())))
+    client = ReviewClient("https://review.test", "t", retry_s=0, timeout_s=0.3, client=transport)
+    began = time.monotonic()
+    with pytest.raises(QueueUnavailableError, match="TimeoutError"):
+        client.submit(exchange(), doubtful(exchange()))
+    assert time.monotonic() - began < 3
 
 
 def test_waiting_asks_in_pieces():

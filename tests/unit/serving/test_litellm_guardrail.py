@@ -114,10 +114,22 @@ def test_prompts_are_forgotten_in_time_and_number():
     now = [0.0]
     asked = AskedPrompts(most=2, keep_s=10, clock=lambda: now[0])
     for call_id in "abc":
-        asked.keep(call_id, MESSAGES)
+        asked.keep(call_id, MESSAGES, 1)
     assert asked.find("a") is None
     assert asked.find("c") == MESSAGES
     now[0] = 11.0
     assert asked.find("c") is None
-    asked.keep("d", MESSAGES)
+    asked.keep("d", MESSAGES, 1)
     assert list(asked._kept) == ["d"]
+
+
+def test_prompts_are_forgotten_where_they_are_large():
+    """Ten thousand of the largest requests would be more memory than most machines have."""
+    asked = AskedPrompts(most_bytes=100)
+    for call_id in "abc":
+        asked.keep(call_id, MESSAGES, 40)
+    assert list(asked._kept) == ["b", "c"]
+    asked.keep("c", MESSAGES, 90)
+    assert list(asked._kept) == ["c"]
+    asked.keep("d", MESSAGES, 1000)
+    assert (list(asked._kept), asked._n_bytes) == ([], 0)

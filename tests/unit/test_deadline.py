@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from semgrad_guard.routing.deadline import Deadline, call_before
+from semgrad_guard.deadline import Deadline, call_before
 
 
 def test_remaining_time_never_goes_below_zero() -> None:
