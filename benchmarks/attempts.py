@@ -11,6 +11,7 @@ import argparse
 import json
 import random
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,8 @@ from semgrad_guard.scoring.words import names, numbers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from semgrad_guard.calibration.profile import Profile
 
 SHORT = ("{answer}", "{answer}.", "It is {answer}.", "The answer is {answer}.")
 ATTEMPTS = {
@@ -46,10 +49,10 @@ ACCEPTED = 0.85
 """Share of the right short answers that the threshold lets through."""
 
 
-def confidence(exchange: Exchange) -> float:
-    """Return what the shipped profile gives by the texts alone."""
+def confidence(exchange: Exchange, profile: Profile) -> float:
+    """Return what a profile of texts gives."""
     signals = grounding_signals(exchange) | retrieval_signals(exchange.passages)
-    fit = next(fit for fit in load_profile("proxy").fits() if not fit.is_too_long(signals))
+    fit = next(fit for fit in profile.fits() if not fit.is_too_long(signals))
     return float(fit.curve.probabilities(np.array([fit.model.margin(signals)]))[0])
 
 
@@ -62,17 +65,14 @@ def attempts(rows: list[dict[str, Any]], draw: random.Random) -> Iterator[tuple[
         exchange = Exchange(question=row["question"], passages=passages, answer="")
         for answer, is_right in ((right, True), (wrong, False)):
             for shape, text in _texts(row, answer, right).items():
-                yield shape, is_right, _with(exchange, text)
+                yield shape, is_right, replace(exchange, answer=text)
         for order in ORDERS:
-            told = (*passages, Passage(order.format(answer=wrong)))
-            yield "orders", False, Exchange(question=row["question"], passages=told, answer=f"{wrong}.")
+            with_order = (*passages, Passage(order.format(answer=wrong)))
+            yield "orders", False, replace(exchange, passages=with_order, answer=f"{wrong}.")
         other = _other_value(row, right, draw)
         if other:
-            yield "another value of the passages", False, _with(exchange, draw.choice(SHORT).format(answer=other))
-
-
-def _with(exchange: Exchange, answer: str) -> Exchange:
-    return Exchange(question=exchange.question, passages=exchange.passages, answer=answer)
+            text = draw.choice(SHORT).format(answer=other)
+            yield "another value of the passages", False, replace(exchange, answer=text)
 
 
 def _texts(row: dict[str, Any], answer: str, right: str) -> dict[str, str]:
@@ -106,12 +106,12 @@ def main() -> None:
     rows = [json.loads(line) for line in given.file.read_text(encoding="utf-8").splitlines()]
     rows = [row for row in rows if row["answers"] and any(one["relevant"] for one in row["contexts"])]
     draw.shuffle(rows)
-    found = defaultdict[tuple[str, bool], list[float]](list)
+    profile, confidences = load_profile("proxy"), defaultdict[tuple[str, bool], list[float]](list)
     for shape, is_right, exchange in attempts(rows[: given.limit], draw):
-        found["short" if shape.startswith("short") else shape, is_right].append(confidence(exchange))
-    threshold = float(np.quantile(found["short", True], 1 - ACCEPTED))
+        confidences["short" if shape.startswith("short") else shape, is_right].append(confidence(exchange, profile))
+    threshold = float(np.quantile(confidences["short", True], 1 - ACCEPTED))
     table = Table("answer", "right", "n", "mean", "accepted", title=f"accepted from {threshold:.2f} on")
-    for (shape, is_right), values in found.items():
+    for (shape, is_right), values in confidences.items():
         share = np.mean(np.array(values) >= threshold)
         table.add_row(shape, "yes" if is_right else "no", str(len(values)), f"{np.mean(values):.2f}", f"{share:.0%}")
     Console().print(table)

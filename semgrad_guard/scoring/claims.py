@@ -255,10 +255,12 @@ class PassageTexts:
         return [part for claim in claims for part in self._parts_of(claim, self._is_foreign)]
 
     def _parts_of(self, claim: Claim, is_own: Callable[[Sequence[str], int], bool]) -> Iterator[Claim]:
-        said, spans = words(claim.text), word_spans(claim.text)
         start, end = self._run(claim.text)
-        cuts = [0, len(claim.text)]
-        if end - start >= RUN and len(said) == len(spans):
+        if end - start < RUN:
+            yield claim
+            return
+        said, spans, cuts = words(claim.text), word_spans(claim.text), [0, len(claim.text)]
+        if len(said) == len(spans):
             is_at_end = any(passage[-RUN:] == said[end - RUN : end] for passage in self.words)
             cuts += [spans[start][0]] if is_own(said[:start], OWN_WORDS) else []
             cuts += [spans[end][0]] if is_own(said[end:], 1 if is_at_end else OWN_WORDS) else []

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 
+from benchmarks.attempts import confidence as of_texts
 from semgrad_guard.calibration import load_profile
 from semgrad_guard.flow import Exchange, Passage
-from semgrad_guard.scoring.text_signals import grounding_signals, retrieval_signals
 
 PASSAGE = (
     "The old lighthouse at the harbour of Tarn, which sailors still call the Candle, was built in 1846 by Anna Berg, "
@@ -21,11 +20,8 @@ LOW, HIGH = 0.3, 0.5
 
 def confidence(answer: str, *more: str) -> float:
     """Return the shipped profile's confidence."""
-    profile = load_profile("proxy")
     exchange = Exchange(question=QUESTION, passages=tuple(map(Passage, (PASSAGE, OTHER, *more))), answer=answer)
-    signals = grounding_signals(exchange) | retrieval_signals(exchange.passages)
-    fit = next(fit for fit in profile.fits() if not fit.is_too_long(signals))
-    return float(fit.curve.probabilities(np.array([fit.model.margin(signals)]))[0])
+    return of_texts(exchange, load_profile("proxy"))
 
 
 SHAPES = [
