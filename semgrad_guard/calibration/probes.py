@@ -54,7 +54,8 @@ class Probe(Frozen):
         vector = vectors.get(self.name, ())
         if len(vector) != len(self.weights):
             return math.nan
-        found = float(np.dot(self.weights, vector)) + self.intercept
+        with np.errstate(invalid="ignore", over="ignore"):  # an infinite value gives NaN below
+            found = float(np.dot(self.weights, vector)) + self.intercept
         return found if math.isfinite(found) else math.nan
 
 

@@ -90,7 +90,8 @@ def test_a_score_without_the_vector_gets_no_confidence(profile: Profile) -> None
     """A probe is never guessed; and parts of an answer, which have no vector, are judged by the rest."""
     row = next(_rows(1, seed=2))
     calibrator = ProfileCalibrator(profile)
-    for vectors in ({}, {"state_probe": (1.0,) * (WIDTH + 1)}, {"state_probe": (math.nan,) * WIDTH}):
+    others = ((1.0,) * (WIDTH + 1), (math.nan,) * WIDTH, (math.inf,) * WIDTH)
+    for vectors in ({}, *({"state_probe": other} for other in others)):
         refused = calibrator.confidence(Exchange(), _score(row, vectors=vectors))
         assert refused.value is None
         assert "state_probe" in refused.why
