@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import io
 import json
-from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 from rich.console import Console
-from torch.profiler import ProfilerActivity, profile
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from semgrad_guard.errors import ModelSettingError
@@ -21,6 +19,7 @@ from semgrad_guard.evaluation.shapes import SHAPES, random_model
 from semgrad_guard.flow import Exchange
 from semgrad_guard.scoring import SemGradScorer
 from tests.models_for_tests import local_model
+from tests.tensor_memory import peak_bytes
 
 if TYPE_CHECKING:
     from semgrad_guard.evaluation.cost_report import Way
@@ -199,15 +198,6 @@ def test_peak_memory_sees_what_was_freed_again():
     assert peak.extra_mb == pytest.approx(size / 2**20, abs=16)
 
 
-def _peak_bytes(seen: profile) -> int:
-    """Return the most bytes of tensors that were held at a time."""
-    assert seen.profiler is not None
-    assert seen.profiler.kineto_results is not None
-    memory: list[Any] = [event for event in seen.profiler.kineto_results.events() if event.name() == "[memory]"]
-    held: accumulate[int] = accumulate(event.nbytes() for event in sorted(memory, key=lambda event: event.start_ns()))
-    return max(held)
-
-
 def test_memory_of_the_single_pass_grows_with_the_context_by_one_block_only():
     """What was read stays where the writing put it; one block at a time looks at all of it, however deep the model.
 
@@ -221,8 +211,6 @@ def test_memory_of_the_single_pass_grows_with_the_context_by_one_block_only():
     for n in (64, 2048):
         written = local.generate(prompt_ids=[7] * n, max_new_tokens=8, states_of=scorer.band_blocks)
         scorer.score_generated(written)
-        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
-            scorer.score_generated(written)
-        peaks.append(_peak_bytes(seen))
+        peaks.append(peak_bytes(lambda written=written: scorer.score_generated(written)))
     one_block = 2 * n_kv_heads * head_dim * n_bytes * (2048 - 64)
     assert peaks[1] - peaks[0] < n_blocks // 2 * one_block

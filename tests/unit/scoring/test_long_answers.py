@@ -6,7 +6,6 @@ import gc
 import threading
 import time
 from itertools import pairwise
-from pathlib import Path
 
 import pytest
 import torch
@@ -19,6 +18,7 @@ from semgrad_guard.scoring import SemGradScorer
 from semgrad_guard.scoring.layout import Tokens
 from semgrad_guard.scoring.measure import batches
 from tests.models_for_tests import local_model
+from tests.tensor_memory import peak_bytes
 
 SIZES = {
     "hidden_size": 128,
@@ -55,26 +55,10 @@ def exchange(n_tokens: int) -> Exchange:
     )
 
 
-def peak_bytes(work) -> int:
-    """Return by how much the process grows at most while some work is done."""
-    gc.collect()
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from what there is
-    before = _peak()
-    work()
-    return _peak() - before
-
-
-def _peak() -> int:
-    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-    return int(line.split()[1]) * 1024
-
-
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="reads the peak from Linux")
 def test_memory_grows_by_little_with_each_token(local, scorer):
     """Recorded as a whole, the band took several times as much, and an answer of 6,000 tokens several gigabytes."""
     if "GPT2" in type(local.model).__name__:
         pytest.skip("torch keeps more of blocks that are left to it, about 100 kB a token")
-    scorer.score(exchange(1500))  # what is allocated once
     assert peak_bytes(lambda: scorer.score(exchange(4500))) / 4500 < KEPT_A_TOKEN + 4 * BLOCK_A_TOKEN
 
 
