@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -18,7 +19,7 @@ from semgrad_guard.calibration.curves import (
     smoothed,
 )
 from semgrad_guard.calibration.evidence import measure, reference_of
-from semgrad_guard.calibration.fused import FusedModel, fit_fused
+from semgrad_guard.calibration.fused import FusedModel, fit_fused, fit_weights, standardiser
 from semgrad_guard.calibration.labels import MAX_ROWS, Labels, check_enough, collect, grouped_folds
 from semgrad_guard.calibration.left_out import adversarial_evidence, left_out_evidence, reported_evidence
 from semgrad_guard.calibration.metrics import auroc, log_losses
@@ -82,7 +83,7 @@ def fit_isotonic(margins: Array, correct: Array) -> IsotonicCurve:
 def fit_venn_abers(margins: Array, correct: Array) -> VennAbersCurve:
     """Return the inductive Venn-Abers curve of the margins.
 
-    Written on scikit-learn's isotonic fit: the `venn-abers` package switches numpy's floating-point warnings off for
+    Written on scipy's isotonic fit: the `venn-abers` package switches numpy's floating-point warnings off for
     the whole process when imported, and brings pandas.
     """
     knots, place = np.unique(_pooled(margins), return_inverse=True)
@@ -108,15 +109,15 @@ def _pooled(margins: Array) -> Array:
 
 def _refits(mean: Array, weight: Array, label: float) -> tuple[float, ...]:
     """Return the isotonic value of one more answer with this label at every gap and knot, from the left."""
-    isotonic = require("sklearn.isotonic", extra="evaluation").isotonic_regression
+    isotonic = require("scipy.optimize", extra="evaluation").isotonic_regression
     values: list[float] = []
     for k in range(len(mean)):
-        gap = isotonic(np.insert(mean, k, label), sample_weight=np.insert(weight, k, 1.0))[k]
+        gap = isotonic(np.insert(mean, k, label), weights=np.insert(weight, k, 1.0)).x[k]
         joined = (mean[k] * weight[k] + label) / (weight[k] + 1)
         knot_mean, knot_weight = mean.copy(), weight.copy()
         knot_mean[k], knot_weight[k] = joined, weight[k] + 1
-        values += [float(gap), float(isotonic(knot_mean, sample_weight=knot_weight)[k])]
-    values.append(float(isotonic(np.append(mean, label), sample_weight=np.append(weight, 1.0))[-1]))
+        values += [float(gap), float(isotonic(knot_mean, weights=knot_weight).x[k])]
+    values.append(float(isotonic(np.append(mean, label), weights=np.append(weight, 1.0)).x[-1]))
     return tuple(values)
 
 
@@ -225,11 +226,12 @@ def fit(labels: Labels, plan: Plan) -> Fitted:
     wanted = {name: vectors for name, vectors in labels.vectors.items() if name in plan.required}
     labels, probes = with_probes(replace(labels, vectors=wanted), plan.seed)
     is_taught = plan.method == "fused" and not labels.honest.all()
+    folds = _Folds(labels, plan)
     if is_taught:
-        labels = _weighed(labels, plan)
-    names = _signals(labels, plan)
+        labels = _weighed(labels, plan, folds)
+    names = _chosen(labels, plan, folds) if plan.method == "fused" else (_single(labels, plan),)
     rows = labels.select(names)
-    ridge, margins = _tuned(rows, plan) if len(names) > 1 else (RIDGES[0], None)
+    ridge, margins = _tuned(rows, folds) if len(names) > 1 else (RIDGES[0], None)
     model = _fit_model(rows, plan, ridge)
     if margins is None:
         margins = model.margins(rows.signals)
@@ -252,19 +254,17 @@ def out_of_fold(labels: Labels, plan: Plan) -> NDArray[np.float64]:
     return confidence
 
 
-def _signals(labels: Labels, plan: Plan) -> tuple[str, ...]:
-    """Return the signals to use on these rows."""
-    if plan.method == "fused":
-        return _chosen(labels, plan)
+def _single(labels: Labels, plan: Plan) -> str:
+    """Return the one signal to use on these rows."""
     if plan.method != "best":
-        return (plan.method,)
+        return plan.method
     directed = [name for name in plan.required if plan.sign(name)] or list(plan.required)
     values = labels.select(directed).signals
     honest = labels.honest
     quality = {
         name: _ranking(values[honest, j], labels.correct[honest], plan.sign(name)) for j, name in enumerate(directed)
     }
-    return (max(directed, key=quality.__getitem__),)
+    return max(directed, key=quality.__getitem__)
 
 
 def _ranking(values: NDArray[np.float64], correct: NDArray[np.float64], sign: int) -> float:
@@ -282,6 +282,58 @@ def _fit_model(labels: Labels, plan: Plan, ridge: float) -> FusedModel:
         required=[plan.required[name] for name in labels.names],
         ridge=ridge,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Fold:
+    """One fold: rows that teach, rows that are predicted, and the signals of both, standardised by those that teach."""
+
+    test: NDArray[np.bool_]
+    train: Labels
+    predicted: NDArray[np.float64]
+    """Raw signals of the other rows, ``(row, signal)``."""
+    standardised: dict[str, tuple[Array, Array]] = field(default_factory=dict[str, "tuple[Array, Array]"])
+    """What was asked for: by signal, the values of the two kinds of rows."""
+
+    def values(self, name: str) -> tuple[Array, Array]:
+        """Return a signal's standardised values in the rows that teach and in the others."""
+        if name not in self.standardised:
+            j = self.train.names.index(name)
+            raw = self.train.signals[:, j]
+            column = standardiser(name, raw[self.train.honest], required=True)
+            self.standardised[name] = column.filled(raw), column.filled(self.predicted[:, j])
+        return self.standardised[name]
+
+
+class _Folds:
+    """The folds in which a fit is chosen: signals are standardised once for all sets, weights and penalties tried."""
+
+    def __init__(self, labels: Labels, plan: Plan) -> None:
+        self._labels, self._plan = labels, plan
+
+    @cached_property
+    def _folds(self) -> list[_Fold]:
+        labels = self._labels
+        return [_Fold(test, labels.take(~test), labels.signals[test]) for test in labels.folds(self._plan.seed + 1)]
+
+    def margins(self, labels: Labels, ridges: Sequence[float]) -> dict[float, NDArray[np.float64]]:
+        """Return for each penalty the margin of each row from a fit on the rows of other folds.
+
+        Args:
+            labels: the rows of the folds, with the signals to fit and the weights that count.
+            ridges: the penalties.
+        """
+        margins = {ridge: np.empty(len(labels)) for ridge in ridges}
+        signs = [self._plan.sign(name) for name in labels.names]
+        for fold in self._folds:
+            train = replace(fold.train, adversarial_share=labels.adversarial_share)
+            design, predicted = (
+                np.stack(columns, axis=1) for columns in zip(*map(fold.values, labels.names), strict=True)
+            )
+            for ridge in ridges:
+                weights, intercept = fit_weights(design, train, signs=signs, ridge=ridge)
+                margins[ridge][fold.test] = predicted @ weights + intercept
+        return margins
 
 
 FAMILIES: tuple[frozenset[Family], ...] = (
@@ -310,7 +362,7 @@ FIRST_RIDGES = (3e-2, 3e-1)
 """Penalties with which sets of families are compared."""
 
 
-def _chosen(labels: Labels, plan: Plan) -> tuple[str, ...]:
+def _chosen(labels: Labels, plan: Plan, folds: _Folds) -> tuple[str, ...]:
     """Return the signals of the set of families that predicts best, by cross-validation.
 
     A larger set replaces a smaller one only where it is better by more than one standard error of the paired
@@ -325,7 +377,7 @@ def _chosen(labels: Labels, plan: Plan) -> tuple[str, ...]:
     candidates = [names for names in dict.fromkeys(sets) if names]
     if len(candidates) == 1:
         return candidates[0]
-    losses = {names: _losses(labels.select(names), plan) for names in candidates}
+    losses = {names: _losses(labels.select(names), folds) for names in candidates}
     best, *larger = candidates
     for names in larger:
         if _is_clear(losses[best] - losses[names], labels.weights, int(labels.honest.sum())):
@@ -340,7 +392,7 @@ ADVERSARIAL_SHARES = (0.6, 0.2, 0.05)
 more than noise is taken."""
 
 
-def _weighed(labels: Labels, plan: Plan) -> Labels:
+def _weighed(labels: Labels, plan: Plan, folds: _Folds) -> Labels:
     """Return the rows with the largest weight of adversarial ones at which honest ones are predicted as without them.
 
     As without: their cross-validated log-loss is not higher by more than one standard error of the paired difference.
@@ -352,7 +404,7 @@ def _weighed(labels: Labels, plan: Plan) -> Labels:
 
     def honest_losses(share: float) -> NDArray[np.float64]:
         weighed = replace(labels, adversarial_share=share)
-        return _losses(weighed.select(_chosen(weighed, plan)), plan)[labels.honest]
+        return _losses(weighed.select(_chosen(weighed, plan, folds)), folds)[labels.honest]
 
     without = honest_losses(NO_SHARE)
     for share in ADVERSARIAL_SHARES:
@@ -366,29 +418,19 @@ def _of_families(names: Iterable[str], families: frozenset[Family]) -> tuple[str
     return tuple(name for name in names if (signal := signal_of(name)) is None or signal.family in families)
 
 
-def _losses(labels: Labels, plan: Plan) -> NDArray[np.float64]:
+def _losses(labels: Labels, folds: _Folds) -> NDArray[np.float64]:
     """Return each row's out-of-fold log-loss, with the better of a few penalties."""
-    margins = _out_of_fold_margins(labels, plan, FIRST_RIDGES)
+    margins = folds.margins(labels, FIRST_RIDGES)
     losses = [_row_losses(margin, labels) for margin in margins.values()]
     return min(losses, key=lambda loss: float(np.average(loss, weights=labels.weights)))
 
 
-def _tuned(labels: Labels, plan: Plan) -> tuple[float, NDArray[np.float64]]:
+def _tuned(labels: Labels, folds: _Folds) -> tuple[float, NDArray[np.float64]]:
     """Return the penalty with the lowest cross-validated log-loss, and its out-of-fold margins."""
     ridges = SOURCE_RIDGES if labels.has_sources else RIDGES
-    margins = _out_of_fold_margins(labels, plan, ridges)
+    margins = folds.margins(labels, ridges)
     best = min(ridges, key=lambda r: float(np.average(_row_losses(margins[r], labels), weights=labels.weights)))
     return best, margins[best]
-
-
-def _out_of_fold_margins(labels: Labels, plan: Plan, ridges: Sequence[float]) -> dict[float, NDArray[np.float64]]:
-    """Return for each penalty the margin of each row from a fit on the rows of other groups."""
-    margins = {ridge: np.empty(len(labels)) for ridge in ridges}
-    for test in labels.folds(plan.seed + 1):
-        train = labels.take(~test)
-        for ridge in ridges:
-            margins[ridge][test] = _fit_model(train, plan, ridge).margins(labels.signals[test])
-    return margins
 
 
 def _row_losses(margins: NDArray[np.float64], labels: Labels) -> NDArray[np.float64]:

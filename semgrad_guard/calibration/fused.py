@@ -58,6 +58,10 @@ class SignalColumn(Frozen):
         with np.errstate(over="ignore"):  # whatever overflows is clipped
             return np.clip((value - self.mean) / self.scale, -Z_LIMIT, Z_LIMIT)
 
+    def filled(self, raw: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the standardised column with the average in place of missing values."""
+        return np.nan_to_num(self.standardise(np.where(np.isfinite(raw), raw, np.nan)), nan=0.0)
+
 
 def _transformed(raw: NDArray[np.float64], transform: str, floor: float) -> NDArray[np.float64]:
     if transform == "log":
@@ -87,9 +91,7 @@ class FusedModel(Frozen):
 
     def parts(self, signals: Mapping[str, float]) -> NDArray[np.float64]:
         """Return each column's share of the margin relative to the average answer."""
-        return np.array(
-            [c.weight * float(_filled(c, np.array([signals.get(c.name, np.nan)]))[0]) for c in self.columns]
-        )
+        return np.array([c.weight * float(c.filled(np.array([signals.get(c.name, np.nan)]))[0]) for c in self.columns])
 
     def margin(self, signals: Mapping[str, float]) -> float:
         """Return the margin of one answer."""
@@ -99,14 +101,8 @@ class FusedModel(Frozen):
         """Return the margin of each row of ``(row, signal)``, the columns in the order of `names`."""
         margin = np.full(len(signals), self.intercept)
         for j, column in enumerate(self.columns):
-            margin += column.weight * _filled(column, signals[:, j])
+            margin += column.weight * column.filled(signals[:, j])
         return margin
-
-
-def _filled(column: SignalColumn, raw: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the standardised column with the average in place of missing values."""
-    finite = np.where(np.isfinite(raw), raw, np.nan)
-    return np.nan_to_num(column.standardise(finite), nan=0.0)
 
 
 def _skew(shape: NDArray[np.float64]) -> float:
@@ -157,11 +153,18 @@ def fit_fused(labels: Labels, *, signs: Sequence[int], required: Sequence[bool],
         required: whether each signal must be there when the model is applied.
         ridge: strength of the penalty on standardised coefficients.
     """
-    honest = labels.signals[labels.honest]
-    columns = [standardiser(name, honest[:, j], required=required[j]) for j, name in enumerate(labels.names)]
-    design = np.stack([_filled(c, labels.signals[:, j]) for j, c in enumerate(columns)], axis=1)
-    weights, intercept = fit_logistic(
-        design, labels.correct, signs=signs, ridge=ridge, weights=labels.weights, strata=labels.strata
-    )
+    columns = [
+        standardiser(name, labels.signals[labels.honest, j], required=required[j])
+        for j, name in enumerate(labels.names)
+    ]
+    design = np.stack([c.filled(labels.signals[:, j]) for j, c in enumerate(columns)], axis=1)
+    weights, intercept = fit_weights(design, labels, signs=signs, ridge=ridge)
     fitted = [c.model_copy(update={"weight": float(w)}) for c, w in zip(columns, weights, strict=True)]
     return FusedModel(columns=tuple(fitted), intercept=intercept)
+
+
+def fit_weights(
+    design: NDArray[np.float64], labels: Labels, *, signs: Sequence[int], ridge: float
+) -> tuple[NDArray[np.float64], float]:
+    """Return the weight of each standardised column of `design`, ``(row, column)``, and the intercept."""
+    return fit_logistic(design, labels.correct, signs=signs, ridge=ridge, weights=labels.weights, strata=labels.strata)
