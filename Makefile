@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 export HF_HUB_OFFLINE := 1
 
-.PHONY: help install demo check test test-gpu test-ray lint format types contract profile proxy-profile bench bench-gpu bench-review bench-serve docs pages release-check clean
+.PHONY: help install demo check test test-gpu test-ray lint format types mypy pyright contract profile proxy-profile bench bench-gpu bench-review bench-serve docs pages release-check clean
 help:            ## show this list
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/:/' | column -t -s:
 
@@ -38,8 +38,10 @@ format: $(STAMP)  ## format and fix what can be fixed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-types: $(STAMP)  ## check types with mypy and pyright
+types: mypy pyright  ## check types with mypy and pyright
+mypy: $(STAMP)
 	$(BIN)/mypy
+pyright: $(STAMP)
 	$(BIN)/pyright
 
 profile: $(STAMP)  ## build again the profile that ships for the demo model (half an hour)

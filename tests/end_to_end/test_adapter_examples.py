@@ -40,3 +40,12 @@ def test_an_example_on_the_demo_model_runs(name: str, tmp_path: Path) -> None:
     shown = run(name, tmp_path)
     assert "answered" in shown
     assert list(tmp_path.iterdir()) == []
+
+
+def test_every_example_has_a_test() -> None:
+    """The others are run by the tests of LangChain's and LangSmith's examples; several use the loopback server."""
+    here = Path(__file__)
+    tested = "".join(path.read_text(encoding="utf-8") for path in here.parent.glob("test_*.py") if path != here)
+    tested += here.read_text(encoding="utf-8").partition("def test_every_example")[0]
+    untested = [path.stem for path in EXAMPLES.glob("*.py") if f"{path.stem}.py" not in tested]
+    assert [stem for stem in untested if f"from examples.{stem} import" not in tested] == []
