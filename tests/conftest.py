@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -28,8 +29,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
-    """Tell `tests.hostile_cases` of it, before the tests are collected; many cases take as long as they take."""
+    """Tell `tests.hostile_cases` of it, before the tests are collected; many cases take as long as they take.
+
+    Without it every run makes up the same cases, so that a change is judged by what it changes.
+    """
     wanted: int | None = config.getoption("--hostile-cases")
+    settings.register_profile("project", derandomize=wanted is None, database=None)
+    settings.load_profile("project")
     if wanted is not None:
         os.environ["SEMGRAD_HOSTILE_CASES"] = str(wanted)
         if config.getoption("timeout", None) is None:

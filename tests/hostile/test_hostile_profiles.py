@@ -258,7 +258,7 @@ def test_made_up_profiles(tmp_path) -> None:
     """Each is a profile that gives a probability for any score, or an error of ours."""
     counted = {"refused": 0, "used": 0}
 
-    @settings(max_examples=5 * CASES, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=5 * CASES, deadline=None, suppress_health_check=list(HealthCheck))
     @given(made_up(), scores())
     def ask(text, score) -> None:
         profile = read(text, tmp_path / "p.json")

@@ -129,7 +129,7 @@ def test_made_up_requests(stream) -> None:
     """Every field takes everything, and what is wrong with it is answered."""
     with client_of(honest, stream=stream, accept=0.5) as client:
 
-        @settings(max_examples=CASES, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+        @settings(max_examples=CASES, deadline=None, suppress_health_check=list(HealthCheck))
         @given(
             body=st.fixed_dictionaries({}, optional=dict.fromkeys(FIELDS, VALUES)),
             messages=MESSAGES,
@@ -250,7 +250,7 @@ def test_made_up_replies(stream) -> None:
 
     with client_of(upstream, stream=stream, default=0.9, accept=0.7) as client:
 
-        @settings(max_examples=2 * CASES, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+        @settings(max_examples=2 * CASES, deadline=None, suppress_health_check=list(HealthCheck))
         @given(
             reply=REPLIES,
             status=STATUSES,

@@ -167,6 +167,5 @@ TestSiteMachine.settings = settings(
     max_examples=max(20, CASES // 4),
     stateful_step_count=25,
     deadline=None,
-    database=None,
     suppress_health_check=list(HealthCheck),
 )

@@ -43,7 +43,7 @@ def test_the_api_answers_as_it_is_described(api):
     for found in api.get_all_operations():
         operation = found.ok()
 
-        @settings(max_examples=15, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+        @settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
         @given(case=operation.as_strategy())
         def ask(case) -> None:
             if "ruling" in case.path:

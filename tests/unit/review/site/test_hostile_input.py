@@ -173,7 +173,7 @@ def test_made_up_requests(client, queue):
     """Every field of the API takes everything, and answers."""
     review_id = submit(queue)
 
-    @how(max_examples=CASES, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @how(max_examples=CASES, deadline=None, suppress_health_check=list(HealthCheck))
     @given(
         document=st.fixed_dictionaries({}, optional=dict.fromkeys(FIELDS, values)),
         exchange_id=texts,
