@@ -21,9 +21,9 @@ from rich.table import Table
 
 from semgrad_guard.calibration import load_profile
 from semgrad_guard.flow import Exchange, Passage
-from semgrad_guard.scoring.spans import sentence_spans
-from semgrad_guard.scoring.text_signals import grounding_signals, retrieval_signals
-from semgrad_guard.scoring.words import names, numbers
+from semgrad_guard.scoring.texts.spans import sentence_spans
+from semgrad_guard.scoring.texts.text_signals import grounding_signals, retrieval_signals
+from semgrad_guard.scoring.texts.words import names, numbers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -31,11 +31,11 @@ from semgrad_guard.evaluation.adversarial import KINDS, Honest, adversarial
 from semgrad_guard.evaluation.elements import ElementQuestion, passages, questions
 from semgrad_guard.flow import Exchange, Fingerprint, Passage
 from semgrad_guard.models import load_model
-from semgrad_guard.scoring.claims import FEW_WORDS
 from semgrad_guard.scoring.forward_signals import answer_nll, nll_without_passages, passage_signals
 from semgrad_guard.scoring.reading import as_read, read_exchange
-from semgrad_guard.scoring.text_signals import grounding_signals, retrieval_signals
-from semgrad_guard.scoring.words import names, numbers, words
+from semgrad_guard.scoring.texts.claims import FEW_WORDS
+from semgrad_guard.scoring.texts.text_signals import grounding_signals, retrieval_signals
+from semgrad_guard.scoring.texts.words import names, numbers, words
 from semgrad_guard.signals import PASSAGE_HELP, SIGNALS, TAMPERING
 
 if TYPE_CHECKING:

@@ -5,9 +5,9 @@ computed (grounding without passages, a position before the prompt's first token
 
 To add a signal, add its row here and compute it where its family is computed: gradients and likelihoods in
 `scoring.measure`, where words begin in `scoring.starts`, attention in `scoring.attention_signals`, claims in
-`scoring.claims`, what passages lack in `scoring.novelty`, other texts and meaning in `scoring.text_signals`, further
-forward passes in `scoring.forward_signals`, probes in `calibration.probes`, samples in
-`evaluation.compare.sampled_signals`.
+`scoring.texts.claim_signals`, what passages lack in `scoring.texts.novelty`, other texts and meaning in
+`scoring.texts.text_signals`, further forward passes in `scoring.forward_signals`, probes in `calibration.probes`,
+samples in `evaluation.compare.sampled_signals`.
 """
 
 from __future__ import annotations

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from semgrad_guard.flow import Exchange, Passage, new_exchange_id
-from semgrad_guard.scoring.spans import sentence_spans
-from semgrad_guard.scoring.words import claimed_words, content_words, is_negated, names, numbers, words
+from semgrad_guard.scoring.texts.spans import sentence_spans
+from semgrad_guard.scoring.texts.words import claimed_words, content_words, is_negated, names, numbers, words
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence

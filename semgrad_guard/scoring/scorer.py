@@ -20,7 +20,6 @@ from semgrad_guard.models.embedding import UnitVectors
 from semgrad_guard.models.generate import ending
 from semgrad_guard.scoring.attention_signals import attention_signals, only_of, passage_shares, read_for
 from semgrad_guard.scoring.budget import budget_for
-from semgrad_guard.scoring.claims import PassageTexts
 from semgrad_guard.scoring.forward_signals import nll_without_passages, p_true, passage_signals
 from semgrad_guard.scoring.layout import Tokens, default_position
 from semgrad_guard.scoring.measure import (
@@ -36,9 +35,10 @@ from semgrad_guard.scoring.model_parts import Band, model_parts_of, upper_half
 from semgrad_guard.scoring.prompt_parts import prompt_parts
 from semgrad_guard.scoring.reading import as_read, read_exchange
 from semgrad_guard.scoring.recording import band_bytes
-from semgrad_guard.scoring.spans import place_spans
 from semgrad_guard.scoring.starts import start_signals, starts_of
-from semgrad_guard.scoring.text_signals import closeness_signals, grounding_signals, retrieval_signals
+from semgrad_guard.scoring.texts.claims import PassageTexts
+from semgrad_guard.scoring.texts.spans import place_spans
+from semgrad_guard.scoring.texts.text_signals import closeness_signals, grounding_signals, retrieval_signals
 from semgrad_guard.signals import (
     ATTENTION,
     ATTENTION_PROBE,
@@ -60,8 +60,8 @@ if TYPE_CHECKING:
     from semgrad_guard.models import Generated, KeptCache, LocalModel
     from semgrad_guard.models.embedding import Embedder
     from semgrad_guard.scoring.measure import Measure, PartMeasure
-    from semgrad_guard.scoring.spans import PlacedSpan
     from semgrad_guard.scoring.starts import Starts
+    from semgrad_guard.scoring.texts.spans import PlacedSpan
 
 _log = logging.getLogger("semgrad_guard")
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 from semgrad_guard.models.tokens import text_ends
 from semgrad_guard.scoring.budget import unhurried
-from semgrad_guard.scoring.claims import claims_of
-from semgrad_guard.scoring.words import content_places
+from semgrad_guard.scoring.texts.claims import claims_of
+from semgrad_guard.scoring.texts.words import content_places
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -213,7 +213,7 @@ class _Sentences:
 
     async def next_good(self) -> str:
         """Return what may be sent now: whole sentences, if the answer up to there is good enough."""
-        from semgrad_guard.scoring.spans import sentence_spans  # loads torch
+        from semgrad_guard.scoring.texts.spans import sentence_spans  # loads torch
 
         text = self.heard.texts.get(0, "")
         end = max((end for _, end in sentence_spans(text)[:-1]), default=0) if self.is_open else 0

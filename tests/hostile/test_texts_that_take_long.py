@@ -17,7 +17,7 @@ from semgrad_guard.flow import Exchange
 from semgrad_guard.review.store.document import question_key
 from semgrad_guard.routing.steps import is_prose
 from semgrad_guard.scoring import words
-from semgrad_guard.scoring.spans import sentence_spans
+from semgrad_guard.scoring.texts.spans import sentence_spans
 from semgrad_guard.suspicious import gives_orders
 
 SIZE = 80_000

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from semgrad_guard.scoring.layout import Tokens
 from semgrad_guard.scoring.measure import GradientSpec, measure
 from semgrad_guard.scoring.model_parts import Band
-from semgrad_guard.scoring.spans import sentence_spans
-from semgrad_guard.scoring.words import content_words, words
+from semgrad_guard.scoring.texts.spans import sentence_spans
+from semgrad_guard.scoring.texts.words import content_words, words
 from tests.models_for_tests import N_VOCABULARY, tiny_lm
 
 SPEC = GradientSpec(Band(2, 3), 5)

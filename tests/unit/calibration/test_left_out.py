@@ -13,7 +13,7 @@ from semgrad_guard.calibration.labels import collect
 from semgrad_guard.calibration.metrics import auroc_within, share_right_above
 from semgrad_guard.errors import ImpossibleSignalError
 from semgrad_guard.flow import Exchange, Passage
-from semgrad_guard.scoring.text_signals import grounding_signals, retrieval_signals
+from semgrad_guard.scoring.texts.text_signals import grounding_signals, retrieval_signals
 from semgrad_guard.signals import SIGNALS
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ import pytest
 from semgrad_guard.evaluation.adversarial import KINDS, Honest, adversarial, write_adversarial
 from semgrad_guard.evaluation.rows import read_rows
 from semgrad_guard.flow import Exchange, Passage
-from semgrad_guard.scoring.text_signals import grounding_signals
+from semgrad_guard.scoring.texts.text_signals import grounding_signals
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from semgrad_guard.scoring.spans import sentence_spans, token_span
+from semgrad_guard.scoring.texts.spans import sentence_spans, token_span
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from semgrad_guard.flow import Exchange, Passage
-from semgrad_guard.scoring.text_signals import grounding_signals
+from semgrad_guard.scoring.texts.text_signals import grounding_signals
 
 PASSAGES = (Passage("The tower was built in 1889 by Gustave Eiffel."), Passage("Paris lies on the Seine."))
 

@@ -1,4 +1,4 @@
-"""Signals by claim: an answer is judged by the weakest thing it says, so that copied text around it changes nothing.
+"""The claims of an answer, and the passages that they are compared with: what is copied, and what is altered in it.
 
 A claim is a sentence of the answer, without those that only repeat the question. Passages that give orders to a model
 support nothing.
@@ -19,21 +19,18 @@ from urllib.parse import unquote
 import numpy as np
 
 from semgrad_guard.scoring.budget import unhurried
-from semgrad_guard.scoring.novelty import PassageForms, novelty_signals
-from semgrad_guard.scoring.spans import sentence_spans
-from semgrad_guard.scoring.words import (
+from semgrad_guard.scoring.texts.novelty import PassageForms
+from semgrad_guard.scoring.texts.spans import sentence_spans
+from semgrad_guard.scoring.texts.words import (
     ABOUT_ANSWERING,
     BEFORE_NT,
     NEGATIONS,
-    claimed_words,
     content_of,
     content_words,
     is_negated,
     longest_common_run,
-    name_pairs,
     names,
     numbers,
-    units,
     word_spans,
     words,
 )
@@ -58,10 +55,6 @@ FEW_WORDS = 12
 """An answer with at most so many words of its own is a short one, however much it copies."""
 MOSTLY = 0.6
 """An answer is copied for the most part where this share of its words is in copied claims."""
-WEAK = 0.5
-"""A claim is weak where a smaller share of its new words stands together in the passages."""
-NEARBY = 40
-"""How many words before and after an answer word count as near it: two or three sentences."""
 ALTERED = 0.7
 """A claim is an altered copy where one sentence has this share of its words in the same order, and says otherwise."""
 N_LIKEST = 3
@@ -70,10 +63,6 @@ MOST_ALIGNED = 1_000
 """How many words of a claim and of a sentence are compared so: it takes time that grows with their product."""
 SMALL_CHANGE = 3
 """A name or number is changed where at most so many words stand in place of at most so many others."""
-SAME = 0.5
-"""A passage sentence speaks of a claim where it has this share of the claim's content words."""
-ASKED = 0.8
-"""Another sentence answers the same question where it has this share of the question's words that the nearest has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +114,7 @@ def _repeats(text: str, asked: set[str]) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class _Sentence:
+class Sentence:
     """A sentence of a passage."""
 
     passage: int
@@ -264,14 +253,14 @@ class PassageTexts:
             is_at_end = any(passage[-RUN:] == said[end - RUN : end] for passage in self.words)
             cuts += [spans[start][0]] if is_own(said[:start], OWN_WORDS) else []
             cuts += [spans[end][0]] if is_own(said[end:], 1 if is_at_end else OWN_WORDS) else []
-        if len(cuts) > 2 and _altered(claim.text, self) > 0:
+        if len(cuts) > 2 and altered_share(claim.text, self) > 0:
             cuts = cuts[:2]
         for left, right in pairwise(sorted(cuts)):
             yield Claim(claim.start + left, claim.start + right, claim.text[left:right])
 
     def _is_foreign(self, of_words: Sequence[str], n_least: int) -> bool:
         content = content_of(of_words) - ABOUT_ANSWERING
-        return len(content) >= n_least and _share(content, self.all_words, missing=True) >= FOREIGN_PART
+        return len(content) >= n_least and share_in(content, self.all_words, missing=True) >= FOREIGN_PART
 
     def n_own_words(self, claims: Sequence[Claim]) -> int:
         """Return the number of words of an answer, without copies where most of it is copied and something is not."""
@@ -282,9 +271,9 @@ class PassageTexts:
 
     def is_copy(self, text: str) -> bool:
         """Return whether a claim is copied from a passage; few words are not, as everybody uses the same."""
-        return _is_copy(text, self.copied(text))
+        return len(words(text)) >= COPIED_WORDS and self.copied(text) >= COPIED
 
-    def nearest(self, asked: set[str], text: str) -> _Sentence:
+    def nearest(self, asked: set[str], text: str) -> Sentence:
         """Return the sentence that speaks of what a claim and the question speak of; there must be passages.
 
         Numbers, names and denials count little, because they are what is then compared.
@@ -293,166 +282,16 @@ class PassageTexts:
         subject = said - numbers(text) - names(text)
         return max(
             self.sentences,
-            key=lambda s: 2 * _share(subject, s.words) + _share(asked, s.words) + 0.5 * _share(said, s.around),
+            key=lambda s: 2 * share_in(subject, s.words) + share_in(asked, s.words) + 0.5 * share_in(said, s.around),
         )
 
 
-def _is_copy(text: str, copied: float) -> bool:
-    return len(words(text)) >= COPIED_WORDS and copied >= COPIED
-
-
-def _sentences_of(place: int, text: str, language: str) -> list[_Sentence]:
+def _sentences_of(place: int, text: str, language: str) -> list[Sentence]:
     texts = [text[start:end] for start, end in sentence_spans(text, language)] or [text]
     found = [frozenset(words(sentence)) for sentence in texts]
     joined = [a | b for a, b in pairwise(found)] + found[-1:]
     both = [f"{a} {b}" for a, b in pairwise(texts)] + texts[-1:]
-    return [_Sentence(place, *one) for one in zip(texts, found, both, joined, strict=True)]
-
-
-@dataclass(frozen=True, slots=True)
-class _ClaimSigns:
-    """What the texts say about one claim; all are shares."""
-
-    grounding: float
-    """Of its new words, those in any passage."""
-    support: float
-    """Of its new words, those in two neighbouring sentences."""
-    copied: float
-    is_copy: bool
-    passage_support: float
-    relevant: float
-    nearby: float
-    overlap: float
-    negation: float
-    numbers: float
-    names: float
-    altered: float
-    disagree: float
-
-    def check(self, *, asked: bool) -> float:
-        """Return how far the passages say the claim about the question: the product of what must all hold."""
-        mismatches = (self.negation, self.numbers, self.names, self.altered)
-        kept = math.prod(1 - 0.5 * (1 + share) for share in mismatches if share > 0)
-        return self.support * kept * (self.nearby if asked else 1.0)
-
-
-def claim_signals(question: str, answer: str, passages: PassageTexts, language: str = "en") -> dict[str, float]:
-    """Return the signals of an answer's claims, by their names in `signals`; the weakest claim counts.
-
-    How well a claim answers the question is read of those that are not copied, because text that is copied beside them
-    is no answer; where all are copied, of the best.
-
-    Args:
-        question: the question alone; empty where it is not known.
-        answer: the answer.
-        passages: what it may rest on.
-        language: two-letter code, for finding sentences.
-    """
-    claims = passages.parted(claims_of(answer, question, language), question)
-    found = {
-        "n_claims": float(len(claims)),
-        "n_words": float(len(words(answer))),
-        "n_own_words": float(passages.n_own_words(claims)),
-    }
-    if not passages.texts:
-        return found
-    asked = content_words(question)
-    relevances = passages.relevances(asked)
-    signs = [_signs_of(claim.text, question, asked, passages, relevances) for claim in claims]
-    said = content_words(answer) - asked - ABOUT_ANSWERING
-    found |= {
-        "claim_grounding": min(s.grounding for s in signs),
-        "claim_support": min(s.support for s in signs),
-        "weak_claims": sum(s.support < WEAK for s in signs) / len(signs),
-        "missing_words": float(len(said - passages.all_words)),
-        "negation_mismatch": max(s.negation for s in signs),
-        "number_mismatch": max(s.numbers for s in signs),
-        "name_mismatch": max(s.names for s in signs),
-        "altered_copy": _altered_copy(claims, signs),
-        "passages_disagree": max(s.disagree for s in signs),
-    }
-    copies, checks = [s.is_copy for s in signs], [s.check(asked=bool(asked)) for s in signs]
-    found |= {
-        "copied_span": of_answer([s.copied for s in signs], copies),
-        "passage_support": of_answer([s.passage_support for s in signs], copies),
-        "claim_check": of_answer(checks, copies),
-        "copied_around": _copied_around(claims, signs),
-        "written_grounding": _written_grounding(claims, signs, question, passages),
-    }
-    found |= novelty_signals(answer, question, [claim.text for claim in claims], passages.forms, copies)
-    if asked:
-        found |= {
-            "relevant_grounding": of_answer([s.relevant for s in signs], copies),
-            "question_nearby": of_answer([s.nearby for s in signs], copies),
-            "question_overlap": of_answer([s.overlap for s in signs], copies),
-        }
-    return found
-
-
-def _copied_around(claims: Sequence[Claim], signs: Sequence[_ClaimSigns]) -> float:
-    """Return how little supports the weakest claim of its own, where an answer is copied for the most part."""
-    if _share_of_words(claims, [sign.is_copy for sign in signs]) < MOSTLY:
-        return 0.0
-    support = min((sign.support for sign in signs if not sign.is_copy), default=1.0)
-    return max(0.0, 1 - support / WEAK)
-
-
-def _written_grounding(
-    claims: Sequence[Claim], signs: Sequence[_ClaimSigns], question: str, passages: PassageTexts
-) -> float:
-    """Return the share of the new words of the claims that are not copied that the passages contain."""
-    written = [claim.text for claim, sign in zip(claims, signs, strict=True) if not sign.is_copy]
-    if not written:
-        return 1.0
-    return _share(claimed_words(" ".join(written), question), passages.all_words)
-
-
-def _altered_copy(claims: Sequence[Claim], signs: Sequence[_ClaimSigns]) -> float:
-    """Return how much of a sentence an altered copy has, where an answer is copied for the most part."""
-    copied = _share_of_words(claims, [sign.is_copy or sign.altered > 0 for sign in signs])
-    return max(sign.altered for sign in signs) if copied >= MOSTLY else 0.0
-
-
-def _share_of_words(claims: Sequence[Claim], chosen: Sequence[bool]) -> float:
-    """Return the share of an answer's words that are in the chosen claims."""
-    n_words = [len(words(claim.text)) for claim in claims]
-    return sum(n for n, is_chosen in zip(n_words, chosen, strict=True) if is_chosen) / max(1, sum(n_words))
-
-
-def of_answer(values: Sequence[float], copies: Sequence[bool]) -> float:
-    """Return the value of the weakest claim that is not a copy; of the best where all are.
-
-    Args:
-        values: one value a claim; higher is better.
-        copies: whether each claim is copied from a passage.
-    """
-    written = [value for value, is_copy in zip(values, copies, strict=True) if not is_copy]
-    return min(written) if written else max(values)
-
-
-def _signs_of(
-    text: str, question: str, asked: set[str], passages: PassageTexts, relevances: NDArray[np.float64]
-) -> _ClaimSigns:
-    passages.check()
-    claimed = claimed_words(text, question)
-    nearest = passages.nearest(asked, text)
-    copied = passages.copied(text)
-    fullest = max(passages.vocabularies, key=lambda vocabulary: (len(claimed & vocabulary), len(asked & vocabulary)))
-    return _ClaimSigns(
-        grounding=_share(claimed, passages.all_words),
-        support=max(_share(claimed, s.around) for s in passages.sentences),
-        copied=copied,
-        is_copy=_is_copy(text, copied),
-        passage_support=sum(claimed <= vocabulary for vocabulary in passages.vocabularies) / len(passages.texts),
-        relevant=float(relevances @ shares_in(claimed, passages.vocabularies)),
-        nearby=_nearby(asked, claimed, passages) if asked else 0.0,
-        overlap=_share(asked, fullest),
-        negation=_negation_mismatch(text, nearest),
-        numbers=_number_mismatch(text, question, nearest),
-        names=_name_mismatch(text, asked, nearest),
-        altered=_altered(text, passages),
-        disagree=_disagreement(text, asked, nearest, passages),
-    )
+    return [Sentence(place, *one) for one in zip(texts, found, both, joined, strict=True)]
 
 
 def shares_in(
@@ -460,66 +299,17 @@ def shares_in(
 ) -> NDArray[np.float64]:
     """Return the share of a claim's words found in each text, after a check."""
     check()
-    return np.array([_share(claimed, text) for text in texts])
+    return np.array([share_in(claimed, text) for text in texts])
 
 
-def _share(part: set[str], whole: set[str] | frozenset[str], *, missing: bool = False) -> float:
+def share_in(part: set[str], whole: set[str] | frozenset[str], *, missing: bool = False) -> float:
     """Return the share of words that a text has, or lacks; of no words none are missing."""
     if not part:
         return 0.0
     return (len(part - whole) if missing else len(part & whole)) / len(part)
 
 
-def _nearby(asked: set[str], claimed: set[str], passages: PassageTexts) -> float:
-    """Return how much of the question is near the claim's words, at the best place in the passages.
-
-    A question word counts more the fewer passages contain it: ln(1 + passages / passages with it).
-    """
-    n_with = {word: sum(word in vocabulary for vocabulary in passages.vocabularies) for word in asked}
-    weight = {word: math.log1p(len(passages.texts) / max(n, 0.5)) for word, n in n_with.items()}
-    total = sum(weight.values())
-    best = 0.0
-    for passage in passages.words:
-        for place in (i for i, word in enumerate(passage) if word in claimed):
-            passages.check()
-            around = set(passage[max(0, place - NEARBY) : place + NEARBY + 1])
-            of_question = sum(weight[word] for word in (asked & around) - claimed) / total
-            best = max(best, of_question * len(claimed & around) / len(claimed))
-    return best
-
-
-def _negation_mismatch(text: str, nearest: _Sentence) -> float:
-    """Return the share of a claim's words in a sentence that denies where the claim does not, or the reverse."""
-    shared = _share(content_words(text) - NEGATIONS, nearest.words)
-    return shared if shared >= SAME and is_negated(text) != is_negated(nearest.text) else 0.0
-
-
-def _number_mismatch(text: str, question: str, nearest: _Sentence) -> float:
-    """Return the share of a claim's numbers that the nearest sentence lacks, or has with another unit."""
-    stated = numbers(text) - numbers(question)
-    if not stated:
-        return 0.0
-    there = numbers(nearest.around_text)
-    of_claim, of_sentence = units(text), units(nearest.around_text)
-    other_unit = {
-        number
-        for number in stated & there
-        if number in of_claim and number in of_sentence and not of_claim[number] & of_sentence[number]
-    }
-    return len((stated - there) | other_unit) / len(stated)
-
-
-def _name_mismatch(text: str, asked: set[str], nearest: _Sentence) -> float:
-    """Return the share of a claim's names that the nearest sentence lacks, or has beside another name."""
-    stated = names(text) - asked
-    if not stated:
-        return 0.0
-    there = list(pairwise(words(nearest.around_text)))
-    torn = {word for pair in name_pairs(text) if not asked >= set(pair) and pair not in there for word in pair}
-    return len(stated & ((stated - nearest.around) | torn)) / len(stated)
-
-
-def _altered(text: str, passages: PassageTexts) -> float:
+def altered_share(text: str, passages: PassageTexts) -> float:
     """Return the share of a claim's words that a sentence has in the same order, where the claim says otherwise.
 
     It says otherwise with one denial more or fewer, or with another name or number in the same place. A sentence that
@@ -534,7 +324,7 @@ def _altered(text: str, passages: PassageTexts) -> float:
     return share if share >= ALTERED and _says_otherwise(changes, text, sentence) else 0.0
 
 
-def _changes(said: Sequence[str], sentence: _Sentence) -> tuple[float, list[_Change], _Sentence]:
+def _changes(said: Sequence[str], sentence: Sentence) -> tuple[float, list[_Change], Sentence]:
     """Return the share of a claim's words that a sentence has in the same order, and what differs between them."""
     there = words(sentence.text)[:MOST_ALIGNED]
     parts = SequenceMatcher(None, said, there, autojunk=False).get_opcodes()
@@ -549,7 +339,7 @@ def _changes(said: Sequence[str], sentence: _Sentence) -> tuple[float, list[_Cha
     return same / len(said), changes, sentence
 
 
-def _says_otherwise(changes: Sequence[_Change], text: str, sentence: _Sentence) -> bool:
+def _says_otherwise(changes: Sequence[_Change], text: str, sentence: Sentence) -> bool:
     """Return whether one of the changes is a denial, or puts another name or number in the place of one."""
     values = names(f"x {text}") | names(f"x {sentence.text}")
 
@@ -569,21 +359,3 @@ def _says_otherwise(changes: Sequence[_Change], text: str, sentence: _Sentence) 
 
 def _is_denial(of_words: Sequence[str]) -> bool:
     return sum(word in NEGATIONS or word in BEFORE_NT for word in of_words) % 2 == 1
-
-
-def _disagreement(text: str, asked: set[str], nearest: _Sentence, passages: PassageTexts) -> float:
-    """Return the share of the question in another passage's sentence that gives other numbers or names, or denies."""
-    about = asked & nearest.words
-    if not about:
-        return 0.0
-    stated = (numbers(text) | names(text)) - asked
-    best = 0.0
-    for other in passages.sentences:
-        shared = len(asked & other.words)
-        if other.passage == nearest.passage or shared < ASKED * len(about):
-            continue
-        values = (numbers(other.text) if numbers(text) else names(other.text)) - asked
-        differs = bool(stated and values) and not stated & (values | other.words)
-        if differs or (len(about) > 1 and is_negated(other.text) != is_negated(nearest.text)):
-            best = max(best, shared / len(asked))
-    return best

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from semgrad_guard.flow import Exchange, Passage
-from semgrad_guard.scoring.claims import PassageTexts, as_shares, claim_signals, claims_of, title_of
-from semgrad_guard.scoring.text_signals import grounding_signals
+from semgrad_guard.scoring.texts.claim_signals import claim_signals
+from semgrad_guard.scoring.texts.claims import PassageTexts, as_shares, claims_of, title_of
+from semgrad_guard.scoring.texts.text_signals import grounding_signals
 from semgrad_guard.signals import SIGNALS
 
 QUESTION = "In which year was the lighthouse of Tarn built?"

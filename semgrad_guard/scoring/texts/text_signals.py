@@ -11,8 +11,9 @@ import numpy as np
 
 from semgrad_guard.errors import EmbeddingFailedError
 from semgrad_guard.models.embedding import vectors_of
-from semgrad_guard.scoring.claims import PassageTexts, as_shares, claim_signals, claims_of, of_answer, shares_in
-from semgrad_guard.scoring.words import claimed_words, content_words
+from semgrad_guard.scoring.texts.claim_signals import claim_signals, of_answer
+from semgrad_guard.scoring.texts.claims import PassageTexts, as_shares, claims_of, shares_in
+from semgrad_guard.scoring.texts.words import claimed_words, content_words
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from semgrad_guard.flow import Exchange, Passage
-from semgrad_guard.scoring.text_signals import grounding_signals
+from semgrad_guard.scoring.texts.text_signals import grounding_signals
 
 
 def test_an_answer_of_small_words_only_is_still_looked_for() -> None:

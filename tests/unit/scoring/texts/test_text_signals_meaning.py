@@ -11,7 +11,7 @@ from semgrad_guard.errors import EmbeddingFailedError
 from semgrad_guard.flow import Exchange, Passage
 from semgrad_guard.models.embedding import UnitVectors
 from semgrad_guard.scoring import SemGradScorer
-from semgrad_guard.scoring.text_signals import closeness_signals
+from semgrad_guard.scoring.texts.text_signals import closeness_signals
 from semgrad_guard.signals import MEANING
 
 if TYPE_CHECKING:

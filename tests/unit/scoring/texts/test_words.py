@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from semgrad_guard.scoring.words import content_words, words
+from semgrad_guard.scoring.texts.words import content_words, words
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from semgrad_guard.flow import Exchange, Passage
-from semgrad_guard.scoring.novelty import PassageForms, novelty_signals, stem_of
-from semgrad_guard.scoring.text_signals import grounding_signals
-from semgrad_guard.scoring.words import words
+from semgrad_guard.scoring.texts.novelty import PassageForms, novelty_signals, stem_of
+from semgrad_guard.scoring.texts.text_signals import grounding_signals
+from semgrad_guard.scoring.texts.words import words
 
 PASSAGES = ("In 1998 the small company acquired two factories near Lyon.", "Its owners later moved to Geneva.")
 

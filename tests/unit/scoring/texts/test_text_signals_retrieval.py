@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from semgrad_guard.flow import Passage
-from semgrad_guard.scoring.text_signals import retrieval_signals
+from semgrad_guard.scoring.texts.text_signals import retrieval_signals
 
 
 def test_scores_give_top_gap_and_spread():

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import snowballstemmer
 
-from semgrad_guard.scoring.words import ABOUT_ANSWERING, content_of, content_words, numbers, words
+from semgrad_guard.scoring.texts.words import ABOUT_ANSWERING, content_of, content_words, numbers, words
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
