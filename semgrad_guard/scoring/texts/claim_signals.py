@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from semgrad_guard.scoring.texts.claims import MOSTLY, altered_share, claims_of, share_in, shares_in
+from semgrad_guard.scoring.texts.claims import MOSTLY, altered_share, share_in, shares_in
 from semgrad_guard.scoring.texts.novelty import novelty_signals
 from semgrad_guard.scoring.texts.words import (
     ABOUT_ANSWERING,
@@ -67,7 +67,7 @@ class _ClaimSigns:
         return self.support * kept * (self.nearby if asked else 1.0)
 
 
-def claim_signals(question: str, answer: str, passages: PassageTexts, language: str = "en") -> dict[str, float]:
+def claim_signals(question: str, answer: str, passages: PassageTexts) -> dict[str, float]:
     """Return the signals of an answer's claims, by their names in `signals`; the weakest claim counts.
 
     How well a claim answers the question is read of those that are not copied, because text that is copied beside them
@@ -76,10 +76,9 @@ def claim_signals(question: str, answer: str, passages: PassageTexts, language: 
     Args:
         question: the question alone; empty where it is not known.
         answer: the answer.
-        passages: what it may rest on.
-        language: two-letter code, for finding sentences.
+        passages: what it may rest on, and the language, for finding sentences.
     """
-    claims = passages.parted(claims_of(answer, question, language), question)
+    claims = passages.claims(answer, question)
     found = {
         "n_claims": float(len(claims)),
         "n_words": float(len(words(answer))),

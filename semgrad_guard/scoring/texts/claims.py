@@ -179,6 +179,7 @@ class PassageTexts:
         self.titles = [title for _, title in kept]
         self.words = [words(text) for text in self.texts]
         self._runs = dict[str, tuple[int, int]]()
+        self._claims = dict[tuple[str, str], list[Claim]]()
         self.vocabularies = [set(passage) for passage in self.words]
         self.all_words = set[str]().union(*self.vocabularies)
         self.sentences = [
@@ -225,6 +226,13 @@ class PassageTexts:
             runs = (longest_common_run(said, passage, self.check) for passage in self.words)
             self._runs[text] = max(runs, key=lambda run: run[1] - run[0], default=(0, 0))
         return self._runs[text]
+
+    def claims(self, answer: str, question: str = "") -> list[Claim]:
+        """Return the claims of an answer, parted from what it copies; found once for all signals."""
+        asked = (answer, question)
+        if asked not in self._claims:
+            self._claims[asked] = self.parted(claims_of(answer, question, self.language), question)
+        return self._claims[asked]
 
     def parted(self, claims: Sequence[Claim], question: str = "") -> list[Claim]:
         """Return the claims, with what is said before or after a long copied run as a claim of its own.

@@ -12,7 +12,7 @@ import numpy as np
 from semgrad_guard.errors import EmbeddingFailedError
 from semgrad_guard.models.embedding import vectors_of
 from semgrad_guard.scoring.texts.claim_signals import claim_signals, of_answer
-from semgrad_guard.scoring.texts.claims import PassageTexts, as_shares, claims_of, shares_in
+from semgrad_guard.scoring.texts.claims import PassageTexts, as_shares, shares_in
 from semgrad_guard.scoring.texts.words import claimed_words, content_words
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def grounding_signals(
     text = exchange.answer if answer is None else answer
     question = exchange.question or ""
     read = passages or PassageTexts.of(exchange, language)
-    found = claim_signals(question, text, read, language)
+    found = claim_signals(question, text, read)
     question_words, answer_words = content_words(question), content_words(text)
     if answer_words and question_words:
         found["answer_echo"] = len(answer_words & question_words) / len(answer_words)
@@ -105,7 +105,7 @@ def closeness_signals(
     read = passages or PassageTexts.of(exchange, language)
     if not (text and any(passage.strip() for passage in read.texts)):
         return {}
-    claims = [claim.text for claim in read.parted(claims_of(text, question, language), question)]
+    claims = [claim.text for claim in read.claims(text, question)]
     sentences = [sentence.text for sentence in read.sentences]
     asking = [question, *(f"{question} {claim}" for claim in claims)] if question else []
     titled = [f"{title}. {text}" if title else text for title, text in zip(read.titles, read.texts, strict=True)]
