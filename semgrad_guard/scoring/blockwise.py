@@ -45,19 +45,15 @@ class _Call:
     kwargs: dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class BlockwiseRecording:
-    """A recording of the last blocks, and how to run the blocks below them."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _TopRecorded:
+    """A recording of the last blocks of the band, and how the others were called."""
 
-    model: PreTrainedModel
     top: Recording
     calls: tuple[_Call, ...]
-    """Calls of the other blocks of the band, first to last."""
+    """Calls of the other blocks, first to last."""
     states: Tensor
     """States that entered the blocks of the band, ``(block, token, hidden)``."""
-    cache: Cache
-    n_together: int
-    """How many blocks are run and differentiated at a time."""
 
     @property
     def z(self) -> Tensor:
@@ -67,6 +63,16 @@ class BlockwiseRecording:
     def state(self, number: int) -> Tensor:
         """Return the state that enters a block of the band."""
         return self.states[number][None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockwiseRecording(_TopRecorded):
+    """A recording of the last blocks, and how to run the blocks below them."""
+
+    model: PreTrainedModel
+    cache: Cache
+    n_together: int
+    """How many blocks are run and differentiated at a time."""
 
     def gradients(
         self, at_head: Tensor, *, keep: bool = False, check: Callable[[], None] = unhurried
@@ -116,7 +122,9 @@ def record_blockwise(  # noqa: PLR0913, PLR0917 - what `record` takes, and how m
     with hooked([(block, notes.at_block) for block in below]):
         last = Band(band.last + 1 - n_together, band.last)
         top = record(model, anatomy, segment, cache, last, states[len(band) - n_together :][:1])
-    return BlockwiseRecording(model, top, tuple(notes.calls), states, cache, n_together)
+    return BlockwiseRecording(
+        model=model, top=top, calls=tuple(notes.calls), states=states, cache=cache, n_together=n_together
+    )
 
 
 @dataclass(slots=True)
@@ -129,28 +137,14 @@ class _Notes:
         self.calls.append(_Call(block, args[1:], named))
 
 
-@dataclass(frozen=True, slots=True)
-class WrittenOutRecording:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WrittenOutRecording(_TopRecorded):
     """A recording of the last block, and what is needed to differentiate the blocks below it without autograd."""
 
-    top: Recording
-    calls: tuple[_Call, ...]
-    """Calls of the other blocks of the band, first to last."""
     blocks: tuple[CommonBlock, ...]
-    """Their parts."""
-    states: Tensor
-    """States that entered the blocks of the band, ``(block, token, hidden)``."""
+    """The parts of the other blocks."""
     layers: tuple[tuple[Tensor, Tensor], ...]
     """Keys and values of all tokens for each of the other blocks, ``(1, head, token, head dimension)``."""
-
-    @property
-    def z(self) -> Tensor:
-        """The input of the output head."""
-        return self.top.z
-
-    def state(self, number: int) -> Tensor:
-        """Return the state that enters a block of the band."""
-        return self.states[number][None]
 
     def gradients(
         self, at_head: Tensor, *, keep: bool = False, check: Callable[[], None] = unhurried
@@ -224,7 +218,7 @@ def record_written_out(  # noqa: PLR0913, PLR0917 - what `record` takes, and the
         top = record(model, anatomy, segment, kept.prefix(start), Band(band.last, band.last), states[-1:])
     if not all("position_embeddings" in call.kwargs for call in notes.calls):
         return None
-    return WrittenOutRecording(top, tuple(notes.calls), parts, states, layers)
+    return WrittenOutRecording(top=top, calls=tuple(notes.calls), blocks=parts, states=states, layers=layers)
 
 
 def record_cold_by_blocks(
