@@ -86,8 +86,10 @@ N_READ = 150
 """Answers of each set that the packaged model reads."""
 MAX_WORDS = FEW_WORDS
 """Answers with at most so many words of their own have a fit for themselves."""
-N_BRIEF = 500
-"""Questions of the demo for that fit."""
+N_BRIEF = 900
+"""Answers to the demo's questions for that fit; there are half as many questions."""
+N_RIGHT = 10
+"""How often an answer to them is right, for once in each way that it is wrong: about as many are right as in the sets."""
 OF_BRIEF = (
     "missing_words",
     "written_grounding",
@@ -170,7 +172,7 @@ def brief_rows(seed: int = 0) -> Iterator[_Row]:
     answerable, about = _answerable(), _by_element()
     draw.shuffle(answerable)
     same = _by_kind(answerable)
-    for one in answerable[:N_BRIEF]:
+    for one in (answerable * 2)[:N_BRIEF]:
         yield from _brief_rows_of(one, same[_kind(one)], about, draw)
 
 
@@ -183,7 +185,7 @@ def _brief_rows_of(
     silent = [passage for passage in about[asked.element] if passage not in holding]
     read = [*holding[:1], *draw.sample(silent, min(len(silent), draw.randint(0, 2)))]
     far = [draw.choice(about[draw.choice(list(about))]) for _ in range(draw.randint(0, 2))]
-    kind = draw.choice(("right", "right", "right", "other seen", "other unseen", "value", "gone"))
+    kind = draw.choice((*("right",) * N_RIGHT, "other seen", "other unseen", "value", "gone"))
     text = draw.choice(asked.answers) if kind in {"right", "gone"} else other.answers[0]
     if kind == "other seen":
         read.append(draw.choice(about[other.element]))
