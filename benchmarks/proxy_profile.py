@@ -89,7 +89,7 @@ MAX_WORDS = FEW_WORDS
 N_BRIEF = 900
 """Answers to the demo's questions for that fit; there are half as many questions."""
 N_RIGHT = 10
-"""How often an answer to them is right, for once in each way that it is wrong: about as many are right as in the sets."""
+"""How often an answer to them is right, for once in each way that it is wrong: as many are right as in the sets."""
 OF_BRIEF = (
     "missing_words",
     "written_grounding",
