@@ -18,10 +18,15 @@ from semgrad_guard.calibration.curves import (
     fit_logistic,
     smoothed,
 )
-from semgrad_guard.calibration.evidence import measure, reference_of
+from semgrad_guard.calibration.evidence import (
+    adversarial_evidence,
+    left_out_evidence,
+    measure,
+    reference_of,
+    reported_evidence,
+)
 from semgrad_guard.calibration.fused import FusedModel, fit_fused, fit_weights, standardiser
 from semgrad_guard.calibration.labels import MAX_ROWS, Labels, check_enough, collect, grouped_folds
-from semgrad_guard.calibration.left_out import adversarial_evidence, left_out_evidence, reported_evidence
 from semgrad_guard.calibration.metrics import auroc, log_losses
 from semgrad_guard.calibration.probes import (
     Components,

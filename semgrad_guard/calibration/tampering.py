@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from semgrad_guard.calibration.evidence import thresholds
 from semgrad_guard.calibration.fused import FusedModel, SignalColumn
-from semgrad_guard.calibration.left_out import thresholds
 from semgrad_guard.signals import TAMPERING
 
 if TYPE_CHECKING:

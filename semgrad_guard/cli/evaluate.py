@@ -288,7 +288,7 @@ def _method_table(result: Result) -> Table:
 
 def _adversarial_table(result: Result) -> Table | None:
     """Return the table of answers that were made to look right; `None` where there are none."""
-    from semgrad_guard.calibration.left_out import RIGHT_ACCEPTED  # loads numpy
+    from semgrad_guard.calibration.evidence import RIGHT_ACCEPTED  # loads numpy
     from semgrad_guard.evaluation.adversarial import KINDS
     from semgrad_guard.evaluation.compare.report import number
 

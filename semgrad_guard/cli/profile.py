@@ -111,7 +111,7 @@ def more_evidence(profile: Profile) -> list[Table]:
 
 def adversarial_tables(profile: Profile) -> list[Table]:
     """Return the table of answers that were made to look right; none where the fit had none."""
-    from semgrad_guard.calibration.left_out import RIGHT_ACCEPTED  # loads numpy
+    from semgrad_guard.calibration.evidence import RIGHT_ACCEPTED  # loads numpy
 
     found = profile.evidence
     if found is None or not found.adversarial:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from semgrad_guard.calibration.evidence import adversarial_evidence
 from semgrad_guard.calibration.fit import Plan, out_of_fold, usable_signals
 from semgrad_guard.calibration.labels import collect
-from semgrad_guard.calibration.left_out import adversarial_evidence
 from semgrad_guard.evaluation.adversarial import Honest
 from semgrad_guard.evaluation.compare.comparing import compare, rank
 from semgrad_guard.evaluation.compare.labelled import Grading

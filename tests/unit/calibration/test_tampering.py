@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from semgrad_guard.calibration.evidence import thresholds
 from semgrad_guard.calibration.fused import FusedModel, SignalColumn
 from semgrad_guard.calibration.labels import collect
-from semgrad_guard.calibration.left_out import thresholds
 from semgrad_guard.calibration.tampering import with_tampering
 
 if TYPE_CHECKING:
