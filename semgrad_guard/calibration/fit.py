@@ -231,7 +231,7 @@ def fit(labels: Labels, plan: Plan) -> Fitted:
     wanted = {name: vectors for name, vectors in labels.vectors.items() if name in plan.required}
     labels, probes = with_probes(replace(labels, vectors=wanted), plan.seed)
     is_taught = plan.method == "fused" and not labels.honest.all()
-    folds = _Folds(labels, plan)
+    folds = Folds(labels, plan)
     if is_taught:
         labels = _weighed(labels, plan, folds)
     names = _chosen(labels, plan, folds) if plan.method == "fused" else (_single(labels, plan),)
@@ -290,7 +290,7 @@ def _fit_model(labels: Labels, plan: Plan, ridge: float) -> FusedModel:
 
 
 @dataclass(frozen=True, slots=True)
-class _Fold:
+class Fold:
     """One fold: rows that teach, rows that are predicted, and the signals of both, standardised by those that teach."""
 
     test: NDArray[np.bool_]
@@ -310,16 +310,16 @@ class _Fold:
         return self.standardised[name]
 
 
-class _Folds:
+class Folds:
     """The folds in which a fit is chosen: signals are standardised once for all sets, weights and penalties tried."""
 
     def __init__(self, labels: Labels, plan: Plan) -> None:
         self._labels, self._plan = labels, plan
 
     @cached_property
-    def _folds(self) -> list[_Fold]:
+    def _folds(self) -> list[Fold]:
         labels = self._labels
-        return [_Fold(test, labels.take(~test), labels.signals[test]) for test in labels.folds(self._plan.seed + 1)]
+        return [Fold(test, labels.take(~test), labels.signals[test]) for test in labels.folds(self._plan.seed + 1)]
 
     def margins(self, labels: Labels, ridges: Sequence[float]) -> dict[float, NDArray[np.float64]]:
         """Return for each penalty the margin of each row from a fit on the rows of other folds.
@@ -367,7 +367,7 @@ FIRST_RIDGES = (3e-2, 3e-1)
 """Penalties with which sets of families are compared."""
 
 
-def _chosen(labels: Labels, plan: Plan, folds: _Folds) -> tuple[str, ...]:
+def _chosen(labels: Labels, plan: Plan, folds: Folds) -> tuple[str, ...]:
     """Return the signals of the set of families that predicts best, by cross-validation.
 
     A larger set replaces a smaller one only where it is better by more than one standard error of the paired
@@ -397,7 +397,7 @@ ADVERSARIAL_SHARES = (0.6, 0.2, 0.05)
 more than noise is taken."""
 
 
-def _weighed(labels: Labels, plan: Plan, folds: _Folds) -> Labels:
+def _weighed(labels: Labels, plan: Plan, folds: Folds) -> Labels:
     """Return the rows with the largest weight of adversarial ones at which honest ones are predicted as without them.
 
     As without: their cross-validated log-loss is not higher by more than one standard error of the paired difference.
@@ -423,14 +423,14 @@ def _of_families(names: Iterable[str], families: frozenset[Family]) -> tuple[str
     return tuple(name for name in names if (signal := signal_of(name)) is None or signal.family in families)
 
 
-def _losses(labels: Labels, folds: _Folds) -> NDArray[np.float64]:
+def _losses(labels: Labels, folds: Folds) -> NDArray[np.float64]:
     """Return each row's out-of-fold log-loss, with the better of a few penalties."""
     margins = folds.margins(labels, FIRST_RIDGES)
     losses = [_row_losses(margin, labels) for margin in margins.values()]
     return min(losses, key=lambda loss: float(np.average(loss, weights=labels.weights)))
 
 
-def _tuned(labels: Labels, folds: _Folds) -> tuple[float, NDArray[np.float64]]:
+def _tuned(labels: Labels, folds: Folds) -> tuple[float, NDArray[np.float64]]:
     """Return the penalty with the lowest cross-validated log-loss, and its out-of-fold margins."""
     ridges = SOURCE_RIDGES if labels.has_sources else RIDGES
     margins = folds.margins(labels, ridges)

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from semgrad_guard.calibration import LabelledScore, ProfileCalibrator, fit_profile
-from semgrad_guard.calibration.fit import Plan, fit, out_of_fold
+from semgrad_guard.calibration.fit import Folds, Plan, fit, out_of_fold
+from semgrad_guard.calibration.fused import fit_fused
 from semgrad_guard.calibration.labels import collect, grouped_folds
 from semgrad_guard.errors import (
     CalibrationError,
@@ -263,6 +264,29 @@ def test_out_of_fold_confidences_differ_from_in_sample_ones(rows) -> None:
     honest = out_of_fold(labels, plan)
     flattering = fit(labels, plan).confidences(labels)
     assert ((honest - labels.correct) ** 2).mean() > ((flattering - labels.correct) ** 2).mean()
+
+
+def test_columns_standardised_once_a_fold_fit_as_each_fold_by_itself(rows) -> None:
+    """With adversarial rows, whose weight is tried later, signals that rows lack, and a part of the signals."""
+    made = [
+        replace(
+            row,
+            signals={name: value for name, value in row.signals.items() if n % 7 or name != "grounding"},
+            adversarial="denied answer" if n % 5 == 0 and not row.correct else None,
+        )
+        for n, row in enumerate(rows(120))
+    ]
+    labels = collect(made)
+    plan = Plan(method="fused", calibrator="platt", required=dict.fromkeys(labels.names, False))
+    folds = Folds(labels, plan)
+    for share, names in ((1.0, labels.names), (0.2, ("grounding", "semgrad"))):
+        some = replace(labels.select(names), adversarial_share=share)
+        found = folds.margins(some, [0.1])[0.1]
+        for test in labels.folds(plan.seed + 1):
+            alone = fit_fused(
+                some.take(~test), signs=[plan.sign(name) for name in names], required=[False] * len(names), ridge=0.1
+            )
+            assert found[test] == pytest.approx(alone.margins(some.signals[test]), abs=1e-9)
 
 
 def test_a_score_labels_itself() -> None:
