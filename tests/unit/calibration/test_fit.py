@@ -279,7 +279,7 @@ def test_columns_standardised_once_a_fold_fit_as_each_fold_by_itself(rows) -> No
     labels = collect(made)
     plan = Plan(method="fused", calibrator="platt", required=dict.fromkeys(labels.names, False))
     folds = Folds(labels, plan)
-    for share, names in ((1.0, labels.names), (0.2, ("grounding", "semgrad"))):
+    for share, names in ((1.0, labels.names), (0.02, ("grounding", "semgrad"))):
         some = replace(labels.select(names), adversarial_share=share)
         found = folds.margins(some, [0.1])[0.1]
         for test in labels.folds(plan.seed + 1):
