@@ -159,3 +159,17 @@ def _memory_queue(clock):
     queue = open_queue("sqlite://", clock=clock, sleep=clock.sleep)
     yield queue
     queue.close()
+
+
+QUEUE_CALLS = {
+    "submit": lambda queue, _: submit(queue, 77),
+    "wait": lambda queue, review_id: queue.wait(review_id, 0),
+    "list": lambda queue, _: queue.list(),
+    "get": lambda queue, review_id: queue.get(review_id, viewer="ann"),
+    "claim": lambda queue, _: queue.claim("ann"),
+    "approve": lambda queue, review_id: queue.approve(review_id, "ann"),
+    "expire": lambda queue, _: queue.expire_deadlines(),
+    "lapse": lambda queue, _: queue.expire_leases(),
+    "insight": lambda queue, _: queue.insight(),
+}
+"""What a queue and an item in it may be asked, for promises that all calls keep."""

@@ -12,7 +12,7 @@ from starlette.testclient import TestClient
 from semgrad_guard.errors import QueueUnavailableError, ReviewError
 from semgrad_guard.review import QueueSettings, State, open_queue
 from semgrad_guard.review.access import Scope
-from tests.review_queues import FakeClock, submit
+from tests.review_queues import QUEUE_CALLS, FakeClock, submit
 from tests.review_site import site_of
 
 FAULTS = {
@@ -23,21 +23,12 @@ FAULTS = {
     "has no zone": datetime(2026, 1, 1),  # noqa: DTZ001 - the fault
     "is no date": None,
 }
-CALLS = {
-    "submit": lambda queue, _: submit(queue, 77),
-    "wait": lambda queue, review_id: queue.wait(review_id, 0),
-    "list": lambda queue, _: queue.list(),
-    "get": lambda queue, review_id: queue.get(review_id, viewer="ann"),
-    "claim": lambda queue, _: queue.claim("ann"),
-    "approve": lambda queue, review_id: queue.approve(review_id, "ann"),
+CALLS = QUEUE_CALLS | {
     "undo": lambda queue, review_id: queue.undo(review_id, "ann"),
-    "expire": lambda queue, _: queue.expire_deadlines(),
-    "lapse": lambda queue, _: queue.expire_leases(),
     "labels": lambda queue, _: list(queue.labels()),
     "reuse": lambda queue, _: queue.reuse("What is element 1?", tags=["a"], max_age_s=60),
     "judged": lambda queue, _: queue.judged_after(0),
     "erase": lambda queue, _: queue.erase_older_than(60, "root"),
-    "insight": lambda queue, _: queue.insight(),
     "take": lambda queue, _: queue.take("somebody"),
 }
 

@@ -13,7 +13,7 @@ from sqlalchemy import create_engine, make_url, text
 
 from semgrad_guard.errors import QueueUnavailableError
 from semgrad_guard.review import QueueSettings, State, document_of, open_queue
-from tests.review_queues import doubtful, exchange, ready_url, submit
+from tests.review_queues import QUEUE_CALLS, doubtful, exchange, ready_url, submit
 
 BUDGET_S = 1.0
 SLACK_S = 1.0
@@ -54,18 +54,9 @@ def timed(act):
     return time.monotonic() - began, None
 
 
-CALLS = {
-    "submit": lambda queue, _: submit(queue, 77),
-    "wait": lambda queue, review_id: queue.wait(review_id, 0),
-    "list": lambda queue, _: queue.list(),
-    "get": lambda queue, review_id: queue.get(review_id, viewer="ann"),
-    "claim": lambda queue, _: queue.claim("ann"),
-    "approve": lambda queue, review_id: queue.approve(review_id, "ann"),
+CALLS = QUEUE_CALLS | {
     "assign": lambda queue, review_id: queue.assign(review_id, "ann", "bob"),
-    "expire": lambda queue, _: queue.expire_deadlines(),
-    "lapse": lambda queue, _: queue.expire_leases(),
     "erase": lambda queue, review_id: queue.erase([review_id], "root"),
-    "insight": lambda queue, _: queue.insight(),
 }
 
 
