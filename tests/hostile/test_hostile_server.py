@@ -22,7 +22,7 @@ from semgrad_guard.flow import Exchange
 from semgrad_guard.guard import Guard
 from semgrad_guard.remote import RemoteScorer
 from semgrad_guard.review.site import connections
-from semgrad_guard.scoring import spans
+from semgrad_guard.scoring.texts import spans
 from semgrad_guard.serving import Limits, ServerSettings, create_app
 from semgrad_guard.serving.app import server
 from semgrad_guard.serving.settings import ServerListening

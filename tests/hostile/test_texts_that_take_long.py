@@ -16,7 +16,7 @@ from semgrad_guard.context import question_asked, with_context
 from semgrad_guard.flow import Exchange
 from semgrad_guard.review.store.document import question_key
 from semgrad_guard.routing.steps import is_prose
-from semgrad_guard.scoring import words
+from semgrad_guard.scoring.texts import words
 from semgrad_guard.scoring.texts.spans import sentence_spans
 from semgrad_guard.suspicious import gives_orders
 

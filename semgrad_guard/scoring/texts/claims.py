@@ -253,10 +253,13 @@ class PassageTexts:
 
     def _parts_of(self, claim: Claim, is_own: Callable[[Sequence[str], int], bool]) -> Iterator[Claim]:
         start, end = self._run(claim.text)
+        said, spans, cuts = words(claim.text), word_spans(claim.text), [0, len(claim.text)]
+        if end - start >= COPIED_WORDS and len(said) == len(spans) and _is_quoted(claim.text, spans[start:end]):
+            yield from _with_quotation(claim, spans[start][0], spans[end - 1][1])
+            return
         if end - start < RUN:
             yield claim
             return
-        said, spans, cuts = words(claim.text), word_spans(claim.text), [0, len(claim.text)]
         if len(said) == len(spans):
             is_at_end = any(passage[-RUN:] == said[end - RUN : end] for passage in self.words)
             cuts += [spans[start][0]] if is_own(said[:start], OWN_WORDS) else []
@@ -292,6 +295,22 @@ class PassageTexts:
             self.sentences,
             key=lambda s: 2 * share_in(subject, s.words) + share_in(asked, s.words) + 0.5 * share_in(said, s.around),
         )
+
+
+_OPENED, _CLOSED = re.compile(r"[\"“„«]\s*$"), re.compile(r"[\s.,;:!?…]*[\"”“»]")
+
+
+def _is_quoted(text: str, spans: Sequence[tuple[int, int]]) -> bool:
+    """Return whether all between two quotation marks of a text is a run of words."""
+    return bool(_OPENED.search(text, 0, spans[0][0]) and _CLOSED.match(text, spans[-1][1]))
+
+
+def _with_quotation(claim: Claim, start: int, end: int) -> Iterator[Claim]:
+    """Yield what a claim quotes, and what it says before and after that unless this only leads to it."""
+    for left, right in ((0, start), (start, end), (end, len(claim.text))):
+        part = Claim(claim.start + left, claim.start + right, claim.text[left:right])
+        if left == start or content_words(part.text) - ABOUT_ANSWERING:
+            yield part
 
 
 def _sentences_of(place: int, text: str, language: str) -> list[Sentence]:

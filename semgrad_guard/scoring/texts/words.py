@@ -84,8 +84,8 @@ def _number(word: str) -> str:
 ABOUT_ANSWERING = frozenset(
     """
     according answer answers asked based conclude conclusion context document documents following given hence here
-    information mentioned passage passages provided question questions response says short source sources stated states
-    summary text texts therefore thus
+    information mentioned passage passages provided question questions reads response says short source sources stated
+    states summary text texts therefore thus
     """.split()  # noqa: SIM905 - a list would be a line each
 )
 """English words by which an answer speaks of itself and of what it was given; no passage need contain them."""

@@ -76,6 +76,22 @@ def test_what_follows_a_copy_that_ends_within_a_sentence_is_a_claim_of_its_own(a
     assert [answer[part.start : part.end] for part in found] == parts
 
 
+@pytest.mark.parametrize(
+    ("answer", "parts"),
+    [
+        ('The text reads: "{}." But it was 1901.', ["{}", "But it was 1901."]),
+        ("Anna Berg's book says: “{}”", ["Anna Berg's book says: “", "{}"]),
+        ("„{}“, says the passage, and Lyon is older.", ["{}", "“, says the passage, and Lyon is older."]),
+        ('The text reads: "and {}."', ['The text reads: "and {}."']),  # not all of it is copied
+    ],
+)
+def test_a_quotation_is_a_copy_and_what_leads_to_it_is_no_claim(answer: str, parts: list[str]) -> None:
+    """However short it is beside what is said about it."""
+    quoted = "The lighthouse of Tarn was built in 1846 by Anna Berg"
+    found = PassageTexts([PASSAGE, OTHER]).claims(answer.format(quoted))
+    assert [part.text for part in found] == [part.format(quoted) for part in parts]
+
+
 def test_a_cut_copy_does_not_support_what_follows_it() -> None:
     """As two sentences they are judged apart, and so they are without the full stop."""
     wrong = "So the answer is seventeen blue parrots."
