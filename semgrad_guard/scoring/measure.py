@@ -24,7 +24,7 @@ from semgrad_guard.scoring.layout import lay_out, shared_start
 from semgrad_guard.scoring.model_lease import borrowed
 from semgrad_guard.scoring.model_parts import model_parts_of
 from semgrad_guard.scoring.passage_gradients import CacheGradients, shares_of_gradients
-from semgrad_guard.scoring.recording import forward_no_grad, record, state_norms
+from semgrad_guard.scoring.recording import band_bytes, computed_again, forward_no_grad, record, state_norms
 from semgrad_guard.signals import POSITIONS, semgrad_at
 
 if TYPE_CHECKING:
@@ -186,7 +186,10 @@ def _record_cold(
         forward_no_grad(model, anatomy, layout.prefix, cache)
         if cache is not None and len(layout.prefix.ids) < len(layout.rest.ids):
             cache.batch_repeat_interleave(len(layout.rest.ids))
-    return record(model, anatomy, layout.rest, cache, spec.band)
+    is_large = band_bytes(model, anatomy, spec.band, layout.rest.ids.numel()) > spec.budget.recorded_bytes
+    band = anatomy.blocks[spec.band.first : spec.band.last + 1]
+    with computed_again(band if is_large and cache is None else ()):
+        return record(model, anatomy, layout.rest, cache, spec.band)
 
 
 def _shares(runs: Sequence[Sequence[slice]], layout: Layout) -> Tensor:

@@ -7,19 +7,22 @@ recorded position on, and only the blocks from the band's first on, are recorded
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
+from contextvars import copy_context
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from semgrad_guard.errors import GradientsUnavailableError
 from semgrad_guard.scoring.attention import unwatched
 from semgrad_guard.scoring.budget import unhurried
-from semgrad_guard.scoring.model_lease import hooked, passed_over, wide_states
+from semgrad_guard.scoring.model_lease import hooked, passed_over, standing_in, wide_states
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Generator, Iterable
 
     from torch import Tensor, nn
     from transformers import PreTrainedModel
@@ -124,6 +127,20 @@ def record(
         why = "its forward pass does not lead from the decoder blocks to the output head in one recorded line"
         raise GradientsUnavailableError(type(model).__name__, why)
     return Recording(tuple(watch.states), watch.z)
+
+
+@contextmanager
+def computed_again(blocks: Iterable[nn.Module]) -> Generator[None]:
+    """Let a recording keep only what enters these blocks: each runs again, in this context, for its gradient.
+
+    For recordings without a cache, which running again would change.
+    """
+    with ExitStack() as undo:
+        for block in blocks:
+            run = partial(copy_context().run, block.forward)
+            again = partial(checkpoint, run, use_reentrant=False, preserve_rng_state=False)
+            undo.enter_context(standing_in([block], again))
+        yield
 
 
 def state_norms(

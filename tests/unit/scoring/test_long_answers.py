@@ -62,6 +62,28 @@ def test_memory_grows_by_little_with_each_token(local, scorer):
     assert peak_bytes(lambda: scorer.score(exchange(4500))) / 4500 < KEPT_A_TOKEN + 4 * BLOCK_A_TOKEN
 
 
+WITHOUT_A_CACHE = ("mamba", "mamba2", "jamba", "recurrent_gemma", "bamba", "falcon_h1", "qwen3_next", "lfm2", "rwkv")
+
+
+@pytest.mark.parametrize("arch", WITHOUT_A_CACHE)
+def test_blocks_that_run_again_give_the_same_score(arch):
+    """Models whose cache cannot be kept are recorded as a whole; of a long answer each block is held by itself."""
+    local, parts = local_model(arch), (Passage("It says so. " * 3),)
+    whole = SemGradScorer(local, passage_gradients=True)
+    lean = SemGradScorer(local, passage_gradients=True, max_extra_mb=0.01)
+    for asked in (exchange(40), Exchange(prompt="It says so. " * 3, answer="So it says.", passages=parts)):
+        expected, found = whole.score(asked), lean.score(asked)
+        assert found.signals == pytest.approx(expected.signals, rel=1e-4, abs=1e-7)
+        assert found.passage_gradients == pytest.approx(expected.passage_gradients, rel=1e-4)
+
+
+def test_blocks_that_run_again_are_held_one_at_a_time():
+    """The recording of a whole band grows with its depth."""
+    local = local_model("falcon_h1", **SIZES, mamba_d_ssm=256, mamba_n_heads=32)
+    whole, lean = SemGradScorer(local), SemGradScorer(local, max_extra_mb=1)
+    assert peak_bytes(lambda: lean.score(exchange(200))) < 0.5 * peak_bytes(lambda: whole.score(exchange(200)))
+
+
 class Looked(threading.Event):
     """A cancellation that notes when it is looked at, and is set from the `n`-th look on."""
 
