@@ -246,16 +246,16 @@ class PassageTexts:
         def is_new(of_words: Sequence[str], _n_least: int) -> bool:
             return bool(content_of(of_words) - known)
 
-        apart = [part for claim in claims for part in self._parts_of(claim, is_new)]
+        apart = [part for claim in claims for part in self._parts_of(claim, is_new, known)]
         if self.n_own_words(apart) <= FEW_WORDS:
             return apart
-        return [part for claim in claims for part in self._parts_of(claim, self._is_foreign)]
+        return [part for claim in claims for part in self._parts_of(claim, self._is_foreign, known)]
 
-    def _parts_of(self, claim: Claim, is_own: Callable[[Sequence[str], int], bool]) -> Iterator[Claim]:
+    def _parts_of(self, claim: Claim, is_own: Callable[[Sequence[str], int], bool], known: set[str]) -> Iterator[Claim]:
         start, end = self._run(claim.text)
         said, spans, cuts = words(claim.text), word_spans(claim.text), [0, len(claim.text)]
         if end - start >= COPIED_WORDS and len(said) == len(spans) and _is_quoted(claim.text, spans[start:end]):
-            yield from _with_quotation(claim, spans[start][0], spans[end - 1][1])
+            yield from _with_quotation(claim, spans[start][0], spans[end - 1][1], known)
             return
         if end - start < RUN:
             yield claim
@@ -305,11 +305,11 @@ def _is_quoted(text: str, spans: Sequence[tuple[int, int]]) -> bool:
     return bool(_OPENED.search(text, 0, spans[0][0]) and _CLOSED.match(text, spans[-1][1]))
 
 
-def _with_quotation(claim: Claim, start: int, end: int) -> Iterator[Claim]:
-    """Yield what a claim quotes, and what it says before and after that unless this only leads to it."""
+def _with_quotation(claim: Claim, start: int, end: int, known: set[str]) -> Iterator[Claim]:
+    """Yield what a claim quotes, and what it says before and after that in words that are not known."""
     for left, right in ((0, start), (start, end), (end, len(claim.text))):
         part = Claim(claim.start + left, claim.start + right, claim.text[left:right])
-        if left == start or content_words(part.text) - ABOUT_ANSWERING:
+        if left == start or content_words(part.text) - known:
             yield part
 
 

@@ -80,6 +80,8 @@ def test_what_follows_a_copy_that_ends_within_a_sentence_is_a_claim_of_its_own(a
     ("answer", "parts"),
     [
         ('The text reads: "{}." But it was 1901.', ["{}", "But it was 1901."]),
+        ("In which year was it built? “{}.”", ["{}"]),
+        ("It was built “{}”.", ["{}"]),
         ("Anna Berg's book says: “{}”", ["Anna Berg's book says: “", "{}"]),
         ("„{}“, says the passage, and Lyon is older.", ["{}", "“, says the passage, and Lyon is older."]),
         ('The text reads: "and {}."', ['The text reads: "and {}."']),  # not all of it is copied
@@ -88,7 +90,7 @@ def test_what_follows_a_copy_that_ends_within_a_sentence_is_a_claim_of_its_own(a
 def test_a_quotation_is_a_copy_and_what_leads_to_it_is_no_claim(answer: str, parts: list[str]) -> None:
     """However short it is beside what is said about it."""
     quoted = "The lighthouse of Tarn was built in 1846 by Anna Berg"
-    found = PassageTexts([PASSAGE, OTHER]).claims(answer.format(quoted))
+    found = PassageTexts([PASSAGE, OTHER]).claims(answer.format(quoted), QUESTION)
     assert [part.text for part in found] == [part.format(quoted) for part in parts]
 
 
