@@ -272,7 +272,7 @@ def _states_on_the_way(
         state: Tensor = args[0] if args else kwargs["hidden_states"]
         states.append(state[:, -n_last:].clone())
 
-    with hooked([(block, keep) for block in anatomy.blocks[band.first : band.last + 1]]):
+    with hooked([(block, keep) for block in band.of(anatomy.blocks)]):
         forward_no_grad(model, anatomy, segment, cache)
     return torch.cat(states)
 
@@ -354,7 +354,7 @@ def _agrees(model: PreTrainedModel, anatomy: ModelParts, *, written_out: bool) -
         return False
     start = layout.starts[0]
     forward_no_grad(model, anatomy, layout.prefix, cache)
-    with recorded(anatomy.blocks[band.first : band.last + 1]) as seen:
+    with recorded(band.of(anatomy.blocks)) as seen:
         forward_no_grad(model, anatomy, layout.rest, cache)
     kept = KeptCache(cache, _PROBE.read)
     states = torch.cat([one.states() for one in seen])
@@ -428,7 +428,7 @@ def known_outputs(kept: KeptCache, tokens: Tokens) -> Tensor | None:
 
 def _states(anatomy: ModelParts, kept: KeptCache, read: tuple[int, ...], start: int, band: Band) -> Tensor | None:
     """Return the kept states that entered the band's blocks, or only its first block, or `None`."""
-    blocks = anatomy.blocks[band.first : band.last + 1]
+    blocks = band.of(anatomy.blocks)
     if not anatomy.plain_blocks or kept.ids[: len(read)] != read or blocks[0] not in kept.states_of:
         return None
     states = kept.crop(len(read)).states_from(start)

@@ -159,7 +159,7 @@ def _watch(anatomy: ModelParts, layout: Layout, batch: Sequence[Tokens], spec: G
     if not spec.attention:
         return None
     blocks = [anatomy.blocks[i] for i in watched_blocks(len(anatomy.blocks), spec.band)]
-    band = anatomy.blocks[spec.band.first : spec.band.last + 1]
+    band = spec.band.of(anatomy.blocks)
     shows_passages = any(tokens.parts and any(tokens.parts.shown) for tokens in batch)
     wanted = spec.passages and shows_passages
     return AttentionWatch(
@@ -186,10 +186,10 @@ def _record_cold(
         forward_no_grad(model, anatomy, layout.prefix, cache)
         if cache is not None and len(layout.prefix.ids) < len(layout.rest.ids):
             cache.batch_repeat_interleave(len(layout.rest.ids))
-    is_large = band_bytes(model, anatomy, spec.band, layout.rest.ids.numel()) > spec.budget.recorded_bytes
-    band = anatomy.blocks[spec.band.first : spec.band.last + 1]
-    with computed_again(band if is_large and cache is None else ()):
-        return record(model, anatomy, layout.rest, cache, spec.band)
+    if cache is None and band_bytes(model, anatomy, spec.band, layout.rest.ids.numel()) > spec.budget.recorded_bytes:
+        with computed_again(spec.band.of(anatomy.blocks)):
+            return record(model, anatomy, layout.rest, cache, spec.band)
+    return record(model, anatomy, layout.rest, cache, spec.band)
 
 
 def _shares(runs: Sequence[Sequence[slice]], layout: Layout) -> Tensor:

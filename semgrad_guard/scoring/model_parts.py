@@ -36,6 +36,10 @@ class Band:
         """Return the number of blocks."""
         return self.last - self.first + 1
 
+    def of(self, blocks: tuple[nn.Module, ...]) -> tuple[nn.Module, ...]:
+        """Return the band's blocks of all of a model's."""
+        return blocks[self.first : self.last + 1]
+
 
 def upper_half(n_blocks: int) -> Band:
     """Return the band of the method: the states entering the upper half of the blocks.

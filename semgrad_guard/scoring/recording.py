@@ -117,7 +117,7 @@ def record(
         GradientsUnavailableError: no gradient can flow from the head's input to the band.
     """
     watch = _Watch(entering)
-    blocks = anatomy.blocks[band.first : band.last + 1]
+    blocks = band.of(anatomy.blocks)
     below = () if entering is None else anatomy.blocks[: band.first]
     hooks: list[tuple[nn.Module, Callable[..., object]]] = [(block, watch.at_block) for block in blocks]
     hooks.append((anatomy.head.module, watch.at_head))

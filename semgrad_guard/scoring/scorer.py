@@ -290,8 +290,7 @@ class SemGradScorer:
     @property
     def band_blocks(self) -> tuple[nn.Module, ...]:
         """The blocks of the band: `generate(states_of=scorer.band_blocks)` makes `score_generated` cheapest."""
-        band = self._reading.band
-        return self._blocks[band.first : band.last + 1]
+        return self._reading.band.of(self._blocks)
 
     def fingerprint(self, *, proxy: bool = False) -> Fingerprint:
         """Return what the scores depend on apart from the exchange."""
