@@ -229,10 +229,10 @@ class PassageTexts:
 
     def claims(self, answer: str, question: str = "") -> list[Claim]:
         """Return the claims of an answer, parted from what it copies; found once for all signals."""
-        asked = (answer, question)
-        if asked not in self._claims:
-            self._claims[asked] = self.parted(claims_of(answer, question, self.language), question)
-        return self._claims[asked]
+        key = (answer, question)
+        if key not in self._claims:
+            self._claims[key] = self.parted(claims_of(answer, question, self.language), question)
+        return self._claims[key]
 
     def parted(self, claims: Sequence[Claim], question: str = "") -> list[Claim]:
         """Return the claims, with what is said before or after a long copied run as a claim of its own.
@@ -253,14 +253,18 @@ class PassageTexts:
 
     def _parts_of(self, claim: Claim, is_own: Callable[[Sequence[str], int], bool], known: set[str]) -> Iterator[Claim]:
         start, end = self._run(claim.text)
+        if end - start < COPIED_WORDS:
+            yield claim
+            return
         said, spans, cuts = words(claim.text), word_spans(claim.text), [0, len(claim.text)]
-        if end - start >= COPIED_WORDS and len(said) == len(spans) and _is_quoted(claim.text, spans[start:end]):
+        is_aligned = len(said) == len(spans)
+        if is_aligned and _is_quoted(claim.text, spans[start:end]):
             yield from _with_quotation(claim, spans[start][0], spans[end - 1][1], known)
             return
         if end - start < RUN:
             yield claim
             return
-        if len(said) == len(spans):
+        if is_aligned:
             is_at_end = any(passage[-RUN:] == said[end - RUN : end] for passage in self.words)
             cuts += [spans[start][0]] if is_own(said[:start], OWN_WORDS) else []
             cuts += [spans[end][0]] if is_own(said[end:], 1 if is_at_end else OWN_WORDS) else []
