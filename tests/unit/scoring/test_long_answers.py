@@ -17,6 +17,7 @@ from semgrad_guard.guard.question_run import SCORER_GRACE_S
 from semgrad_guard.scoring import SemGradScorer
 from semgrad_guard.scoring.layout import Tokens
 from semgrad_guard.scoring.measure import batches
+from tests.differential.test_plain_definition import WHOLE
 from tests.models_for_tests import local_model
 from tests.tensor_memory import peak_bytes
 
@@ -62,10 +63,7 @@ def test_memory_grows_by_little_with_each_token(local, scorer):
     assert peak_bytes(lambda: scorer.score(exchange(4500))) / 4500 < KEPT_A_TOKEN + 4 * BLOCK_A_TOKEN
 
 
-WITHOUT_A_CACHE = ("mamba", "mamba2", "jamba", "recurrent_gemma", "bamba", "falcon_h1", "qwen3_next", "lfm2", "rwkv")
-
-
-@pytest.mark.parametrize("arch", WITHOUT_A_CACHE)
+@pytest.mark.parametrize("arch", WHOLE)
 def test_blocks_that_run_again_give_the_same_score(arch):
     """Models whose cache cannot be kept are recorded as a whole; of a long answer each block is held by itself."""
     local, parts = local_model(arch), (Passage("It says so. " * 3),)
