@@ -78,6 +78,11 @@ test-gpu: $(STAMP)  ## run the tests of scoring and models on a GPU
 	    tests/unit/models tests/differential tests/property/scoring tests/unit/evaluation/test_cost.py $(PYTEST_ARGS); \
 	else echo "$(NO_GPU)"; fi
 
+ON_DEVICE := tests/gpu tests/unit/scoring/test_measure.py tests/unit/scoring/test_written_out.py \
+  tests/unit/scoring/test_attention.py tests/unit/models/test_cache.py
+test-device: $(STAMP)  ## run tests of scoring on a device that the processor stands for: mixed devices fail, copies are counted
+	SEMGRAD_TEST_DEVICE=pretend OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=2 --dist=loadgroup $(ON_DEVICE) $(PYTEST_ARGS)
+
 RAY := $(VENV)-ray
 test-ray: $(STAMP)  ## run the tests of several replicas with a real Ray, which is installed beside the environment
 	test -x $(RAY)/bin/ray || $(PYTHON) -m venv --clear $(RAY)

@@ -22,8 +22,10 @@ if TYPE_CHECKING:
 
     import pytest
 
+if os.environ.get("SEMGRAD_TEST_DEVICE") == "pretend":
+    import tests.pretend_device  # noqa: F401 - makes the device known
 DEVICE = torch.device(os.environ.get("SEMGRAD_TEST_DEVICE", "cpu"))
-"""Where the models are; `make test-gpu` sets it."""
+"""Where the models are; `make test-gpu` and `make test-device` set it."""
 N_VOCABULARY = 83
 _SIZES: dict[str, Any] = {
     "vocab_size": N_VOCABULARY,

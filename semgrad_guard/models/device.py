@@ -146,6 +146,15 @@ def missing_weight(model: nn.Module) -> str | None:
     return next((name for name in names if offloaded_weight(model, name) is None), None)
 
 
+PLAIN_WEIGHTS = {nn.Parameter}
+"""Types of weights that are plain numbers; those of quantised layers are of other types."""
+
+
+def has_plain_weight(layer: nn.Module) -> bool:
+    """Return whether a layer's weight is a plain matrix, which may be sliced and multiplied directly."""
+    return type(layer.weight) in PLAIN_WEIGHTS
+
+
 def _is_freed(weight: Tensor) -> bool:
     """Return whether the memory of a weight was given back."""
     if type(weight) is not nn.Parameter:
@@ -195,4 +204,4 @@ def _sample(weight: object) -> bytes:
 
 def _unpacked(weight: torch.Tensor) -> torch.Tensor:
     """Return a weight as plain numbers; torchao's quantised tensors cannot be indexed."""
-    return weight if type(weight) in {torch.Tensor, torch.nn.Parameter} else weight.dequantize()
+    return weight if type(weight) in {torch.Tensor, *PLAIN_WEIGHTS} else weight.dequantize()

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from semgrad_guard.errors import NonFiniteScoreError
+from semgrad_guard.models.device import has_plain_weight
 from semgrad_guard.scoring.budget import LEAN, MemoryBudget, unhurried
 
 if TYPE_CHECKING:
@@ -118,7 +119,7 @@ def head_source(module: nn.Module, z: Tensor) -> HeadSource:
         module: the output head.
         z: head inputs, ``(token, hidden)``.
     """
-    if type(module) is nn.Linear and type(module.weight) is nn.Parameter and not hasattr(module, "_hf_hook"):
+    if type(module) is nn.Linear and has_plain_weight(module) and not hasattr(module, "_hf_hook"):
         return _OpenWeight(module.weight, module.bias, z)
     return _Module(module, z)
 

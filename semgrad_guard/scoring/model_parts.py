@@ -13,7 +13,7 @@ from torch import nn
 
 from semgrad_guard.errors import GradientsUnavailableError
 from semgrad_guard.models.cache import full_cache
-from semgrad_guard.models.device import in_this_thread, input_device, missing_weight
+from semgrad_guard.models.device import has_plain_weight, in_this_thread, input_device, missing_weight
 from semgrad_guard.scoring.head import OutputHead, fit_logit_map, probe_values
 from semgrad_guard.scoring.model_lease import borrowed
 
@@ -63,7 +63,7 @@ def require_gradients(model: str, block: nn.Module) -> None:
         GradientsUnavailableError: a layer's gradient by its inputs is zero or missing.
     """
     for name, layer in block.named_modules():
-        if isinstance(layer, nn.Linear) and type(layer.weight) is not nn.Parameter and not _passes(layer):
+        if isinstance(layer, nn.Linear) and not has_plain_weight(layer) and not _passes(layer):
             kind = f"{type(layer).__name__} with a weight of {type(layer.weight).__name__}"
             why = f"its layer {name} ({kind}) gives no gradient by its inputs: quantise the weights only"
             raise GradientsUnavailableError(model, why)
@@ -112,7 +112,7 @@ def model_parts_of(model: PreTrainedModel) -> ModelParts:
         GradientsUnavailableError: the model has no decoder blocks, or no output head whose output becomes the logits.
     """
     found = _known.get(model)
-    if found is None or found.head.module is not _head_module(model):
+    if found is None or found.head.module is not _head_module(model) or found.device != input_device(model):
         found = _known[model] = _look(model)
     return found
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from semgrad_guard.models.device import has_plain_weight
 from semgrad_guard.scoring.attention import ATTENTION_BYTES, MATRICES, note_weights, noted_gradients
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ def common_block(block: nn.Module, interface: str) -> CommonBlock | None:
         and inner.keys() - _HEAD_NORMS == _ATTENTION
         and dict(mlp.named_children()).keys() == _MLP
         and type(mlp.act_fn).__name__ in _SILU
-        and all(type(module) is nn.Linear and type(module.weight) is nn.Parameter for module in linear)
+        and all(type(module) is nn.Linear and has_plain_weight(module) for module in linear)
         and all(_epsilon(norm) is not None for name, norm in {**parts, **inner}.items() if name.endswith("norm"))
         and not any(_has_listeners(module) for module in block.modules() if module is not block)
         and not vars(block)["_forward_hooks"]

@@ -42,7 +42,7 @@ def _spec(model) -> GradientSpec:
 def _plain(model, tokens: Tokens) -> tuple[torch.Tensor, torch.Tensor]:
     """Return sums ``(token, column)`` and weights on the token before ``(block, token)``, by their definition."""
     model.set_attn_implementation("eager")
-    ids = torch.tensor([tokens.prompt + tokens.answer])
+    ids = torch.tensor([tokens.prompt + tokens.answer], device=model.device)
     given = model(input_ids=ids, output_attentions=True, use_cache=False).attentions
     n_blocks, n_prompt = model.config.get_text_config(decoder=True).num_hidden_layers, len(tokens.prompt)
     blocks = watched_blocks(n_blocks, upper_half(n_blocks))
@@ -58,7 +58,7 @@ def _plain(model, tokens: Tokens) -> tuple[torch.Tensor, torch.Tensor]:
     sums = torch.stack([column.sum(dim=(0, 1, 3)) for column in columns], dim=-1)
     before = torch.diagonal(weights[..., n_prompt - 1 :], dim1=2, dim2=3)
     heads = before[..., 1:].sum(dim=-1).argmax(dim=1)
-    return sums, torch.stack([before[block, head] for block, head in enumerate(heads)])
+    return sums.cpu(), torch.stack([before[block, head] for block, head in enumerate(heads)]).cpu()
 
 
 @pytest.mark.parametrize("arch", [arch for arch in CACHED + WHOLE if arch not in NONE])

@@ -60,16 +60,17 @@ def _plain(model, tokens: Tokens, monkeypatch) -> tuple[float, ...]:
         )
         for parameter in model.parameters():
             parameter.requires_grad_(True)
-        logits = model(input_ids=torch.tensor([tokens.prompt + tokens.answer]), use_cache=False).logits[0]
+        ids = torch.tensor([tokens.prompt + tokens.answer], device=model.device)
+        logits = model(input_ids=ids, use_cache=False).logits[0]
     log_p = torch.log_softmax(logits[len(tokens.prompt) - 1 : -1].float(), dim=-1)
     entropy = -(log_p.exp() * log_p).sum(dim=-1).detach()
-    loss = -(entropy * log_p[torch.arange(len(tokens.answer)), torch.tensor(tokens.answer)]).mean()
+    loss = -(entropy * log_p.gather(-1, ids[0, len(tokens.prompt) :, None])[:, 0]).mean()
     band = model_parts_of(model).blocks[-len(upper_half(len(model_parts_of(model).blocks))) :]
     wanted = [leaf for block in band for module in block.modules() for leaf in leaves.get(id(module), ())]
     gradients = torch.autograd.grad(loss, wanted)
     by_token = torch.zeros(n_cached, dtype=torch.float64)
     for leaf, gradient in zip(wanted, gradients, strict=True):
-        by_token += (leaf.detach().double() * gradient.double()).sum(dim=-1).abs().sum(dim=(0, 1))
+        by_token += (leaf.detach().double() * gradient.double()).sum(dim=-1).abs().sum(dim=(0, 1)).cpu()
     total = by_token[1:].sum()
     roles = tokens.parts.roles[1:n_cached]
     return tuple(

@@ -43,10 +43,10 @@ def _mean_state(model, tokens: Tokens) -> np.ndarray:
     hook = block.register_forward_pre_hook(
         lambda _, args, kwargs: seen.append(args[0] if args else kwargs["hidden_states"]), with_kwargs=True
     )
-    model(input_ids=torch.tensor([tokens.prompt + tokens.answer]), use_cache=False)
+    model(input_ids=torch.tensor([tokens.prompt + tokens.answer], device=model.device), use_cache=False)
     hook.remove()
     first = len(tokens.prompt) - 1
-    return seen[0][0, first : first + len(tokens.answer)].double().mean(dim=0).numpy()
+    return seen[0][0, first : first + len(tokens.answer)].double().mean(dim=0).cpu().numpy()
 
 
 @pytest.mark.parametrize("arch", CACHED + WHOLE)

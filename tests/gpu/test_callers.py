@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import threading
+from collections import Counter
 from contextlib import contextmanager, nullcontext
 
 import pytest
@@ -49,6 +50,8 @@ CONTEXTS = {
 @pytest.mark.parametrize("arch", ["llama", "gpt2"])
 def test_the_callers_context_does_not_matter(arch, context, device):
     """A server runs its models under `inference_mode` or `autocast`; a score compares with those taken elsewhere."""
+    if device == "pretend" and context is not CONTEXTS["no_grad"]:
+        pytest.skip("torch has neither for a device that is written in Python")
     expected, local = scored(model_on(device, arch)), model_on(device, arch)
     with context(device):
         found = scored(local)
@@ -118,9 +121,9 @@ def test_threads_get_the_numbers_of_one(device):
 
 
 def tensors():
-    """Return the sizes of all live tensors that are no weights."""
+    """Return how many live tensors there are of each size, weights left out."""
     gc.collect()
-    return sorted(one.numel() for one in gc.get_objects() if type(one) is torch.Tensor)
+    return Counter(one.numel() for one in gc.get_objects() if type(one) is torch.Tensor)
 
 
 @contextmanager
@@ -152,7 +155,7 @@ def test_a_batch_that_does_not_fit_is_halved_and_frees_everything(device):
         found = scorer.score_batch(batch)
     assert [shape[0] for shape in tried] == [8, 4, 4]
     assert_close([score.signals for score in found], expected)
-    assert tensors() == before
+    assert not tensors() - before
 
 
 def test_an_exchange_that_never_fits_says_so_and_frees_everything(device):
@@ -167,7 +170,7 @@ def test_an_exchange_that_never_fits_says_so_and_frees_everything(device):
         except OutOfMemoryError as error:
             caught.append(error)
     assert caught
-    assert tensors() == before
+    assert not tensors() - before
 
 
 def test_an_exchange_that_does_not_fit_as_a_whole_goes_by_small_pieces(device):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from accelerate import dispatch_model
+from accelerate.hooks import attach_align_device_hook_on_blocks
 from scipy.stats import spearmanr
 
 from semgrad_guard.flow import Exchange
@@ -57,17 +58,45 @@ def test_bfloat16_keeps_the_order_of_float32(method, device):
     assert float(spearmanr(found, expected).statistic) >= AT_LEAST
 
 
+def signals(local):
+    """Return the signals of a cold score and of one behind the writing."""
+    scorer = SemGradScorer(local)
+    written = local.generate(prompt_ids=ids(40, 1), max_new_tokens=6, states_of=scorer.band_blocks)
+    exchange = Exchange(prompt_ids=ids(40, 1), answer_ids=written.answer_ids, on_policy=True)
+    return [scorer.score(exchange).signals, scorer.score_generated(written).signals]
+
+
+def places(first, second):
+    """Return where each part of a tiny model lies: every other block on a second device."""
+    outside = dict.fromkeys(("model.embed_tokens", "model.norm", "model.rotary_emb", "lm_head"), first)
+    return {**outside, **{f"model.layers.{n}": second if n % 2 else first for n in range(4)}}
+
+
+def assert_equal_to_one_device(spread):
+    plain = local_model(device="cpu")
+    for found, expected in zip(signals(spread), signals(plain), strict=True):
+        assert found == pytest.approx(expected, rel=RELATIVE)
+
+
+@pytest.mark.parametrize("second", ["the processor", "another"])
+def test_a_model_over_two_devices_gives_the_numbers_of_one(accelerator, second):
+    """Parts on a second GPU or on the processor, where they also run: states and gradients move between them."""
+    if second == "another" and getattr(torch, accelerator).device_count() < 2:
+        pytest.skip("needs two devices")
+    first = torch.device(accelerator, 0)
+    where = places(first, torch.device(accelerator, 1) if second == "another" else torch.device("cpu"))
+    spread = local_model(device="cpu")
+    for name, place in where.items():
+        spread.model.get_submodule(name).to(place)
+    attach_align_device_hook_on_blocks(
+        spread.model, execution_device={"": first, **where}, offload=dict.fromkeys(where, False)
+    )
+    assert_equal_to_one_device(spread)
+
+
 @pytest.mark.gpu
-@pytest.mark.parametrize("place", ["cpu", 1])
-def test_a_model_over_two_devices_gives_the_numbers_of_one(place):
-    """Parts on a second GPU or on the processor: states and gradients move between them."""
-    if place == 1 and torch.cuda.device_count() < 2:
-        pytest.skip("needs two GPUs")
-    plain, spread = local_model(), local_model()
-    plain.model.to("cpu")
-    outside = dict.fromkeys(("model.embed_tokens", "model.norm", "model.rotary_emb", "lm_head"), 0)
-    blocks = {f"model.layers.{n}": place if n % 2 else 0 for n in range(4)}
-    dispatch_model(spread.model, {**outside, **blocks}, main_device="cuda:0", force_hooks=True)
-    exchange = Exchange(prompt_ids=ids(40, 1), answer_ids=ids(9, 2), on_policy=True)
-    expected = SemGradScorer(plain).score(exchange).signals
-    assert SemGradScorer(spread).score(exchange).signals == pytest.approx(expected, rel=RELATIVE)
+def test_weights_that_come_from_the_processor_when_they_are_needed_give_the_same_numbers():
+    """What does not fit on the GPU waits in memory; `device_map="auto"` does so."""
+    spread = local_model(device="cpu")
+    dispatch_model(spread.model, places(0, "cpu"), main_device="cuda:0", force_hooks=True)
+    assert_equal_to_one_device(spread)

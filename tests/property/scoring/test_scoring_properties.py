@@ -62,11 +62,11 @@ def test_every_signal_is_finite_and_not_negative(tokens, arch):
 def test_nothing_flows_from_after_the_last_predicting_position(tokens):
     """The answer's last token predicts nothing: what follows, or replaces it as input, cannot matter."""
     model = tiny_lm("llama")
-    ids = torch.tensor([[*tokens.prompt, *tokens.answer, 5, 6]])
+    ids = torch.tensor([[*tokens.prompt, *tokens.answer, 5, 6]], device=model.device)
     output = model(input_ids=ids, output_hidden_states=True)
     first = len(tokens.prompt) - 1
     log_p = output.logits[0, first : first + len(tokens.answer)].log_softmax(dim=-1)
-    loss = -log_p[torch.arange(len(tokens.answer)), torch.tensor(tokens.answer)].mean()
+    loss = -log_p.gather(-1, ids[0, len(tokens.prompt) : len(tokens), None]).mean()
     (gradient,) = torch.autograd.grad(loss, output.hidden_states[2])
     assert bool((gradient[0, len(tokens) :] == 0).all())
 

@@ -28,7 +28,7 @@ def test_going_on_from_a_prefix_equals_reading_everything(arch: str, changes: di
     """Also where layers look back only a few tokens: the cache must not have forgotten what came before."""
     local = LocalModel(make_model(arch, **changes), make_tokenizer(), arch)
     answer = local.generate(PROMPT, max_new_tokens=10)
-    kept, ids = answer.kept, torch.tensor([answer.prompt_ids + answer.answer_ids])
+    kept, ids = answer.kept, torch.tensor([answer.prompt_ids + answer.answer_ids], device=local.device)
     assert kept is not None
     start = len(answer.prompt_ids) - 3
     with torch.no_grad():
@@ -51,7 +51,7 @@ def test_a_prefix_can_grow_without_touching_what_is_kept(local: LocalModel) -> N
     assert kept is not None
     before = [layer.keys.clone() for layer in kept.cache.layers]
     part = kept.prefix(4)
-    local.model(torch.tensor([[7, 8, 9]]), past_key_values=part)
+    local.model(torch.tensor([[7, 8, 9]], device=local.device), past_key_values=part)
     assert part.get_seq_length() == 7
     assert all(torch.equal(layer.keys, keys) for layer, keys in zip(kept.cache.layers, before, strict=True))
 
@@ -111,7 +111,9 @@ def test_the_states_entering_a_block_are_those_of_one_whole_pass(arch: str) -> N
     answer = local.generate(PROMPT, max_new_tokens=6, states_of=[blocks[1]])
     assert answer.kept is not None
     with torch.no_grad():
-        whole = local.model(torch.tensor([answer.kept.ids]), output_hidden_states=True).hidden_states[1]
+        whole = local.model(
+            torch.tensor([answer.kept.ids], device=local.device), output_hidden_states=True
+        ).hidden_states[1]
     start = len(answer.prompt_ids) - 3
     found = answer.kept.states_from(start)
     assert found is not None
@@ -162,7 +164,7 @@ def test_the_heads_outputs_are_those_that_chose_the_answer(arch: str) -> None:
     assert outputs is not None
     assert tuple(outputs.argmax(dim=1).tolist()) == answer.answer_ids
     with torch.no_grad():
-        whole = local.model(torch.tensor([answer.kept.ids])).logits[0, start:]
+        whole = local.model(torch.tensor([answer.kept.ids], device=local.device)).logits[0, start:]
     assert torch.allclose(outputs, whole, atol=1e-4)
     assert answer.kept.outputs_from(start - 1) is None
     part = answer.kept.crop(start + 2).outputs_from(start)

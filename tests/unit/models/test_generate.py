@@ -45,7 +45,7 @@ def test_an_answer_cut_off_by_the_limit_has_no_end_token(writes: Writes) -> None
 
 def test_an_answer_equals_what_transformers_writes(local: LocalModel) -> None:
     """Keeping the cache and watching the text must not change a token."""
-    ids = torch.tensor([local.encode_prompt(PROMPT)])
+    ids = torch.tensor([local.encode_prompt(PROMPT)], device=local.device)
     plain = local.model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=24, do_sample=False)
     answer = local.generate(PROMPT, max_new_tokens=24, on_text=lambda _: None, stop=["never written"])
     assert answer.answer_ids == tuple(plain[0, ids.shape[1] :].tolist())
@@ -189,11 +189,11 @@ def test_a_seed_makes_drawing_repeatable_and_leaves_torchs_own_state_alone(local
 def test_drawn_answers_know_how_likely_the_model_found_them(local: LocalModel) -> None:
     """Sampling methods weigh answers by it, and no temperature may change it."""
     (one,) = local.generate_batch([PROMPT], temperature=2.0, top_p=0.9, seed=7, max_new_tokens=6)
-    ids = torch.tensor([one.prompt_ids + one.answer_ids])
+    ids = torch.tensor([one.prompt_ids + one.answer_ids], device=local.device)
     with torch.no_grad():
         log_probabilities = local.model(ids).logits[0].log_softmax(-1)
     behind = log_probabilities[len(one.prompt_ids) - 1 : -1]
-    expected = -behind.gather(-1, torch.tensor(one.answer_ids)[:, None])[:, 0]
+    expected = -behind.gather(-1, ids[0, len(one.prompt_ids) :, None])[:, 0]
     assert one.nlls == pytest.approx(expected.tolist(), rel=1e-4)
     assert local.generate(PROMPT, max_new_tokens=2).nlls is None
 

@@ -159,7 +159,8 @@ def test_an_attention_function_that_does_something_unknown_gives_no_signal(arch,
 def _like_flash(module, query, key, value, mask, *, sliding_window=None, **kwargs):
     """Attend as the flash kernels are asked to: no matrix as a mask, but what is no padding, and the window."""
     n_new, n_all = query.shape[2], key.shape[2]
-    keys, own = torch.arange(n_all), torch.arange(n_all - n_new, n_all)[:, None]
+    keys = torch.arange(n_all, device=query.device)
+    own = keys[n_all - n_new :, None]
     allowed = (keys <= own) & (keys > own - (sliding_window or n_all))
     whole = allowed[None, None] if mask is None else allowed[None, None] & mask.bool()[:, None, None, :]
     return AttentionInterface._global_mapping["sdpa"](module, query, key, value, whole, **kwargs)

@@ -11,9 +11,9 @@ import torch
 from semgrad_guard.flow import Exchange
 from semgrad_guard.scoring import SemGradScorer
 from semgrad_guard.scoring.model_parts import model_parts_of
-from tests.models_for_tests import local_model
+from tests.models_for_tests import DEVICE, local_model
 
-IDS = torch.tensor([[5, 9, 13, 7, 60, 61, 62]])
+IDS = torch.tensor([[5, 9, 13, 7, 60, 61, 62]], device=DEVICE)
 PROMPT = tuple(range(20, 60))
 
 

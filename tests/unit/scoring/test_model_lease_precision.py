@@ -39,7 +39,9 @@ def test_states_are_float32_while_a_bfloat16_model_is_scored(half):
     assert dtypes_entering(half, lambda: scorer.score(EXCHANGE)) == {torch.float32}
     written = half.generate(prompt_ids=EXCHANGE.prompt_ids, max_new_tokens=4, states_of=scorer.band_blocks)
     assert dtypes_entering(half, lambda: scorer.score_generated(written)) == {torch.float32}
-    assert dtypes_entering(half, lambda: half.model(torch.ones(1, 3, dtype=torch.long))) == {torch.bfloat16}
+    assert dtypes_entering(half, lambda: half.model(torch.ones(1, 3, dtype=torch.long, device=half.device))) == {
+        torch.bfloat16
+    }
     assert {weight.dtype for weight in half.model.parameters()} == {torch.bfloat16}
 
 
