@@ -8,6 +8,7 @@ autograd.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -65,6 +66,7 @@ def common_block(block: nn.Module, interface: str) -> CommonBlock | None:
         and type(mlp.act_fn).__name__ in _SILU
         and all(type(module) is nn.Linear and has_plain_weight(module) for module in linear)
         and all(_epsilon(norm) is not None for name, norm in {**parts, **inner}.items() if name.endswith("norm"))
+        and len({_epsilon(norm) for norm in _head_norms(attention)}) <= 1
         and not any(_has_listeners(module) for module in block.modules() if module is not block)
         and not vars(block)["_forward_hooks"]
     )
@@ -206,26 +208,32 @@ def _constant(value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
 class _Norm:
     """A root-mean-square norm of some numbers, and its gradient."""
 
-    def __init__(self, norm: Any, x: Tensor, dtype: torch.dtype) -> None:
-        """Compute the norm.
-
-        Args:
-            norm: the module.
-            x: what it gets.
-            dtype: type that the output is wanted in.
-        """
-        self._weight: Tensor = norm.weight
+    def __init__(self, x: Tensor, weight: Tensor, epsilon: float) -> None:
+        """Compute the norm of `x` along its last axis, in the type of `x`, still without the weight."""
+        n = x.shape[-1]
+        self._weight, self._root = weight, math.sqrt(n)
+        self._nothing = _constant(0.0, x.dtype, x.device)
+        # the root of n times the mean square, epsilon included
         length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-        epsilon = _constant(_epsilon(norm) or 0.0, x.dtype, x.device)
-        self._inverse = torch.addcmul(epsilon, length, length, value=1.0 / x.shape[-1]).rsqrt_()
-        self._scaled = x * self._inverse
-        self.output = torch.mul(self._scaled, self._weight, out=torch.empty_like(x, dtype=dtype))
+        self._length = torch.hypot(length, _constant(math.sqrt(n * epsilon), x.dtype, x.device))
+        self.scaled = torch.addcdiv(self._nothing, x, self._length, value=self._root)
 
-    def pull(self, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        """Return two factors whose product is the gradient by the input."""
-        weighted = gradient * self._weight
-        along = (weighted * self._scaled).mean(dim=-1, keepdim=True)
-        return torch.addcmul(weighted, self._scaled, along, value=-1.0), self._inverse
+    @classmethod
+    def of(cls, norm: Any, x: Tensor) -> _Norm:
+        """Return a module's norm of what it gets."""
+        return cls(x, norm.weight, _epsilon(norm) or 0.0)
+
+    def output(self, dtype: torch.dtype) -> Tensor:
+        """Return the output, computed as exactly as the input and then rounded."""
+        return torch.mul(self.scaled, self._weight, out=torch.empty_like(self.scaled, dtype=dtype))
+
+    def pull(self, gradient: Tensor, onto: Tensor | None = None) -> Tensor:
+        """Return the gradient by the input, added to another one."""
+        wide = gradient.dtype == self.scaled.dtype
+        weighted = gradient * self._weight if wide else torch.addcmul(self._nothing, gradient, self._weight)
+        along = (weighted * self.scaled).mean(dim=-1, keepdim=True)
+        across = torch.addcmul(weighted, self.scaled, along, value=-1.0)
+        return torch.addcdiv(self._nothing if onto is None else onto, across, self._length, value=self._root)
 
 
 def gradient_by_state(  # noqa: PLR0913 - the block, its state, what comes back, and what it reads
@@ -250,15 +258,14 @@ def gradient_by_state(  # noqa: PLR0913 - the block, its state, what comes back,
         mask: what the new tokens may attend to.
     """
     attention, n, dim = block.attention, len(state), block.head_dim
-    keys, values = keys.to(state.dtype), values.to(state.dtype)
+    if keys.dtype != state.dtype:
+        keys, values = torch.split(_joined_as(state.dtype, [keys, values]), len(keys))
     noted, n_old = noted_gradients(attention), keys.shape[1] - n
     first = n_old if noted is None else 0
 
-    before = _Norm(block.norm_in, state, attention.q_proj.weight.dtype)
-    heads = _by_head(_linear(before.output, attention.q_proj), dim, state.dtype)
-    query_norm = _Norm(attention.q_norm, heads, state.dtype) if block.has_head_norms else None
-    queries = rotary.turn(heads if query_norm is None else query_norm.output)
-    del heads
+    before = _Norm.of(block.norm_in, state)
+    head_norm, queries = _queries(block, before.output(attention.q_proj.weight.dtype), state.dtype)
+    queries = rotary.turn(queries)
     # through attention, every token depends on itself and on keys and values: all else goes by runs of tokens
     by_run, by_keys, by_values = list[tuple[torch.Tensor, torch.Tensor]](), None, None
     for some in _runs(block, n, keys.shape[1]):
@@ -274,18 +281,43 @@ def gradient_by_state(  # noqa: PLR0913 - the block, its state, what comes back,
         by_keys, by_values = by_keys[:, n_old:], by_values[:, n_old:]
 
     turned = rotary.turn_back(torch.cat([by_queries, by_keys]))
-    by_heads, by_keys = torch.split(turned, [len(by_queries), len(by_keys)])
-    if query_norm is not None:
-        made = _by_head(_linear(before.output, attention.k_proj), dim, state.dtype)
-        key_norm = _Norm(attention.k_norm, made, state.dtype)
-        by_heads, by_keys = torch.mul(*query_norm.pull(by_heads)), torch.mul(*key_norm.pull(by_keys))
-    together = [one.transpose(0, 1) for one in (by_heads, by_keys, by_values)]
-    rows = torch.cat(together, dim=1).view(n, -1).to(attention.v_proj.weight.dtype)
-    by_query_rows, by_key_rows, by_value_rows = torch.split(rows, [dim * one.shape[1] for one in together], dim=1)
+    if head_norm is not None:
+        turned = head_norm.pull(turned)
+    sizes = [dim * len(one) for one in (by_queries, by_keys, by_values)]
+    together = _joined_as(attention.v_proj.weight.dtype, [turned.transpose(0, 1), by_values.transpose(0, 1)], dim=1)
+    by_query_rows, by_key_rows, by_value_rows = torch.split(together.view(n, -1), sizes, dim=1)
     by_input = _times(by_value_rows, attention.v_proj)
     for by_rows, layer in ((by_query_rows, attention.q_proj), (by_key_rows, attention.k_proj)):
         by_input = torch.addmm(by_input, by_rows.to(layer.weight.dtype), layer.weight, alpha=block.scaling)
-    return torch.addcmul(by_middle, *before.pull(by_input.to(state.dtype)))
+    return before.pull(by_input, onto=by_middle)
+
+
+def _queries(block: CommonBlock, inputs: Tensor, dtype: torch.dtype) -> tuple[_Norm | None, Tensor]:
+    """Return the queries of the new tokens before they are turned, ``(head, token, head dimension)``.
+
+    Where heads have norms, that of queries and keys together comes with them.
+    """
+    attention, dim = block.attention, block.head_dim
+    made = _linear(inputs, attention.q_proj)
+    if not block.has_head_norms:
+        return None, _by_head(made, dim, dtype)
+    layers = (made, _linear(inputs, attention.k_proj))
+    heads = [one.view(len(one), -1, dim).transpose(0, 1) for one in layers]
+    weights = [norm.weight.expand(len(one), 1, dim) for norm, one in zip(_head_norms(attention), heads, strict=True)]
+    both = _Norm(_joined_as(dtype, heads), torch.cat(weights), _epsilon(attention.q_norm) or 0.0)
+    return both, both.scaled[: len(heads[0])] * attention.q_norm.weight
+
+
+def _head_norms(attention: Any) -> list[Any]:
+    """Return the norms of queries and keys, if there are any."""
+    return [norm for norm in (getattr(attention, name, None) for name in ("q_norm", "k_norm")) if norm is not None]
+
+
+def _joined_as(dtype: torch.dtype, pieces: Sequence[Tensor], dim: int = 0) -> Tensor:
+    """Return pieces one behind the other as numbers of a type, in one step."""
+    shape = list(pieces[0].shape)
+    shape[dim] = sum(piece.shape[dim] for piece in pieces)
+    return torch.cat(list(pieces), dim=dim, out=torch.empty(shape, dtype=dtype, device=pieces[0].device))
 
 
 @dataclass(frozen=True, slots=True)
@@ -337,14 +369,15 @@ def _pulled_run(  # noqa: PLR0913, PLR0917 - what the whole is computed from, an
     note_weights(attention, weights.view(-1, n, weights.shape[-1]), some.start)
     read = _by_token(weights @ values, n, attention.o_proj.weight.dtype)
     middle = _added_to(state[some], read, attention.o_proj)
-    after = _Norm(block.norm_mid, middle, mlp.gate_proj.weight.dtype)
-    gate, up = _linear(after.output, mlp.gate_proj), _linear(after.output, mlp.up_proj)
+    after = _Norm.of(block.norm_mid, middle)
+    normed = after.output(mlp.gate_proj.weight.dtype)
+    gate, up = _linear(normed, mlp.gate_proj), _linear(normed, mlp.up_proj)
 
     inner = _times(gradient, mlp.down_proj)
     by_up = inner * nn.functional.silu(gate)
     by_gate = torch.ops.aten.silu_backward(inner.mul_(up), gate)
-    by_norm = torch.addmm(_times(by_gate, mlp.gate_proj), by_up, mlp.up_proj.weight).to(state.dtype)
-    by_middle = torch.addcmul(gradient, *after.pull(by_norm))
+    by_norm = torch.addmm(_times(by_gate, mlp.gate_proj), by_up, mlp.up_proj.weight)
+    by_middle = after.pull(by_norm, onto=gradient)
 
     by_read = _by_head(_times(by_middle, attention.o_proj), dim, state.dtype).reshape(n_groups, -1, dim)
     by_values = weights[..., first:].transpose(1, 2) @ by_read

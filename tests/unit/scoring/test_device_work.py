@@ -74,12 +74,22 @@ def test_operations_grow_with_the_blocks_of_the_band_only(arch, dtype):
         assert len(work_of(arch, dtype=dtype, num_hidden_layers=4, **sizes)[0].operations) == len(base.operations)
 
 
+@pytest.mark.parametrize(("dtype", "most"), [(torch.float32, MOST_BY_BLOCK + 1), (torch.bfloat16, MOST_BY_BLOCK + 5)])
+def test_norms_of_heads_take_eleven_operations_a_block(dtype, most):
+    """Those of queries and keys go together."""
+    with_them, without = (
+        by_block(*(work_of(arch, dtype=dtype, num_hidden_layers=n)[0] for n in (4, 12))) for arch in ("qwen3", "llama")
+    )
+    assert with_them <= most
+    assert with_them - without == 11
+
+
 def by_block(base, deeper):
     """Return the operations of a block, from a score with a band of 2 blocks and one with 6."""
     return (len(deeper.operations) - len(base.operations)) / 4
 
 
-@pytest.mark.parametrize(("dtype", "most"), [(torch.float32, MOST_BY_BLOCK), (torch.bfloat16, MOST_BY_BLOCK + 5)])
+@pytest.mark.parametrize(("dtype", "most"), [(torch.float32, MOST_BY_BLOCK), (torch.bfloat16, MOST_BY_BLOCK)])
 def test_gradients_by_passage_are_five_operations_a_block(dtype, most):
     """A product and a sum for keys and for values, and the scaling; and no wait."""
     passage = Passage("The tower was built in 1889 by Eiffel.")
