@@ -66,7 +66,7 @@ def common_block(block: nn.Module, interface: str) -> CommonBlock | None:
         and type(mlp.act_fn).__name__ in _SILU
         and all(type(module) is nn.Linear and has_plain_weight(module) for module in linear)
         and all(_epsilon(norm) is not None for name, norm in {**parts, **inner}.items() if name.endswith("norm"))
-        and len({_epsilon(norm) for norm in _head_norms(attention)}) <= 1
+        and _are_alike(_head_norms(attention), getattr(attention, "head_dim", None))
         and not any(_has_listeners(module) for module in block.modules() if module is not block)
         and not vars(block)["_forward_hooks"]
     )
@@ -311,6 +311,11 @@ def _queries(block: CommonBlock, inputs: Tensor, dtype: torch.dtype) -> tuple[_N
 def _head_norms(attention: Any) -> list[Any]:
     """Return the norms of queries and keys, if there are any."""
     return [norm for norm in (getattr(attention, name, None) for name in ("q_norm", "k_norm")) if norm is not None]
+
+
+def _are_alike(norms: Sequence[Any], width: int | None) -> bool:
+    """Return whether norms of heads are none, or one for queries and one for keys that can be computed together."""
+    return len(norms) != 1 and all((_epsilon(one), one.weight.numel()) == (_epsilon(norms[0]), width) for one in norms)
 
 
 def _joined_as(dtype: torch.dtype, pieces: Sequence[Tensor], dim: int = 0) -> Tensor:

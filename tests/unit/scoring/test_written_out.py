@@ -100,6 +100,27 @@ def test_other_blocks_are_left_to_autograd(arch):
         assert not can_record_written_out(model, model_parts_of(model))
 
 
+def _of_other_width(attention):
+    attention.q_norm.weight = torch.nn.Parameter(torch.ones(2 * attention.head_dim))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda attention: delattr(attention, "k_norm"),
+        lambda attention: setattr(attention.k_norm, "variance_epsilon", 1e-3),
+        _of_other_width,
+    ],
+    ids=["of queries only", "with other constants", "over all heads"],
+)
+def test_norms_of_heads_of_another_kind_rule_it_out(change):
+    """Those of queries and keys are computed together."""
+    block = build("qwen3").model.layers[0]
+    assert written_out.common_block(block, "sdpa") is not None
+    change(block.self_attn)
+    assert written_out.common_block(block, "sdpa") is None
+
+
 def test_one_block_that_differs_rules_it_out_for_every_band():
     """Every fourth block of SmolLM3 has no positions; the caller may choose a band that includes one."""
     model = build("smollm3", num_hidden_layers=6)
