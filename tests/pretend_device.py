@@ -28,6 +28,10 @@ crossings: list[str] = []
 """What brought numbers to a device or took some from it, or let the host wait, since the list was last emptied."""
 
 
+refused: set[torch.dtype] = set()
+"""Number formats that the device does not have for the moment."""
+
+
 class PretendTensor(torch.Tensor):
     """A tensor of the pretended device, around one of the processor."""
 
@@ -41,6 +45,8 @@ class PretendTensor(torch.Tensor):
         """Stand for a processor's tensor on the device; or for another one of the kind, with some changes."""
         device, own = device or own.device, getattr(own, "own", own)
         like = {"strides": own.stride(), "storage_offset": own.storage_offset(), "dtype": own.dtype, **changes}
+        if own.dtype in refused:
+            raise TypeError(own.dtype)
         made = torch.Tensor._make_wrapper_subclass(cls, own.size(), device=device, **like)
         made.own = own
         return made

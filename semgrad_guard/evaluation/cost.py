@@ -19,7 +19,7 @@ from semgrad_guard.errors import ModelSettingError, OutOfMemoryError
 from semgrad_guard.evaluation.cost_report import BatchCost, CostReport, CostRow
 from semgrad_guard.flow import Exchange
 from semgrad_guard.models import LocalModel
-from semgrad_guard.models.device import evaluating
+from semgrad_guard.models.device import evaluating, widest_float
 from semgrad_guard.scoring import SemGradScorer
 
 if TYPE_CHECKING:
@@ -136,7 +136,8 @@ def _score(model: Any, prompt: list[int], answer: list[int], position: int) -> t
     n_blocks = len(states) - 1
     upper_half = by_states[n_blocks - n_blocks // 2 : n_blocks]
     at_position = torch.stack([gradient[0, len(prompt) + position] for gradient in upper_half])
-    return float(at_position.double().abs().mean()), float(by_weight.abs().mean(dtype=torch.float64))
+    wide = widest_float(by_weight.device)
+    return float(at_position.to(wide).abs().mean()), float(by_weight.abs().mean(dtype=wide))
 
 
 def _objective(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

@@ -146,6 +146,15 @@ def missing_weight(model: nn.Module) -> str | None:
     return next((name for name in names if offloaded_weight(model, name) is None), None)
 
 
+NO_FLOAT64 = {"mps"}
+"""Kinds of devices without float64: Apple's GPUs."""
+
+
+def widest_float(device: torch.device) -> torch.dtype:
+    """Return the most exact number format of a device, in which long sums are taken."""
+    return torch.float32 if device.type in NO_FLOAT64 else torch.float64
+
+
 PLAIN_WEIGHTS = {nn.Parameter}
 """Types of weights that are plain numbers; those of quantised layers are of other types."""
 

@@ -27,6 +27,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface
 
+from semgrad_guard.models.device import widest_float
 from semgrad_guard.scoring.attention_signals import AttentionUse
 from semgrad_guard.scoring.prompt_parts import FIRST_PASSAGE, IN_PROMPT, OWN, QUESTION
 
@@ -144,7 +145,7 @@ class AttentionWatch:
         self._found[number] = found if first == 0 else self._found[number].followed_by(found)
 
     def numbers(self) -> Tensor | None:
-        """Return all sums as one row of numbers, float64, on the device of the input; `None` where there are none."""
+        """Return all sums as one row of numbers, on the device of the input; `None` where there are none."""
         if not self._found:
             return None
         found = [self._found[number] for number in sorted(self._found)]
@@ -162,7 +163,7 @@ class AttentionWatch:
         n_strongest = max(1, round(STRONGEST * sum(one.by_column.shape[1] for one in found)))
         strongest = by_head.transpose(0, 1).flatten(1).topk(n_strongest, dim=1).values.mean(dim=1)
         pieces = (by_column.sum(dim=(0, 2)), previous, strongest, errors, self._by_head(by_column))
-        return torch.cat([piece.flatten().double() for piece in pieces])
+        return torch.cat([piece.flatten().to(widest_float(device)) for piece in pieces])
 
     def by_passage(self) -> Tensor | None:
         """Return the gradients by keys and values summed by column, ``(exchange, column)``; `None` without any."""

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from semgrad_guard.errors import NonFiniteScoreError
-from semgrad_guard.models.device import has_plain_weight
+from semgrad_guard.models.device import has_plain_weight, widest_float
 from semgrad_guard.scoring.budget import LEAN, MemoryBudget, unhurried
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def fit_logit_map(raw: Tensor, logits: Tensor) -> LogitMap | None:
         logits: the model's logits for them, same shape.
     """
     tolerance = 1e-5 if torch.finfo(logits.dtype).bits > 16 else 1e-2
-    raw, logits = raw.double(), logits.double()
+    raw, logits = raw.cpu().double(), logits.cpu().double()
     linear = LogitMap(_rounded(float((raw @ logits) / (raw @ raw)), tolerance))
     for candidate in (linear, _soft_cap(logits, tolerance)):
         if candidate is None:
@@ -220,24 +220,24 @@ class HeadNumbers:
 
 @dataclass(frozen=True, slots=True)
 class HeadPass:
-    """Results of the head for some answer tokens, on its device; the first axis is the token."""
+    """Results of the head for some answer tokens, on its device; all but `pull` in its `widest_float`."""
 
     by_token: Tensor
-    """NLL, entropy, largest probability, and 1 where the answer's token has it: ``(4, token)``, float64."""
+    """NLL, entropy, largest probability, and 1 where the answer's token has it: ``(4, token)``."""
     pull: Tensor
     """Gradient of each token's NLL by its own head input, ``(token, hidden)``."""
     by_weight: Tensor
-    """Absolute gradients by the weight, summed over its entries and the tokens, ``(run of tokens, norm)``, float64."""
+    """Absolute gradients by the weight, summed over its entries and the tokens, ``(run of tokens, norm)``."""
     n_summed: tuple[int, ...]
     """How many numbers a mean is taken of, for each run of tokens."""
     flaw: Tensor
-    """0, or NaN where an input was NaN or infinite; ``()``, float64."""
+    """0, or NaN where an input was NaN or infinite; ``()``."""
     names: tuple[WeightNorm, ...]
     """The norms of `by_weight`."""
 
     @property
     def entropy(self) -> Tensor:
-        """Entropy of the softmax, in nats, ``(token,)``, float64."""
+        """Entropy of the softmax, in nats, ``(token,)``."""
         return self.by_token[1]
 
     def pieces(self) -> list[Tensor]:
@@ -317,9 +317,9 @@ def run_head(  # noqa: PLR0913 - what is computed, and with how much memory
     nll = softmax.log_total - (softmax.own - softmax.peak)
     entropy = (softmax.log_total - softmax.moment).clamp_(min=0.0)
     by_weight = _second_pass(logits, targets, softmax, _weights(entropy, norms), parts)
-    top, is_top = softmax.log_total.neg().exp_(), (softmax.own >= softmax.peak).double()
+    top, is_top = softmax.log_total.neg().exp_(), (softmax.own >= softmax.peak).to(nll.dtype)
     # zero times a number is zero, times NaN or infinity NaN
-    flaw = (source.inputs * 0.0).sum(dtype=torch.float64)
+    flaw = (source.inputs * 0.0).sum(dtype=nll.dtype)
     by_token = torch.stack([nll, entropy, top, is_top])
     n_summed = tuple(head.n_vocabulary * z.shape[1] * len(range(*part.indices(len(z)))) for part in parts)
     return HeadPass(by_token, source.pull(), by_weight, n_summed, flaw, tuple(norms))
@@ -367,7 +367,7 @@ class _Logits:
 def _first_pass(blocks: _Logits, targets: Tensor) -> _Softmax:
     """Return the softmax sums relative to the peak, so that the tiny entropy of a sure token is exact too.
 
-    The peak's own 1 is added in float64, so that the small terms of the others are not rounded away.
+    The peak's own 1 is added in `widest_float`, so that the small terms of the others are not rounded away.
     """
     peaks, totals, moments, own = (list[torch.Tensor]() for _ in range(4))
     for block, logits in blocks:
@@ -380,7 +380,8 @@ def _first_pass(blocks: _Logits, targets: Tensor) -> _Softmax:
         peaks.append(peak)
         totals.append(powers.sum(dim=1, keepdim=True))
         moments.append(below.mul_(powers).sum(dim=1, keepdim=True))
-    sums = torch.cat([*peaks, *totals, *moments, *own], dim=1).double()
+    sums = torch.cat([*peaks, *totals, *moments, *own], dim=1)
+    sums = sums.to(widest_float(sums.device))
     peak, total, moment, target = sums.view(-1, 4, len(own)).unbind(dim=1)
     total = total + 1.0
     highest, *joined = (peak, total, moment) if len(own) == 1 else _joined(peak, total, moment)
@@ -425,9 +426,9 @@ def _second_pass(
             gradient = torch.mm(errors[part].T, side_by_side[part], out=buffer[: errors.shape[1]])
             rows = _absolute_sums_(gradient.view(-1, len(weights), inputs.shape[1]))
             # a float32 sum over the vocabulary would lose up to 2 %; over one row of hidden dimensions it does not
-            found.append(rows.sum(dim=0, dtype=torch.float64))
+            found.append(rows.sum(dim=0, dtype=softmax.peak.dtype))
     if side_by_side is None:
-        return inputs.new_zeros(len(parts), len(weights), dtype=torch.float64)
+        return inputs.new_zeros(len(parts), len(weights), dtype=softmax.peak.dtype)
     by_block = torch.stack([one for found in sums for one in found])
     return by_block if len(blocks.blocks) == 1 else by_block.view(len(parts), -1, len(weights)).sum(dim=1)
 

@@ -15,7 +15,7 @@ import torch
 
 from semgrad_guard.errors import ModelFailedError, NonFiniteScoreError, OutOfMemoryError, ScoringError, in_log
 from semgrad_guard.models.cache import full_cache
-from semgrad_guard.models.device import missing_weight
+from semgrad_guard.models.device import missing_weight, widest_float
 from semgrad_guard.scoring.attention import AttentionWatch, by_runs, watched_blocks, watching
 from semgrad_guard.scoring.blockwise import known_outputs, record_cold_by_blocks, record_from_cache
 from semgrad_guard.scoring.budget import LEAN, MemoryBudget, unhurried
@@ -193,7 +193,7 @@ def _record_cold(
 
 
 def _shares(runs: Sequence[Sequence[slice]], layout: Layout) -> Tensor:
-    """Return by how much each answer token counts in each round of backward passes, ``(round, token)``, float64.
+    """Return by how much each answer token counts in each round of backward passes, ``(round, token)``.
 
     In a round, every exchange that has so many runs of tokens has one of them differentiated, as their mean.
     """
@@ -201,7 +201,8 @@ def _shares(runs: Sequence[Sequence[slice]], layout: Layout) -> Tensor:
     for own, end, length in zip(runs, accumulate(layout.answers.lengths), layout.answers.lengths, strict=True):
         for number, part in enumerate(own):
             shares[number, _moved(part, end - length)] = 1.0 / (part.stop - part.start)
-    return torch.from_numpy(shares).to(layout.answers.ids.device)
+    device = layout.answers.ids.device
+    return torch.from_numpy(shares).to(widest_float(device)).to(device)
 
 
 def _heads(
@@ -280,10 +281,10 @@ def _read(
     """
     pieces = [piece for head in heads for piece in head.pieces()]
     sizes = [sum(piece.numel() for piece in head.pieces()) for head in heads]
-    by_state = [norm.to(pieces[0].device).flatten() for norm in norms]
+    by_state = [norm.to(pieces[0].device, pieces[0].dtype).flatten() for norm in norms]
     attention, by_passage = (None, None) if watch is None else (watch.numbers(), watch.by_passage())
     kept, gradients, seen = (
-        [] if one is None else [one.to(pieces[0].device, torch.float64).flatten()]
+        [] if one is None else [one.to(pieces[0].device, pieces[0].dtype).flatten()]
         for one in (mean_states, by_passage, attention)
     )
     numbers = np.array(torch.cat([*pieces, *by_state, *kept, *gradients, *seen]).tolist())

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from semgrad_guard.models.device import widest_float
 from semgrad_guard.scoring.prompt_parts import FIRST_PASSAGE, IN_PROMPT
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ class CacheGradients:
         self._found[number, _VALUE] = _products(by_value[None], value[None])
 
     def numbers(self, by_column: Tensor) -> Tensor | None:
-        """Return the sums of all, ``(exchange, column)``, float64; `None` where no gradient was noted.
+        """Return the sums of all, ``(exchange, column)``; `None` where no gradient was noted.
 
         Args:
             by_column: 1 where a token belongs to a column, ``(exchange, token, column)``, on the device of the input.
@@ -116,7 +117,7 @@ class CacheGradients:
         found = [self._found[what].to(by_column.device) for what in sorted(self._found)]
         by_token = torch.cat(found, dim=1).abs_().sum(dim=1)
         by_token = by_token.masked_fill_(~self._in_cache(by_token.device), 0.0)
-        return torch.matmul(by_token[:, None], by_column.to(by_token.dtype))[:, 0].double()
+        return torch.matmul(by_token[:, None], by_column.to(by_token.dtype))[:, 0].to(widest_float(by_token.device))
 
     def _in_cache(self, device: torch.device) -> Tensor:
         """Return where the keys and values are those of the cache, ``(exchange, token)``."""

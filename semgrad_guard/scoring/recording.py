@@ -17,6 +17,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from semgrad_guard.errors import GradientsUnavailableError
+from semgrad_guard.models.device import widest_float
 from semgrad_guard.scoring.attention import unwatched
 from semgrad_guard.scoring.budget import unhurried
 from semgrad_guard.scoring.model_lease import hooked, passed_over, standing_in, wide_states
@@ -143,10 +144,14 @@ def computed_again(blocks: Iterable[nn.Module]) -> Generator[None]:
         yield
 
 
+_LEAST_EXPONENT = -100
+"""Of a gradient that is still scaled up to 1: its inverse fits into float32 too."""
+
+
 def state_norms(
     recording: Recorded, at_head: Tensor, places: Tensor, *, keep: bool, check: Callable[[], None] = unhurried
 ) -> Tensor:
-    """Return mean absolute gradients by the band's states, ``(exchange, place)``, float64, on the device of `z`.
+    """Return mean absolute gradients by the band's states, ``(exchange, place)``, on the device of `z`.
 
     They are NaN or infinite where a gradient is; nothing here waits for the device.
 
@@ -158,13 +163,14 @@ def state_norms(
         check: called at every block; what it raises ends the work.
     """
     # a power of two changes no digit, and keeps small gradients from vanishing in float16
-    exponent = torch.frexp(at_head.abs().amax().double()).exponent
-    scale = torch.ldexp(torch.ones_like(exponent, dtype=torch.float64), -exponent)
+    wide = widest_float(at_head.device)
+    exponent = torch.frexp(at_head.abs().amax().to(wide)).exponent.clamp_(min=_LEAST_EXPONENT)
+    scale = torch.ldexp(torch.ones_like(exponent, dtype=wide), -exponent)
     seed = (at_head * scale).to(recording.z.dtype)
     gradients = recording.gradients(seed, keep=keep, check=check)
     where = {device: _rows(places.to(device)) for device in {gradient.device for gradient in gradients}}
     chosen = torch.stack([gradient[where[gradient.device]].to(seed.device) for gradient in gradients])
-    sums = chosen.abs_().sum(dim=-1, dtype=torch.float64).sum(dim=0)
+    sums = chosen.abs_().sum(dim=-1, dtype=wide).sum(dim=0)
     return sums / (scale * (len(gradients) * gradients[0].shape[-1]))
 
 
