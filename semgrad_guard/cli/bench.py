@@ -52,13 +52,11 @@ def bench(
         is_accelerator,
         measure_cost,
         n_steps,
-        require_device,
     )
     from semgrad_guard.evaluation.shapes import random_model
     from semgrad_guard.models import load_model  # loads torch
 
     console = Console(stderr=True)
-    require_device(device)
     with console.status(f"Loading {shape or model}"):
         if shape is None:
             local = load_model(model, dtype=dtype, device=device)

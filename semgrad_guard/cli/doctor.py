@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.text import Text
 
 from semgrad_guard.cli.terminal import examples, plain_table
-from semgrad_guard.errors import PolicyFileError, SemGradGuardError
+from semgrad_guard.errors import ModelSettingError, PolicyFileError, SemGradGuardError
 from semgrad_guard.model_names import PACKAGED, find
 
 if TYPE_CHECKING:
@@ -219,13 +219,12 @@ def _on_device(policy: Policy) -> Finding:
     name = policy.scorer.device
     if name is None:
         return Finding("scorer's device", "off", "none named: the loader chooses")
-    import torch
+    from semgrad_guard.models.device import require_device  # loads torch, which takes seconds
 
     try:
-        torch.empty(1, device=name)
-    except (RuntimeError, AssertionError) as error:  # torch says so if it was built without the device
-        first = str(error).splitlines()[0]
-        return Finding("scorer's device", "fails", f"{name}: {first}", "leave `device` out, or name one that is there")
+        require_device(name)
+    except ModelSettingError as error:
+        return Finding("scorer's device", "fails", str(error), "leave `device` out, or name one that is there")
     return Finding("scorer's device", "works", name)
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch  # noqa: TID253 - this module is reached only to measure a model
 from typing_extensions import override
 
-from semgrad_guard.errors import ModelSettingError, OutOfMemoryError
+from semgrad_guard.errors import OutOfMemoryError
 from semgrad_guard.evaluation.cost_report import BatchCost, CostReport, CostRow
 from semgrad_guard.flow import Exchange
 from semgrad_guard.models import LocalModel
@@ -164,22 +164,6 @@ N_LARGE = 64
 def is_accelerator(device: torch.device) -> bool:
     """Return whether work is done elsewhere, so that the host must wait for its end before it looks at the clock."""
     return device.type != "cpu"
-
-
-def require_device(device: str | None) -> None:
-    """Check that a device is there.
-
-    Raises:
-        ModelSettingError: torch does not know it or cannot use it on this machine.
-    """
-    accelerator = torch.accelerator.current_accelerator()
-    allowed = "cpu" if accelerator is None else f"cpu, {accelerator.type}"
-    try:
-        kind = "cpu" if device is None else torch.device(device).type
-    except RuntimeError:
-        kind = ""
-    if kind not in allowed.split(", "):
-        raise ModelSettingError("device", device, f"{allowed} on this machine")
 
 
 def finish(device: torch.device) -> None:

@@ -72,16 +72,18 @@ def random_model(
         seed: makes the weights repeatable on one device.
 
     Raises:
-        ModelSettingError: there is no such shape or number format.
+        ModelSettingError: there is no such shape, device or number format.
     """
     import torch  # heavy: loaded only to measure
     from transformers import AutoConfig, AutoModelForCausalLM
 
     from semgrad_guard.models import LocalModel
+    from semgrad_guard.models.device import require_device
     from semgrad_guard.models.files import parse_dtype
 
     if shape not in SHAPES:
         raise ModelSettingError("shape", shape, ", ".join(SHAPES))
+    require_device(device)
     sizes = {**SHAPES[shape], "max_position_embeddings": _LONGEST}
     if n_layers is not None:
         sizes["num_hidden_layers"] = n_layers

@@ -12,6 +12,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
+from semgrad_guard.errors import ModelSettingError
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
 
@@ -80,6 +82,22 @@ def uncompiled(model: nn.Module) -> Generator[None]:
     finally:
         for module, call in zip(compiled, calls, strict=True):
             setattr(module, _COMPILED, call)
+
+
+def require_device(device: str | torch.device | None) -> None:
+    """Check that a device is there; `None` asks for none.
+
+    Raises:
+        ModelSettingError: torch does not know it or cannot use it on this machine, or it holds no numbers.
+    """
+    try:
+        is_there = device is None or not torch.empty(1, device=device).is_meta
+    except (RuntimeError, AssertionError):  # torch raises the latter if it was built without the device
+        is_there = False
+    if not is_there:
+        accelerator = torch.accelerator.current_accelerator()
+        allowed = "cpu" if accelerator is None else f"cpu, {accelerator.type}"
+        raise ModelSettingError("device", str(device), f"{allowed} on this machine")
 
 
 def in_this_thread(hook: Callable[..., Any]) -> Callable[..., Any]:

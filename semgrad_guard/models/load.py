@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from semgrad_guard.errors import ModelError, ModelSettingError
 from semgrad_guard.model_names import LANGUAGE_MODELS, check_language_model, gguf_in
+from semgrad_guard.models.device import require_device
 from semgrad_guard.models.files import Loaded, LoadOptions, from_folder, from_hub, parse_dtype
 from semgrad_guard.models.gguf import from_gguf
 from semgrad_guard.models.local import LocalModel
@@ -149,7 +150,7 @@ def load_model(  # noqa: PLR0913 - each passes one argument of transformers thro
     Raises:
         ModelNotFoundError: there is no model of that name.
         ModelFilesError: files are missing, damaged, pickled or of an unknown kind.
-        ModelSettingError: there is no such `dtype`, or both `device` and `device_map` are given.
+        ModelSettingError: there is no such `dtype` or `device`, or both `device` and `device_map` are given.
         ModelError: a live object contains no local causal language model.
     """
     options = LoadOptions(
@@ -165,6 +166,7 @@ def load_model(  # noqa: PLR0913 - each passes one argument of transformers thro
         return from_live(source)
     if device is not None and device_map is not None:
         raise ModelSettingError("device_map", device_map, "either device or device_map, not both")
+    require_device(device)
     name = str(os.fspath(source))
     name = name.lower() if name.lower() in LANGUAGE_MODELS else name
     model, tokenizer = _from_files(name, options)

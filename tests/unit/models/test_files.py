@@ -72,6 +72,13 @@ def test_device_map_passes_through(saved: Path) -> None:
     assert local.generate("a", max_new_tokens=2).answer_ids
 
 
+@pytest.mark.parametrize("device", ["abacus", "cuda:63", "meta"])
+def test_a_device_that_is_not_there_is_refused_in_words(device: str) -> None:
+    """Before the files are looked for, and with what there is."""
+    with pytest.raises(ModelSettingError, match=f"device='{device}' cannot be used: allowed is cpu.* on this machine"):
+        load_model("no-such-model", device=device)
+
+
 def test_device_and_device_map_exclude_each_other(saved: Path) -> None:
     """One would undo the other."""
     with pytest.raises(ModelSettingError, match="not both"):
