@@ -5,9 +5,9 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 export HF_HUB_OFFLINE := 1
 
-.PHONY: help install demo check test test-gpu test-ray lint format types mypy pyright contract profile proxy-profile bench bench-gpu bench-review bench-serve docs pages release-check clean
+.PHONY: help install demo check test test-device test-gpu test-ray lint format types mypy pyright contract profile proxy-profile bench bench-gpu bench-review bench-serve docs pages release-check clean
 help:            ## show this list
-	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/:/' | column -t -s:
+	@sed -nE 's/^([a-z-]+): .*## */\1	/p' $(MAKEFILE_LIST) | expand -t 15
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -80,7 +80,7 @@ test-gpu: $(STAMP)  ## run the tests of scoring and models on a GPU
 
 ON_DEVICE := tests/gpu tests/unit/scoring/test_measure.py tests/unit/scoring/test_written_out.py \
   tests/unit/scoring/test_attention.py tests/unit/models/test_cache.py
-test-device: $(STAMP)  ## run tests of scoring on a device that the processor stands for: mixed devices fail, copies are counted
+test-device: $(STAMP)  ## run tests of scoring on a device that the processor stands for, where no GPU is at hand
 	SEMGRAD_TEST_DEVICE=pretend OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=2 --dist=loadgroup $(ON_DEVICE) $(PYTEST_ARGS)
 
 RAY := $(VENV)-ray
