@@ -542,9 +542,27 @@ _TEXT = _family(
         raises="the passages about the question hold the answer",
     ),
     Signal(
+        name="relevant_grounding_mean",
+        meaning="as `relevant_grounding`, the mean of the claims that are not copied",
+        unit="share",
+        higher="more sure",
+        source="own",
+        lowers="the passages about the question do not hold the answer",
+        raises="the passages about the question hold the answer",
+    ),
+    Signal(
         name="question_nearby",
         meaning="share of the question's content words, rare ones counting more, within 40 words of a claim's words in "
         "one passage, times the share of the claim's words there; the weakest claim that is not copied",
+        unit="share",
+        higher="more sure",
+        source="own",
+        lowers="the passages say it far from the question's words",
+        raises="the passages say it near the question's words",
+    ),
+    Signal(
+        name="question_nearby_mean",
+        meaning="as `question_nearby`, the mean of the claims that are not copied",
         unit="share",
         higher="more sure",
         source="own",
@@ -766,6 +784,15 @@ _MEANING = _family(
         name="semantic_grounding",
         meaning="share of a claim's new words in each passage, where a passage counts by its cosine, title included, "
         "with the question (softmax, 0.05); the weakest claim that is not copied",
+        unit="share",
+        higher="more sure",
+        source="own",
+        lowers="what is nearest to the question in meaning does not hold the answer",
+        raises="what is nearest to the question in meaning holds the answer",
+    ),
+    Signal(
+        name="semantic_grounding_mean",
+        meaning="as `semantic_grounding`, the mean of the claims that are not copied",
         unit="share",
         higher="more sure",
         source="own",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from itertools import pairwise
+from statistics import fmean
 from typing import TYPE_CHECKING
 
 from semgrad_guard.scoring.texts.claims import MOSTLY, altered_share, share_in, shares_in
@@ -113,7 +114,9 @@ def claim_signals(question: str, answer: str, passages: PassageTexts) -> dict[st
     if asked:
         found |= {
             "relevant_grounding": of_answer([s.relevant for s in signs], copies),
+            "relevant_grounding_mean": mean_of_answer([s.relevant for s in signs], copies),
             "question_nearby": of_answer([s.nearby for s in signs], copies),
+            "question_nearby_mean": mean_of_answer([s.nearby for s in signs], copies),
             "question_overlap": of_answer([s.overlap for s in signs], copies),
         }
     return found
@@ -156,8 +159,22 @@ def of_answer(values: Sequence[float], copies: Sequence[bool]) -> float:
         values: one value a claim; higher is better.
         copies: whether each claim is copied from a passage.
     """
-    written = [value for value, is_copy in zip(values, copies, strict=True) if not is_copy]
+    written = _written(values, copies)
     return min(written) if written else max(values)
+
+
+def mean_of_answer(values: Sequence[float], copies: Sequence[bool]) -> float:
+    """Return the mean value of the claims that are not copies; of the best where all are.
+
+    An answer that was cut short, or that goes on after it has answered, ends with a claim that nothing supports.
+    """
+    written = _written(values, copies)
+    return fmean(written) if written else max(values)
+
+
+def _written(values: Sequence[float], copies: Sequence[bool]) -> list[float]:
+    """Return the values of the claims that are not copies."""
+    return [value for value, is_copy in zip(values, copies, strict=True) if not is_copy]
 
 
 def _signs_of(

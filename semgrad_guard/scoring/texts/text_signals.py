@@ -11,7 +11,7 @@ import numpy as np
 
 from semgrad_guard.errors import EmbeddingFailedError
 from semgrad_guard.models.embedding import vectors_of
-from semgrad_guard.scoring.texts.claim_signals import claim_signals, of_answer
+from semgrad_guard.scoring.texts.claim_signals import claim_signals, mean_of_answer, of_answer
 from semgrad_guard.scoring.texts.claims import PassageTexts, as_shares, shares_in
 from semgrad_guard.scoring.texts.words import claimed_words, content_words
 
@@ -122,10 +122,12 @@ def closeness_signals(
     in_sentences = [shares_in(new, of_sentences, read.check) for new in claimed]
     copies = [read.is_copy(claim) for claim in claims]
     relevances = as_shares(titled_v @ question_v, COSINE_CONTRAST)
+    grounded = [float(s @ relevances) for s in in_passages]
     found |= {
         "support_similarity": of_answer([float((s * near_sentence).max()) for s in in_sentences], copies),
         "passage_similarity": of_answer([float((s * near).max()) for s in in_passages], copies),
-        "semantic_grounding": of_answer([float(s @ relevances) for s in in_passages], copies),
+        "semantic_grounding": of_answer(grounded, copies),
+        "semantic_grounding_mean": mean_of_answer(grounded, copies),
         "answer_similarity": float((answer_v @ sentence_v.T).max(axis=1).min()),
     }
     if len(read.texts) > 1:

@@ -236,6 +236,22 @@ def test_an_answer_counts_by_the_passage_that_holds_it() -> None:
     assert _relevant("1750", titles) == 0.0
 
 
+def test_an_answer_that_goes_on_is_weak_by_its_last_claim_and_half_supported_by_the_mean() -> None:
+    """A small model seldom stops when it has answered; what is copied beside that still counts for nothing."""
+    passages = (Passage("The Eiffel tower was built in 1889.", "Eiffel tower"), Passage("Cats sleep.", "Cats"))
+    answers = {
+        "It was built in 1889.": (1.0, 1.0),
+        "It was built in 1889. Zebras graze.": (0.0, 0.5),
+        "The Eiffel tower was built in 1889. Zebras graze.": (0.0, 0.0),
+    }
+    for answer, (weakest, mean) in answers.items():
+        exchange = Exchange(question="When was the Eiffel tower built?", answer=answer, passages=passages)
+        found = grounding_signals(exchange)
+        for name in ("question_nearby", "relevant_grounding"):
+            assert found[name] == pytest.approx(weakest, abs=0.01)
+            assert found[f"{name}_mean"] == pytest.approx(mean, abs=0.01)
+
+
 def test_how_relevant_passages_are_by_hand() -> None:
     """Of three words, one is in both passages, one in a text and one in a title; rarer ones weigh more."""
     read = PassageTexts(["iron melts", "iron"], sources=["", "https://host/gold.html?page=1"])

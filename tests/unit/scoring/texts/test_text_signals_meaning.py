@@ -71,6 +71,13 @@ def test_an_answer_counts_by_the_passage_that_is_nearest_in_meaning() -> None:
     assert found["semantic_grounding"] == pytest.approx(1 / (1 + np.exp(gap / 0.05)))
 
 
+def test_the_mean_of_claims_forgives_what_follows_the_answer() -> None:
+    """The first claim is in the passage about the question, the second in the other one."""
+    found = signals(Exchange(question=ASKED.question, answer="It is tall. It swam.", passages=(TOWER, RIVER)))
+    assert found["semantic_grounding"] == pytest.approx(0.0, abs=1e-6)
+    assert found["semantic_grounding_mean"] == pytest.approx(0.5, abs=1e-6)
+
+
 def test_words_that_no_passage_holds_have_no_support() -> None:
     """Half of the new words are in the sentence: half of its cosine."""
     found = signals(Exchange(question=ASKED.question, answer="Eiffel Smith", passages=(TOWER,)))
