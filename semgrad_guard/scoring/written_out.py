@@ -319,7 +319,7 @@ def _are_alike(norms: Sequence[Any], width: int | None) -> bool:
 
 
 def _joined_as(dtype: torch.dtype, pieces: Sequence[Tensor], dim: int = 0) -> Tensor:
-    """Return pieces one behind the other as numbers of a type, in one step."""
+    """Concatenate tensors and convert them to a number format, in one operation."""
     shape = list(pieces[0].shape)
     shape[dim] = sum(piece.shape[dim] for piece in pieces)
     return torch.cat(list(pieces), dim=dim, out=torch.empty(shape, dtype=dtype, device=pieces[0].device))

@@ -1,4 +1,4 @@
-"""The device of each test: the processor, or what stands for a second device on it, and a GPU where there is one."""
+"""The device of each test: the processor, or the pretended one (`make test-device`), and a GPU where there is one."""
 
 from __future__ import annotations
 

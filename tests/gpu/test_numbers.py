@@ -15,6 +15,7 @@ from semgrad_guard.scoring.layout import Tokens
 from semgrad_guard.scoring.measure import GradientSpec, measure
 from semgrad_guard.scoring.model_parts import model_parts_of, upper_half
 from tests.differential.plain_definition import plain_scores
+from tests.gpu.test_callers import assert_close, scored
 from tests.models_for_tests import N_BYTE_TOKENS, build, byte_tokenizer, local_model
 
 RELATIVE = 2e-4
@@ -58,24 +59,10 @@ def test_bfloat16_keeps_the_order_of_float32(method, device):
     assert float(spearmanr(found, expected).statistic) >= AT_LEAST
 
 
-def signals(local):
-    """Return the signals of a cold score and of one behind the writing."""
-    scorer = SemGradScorer(local)
-    written = local.generate(prompt_ids=ids(40, 1), max_new_tokens=6, states_of=scorer.band_blocks)
-    exchange = Exchange(prompt_ids=ids(40, 1), answer_ids=written.answer_ids, on_policy=True)
-    return [scorer.score(exchange).signals, scorer.score_generated(written).signals]
-
-
 def places(first, second):
     """Return where each part of a tiny model lies: every other block on a second device."""
     outside = dict.fromkeys(("model.embed_tokens", "model.norm", "model.rotary_emb", "lm_head"), first)
     return {**outside, **{f"model.layers.{n}": second if n % 2 else first for n in range(4)}}
-
-
-def assert_equal_to_one_device(spread):
-    plain = local_model(device="cpu")
-    for found, expected in zip(signals(spread), signals(plain), strict=True):
-        assert found == pytest.approx(expected, rel=RELATIVE)
 
 
 @pytest.mark.parametrize("second", ["the processor", "another"])
@@ -91,7 +78,7 @@ def test_a_model_over_two_devices_gives_the_numbers_of_one(accelerator, second):
     attach_align_device_hook_on_blocks(
         spread.model, execution_device={"": first, **where}, offload=dict.fromkeys(where, False)
     )
-    assert_equal_to_one_device(spread)
+    assert_close(scored(spread), scored(local_model(device="cpu")))
 
 
 @pytest.mark.gpu
@@ -99,4 +86,4 @@ def test_weights_that_come_from_the_processor_when_they_are_needed_give_the_same
     """What does not fit on the GPU waits in memory; `device_map="auto"` does so."""
     spread = local_model(device="cpu")
     dispatch_model(spread.model, places(0, "cpu"), main_device="cuda:0", force_hooks=True)
-    assert_equal_to_one_device(spread)
+    assert_close(scored(spread), scored(local_model(device="cpu")))

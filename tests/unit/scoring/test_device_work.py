@@ -89,8 +89,8 @@ def by_block(base, deeper):
     return (len(deeper.operations) - len(base.operations)) / 4
 
 
-@pytest.mark.parametrize(("dtype", "most"), [(torch.float32, MOST_BY_BLOCK), (torch.bfloat16, MOST_BY_BLOCK)])
-def test_gradients_by_passage_are_five_operations_a_block(dtype, most):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gradients_by_passage_are_five_operations_a_block(dtype):
     """A product and a sum for keys and for values, and the scaling; and no wait."""
     passage = Passage("The tower was built in 1889 by Eiffel.")
     prompt = (Message("user", f"{passage.text}\n\nWho built it?"),)
@@ -107,7 +107,7 @@ def test_gradients_by_passage_are_five_operations_a_block(dtype, most):
         assert len(work.waits) <= MOST_WAITS
         found.append(work)
     with_them, without = by_block(*found[:2]), by_block(*found[2:])
-    assert with_them <= most
+    assert with_them <= MOST_BY_BLOCK
     assert with_them - without == 5
 
 
